@@ -1,0 +1,25 @@
+# Two products, one environment. `make demo` and `make test` are all a newcomer needs.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test setup lint types bench
+setup: $(STAMP)
+$(STAMP): constraints.txt grafting/pyproject.toml meningitis/pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e './meningitis[dev]' -e './grafting[dev]'
+	touch $(STAMP)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+types: setup
+	$(BIN)/mypy meningitis/src grafting/src
+test: lint types
+	$(BIN)/python -m pytest
+bench: setup
+	$(BIN)/meningitis benchmark
+demo: setup
+	$(BIN)/meningitis study --out out/meningitis
+	@echo "The study's page: out/meningitis/report.html"

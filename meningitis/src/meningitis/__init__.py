@@ -1,0 +1,3 @@
+"""A compartmental model of meningitis epidemics with carriers and two stages of infection."""
+
+__version__ = "0.1.0"
