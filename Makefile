@@ -17,7 +17,8 @@ lint: setup
 types: setup
 	$(BIN)/mypy meningitis/src grafting/src
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest meningitis/tests
+	$(BIN)/python -m pytest grafting/tests
 bench: setup
 	$(BIN)/meningitis benchmark
 demo: setup

@@ -1,0 +1,209 @@
+"""The loop that pretraining and finetuning share: steps, warm-up, clipping, EMA, log, exact resume.
+
+A run's folder holds ``state-STEP.safetensors`` (weights, EMA, optimiser moments), ``log.jsonl`` and ``state.json`` (the
+step, written last). Everything random is drawn from counters by step, so a run killed at any moment and started again
+gives the bits that an uninterrupted run gives (same machine, same thread count).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ..files import save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
+
+StepLosses = Callable[[int], Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long and how fast. ``warmup`` and ``ema_horizon`` are shares of the steps, so short runs scale by themselves.
+
+    ema: decay per step; the horizon 1/(1 - decay) is cut to ``ema_horizon`` of the run, and early steps use
+    (1 + step)/(10 + step) where that is smaller. schedule: ``cosine`` to a hundredth of ``lr``, or ``constant``.
+    """
+
+    steps: int
+    lr: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: float = 0.05
+    schedule: str = "cosine"
+    clip: float | None = 1.0
+    ema: float = 0.999
+    ema_horizon: float = 0.1
+    save_every: int = 500
+    log_every: int = 25
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.steps < 1:
+            problems.append(f"steps {self.steps}: at least 1")
+        if not self.lr > 0:
+            problems.append(f"lr {self.lr}: above 0")
+        if self.schedule not in ("cosine", "constant"):
+            problems.append(f"schedule {self.schedule!r}: cosine or constant")
+        if not 0 <= self.ema < 1:
+            problems.append(f"ema {self.ema}: from 0 to below 1")
+        if not 0 <= self.warmup < 1:
+            problems.append(f"warmup {self.warmup}: a share of the steps, from 0 to below 1")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step ``step`` (from 0)."""
+        warm = max(1, round(self.warmup * self.steps))
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        if self.schedule == "constant":
+            return self.lr
+        progress = (step - warm) / max(1, self.steps - warm)
+        return self.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def decay(self, step: int) -> float:
+        """EMA decay of step ``step`` (from 0)."""
+        horizon = max(1.0, self.ema_horizon * self.steps)
+        return min(self.ema, 1 - 1 / horizon, (1 + step) / (10 + step))
+
+
+class Progress:
+    """One line on a terminal, a line now and then in a log; says the rate and the time left."""
+
+    def __init__(self, total: int, start: int, label: str, stream: IO[str] | None = None) -> None:
+        self.total, self.start, self.label = total, start, label
+        self.stream = stream or sys.stderr
+        self.began = self.last = time.monotonic()
+
+    def show(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        tty = self.stream.isatty()
+        if done < self.total and now - self.last < (0.5 if tty else 30):
+            return
+        self.last = now
+        rate = (done - self.start) / max(now - self.began, 1e-9)
+        left = (self.total - done) / rate if rate > 0 else math.inf
+        ending = "\n" if done >= self.total or not tty else ""
+        text = f"{self.label} {done}/{self.total}  {rate:.2f}/s  {_minutes(left)} left  {note}"
+        self.stream.write((f"\r\033[K{text}" if tty else text) + ending)
+        self.stream.flush()
+
+
+def _minutes(seconds: float) -> str:
+    return "?" if math.isinf(seconds) else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class Loop:
+    """Train ``model``'s parameters that require a gradient; keep an EMA of them in ``self.ema``.
+
+    losses(step) returns the named parts of the training loss; their sum is minimised. With ``out`` the state is saved
+    there every ``save_every`` steps, at the end and on Ctrl-C, and a run found there is continued.
+    """
+
+    def __init__(self, model: nn.Module, losses: StepLosses, config: LoopConfig, out: Path | None, label: str) -> None:
+        self.model, self.losses, self.config, self.out, self.label = model, losses, config, out, label
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not self.parameters:
+            raise ValueError("nothing to train: no parameter requires a gradient")
+        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self.step = 0
+        self.log: list[dict[str, float]] = []
+
+    def run(self, until: int | None = None) -> None:
+        """Train up to step ``until`` (default: the configured number)."""
+        self._resume()
+        last = min(until or self.config.steps, self.config.steps)
+        progress = Progress(self.config.steps, self.step, self.label)
+        try:
+            while self.step < last:
+                self._advance()
+                progress.show(self.step, f"loss {self.log[-1]['loss']:.4f}" if self.log else "")
+                if self.out and self.step % self.config.save_every == 0 and self.step < last:
+                    self.save()
+        except KeyboardInterrupt:
+            self.save()
+            where = f": saved in {self.out}; the same command continues" if self.out else ""
+            print(f"\n{self.label} stopped after step {self.step}{where}", file=sys.stderr)
+            raise
+        self.save()
+
+    def _advance(self) -> None:
+        parts = self.losses(self.step)
+        total = torch.stack([part.float() for part in parts.values()]).sum()
+        if not torch.isfinite(total):
+            raise FloatingPointError(f"{self.label}: the loss is {total.item()} at step {self.step}: try a lower lr")
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip or math.inf)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.rate(self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        decay = self.config.decay(self.step)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
+        self.step += 1
+        if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+            row = {"step": self.step, "loss": total.item(), "grad_norm": float(norm)}
+            self.log.append(row | {name: part.item() for name, part in parts.items()})
+
+    def save(self) -> None:
+        """Write the whole state; the small JSON file, last, names the tensors' hash and so makes it valid."""
+        if self.out is None:
+            return
+        tensors: dict[str, torch.Tensor] = {f"model/{name}": p for name, p in self.parameters.items()}
+        tensors |= {f"ema/{name}": p for name, p in self.ema.items()}
+        for name, p in self.parameters.items():
+            for key, value in self.optimizer.state.get(p, {}).items():
+                tensors[f"optimizer/{key}/{name}"] = value
+        # Two generations, so that a kill between the two files leaves the older pair whole.
+        name = f"state-{self.step}.safetensors"
+        save_safetensors_atomic(self.out / name, tensors)
+        write_text_atomic(self.out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in self.log))
+        state = {"step": self.step, "file": name, "sha256": sha256(self.out / name), "config": asdict(self.config)}
+        write_json_atomic(self.out / "state.json", state)
+        for old in self.out.glob("state-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+
+    def _resume(self) -> None:
+        if self.out is None or not (self.out / "state.json").is_file():
+            return
+        state = json.loads((self.out / "state.json").read_text())
+        mine = json.loads(json.dumps(asdict(self.config)))
+        changed = [key for key in mine if key not in ("save_every",) and mine[key] != state["config"].get(key)]
+        if changed:
+            named = ", ".join(f"{key} {state['config'].get(key)} there, {mine[key]} now" for key in changed)
+            raise ValueError(f"{self.out} holds a run with other settings ({named}): name another folder or remove it")
+        path = self.out / state["file"]
+        if sha256(path) != state["sha256"]:
+            raise ValueError(f"{path} is not the file that state.json names: its hash differs")
+        tensors = load_file(path)
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(tensors[f"model/{name}"])
+                self.ema[name].copy_(tensors[f"ema/{name}"])
+                prefixes = [key for key in tensors if key.startswith("optimizer/") and key.endswith(f"/{name}")]
+                moments = {key.split("/")[1]: tensors[key] for key in prefixes if key.split("/", 2)[2] == name}
+                if moments:
+                    self.optimizer.state[p] = moments
+        self.step = state["step"]
+        lines = (self.out / "log.jsonl").read_text().splitlines()
+        self.log = [row for row in map(json.loads, lines) if row["step"] <= self.step]
+
+    def use_ema(self) -> None:
+        """Put the averaged weights into the model."""
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(self.ema[name])

@@ -1,0 +1,189 @@
+"""Training from nothing what a grafting study stands on: an autoencoder, a transformer teacher, a classifier.
+
+A recipe is a YAML file with ``kind`` (autoencoder, transformer or classifier), ``data``, ``model`` (the diffusers
+configuration), ``loop`` (:class:`~grafting.training.loop.LoopConfig`), ``batch``, ``seed``, ``precision``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..data import Batches, load_fashion
+from ..files import sha256, write_json_atomic
+from .loop import Loop, LoopConfig
+from .objective import Diffusion, draw, drop_labels, teacher_objective
+from .precision import autocast, fast_cpu_attention
+
+KINDS = ("autoencoder", "transformer", "classifier")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe:
+    """One model, its data and its loop."""
+
+    kind: str
+    model: dict[str, Any]
+    loop: LoopConfig
+    batch: int
+    seed: int = 0
+    precision: str = "fp32"
+    data: str | None = None
+    autoencoder: str | None = None
+    start: str | None = None
+    label_dropout: float = 0.1
+    kl_weight: float = 1e-4
+    notes: str = field(default="", compare=False)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], where: str = "recipe") -> PretrainRecipe:
+        """Build from parsed YAML. Raises ValueError naming every unknown key and bad value at once."""
+        from difflib import get_close_matches
+
+        problems = []
+        for known, given, place in (
+            ([f.name for f in fields(cls)], content, where),
+            ([f.name for f in fields(LoopConfig)], content.get("loop", {}), f"{where}: loop"),
+        ):
+            for key in given:
+                if key not in known:
+                    near = get_close_matches(key, known, 1)
+                    hint = f": did you mean {near[0]!r}?" if near else f": one of {', '.join(known)}"
+                    problems.append(f"{place}: unknown key {key!r}{hint}")
+        if content.get("kind") not in KINDS:
+            problems.append(f"{where}: kind {content.get('kind')!r}: one of {', '.join(KINDS)}")
+        problems += [f"{where}: {key} is missing" for key in ("model", "loop", "batch") if key not in content]
+        if problems:
+            raise ValueError("; ".join(problems))
+        loop = dict(content["loop"])
+        if "betas" in loop:
+            loop["betas"] = tuple(loop["betas"])
+        return cls(**(content | {"loop": LoopConfig(**loop)}))
+
+
+def pretrain(recipe: PretrainRecipe, out: Path, *, until: int | None = None) -> nn.Module:
+    """Run or continue ``recipe`` in the folder ``out`` and write the model (EMA weights) to ``out/model``.
+
+    until: stop after this step; the state is saved and a later call goes on. Returns the model with its EMA weights.
+    """
+    torch.manual_seed(recipe.seed)
+    build = {"autoencoder": _autoencoder, "transformer": _transformer, "classifier": _classifier}[recipe.kind]
+    model, losses = build(recipe, out)
+    loop = Loop(model, losses, recipe.loop, out, recipe.kind)
+    loop.run(until)
+    loop.use_ema()
+    model.eval()
+    model.save_pretrained(out / "model")  # type: ignore[operator]
+    return model
+
+
+def _folder(recipe: PretrainRecipe) -> Path | None:
+    return Path(recipe.data) if recipe.data else None
+
+
+def _autoencoder(recipe: PretrainRecipe, out: Path) -> tuple[nn.Module, Any]:
+    """L1 + L2 reconstruction with a small KL term. Latents keep their own scale; encode() measures it later."""
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL(**recipe.model).to(memory_format=torch.channels_last)
+    source = load_fashion(_folder(recipe))
+    batches = Batches(inputs=source.images, labels=source.labels, size=recipe.batch, seed=recipe.seed)
+
+    def losses(step: int) -> dict[str, torch.Tensor]:
+        from ..random import generator
+
+        x = batches(step)["z"]
+        with autocast("cpu", recipe.precision):
+            posterior = model.encode(x).latent_dist
+            z = posterior.sample(generator(recipe.seed, "posterior", step))
+            y = model.decode(z).sample.float()
+        error = y - x
+        kl = posterior.kl().float().mean() / z[0].numel()
+        return {"l1": error.abs().mean(), "l2": error.square().mean(), "kl": recipe.kl_weight * kl}
+
+    return model, losses
+
+
+@torch.no_grad()
+def encode(autoencoder: nn.Module, images: torch.Tensor, batch: int = 500) -> torch.Tensor:
+    """(n, C, h, w) float32 posterior means of ``images``, unscaled."""
+    parts = [autoencoder.encode(x).latent_dist.mean for x in images.split(batch)]  # type: ignore[operator]
+    return torch.cat(parts)
+
+
+def _transformer(recipe: PretrainRecipe, out: Path) -> tuple[nn.Module, Any]:
+    """The DiT objective on latents scaled to unit deviation; labels dropped once, the embedders in eval mode."""
+    from diffusers import AutoencoderKL, DiTTransformer2DModel
+
+    if recipe.autoencoder is None:
+        raise ValueError("a transformer recipe needs autoencoder: the folder of the trained AutoencoderKL")
+    model = DiTTransformer2DModel(**recipe.model)
+    _zero_adaln(model)
+    if recipe.start:
+        model.load_state_dict(DiTTransformer2DModel.from_pretrained(recipe.start).state_dict())
+    model.eval()  # its only training-mode behaviour is each block dropping labels on its own
+    if recipe.precision == "bf16":
+        fast_cpu_attention(model)
+    z, y = latents(AutoencoderKL.from_pretrained(recipe.autoencoder).eval(), Path(recipe.autoencoder), recipe, out)
+    batches = Batches(inputs=z, labels=y, size=recipe.batch, seed=recipe.seed)
+    diffusion, null = Diffusion(), recipe.model["num_embeds_ada_norm"]
+
+    def losses(step: int) -> dict[str, torch.Tensor]:
+        batch = batches(step)
+        noise, t = draw(batch["z"].shape, diffusion.steps, recipe.seed, step)
+        labels = drop_labels(batch["y"], recipe.label_dropout, null, recipe.seed, step)
+        with autocast("cpu", recipe.precision):
+
+            def denoise(zt: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+                return model(zt, timestep=t, class_labels=y).sample
+
+            return teacher_objective(denoise, diffusion, batch["z"], t, labels, noise)
+
+    return model, losses
+
+
+def latents(
+    autoencoder: nn.Module, folder: Path, recipe: PretrainRecipe, out: Path
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled latents and labels of the training images, kept in ``out`` for the next start."""
+    from safetensors.torch import load_file
+
+    from ..files import save_safetensors_atomic
+
+    cache, identity = out / "latents.safetensors", sha256(folder / "diffusion_pytorch_model.safetensors")
+    if cache.is_file() and (out / "latents.json").is_file() and identity in (out / "latents.json").read_text():
+        tensors = load_file(cache)
+        return tensors["z"], tensors["y"]
+    source = load_fashion(_folder(recipe))
+    z = encode(autoencoder, source.images) * autoencoder.config.scaling_factor  # type: ignore[union-attr, operator]
+    save_safetensors_atomic(cache, {"z": z, "y": source.labels})
+    write_json_atomic(out / "latents.json", {"autoencoder": identity, "mean": z.mean().item(), "std": z.std().item()})
+    return z, source.labels
+
+
+def _zero_adaln(model: Any) -> None:
+    """DiT's adaLN-Zero start: every block begins as the identity and the output as zero (Peebles & Xie 2022, 3.2)."""
+    for linear in (*(block.norm1.linear for block in model.transformer_blocks), model.proj_out_1, model.proj_out_2):
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+
+
+def _classifier(recipe: PretrainRecipe, out: Path) -> tuple[nn.Module, Any]:
+    from .classifier import Classifier
+
+    model = Classifier(**recipe.model)
+    source = load_fashion(_folder(recipe))
+    batches = Batches(inputs=source.images, labels=source.labels, size=recipe.batch, seed=recipe.seed)
+
+    def losses(step: int) -> dict[str, torch.Tensor]:
+        batch = batches(step)
+        with autocast("cpu", recipe.precision):
+            logits = model(batch["z"])
+        return {"cross_entropy": F.cross_entropy(logits.float(), batch["y"], label_smoothing=0.05)}
+
+    return model, losses

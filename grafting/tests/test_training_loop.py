@@ -1,0 +1,177 @@
+"""The loop, the objective and the batches: exact resume, closed forms, counters."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from grafting.data import Batches
+from grafting.random import generator
+from grafting.training.loop import Loop, LoopConfig
+from grafting.training.objective import Diffusion, draw, drop_labels, teacher_objective
+
+RUN = """
+import sys, time, torch
+from pathlib import Path
+from grafting.random import normal
+from grafting.training.loop import Loop, LoopConfig
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.SiLU(), torch.nn.Linear(16, 8))
+
+def losses(step):
+    time.sleep(float(sys.argv[2]))
+    x = normal((4, 8), 3, "x", step)
+    return {"mse": (model(x) - x.flip(1)).square().mean()}
+
+config = LoopConfig(steps=60, lr=1e-2, ema=0.9, save_every=7, log_every=1)
+Loop(model, losses, config, Path(sys.argv[1]), "tiny").run()
+"""
+
+
+def _state(folder: Path) -> dict[str, torch.Tensor]:
+    (path,) = folder.glob("state-60.safetensors")
+    return load_file(path)
+
+
+def test_killed_run_continues_to_the_same_bits(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run([sys.executable, "-c", RUN, str(whole), "0"], check=True, capture_output=True)
+    for delay in (0.1, 0.3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, str(broken), "0.02"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        began = time.monotonic()
+        while not (broken / "state.json").exists():
+            assert time.monotonic() - began < 60
+            time.sleep(0.01)
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run([sys.executable, "-c", RUN, str(broken), "0"], check=True, capture_output=True)
+    a, b = _state(whole), _state(broken)
+    assert a.keys() == b.keys()
+    assert any(key.startswith("ema/") for key in a) and any(key.startswith("optimizer/exp_avg_sq") for key in a)
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+    assert (whole / "log.jsonl").read_text() == (broken / "log.jsonl").read_text()
+
+
+def test_changed_settings_are_refused(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+
+    def losses(step: int) -> dict[str, torch.Tensor]:
+        return {"mse": model(torch.ones(1, 2)).square().sum()}
+
+    Loop(model, losses, LoopConfig(steps=2, lr=0.1), tmp_path, "tiny").run()
+    with pytest.raises(ValueError, match=r"lr 0\.1 there, 0\.2 now"):
+        Loop(model, losses, LoopConfig(steps=2, lr=0.2), tmp_path, "tiny").run()
+
+
+def test_every_bad_setting_is_named_at_once() -> None:
+    with pytest.raises(ValueError, match=r"steps 0.*lr -1.*schedule 'step'"):
+        LoopConfig(steps=0, lr=-1, schedule="step")
+
+
+def test_step_is_adamw_with_the_clipped_gradient() -> None:
+    """One step against AdamW written out by hand."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    config = LoopConfig(steps=10, lr=0.1, warmup=0.0, schedule="constant", clip=0.5, weight_decay=0.3)
+    Loop(model, lambda _: {"l": model(torch.ones(1, 1)).sum() * 7}, config, None, "hand").run(until=1)
+    gradient = 0.5  # 7, clipped
+    first, second = (1 - 0.9) * gradient, (1 - 0.999) * gradient**2
+    update = (first / (1 - 0.9)) / ((second / (1 - 0.999)) ** 0.5 + 1e-8)
+    assert model.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.3) - 0.1 * update, rel=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 30), size=st.integers(1, 17), seed=st.integers(0, 5))
+def test_every_epoch_visits_each_sample_once(n: int, size: int, seed: int) -> None:
+    batches = Batches(inputs=torch.arange(n)[:, None], labels=torch.arange(n), size=size, seed=seed)
+    seen = torch.cat([batches.indices(step) for step in range(2 * n)])[: 2 * n]
+    for epoch in seen.split(n):
+        assert sorted(epoch.tolist()) == list(range(n))
+
+
+def test_counters_do_not_collide() -> None:
+    a, b, c = (torch.randn(4, generator=generator(*key)) for key in ((0, "x", 1, 2), (0, "x", 12), (0, "x1", 2)))
+    assert not torch.equal(a, b) and not torch.equal(a, c) and not torch.equal(b, c)
+
+
+def test_dropped_labels_share() -> None:
+    y = drop_labels(torch.zeros(20000, dtype=torch.long), 0.1, 10, seed=0, step=3)
+    assert set(y.tolist()) == {0, 10}
+    assert abs((y == 10).float().mean().item() - 0.1) < 4 * (0.09 / 20000) ** 0.5
+
+
+def test_bound_vanishes_for_the_true_posterior() -> None:
+    """With the true noise and the smallest variance (v = -1) the reverse step is the posterior: the KL is zero."""
+    d = Diffusion()
+    z, noise = torch.randn(6, 4, 3, 3), torch.randn(6, 4, 3, 3)
+    t = torch.tensor([1, 2, 10, 300, 700, 999])
+    zt = d.add_noise(z, t, noise)
+    exact = d.bound(z, zt, t, noise, -torch.ones_like(z))
+    assert exact.abs().max() < 1e-3
+    widest = d.bound(z, zt, t, noise, torch.ones_like(z))
+    low, high = d.log_variance_range()
+    ratio = (high - low)[t].float()
+    torch.testing.assert_close(widest, 0.5 * (ratio - 1 + (-ratio).exp()) / 0.6931472, rtol=1e-3, atol=2e-5)
+
+
+def test_bound_is_the_gaussian_kl() -> None:
+    """Against torch.distributions, in float64."""
+    d = Diffusion()
+    z, noise, hat = (torch.randn(3, 2, 2, 2, dtype=torch.float64) for _ in range(3))
+    v = torch.rand_like(z) * 2 - 1
+    t = torch.tensor([5, 400, 998])
+    zt = d.add_noise(z, t, noise)
+    a = d.alphas_bar[t][:, None, None, None]
+    before = d.alphas_bar[t - 1][:, None, None, None]
+    beta = d.betas[t][:, None, None, None]
+    small = beta * (1 - before) / (1 - a)
+
+    def mean(start: torch.Tensor) -> torch.Tensor:
+        return (beta * before.sqrt() * start + (1 - before) * (1 - beta).sqrt() * zt) / (1 - a)
+
+    start_hat = (zt - (1 - a).sqrt() * hat) / a.sqrt()
+    scale = torch.exp(0.5 * ((v + 1) / 2 * beta.log() + (1 - v) / 2 * small.log()))
+    p, q = (torch.distributions.Normal(m, s) for m, s in ((mean(z), small.sqrt()), (mean(start_hat), scale)))
+    expected = torch.distributions.kl_divergence(p, q).flatten(1).mean(1) / torch.log(torch.tensor(2.0))
+    torch.testing.assert_close(d.bound(z, zt, t, hat, v), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_variance_term_does_not_move_the_mean() -> None:
+    scale = torch.ones(1, requires_grad=True)
+
+    def model(zt: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.cat([scale * zt, torch.zeros_like(zt)], 1)
+
+    z = torch.randn(4, 1, 4, 4)
+    noise, t = draw(z.shape, 1000, 0, 0)
+    losses = teacher_objective(model, Diffusion(), z, t, torch.zeros(4, dtype=torch.long), noise)
+    assert torch.autograd.grad(losses["mse"], scale, retain_graph=True)[0].abs() > 0
+    assert torch.autograd.grad(losses["bound"], scale)[0] == 0
+
+
+def test_schedule_is_diffusers_linear() -> None:
+    from diffusers import DDPMScheduler
+
+    reference = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+    torch.testing.assert_close(Diffusion().alphas_bar.float(), reference.alphas_cumprod, rtol=1e-4, atol=1e-7)
+    z, noise, t = torch.randn(5, 2, 3, 3), torch.randn(5, 2, 3, 3), torch.tensor([0, 1, 50, 500, 999])
+    torch.testing.assert_close(
+        Diffusion().add_noise(z, t, noise), reference.add_noise(z, noise, t), rtol=1e-3, atol=1e-4
+    )
