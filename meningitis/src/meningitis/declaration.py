@@ -1,0 +1,171 @@
+"""Declarations as YAML: reading with every problem named, writing what reads back the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from meningitis.grammar import nearest
+from meningitis.model import (
+    Compartment,
+    Distribution,
+    Flow,
+    InitialState,
+    Model,
+    ModelError,
+    Parameter,
+    Problem,
+    Scenario,
+)
+from meningitis.units import UnitError, parse_quantity
+
+
+def to_dict(model: Model) -> dict[str, Any]:
+    """The declaration as plain dictionaries and lists; fields at their defaults are left out."""
+    return {
+        "name": model.name,
+        "title": model.title,
+        "description": model.description,
+        "closed": model.closed,
+        "compartments": [_plain(compartment) for compartment in model.compartments],
+        "parameters": [
+            {**_plain(p), "bounds": list(p.bounds), "distribution": _plain(p.distribution)} for p in model.parameters
+        ],
+        "flows": [{**_plain(f), "rate": str(f.rate)} for f in model.flows],
+        "initial": dict(model.initial.values),
+        "scenarios": [{**_plain(s), "overrides": dict(s.overrides)} for s in model.scenarios],
+    }
+
+
+def to_yaml(model: Model) -> str:
+    """The declaration as YAML text."""
+    import yaml
+
+    return yaml.safe_dump(to_dict(model), sort_keys=False, allow_unicode=True, width=120)
+
+
+def from_yaml(source: str | Path) -> Model:
+    """Read a declaration from YAML text, or from a file given by a Path or by a one-line text."""
+    import yaml
+
+    is_file = isinstance(source, Path) or ("\n" not in source and ":" not in source)
+    text = Path(source).read_text(encoding="utf-8") if is_file else str(source)
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = str(source) if is_file else "declaration"
+        message = " ".join(str(error).split())
+        raise ModelError([Problem(code="E010", where=where, message=f"not YAML: {message}")]) from error
+    return _Reader().model(data)
+
+
+def _plain(item: Any) -> dict[str, Any]:
+    return {f.name: getattr(item, f.name) for f in fields(item) if getattr(item, f.name) != f.default}
+
+
+class _Reader:
+    """Builds the frozen classes from plain data and collects what does not fit."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def model(self, data: Any) -> Model:
+        entries = self.entries(Model, data, "declaration")
+        for name, read in (
+            ("compartments", self.compartment),
+            ("parameters", self.parameter),
+            ("flows", self.flow),
+            ("scenarios", self.scenario),
+        ):
+            if name in entries:
+                entries[name] = self.items(entries[name], name, read)
+        if "initial" in entries:
+            values = entries["initial"]
+            if isinstance(values, Mapping):
+                entries["initial"] = InitialState(values={k: self.value(v) for k, v in values.items()})
+            else:
+                self.bad("initial", "must be a table of compartment: persons")
+        if self.problems:
+            raise ModelError(self.problems)
+        return Model(**entries)
+
+    def bad(self, where: str, message: str) -> None:
+        self.problems.append(Problem(code="E010", where=where, message=message))
+
+    def value(self, value: Any) -> str | float:
+        return float(value) if isinstance(value, int | float) else str(value)
+
+    def items(self, data: Any, where: str, read: Callable[[Any, str], Any]) -> tuple[Any, ...]:
+        if not isinstance(data, list):
+            self.bad(where, "must be a list")
+            return ()
+        return tuple(read(item, f"{where}[{at}]") for at, item in enumerate(data))
+
+    def entries(self, cls: type, data: Any, where: str) -> dict[str, Any]:
+        if not isinstance(data, Mapping):
+            self.bad(where, f"must be a table, not '{data}'")
+            return {}
+        known = {f.name: f for f in fields(cls)}
+        for name in data:
+            if name not in known:
+                self.bad(where, f"unknown entry '{name}'{nearest(str(name), known)}")
+        for name, f in known.items():
+            if name not in data and f.default is MISSING and f.default_factory is MISSING:
+                self.bad(where, f"'{name}' is missing")
+        return {name: value for name, value in data.items() if name in known}
+
+    def make(self, cls: type, data: Any, where: str) -> Any:
+        before = len(self.problems)
+        entries = self.entries(cls, data, where)
+        return cls(**entries) if len(self.problems) == before else None
+
+    def number(self, value: Any, where: str) -> float:
+        try:
+            return parse_quantity(value if isinstance(value, int | float) else str(value))
+        except UnitError as error:
+            self.bad(where, str(error))
+            return 0.0
+
+    def compartment(self, data: Any, where: str) -> Any:
+        return self.make(Compartment, {"meaning": "", **data} if isinstance(data, Mapping) else data, where)
+
+    def flow(self, data: Any, where: str) -> Any:
+        if isinstance(data, Mapping):
+            data = {"source": None, "target": None, **data}
+            data["rate"] = str(data.get("rate", ""))
+        return self.make(Flow, data, where)
+
+    def scenario(self, data: Any, where: str) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("overrides", {}), Mapping):
+            given = data.get("overrides", {})
+            data = {"title": "", **data, "overrides": {k: self.number(v, f"{where}.{k}") for k, v in given.items()}}
+        return self.make(Scenario, data, where)
+
+    def parameter(self, data: Any, where: str) -> Any:
+        if not isinstance(data, Mapping) or "name" not in data or "default" not in data:
+            self.bad(where, "a parameter is a table with at least name, default, unit and kind")
+            return None
+        default = self.number(data["default"], f"{where}.default")
+        kind = data.get("kind", "rate")
+        widest = [0.0, 1.0 if kind == "proportion" else max(1.0, 10 * default)]
+        bounds = data.get("bounds", widest)
+        if not isinstance(bounds, list) or len(bounds) != 2:
+            self.bad(where, "bounds are a list of two values, low and high")
+            bounds = widest
+        distribution = data.get("distribution", {"kind": "fixed", "low": default, "high": default})
+        if isinstance(distribution, Mapping):
+            ends = {k: self.number(v, f"{where}.{k}") for k, v in distribution.items() if k in ("low", "high", "mode")}
+            distribution = {**distribution, **ends}
+        filled = {
+            "symbol": rf"\mathrm{{{data['name']}}}".replace("_", r"\_"),
+            "unit": {"rate": "1/day", "count": "persons"}.get(kind, "1"),
+            "meaning": "",
+            **data,
+            "kind": kind,
+            "default": default,
+            "bounds": tuple(self.number(bound, f"{where}.bounds") for bound in bounds),
+            "distribution": self.make(Distribution, distribution, f"{where}.distribution"),
+        }
+        return self.make(Parameter, filled, where)

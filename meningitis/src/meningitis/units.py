@@ -1,0 +1,141 @@
+"""Units of persons and days: quantities written by people, and the dimensional analysis of rates."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+
+import sympy
+
+Dimension = tuple[Fraction, Fraction]
+"""Exponents of persons and of days: persons/day is (1, -1)."""
+
+DIMENSIONLESS: Dimension = (Fraction(0), Fraction(0))
+PERSONS_PER_DAY: Dimension = (Fraction(1), Fraction(-1))
+PERSONS: Dimension = (Fraction(1), Fraction(0))
+
+DAYS_IN: Mapping[str, float] = {"hour": 1 / 24, "day": 1.0, "week": 7.0, "month": 365 / 12, "year": 365.0}
+"""Length of a time unit in days; a year is 365 days, as in the models' sources."""
+
+_QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|.*?)\s*")
+
+
+class UnitError(ValueError):
+    """A unit or quantity that cannot be read, or an expression whose parts have different units."""
+
+
+def parse_quantity(text: str | float) -> float:
+    """Read a number with an optional unit and return it per day (rates), in days (times) or as it stands.
+
+    `70/year`, `0.19`, `20 %`, `1/3`, `3 days`, `52 per year`, `111540 persons` are understood.
+    Raises UnitError.
+    """
+    if isinstance(text, int | float):
+        value = float(text)
+    else:
+        match = _QUANTITY.fullmatch(text)
+        if match is None:
+            raise UnitError(
+                f"'{text}' is not a quantity: write a number with an optional unit, such as 70/year or 20 %"
+            )
+        value = float(match.group(1)) * _factor(match.group(2), text)
+    if not math.isfinite(value):
+        raise UnitError(f"'{text}' is not a finite number")
+    return value
+
+
+def _factor(unit: str, text: str) -> float:
+    unit = re.sub(r"^per\s+", "/", unit.strip().lower())
+    if unit in ("", "persons", "person", "days", "day"):
+        return 1.0
+    if unit == "%":
+        return 0.01
+    if not unit.startswith("/"):
+        name = unit.removesuffix("s")
+        if name in DAYS_IN:
+            return DAYS_IN[name]
+    else:
+        name = unit[1:].strip()
+        try:
+            return 1 / float(name)
+        except (ValueError, ZeroDivisionError):
+            name = name.removesuffix("s")
+        if name in DAYS_IN:
+            return 1 / DAYS_IN[name]
+    raise UnitError(f"'{text}' has an unknown unit: allowed are /{', /'.join(DAYS_IN)}, persons and %")
+
+
+def parse_unit(text: str) -> Dimension:
+    """Read a parameter's unit: a product of powers of `persons` and `day`, such as 1/day or 1/(persons day)."""
+    body = re.sub(r"[()]", " ", text.strip())
+    numerator, _, denominator = body.partition("/")
+    exponents = {"persons": 0, "day": 0}
+    for part, sign in ((numerator, 1), (denominator, -1)):
+        for word in re.split(r"[\s*/]+", part.strip()):
+            base, _, power = word.partition("^")
+            base = {"person": "persons", "days": "day"}.get(base, base)
+            if base in ("", "1"):
+                continue
+            if base not in exponents or not re.fullmatch(r"-?\d*", power):
+                raise UnitError(f"unit '{text}' is not made of persons and day (such as 1/day, persons, 1)")
+            exponents[base] += sign * int(power or 1)
+    return Fraction(exponents["persons"]), Fraction(exponents["day"])
+
+
+def spell(dimension: Dimension) -> str:
+    """Write a dimension as text: (1, -1) is `persons/day`."""
+    words = [f"{n}^{e}" if e != 1 else n for n, e in zip(("persons", "day"), dimension, strict=True) if e > 0]
+    below = [f"{n}^{-e}" if e != -1 else n for n, e in zip(("persons", "day"), dimension, strict=True) if e < 0]
+    return " ".join(words or ["1"]) + ("/" + (below[0] if len(below) == 1 else f"({' '.join(below)})") if below else "")
+
+
+def dimension(expression: sympy.Expr, units: Mapping[sympy.Symbol, Dimension]) -> Dimension | None:
+    """Return the dimension of `expression`; None when it is zero, which has every dimension.
+
+    Raises UnitError where terms of a sum differ or a function's argument has a unit.
+    """
+    if expression.is_Symbol:
+        return units[expression]
+    if expression.is_zero:
+        return None
+    if expression.is_number:
+        return DIMENSIONLESS
+    if expression.is_Mul:
+        parts = [dimension(argument, units) for argument in expression.args]
+        known = [part for part in parts if part is not None]
+        return (sum((p[0] for p in known), Fraction(0)), sum((p[1] for p in known), Fraction(0)))
+    if expression.is_Pow:
+        return _power(expression, units)
+    if expression.is_Add or isinstance(expression, sympy.Min | sympy.Max | sympy.Abs):
+        found = [(dimension(argument, units), argument) for argument in expression.args]
+        known_terms = [(part, argument) for part, argument in found if part is not None]
+        for part, argument in known_terms[1:]:
+            if part != known_terms[0][0]:
+                raise UnitError(
+                    f"'{known_terms[0][1]}' ({spell(known_terms[0][0])}) and '{argument}' ({spell(part)}) "
+                    "have different units and cannot be added"
+                )
+        return known_terms[0][0] if known_terms else None
+    for argument in expression.args:
+        _bare(argument, units, expression)
+    return DIMENSIONLESS
+
+
+def _power(expression: sympy.Expr, units: Mapping[sympy.Symbol, Dimension]) -> Dimension | None:
+    base, exponent = expression.args
+    _bare(exponent, units, expression)
+    of_base = dimension(base, units)
+    if of_base is None or of_base == DIMENSIONLESS:
+        return of_base
+    if not exponent.is_number:
+        raise UnitError(f"'{expression}' raises a quantity with a unit to a power that is not a number")
+    power = Fraction(float(exponent)).limit_denominator(1000)
+    return of_base[0] * power, of_base[1] * power
+
+
+def _bare(argument: sympy.Expr, units: Mapping[sympy.Symbol, Dimension], whole: sympy.Expr) -> None:
+    found = dimension(argument, units)
+    if found not in (None, DIMENSIONLESS):
+        raise UnitError(f"'{argument}' in '{whole}' has the unit {spell(found)}, but must be a plain number")

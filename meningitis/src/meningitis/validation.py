@@ -1,0 +1,229 @@
+"""The checks of a declaration and of the values given to it; all problems are collected, none is repaired."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+
+from meningitis.grammar import CONSTANTS, FUNCTIONS, GrammarError, nearest, parse
+from meningitis.model import TIME, Model, ModelError, Parameter, Problem
+from meningitis.units import (
+    PERSONS,
+    PERSONS_PER_DAY,
+    Dimension,
+    UnitError,
+    dimension,
+    parse_quantity,
+    parse_unit,
+    spell,
+)
+
+CODES: Mapping[str, str] = {
+    "E001": "a rate or initial value uses a name that is declared nowhere",
+    "E002": "two things have the same name, or a name is not usable",
+    "E003": "a rate or initial value cannot be read",
+    "E004": "a flow is not in persons per day, or an initial value not in persons",
+    "E005": "a default, bound or distribution is outside what it may be",
+    "E006": "a closed model has a flow from or to outside",
+    "E007": "a flow names a compartment that does not exist, or goes nowhere",
+    "E008": "a unit cannot be read",
+    "E009": "something is missing",
+    "E010": "a YAML declaration has an unknown or malformed entry",
+    "E011": "an unknown parameter was given a value",
+    "E012": "there is no such scenario",
+    "E013": "a given value is outside its bounds or cannot be read",
+}
+"""What each code of a Problem means."""
+
+
+@dataclass(kw_only=True)
+class Checked:
+    """The parsed expressions of a valid declaration."""
+
+    rates: dict[str, sympy.Expr] = field(default_factory=dict)
+    initial: dict[str, sympy.Expr] = field(default_factory=dict)
+
+
+def check(model: Model) -> Checked:
+    """Check a whole declaration; raise ModelError with every problem, or return its parsed expressions."""
+    problems: list[Problem] = []
+    _names(model, problems)
+    units = _parameters(model, problems)
+    checked = Checked()
+    _flows(model, units, checked, problems)
+    _initial(model, units, checked, problems)
+    for scenario in model.scenarios:
+        _values(model, scenario.overrides, f"scenario {scenario.name}", problems)
+    if problems:
+        raise ModelError(problems)
+    return checked
+
+
+def check_values(model: Model, base: Mapping[str, float], overrides: Mapping[str, float | str]) -> dict[str, float]:
+    """Return `base` updated by `overrides`; raise ModelError with every unknown name and bad value."""
+    problems: list[Problem] = []
+    given = _values(model, overrides, f"model {model.name}", problems)
+    if problems:
+        raise ModelError(problems)
+    return {**base, **given}
+
+
+def _names(model: Model, problems: list[Problem]) -> None:
+    def unique(what: str, names: Sequence[str]) -> None:
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            problems.append(Problem(code="E002", where=f"{what} {name}", message=f"'{name}' is declared twice"))
+
+    unique("compartment or parameter", [*model.state_names, *model.parameter_names])
+    unique("flow", [flow.name for flow in model.flows])
+    unique("scenario", [scenario.name for scenario in model.scenarios])
+    for name in (*model.state_names, *model.parameter_names):
+        if not re.fullmatch(r"[^\W\d]\w*", name) or name == TIME or name in FUNCTIONS or name in CONSTANTS:
+            message = f"'{name}' must be a word that is neither time '{TIME}' nor a function or constant of the grammar"
+            problems.append(Problem(code="E002", where=f"name {name}", message=message))
+    if not model.compartments:
+        problems.append(Problem(code="E009", where=f"model {model.name}", message="a model needs a compartment"))
+    if not model.flows:
+        problems.append(Problem(code="E009", where=f"model {model.name}", message="a model needs a flow"))
+
+
+def _parameters(model: Model, problems: list[Problem]) -> dict[sympy.Symbol, Dimension]:
+    units = {model.symbols[name]: PERSONS for name in model.state_names}
+    units[model.symbols[TIME]] = parse_unit("day")
+    for parameter in model.parameters:
+        where = f"parameter {parameter.name}"
+        try:
+            units[model.symbols[parameter.name]] = parse_unit(parameter.unit)
+        except UnitError as error:
+            problems.append(Problem(code="E008", where=where, message=str(error)))
+            units[model.symbols[parameter.name]] = parse_unit("1")
+        problems += [Problem(code="E005", where=where, message=message) for message in _range(parameter)]
+    return units
+
+
+def _range(parameter: Parameter) -> list[str]:
+    if parameter.kind not in ("rate", "count", "proportion", "multiplier"):
+        return [f"kind '{parameter.kind}' is not rate, count, proportion or multiplier"]
+    low, high = parameter.bounds
+    found = []
+    if not low <= high:
+        found.append(f"bounds {low:g} to {high:g} are not in order")
+    if low < 0:
+        found.append(f"lower bound {low:g} is below 0")
+    if parameter.kind == "proportion" and high > 1:
+        found.append(f"a proportion lies in [0, 1], but its bounds reach {high:g}")
+    if not low <= parameter.default <= high:
+        found.append(f"default {parameter.default:g} is outside {low:g} to {high:g}")
+    d = parameter.distribution
+    if d.kind not in ("uniform", "loguniform", "triangular", "fixed"):
+        found.append(f"distribution '{d.kind}' is not uniform, loguniform, triangular or fixed")
+    if not low <= d.low <= d.high <= high:
+        found.append(f"distribution {d.low:g} to {d.high:g} is not within {low:g} to {high:g}")
+    if d.kind == "loguniform" and not d.low > 0:
+        found.append("a loguniform distribution starts above 0")
+    if d.mode is not None and not d.low <= d.mode <= d.high:
+        found.append(f"mode {d.mode:g} is outside the distribution's {d.low:g} to {d.high:g}")
+    return found
+
+
+def _flows(model: Model, units: Mapping[Any, Dimension], checked: Checked, problems: list[Problem]) -> None:
+    for flow in model.flows:
+        where = f"flow {flow.name}"
+        for end in (flow.source, flow.target):
+            if end is not None and end not in model.state_names:
+                message = f"there is no compartment '{end}'{nearest(end, model.state_names)}"
+                problems.append(Problem(code="E007", where=where, message=message))
+        if flow.source == flow.target:
+            message = f"it goes from {flow.source or 'outside'} to {flow.target or 'outside'}, which changes nothing"
+            problems.append(Problem(code="E007", where=where, message=message))
+        if model.closed and (flow.source is None or flow.target is None):
+            side = "from" if flow.source is None else "to"
+            message = f"the model is declared closed, but this flow goes {side} outside: mass is not conserved"
+            problems.append(Problem(code="E006", where=where, message=message))
+        rate = _expression(model, flow.rate, where, model.symbols, problems)
+        if rate is not None:
+            _unit(rate, units, PERSONS_PER_DAY, where, "its rate", problems)
+            checked.rates[flow.name] = rate
+
+
+def _initial(model: Model, units: Mapping[Any, Dimension], checked: Checked, problems: list[Problem]) -> None:
+    allowed = {name: model.symbols[name] for name in model.parameter_names}
+    for name in model.initial.values:
+        if name not in model.state_names:
+            message = f"there is no compartment '{name}'{nearest(name, model.state_names)}"
+            problems.append(Problem(code="E007", where="initial state", message=message))
+    for name in model.state_names:
+        value = model.initial.values.get(name, 0.0)
+        where = f"initial state {name}"
+        if not isinstance(value, str):
+            if not (math.isfinite(value) and value >= 0):
+                problems.append(Problem(code="E005", where=where, message=f"{value:g} persons is not 0 or more"))
+            checked.initial[name] = sympy.Float(value)
+            continue
+        expression = _expression(model, value, where, allowed, problems)
+        if expression is not None:
+            if not expression.is_number:
+                _unit(expression, units, PERSONS, where, "it", problems)
+            checked.initial[name] = expression
+
+
+def _expression(
+    model: Model, rate: str | sympy.Expr, where: str, allowed: Mapping[str, sympy.Expr], problems: list[Problem]
+) -> sympy.Expr | None:
+    if isinstance(rate, str):
+        try:
+            return parse(rate, allowed)
+        except GrammarError as error:
+            code = "E001" if error.unknown else "E003"
+            problems.append(Problem(code=code, where=where, message=str(error)))
+            return None
+    # A caller's own symbols may lack our assumptions: they are matched by name.
+    free = {symbol: symbol.name for symbol in sympy.sympify(rate).free_symbols}
+    unknown = sorted(name for name in free.values() if name not in allowed)
+    if unknown:
+        message = "undeclared name " + "; ".join(f"'{name}'{nearest(name, allowed)}" for name in unknown)
+        problems.append(Problem(code="E001", where=where, message=message))
+        return None
+    return sympy.sympify(rate).xreplace({symbol: allowed[name] for symbol, name in free.items()})
+
+
+def _unit(
+    expression: sympy.Expr,
+    units: Mapping[Any, Dimension],
+    wanted: Dimension,
+    where: str,
+    what: str,
+    problems: list[Problem],
+) -> None:
+    try:
+        found = dimension(expression, units)
+    except UnitError as error:
+        problems.append(Problem(code="E004", where=where, message=str(error)))
+        return
+    if found is not None and found != wanted:
+        message = f"{what} '{expression}' is in {spell(found)}, but must be in {spell(wanted)}"
+        problems.append(Problem(code="E004", where=where, message=message))
+
+
+def _values(model: Model, given: Mapping[str, float | str], where: str, problems: list[Problem]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for name, quantity in given.items():
+        if name not in model.parameter_names:
+            message = f"there is no parameter '{name}'{nearest(name, model.parameter_names)}"
+            problems.append(Problem(code="E011", where=where, message=message))
+            continue
+        try:
+            value = parse_quantity(quantity)
+        except UnitError as error:
+            problems.append(Problem(code="E013", where=f"{where}, {name}", message=str(error)))
+            continue
+        low, high = model.parameter(name).bounds
+        if not low <= value <= high:
+            message = f"{value:g} is outside {low:g} to {high:g} ({model.parameter(name).unit})"
+            problems.append(Problem(code="E013", where=f"{where}, {name}", message=message))
+        values[name] = value
+    return values
