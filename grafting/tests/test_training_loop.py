@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -66,6 +67,23 @@ def test_killed_run_continues_to_the_same_bits(tmp_path: Path) -> None:
     for key in a:
         assert torch.equal(a[key], b[key]), key
     assert (whole / "log.jsonl").read_text() == (broken / "log.jsonl").read_text()
+
+
+def test_interrupted_run_saves_whole_steps_and_continues(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run([sys.executable, "-c", RUN, str(whole), "0"], check=True, capture_output=True)
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(broken), "0.02"], stderr=subprocess.PIPE, text=True)
+    began = time.monotonic()
+    while not (broken / "state.json").exists():
+        assert time.monotonic() - began < 60
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and "the same command continues" in errors
+    assert 7 <= json.loads((broken / "state.json").read_text())["step"] < 60
+    subprocess.run([sys.executable, "-c", RUN, str(broken), "0"], check=True, capture_output=True)
+    a, b = _state(whole), _state(broken)
+    assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_changed_settings_are_refused(tmp_path: Path) -> None:

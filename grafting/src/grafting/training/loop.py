@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -102,6 +105,30 @@ def _minutes(seconds: float) -> str:
     return "?" if math.isinf(seconds) else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Hold the first Ctrl-C back so that no step is cut in half; the function given says whether it came.
+
+    A second Ctrl-C interrupts at once. Outside the main thread, where signals cannot be handled, nothing is held back.
+    """
+    asked = False
+
+    def hold(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, hold)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Loop:
     """Train ``model``'s parameters that require a gradient; keep an EMA of them in ``self.ema``.
 
@@ -127,11 +154,14 @@ class Loop:
         last = min(until or self.config.steps, self.config.steps)
         progress = Progress(self.config.steps, self.step, self.label)
         try:
-            while self.step < last:
-                self._advance()
-                progress.show(self.step, f"loss {self.log[-1]['loss']:.4f}" if self.log else "")
-                if self.out and self.step % self.config.save_every == 0 and self.step < last:
-                    self.save()
+            with deferred_interrupt() as interrupted:
+                while self.step < last:
+                    self._advance()
+                    progress.show(self.step, f"loss {self.log[-1]['loss']:.4f}" if self.log else "")
+                    if interrupted():
+                        raise KeyboardInterrupt
+                    if self.out and self.step % self.config.save_every == 0 and self.step < last:
+                        self.save()
         except KeyboardInterrupt:
             self.save()
             where = f": saved in {self.out}; the same command continues" if self.out else ""

@@ -78,8 +78,15 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, until: int | None = None) -> 
     loop.run(until)
     loop.use_ema()
     model.eval()
+    if recipe.kind == "autoencoder":
+        set_latent_scale(model, load_fashion(_folder(recipe)).images[:5000])
     model.save_pretrained(out / "model")  # type: ignore[operator]
     return model
+
+
+def set_latent_scale(autoencoder: Any, images: torch.Tensor) -> None:
+    """Set ``scaling_factor`` to one over the latents' deviation on ``images``, as latent diffusion expects."""
+    autoencoder.register_to_config(scaling_factor=1 / encode(autoencoder, images).std().item())
 
 
 def _folder(recipe: PretrainRecipe) -> Path | None:
@@ -87,7 +94,7 @@ def _folder(recipe: PretrainRecipe) -> Path | None:
 
 
 def _autoencoder(recipe: PretrainRecipe, out: Path) -> tuple[nn.Module, Any]:
-    """L1 + L2 reconstruction with a small KL term. Latents keep their own scale; encode() measures it later."""
+    """L1 + L2 reconstruction with a small KL term; the latents' scale is measured at the end."""
     from diffusers import AutoencoderKL
 
     model = AutoencoderKL(**recipe.model).to(memory_format=torch.channels_last)

@@ -1,0 +1,112 @@
+"""Stage 2: finetune a grafted model end to end, on the noise, on the teacher's own output, or on a mixture.
+
+The noise target is the teacher's own objective and the paper's (arXiv 2506.05340). The teacher's output on the same
+input (after LiT, arXiv 2501.12976) carries less noise in its gradient, and an untouched model already is its optimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .loop import Loop, LoopConfig
+from .objective import Denoiser, Diffusion, draw, drop_labels, teacher_objective
+from .precision import PRECISIONS, autocast
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Stage 2's settings.
+
+    teacher_share: weight of the teacher's output against the noise as target, at the first and at the last step, linear
+    in between: (1, 1) is the teacher's output alone, (0, 0) the noise alone. variance_weight: weight of the learned
+    variance's half in the match with the teacher's output.
+    """
+
+    loop: LoopConfig
+    teacher_share: tuple[float, float] = (1.0, 1.0)
+    variance_weight: float = 0.05
+    label_dropout: float = 0.1
+    precision: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"teacher_share {share}: from 0 (the noise) to 1 (the teacher's output)"
+            for share in self.teacher_share
+            if not 0 <= share <= 1
+        ]
+        if not 0 <= self.label_dropout < 1:
+            problems.append(f"label_dropout {self.label_dropout}: from 0 to below 1")
+        if self.precision not in PRECISIONS:
+            problems.append(f"precision {self.precision!r}: {' or '.join(PRECISIONS)}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def share(self, step: int) -> float:
+        """The teacher's share at step ``step`` (from 0)."""
+        first, last = self.teacher_share
+        return first + (last - first) * step / max(1, self.loop.steps - 1)
+
+
+def match_teacher(
+    student: torch.Tensor, teacher: torch.Tensor, channels: int, variance_weight: float
+) -> dict[str, torch.Tensor]:
+    """Squared distance of two outputs (B, C or 2C, H, W): of the noise and, where it is learned, of the variance."""
+    error = (student.float() - teacher.float()).square()
+    losses = {"teacher_noise": error[:, :channels].mean()}
+    if error.shape[1] == 2 * channels:
+        losses["teacher_variance"] = variance_weight * error[:, channels:].mean()
+    return losses
+
+
+def finetune(
+    model: nn.Module,
+    student: Denoiser,
+    teacher: Denoiser | None,
+    batches: Callable[[int], Mapping[str, torch.Tensor]],
+    null: int,
+    config: FinetuneConfig,
+    out: Path | None = None,
+    diffusion: Diffusion | None = None,
+) -> Loop:
+    """Train the parameters of ``model`` that require a gradient; leave their EMA in the model.
+
+    student, teacher: (z_t, t, y) to outputs (B, C or 2C, H, W); the student's run through ``model``. null: the class
+    that stands for a dropped label. out: a folder for state and log; a run found there is continued to the same bits.
+    Raises ValueError where the settings need a teacher and none is given.
+    """
+    if teacher is None and any(config.teacher_share):
+        raise ValueError(
+            f"teacher_share {config.teacher_share} needs a teacher: give one, or (0, 0) for the noise alone"
+        )
+    schedule = diffusion or Diffusion()
+
+    def losses(step: int) -> dict[str, torch.Tensor]:
+        batch = batches(step)
+        z, share = batch["z"], config.share(step)
+        noise, t = draw(z.shape, schedule.steps, config.seed, step)
+        y = drop_labels(batch["y"], config.label_dropout, null, config.seed, step)
+        parts: dict[str, torch.Tensor] = {}
+        with autocast(z.device, config.precision):
+            if share == 0 or teacher is None:
+                return teacher_objective(student, schedule, z, t, y, noise)
+            zt = schedule.add_noise(z, t, noise)
+            with torch.no_grad():
+                wanted = teacher(zt, t, y)
+            given = student(zt, t, y)
+            matched = match_teacher(given, wanted, z.shape[1], config.variance_weight)
+            parts |= {name: share * part for name, part in matched.items()}
+            if share < 1:
+                own = teacher_objective(lambda *_: given, schedule, z, t, y, noise)
+                parts |= {name: (1 - share) * part for name, part in own.items()}
+        return parts
+
+    loop = Loop(model, losses, config.loop, out, "finetune")
+    loop.run()
+    loop.use_ema()
+    return loop
