@@ -1,0 +1,89 @@
+"""Depthwise filters over tokens kept in the layout (B, N, D), and the operators that are only filters."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grafting.operators.base import Grid, OperatorError
+
+
+def grid_of(tokens: int, grid: Grid | None) -> tuple[int, int, int]:
+    """(frames, height, width) of the raster; without a grid the tokens must form a square.
+
+    Raises:
+        OperatorError: no grid was given and the number of tokens is no square.
+    """
+    if grid is not None:
+        frames = grid[0] if len(grid) == 3 else 1
+        return frames, grid[-2], grid[-1]
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise OperatorError(f"{tokens} tokens form no square: give grid=(height, width)")
+    return 1, side, side
+
+
+def filter_1d(x: Tensor, weight: Tensor, bias: Tensor | None, *, before: int) -> Tensor:
+    """Depthwise filter along the tokens: y[n] = bias + Σ_k weight[k] x[n - before + k], zero outside.
+
+    x is (B, N, D), weight (D, 1, K) as in `nn.Conv1d`; `before` = K - 1 is causal, (K - 1) / 2 centred.
+    """
+    # A (B, N, D) tensor is bit for bit a channels-last image of height 1, so no transposing copy is needed.
+    taps = weight.shape[-1]
+    image = F.pad(x, (0, 0, before, taps - 1 - before)).unsqueeze(1).permute(0, 3, 1, 2)
+    y = F.conv2d(image, weight.unsqueeze(2), bias, groups=x.shape[2])
+    return y.permute(0, 2, 3, 1).squeeze(1)
+
+
+def naive_filter_1d(x: Tensor, weight: Tensor, bias: Tensor | None, *, before: int) -> Tensor:
+    """`filter_1d` written out token by token and tap by tap."""
+    rows = []
+    for n in range(x.shape[1]):
+        row = torch.zeros_like(x[:, 0])
+        for k in range(weight.shape[-1]):
+            source = n - before + k
+            if 0 <= source < x.shape[1]:
+                row = row + weight[:, 0, k] * x[:, source]
+        rows.append(row if bias is None else row + bias)
+    return torch.stack(rows, dim=1)
+
+
+def filter_2d(x: Tensor, weight: Tensor, bias: Tensor | None, *, grid: Grid | None) -> Tensor:
+    """Centred depthwise filter on the grid: x (B, N, D), weight (D, 1, K, K) with K odd, zero outside."""
+    b, n, d = x.shape
+    frames, height, width = grid_of(n, grid)
+    image = x.reshape(b * frames, height, width, d).permute(0, 3, 1, 2)
+    y = F.conv2d(image, weight, bias, padding=weight.shape[-1] // 2, groups=d)
+    return y.permute(0, 2, 3, 1).reshape(b, n, d)
+
+
+def naive_filter_2d(x: Tensor, weight: Tensor, bias: Tensor | None, *, grid: Grid | None) -> Tensor:
+    """`filter_2d` written out token by token and tap by tap."""
+    b, n, d = x.shape
+    _, height, width = grid_of(n, grid)
+    reach = weight.shape[-1] // 2
+    rows = []
+    for index in range(n):
+        frame, within = divmod(index, height * width)
+        r, c = divmod(within, width)
+        row = x.new_zeros(b, d)
+        for i in range(-reach, reach + 1):
+            for j in range(-reach, reach + 1):
+                if 0 <= r + i < height and 0 <= c + j < width:
+                    source = frame * height * width + (r + i) * width + c + j
+                    row = row + weight[:, 0, reach + i, reach + j] * x[:, source]
+        rows.append(row if bias is None else row + bias)
+    return torch.stack(rows, dim=1)
+
+
+@torch.no_grad()
+def make_identity(conv: nn.Conv1d | nn.Conv2d, *, at: int) -> None:
+    """Set a depthwise filter to pass its input through: one at tap `at` (on each axis), zero elsewhere and in bias."""
+    conv.weight.zero_()
+    centre = conv.weight[:, 0, at] if conv.weight.ndim == 3 else conv.weight[:, 0, at, at]
+    centre.fill_(1.0)
+    if conv.bias is not None:
+        conv.bias.zero_()

@@ -1,0 +1,144 @@
+"""Gated convolutions: q ⊙ filter(k ⊙ v) with short depthwise filters over the tokens.
+
+Definitions and weight keys follow the released grafts (arXiv 2506.05340); the centred and two-dimensional variants are
+ours, because an image is no causal sentence. The value and the gates come from one projection D → 3D in the order
+q, k, v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from grafting.operators.base import QKV, Grid, Operator, Option, Weights, assign
+from grafting.operators.convolution import (
+    filter_1d,
+    filter_2d,
+    make_identity,
+    naive_filter_1d,
+    naive_filter_2d,
+)
+from grafting.operators.registry import register
+
+
+class Hyena(Operator):
+    """The family: in_proj, optional short filter on all 3D channels, v ← k·v, optional inner filter, q·v, out_proj."""
+
+    option_table: ClassVar[Mapping[str, Option]] = {"kernel": Option.integer(4)}
+    has_short: ClassVar[bool] = True
+    has_inner: ClassVar[bool] = False
+    dimensions: ClassVar[int] = 1
+    centred: ClassVar[bool] = False
+
+    def make_layers(self) -> None:
+        d, taps = self.width, self.options["kernel"]
+        conv: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv1d if self.dimensions == 1 else nn.Conv2d
+        self.in_proj = nn.Linear(d, 3 * d)
+        if self.has_short:
+            self.short_filter = conv(3 * d, 3 * d, taps, groups=3 * d)
+        if self.has_inner:
+            self.inner_filter = conv(d, d, taps, groups=d)
+            make_identity(self.inner_filter, at=self.before)
+        self.out_proj = nn.Linear(d, d)
+
+    @property
+    def before(self) -> int:
+        """Taps that look back: all but one in a causal filter, half of the others in a centred one."""
+        taps: int = self.options["kernel"]
+        return taps // 2 if self.centred else taps - 1
+
+    def filtered(self, x: Tensor, conv: nn.Module, grid: Grid | None, *, naive: bool) -> Tensor:
+        """One of this operator's filters over x (B, N, channels)."""
+        assert isinstance(conv, nn.Conv1d | nn.Conv2d)
+        if self.dimensions == 2:
+            return (naive_filter_2d if naive else filter_2d)(x, conv.weight, conv.bias, grid=grid)
+        return (naive_filter_1d if naive else filter_1d)(x, conv.weight, conv.bias, before=self.before)
+
+    def gated(self, x: Tensor, grid: Grid | None, *, naive: bool) -> Tensor:
+        """The operator up to its output projection."""
+        h = self.in_proj(x)
+        if self.has_short:
+            h = self.filtered(h, self.short_filter, grid, naive=naive)
+        q, k, v = h.split(self.width, dim=-1)
+        v = k * v
+        if self.has_inner:
+            v = self.filtered(v, self.inner_filter, grid, naive=naive)
+        return q * v
+
+    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        return self.gated(x, grid, naive=False)
+
+    def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        return self.out_proj(self.gated(x, grid, naive=True))
+
+    @torch.no_grad()
+    def copy_from_attention(self, qkv: QKV, out: Weights) -> bool:
+        """Values and output copied, both gates constant one, filters identity: each token starts with its own value."""
+        d, (wv, bv) = self.width, qkv[4:]
+        if wv.shape != (d, d) or out[0].shape != (d, d):
+            return False
+        self.in_proj.weight[: 2 * d] = 0.0
+        self.in_proj.bias[: 2 * d] = 1.0
+        assign(self.in_proj, wv, bv, slice(2 * d, None))
+        for label in ("short_filter", "inner_filter"):
+            conv = getattr(self, label, None)
+            if conv is not None:
+                make_identity(conv, at=self.before)
+        assign(self.out_proj, *out)
+        return True
+
+    @classmethod
+    def filter_sizes(cls, width: int, options: Mapping[str, Any]) -> tuple[int, int]:
+        """Filtered channels over both filters, and taps of each channel."""
+        channels = (3 * width if cls.has_short else 0) + (width if cls.has_inner else 0)
+        return channels, options["kernel"] ** cls.dimensions
+
+    @classmethod
+    def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
+        channels, taps = cls.filter_sizes(width, options)
+        return 4 * width * width + 4 * width + channels * (taps + 1)
+
+    @classmethod
+    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
+        channels, taps = cls.filter_sizes(width, options)
+        return 2 * tokens * (4 * width * width + channels * taps)
+
+
+@register("hyena_se")
+class HyenaSE(Hyena):
+    """Short first filter and short inner filter, both causal over the raster."""
+
+    has_inner = True
+
+
+@register("hyena_x")
+class HyenaX(Hyena):
+    """First filter only."""
+
+
+@register("hyena_y")
+class HyenaY(Hyena):
+    """Inner filter only."""
+
+    has_short = False
+    has_inner = True
+
+
+@register("hyena_x_centred")
+class HyenaXCentred(Hyena):
+    """`hyena_x` whose filter looks as far ahead as back."""
+
+    option_table: ClassVar[Mapping[str, Option]] = {"kernel": Option.integer(5, odd=True)}
+    centred = True
+
+
+@register("hyena_x_2d")
+class HyenaX2D(Hyena):
+    """`hyena_x` with a centred square filter on the grid of tokens."""
+
+    option_table: ClassVar[Mapping[str, Option]] = {"kernel": Option.integer(3, odd=True)}
+    centred = True
+    dimensions = 2

@@ -1,0 +1,68 @@
+"""Channel mixers: the two-layer perceptron of any ratio, and its gated replacement whose filter runs over features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grafting.operators.base import Grid, Operator, Option, Weights
+from grafting.operators.registry import register
+
+
+def hidden_size(width: int, ratio: float) -> int:
+    """Hidden units of a perceptron: the nearest whole number to ratio x width."""
+    return max(1, round(width * ratio))
+
+
+@register("mlp")
+class Mlp(Operator):
+    """y = fc2(gelu(fc1(x))) with the tanh form of GELU, as DiT's blocks have (ratio 4); the paper grafts 3 and 6."""
+
+    kind = "channel"
+    option_table: ClassVar[Mapping[str, Option]] = {"ratio": Option.positive(4)}
+    out_name = "fc2"
+
+    def make_layers(self) -> None:
+        hidden = hidden_size(self.width, self.options["ratio"])
+        self.fc1 = nn.Linear(self.width, hidden)
+        self.fc2 = nn.Linear(hidden, self.width)
+
+    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        return F.gelu(self.fc1(x), approximate="tanh")
+
+    def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        h = x @ self.fc1.weight.T + self.fc1.bias
+        h = 0.5 * h * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (h + 0.044715 * h**3)))
+        return h @ self.fc2.weight.T + self.fc2.bias
+
+    @torch.no_grad()
+    def copy_from_mlp(self, fc1: Weights, fc2: Weights) -> bool:
+        """A wider one contains the source exactly (extra units get zero output weights, so they start silent); a
+        narrower one keeps the units with the largest product of input and output weight norms."""
+        (w1, b1), (w2, b2) = fc1, fc2
+        if w1.shape[1] != self.width or w2.shape != (self.width, w1.shape[0]):
+            return False
+        b1 = w1.new_zeros(w1.shape[0]) if b1 is None else b1
+        importance = torch.cat([w1, b1[:, None]], dim=1).norm(dim=1) * w2.norm(dim=0)
+        kept = importance.topk(min(len(w1), self.fc1.out_features)).indices.sort().values
+        self.fc1.weight[: len(kept)] = w1[kept].to(self.fc1.weight)
+        self.fc1.bias[: len(kept)] = b1[kept].to(self.fc1.bias)
+        self.fc2.weight.zero_()
+        self.fc2.weight[:, : len(kept)] = w2[:, kept].to(self.fc2.weight)
+        self.fc2.bias.zero_()
+        if b2 is not None:
+            self.fc2.bias.copy_(b2)
+        return True
+
+    @classmethod
+    def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
+        hidden = hidden_size(width, options["ratio"])
+        return 2 * width * hidden + hidden + width
+
+    @classmethod
+    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
+        return 4 * tokens * width * hidden_size(width, options["ratio"])
