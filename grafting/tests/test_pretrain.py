@@ -1,0 +1,128 @@
+"""Pretraining the three parts of a teacher, tiny, on files made here."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from grafting.data import load_fashion
+from grafting.teachers import PARTS, bundle, load_teacher, teacher_folder
+from grafting.training.pretrain import PretrainRecipe, pretrain
+
+
+@pytest.fixture(scope="module")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the layout of the original files: 64 training and 16 test images, half of them not gzipped."""
+    folder = tmp_path_factory.mktemp("fashion")
+    source = np.random.default_rng(0)
+    for half, count in (("train", 64), ("t10k", 16)):
+        images = source.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        (folder / f"{half}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + images.tobytes())
+        packed = gzip.compress(struct.pack(">II", 2049, count) + labels.tobytes())
+        (folder / f"{half}-labels-idx1-ubyte.gz").write_bytes(packed)
+    return folder
+
+
+def test_idx_files_are_read_padded_and_scaled(fashion: Path) -> None:
+    data = load_fashion(fashion)
+    assert data.images.shape == (64, 1, 32, 32) and data.images.dtype == torch.float32
+    raw = np.frombuffer((fashion / "train-images-idx3-ubyte").read_bytes(), np.uint8, offset=16).reshape(64, 28, 28)
+    np.testing.assert_allclose((data.images[:, 0, 2:-2, 2:-2].numpy() + 1) * 127.5, raw, atol=1e-4)
+    assert (data.images[:, :, :2] == -1).all() and (data.images[..., -2:] == -1).all()
+    assert data.labels.tolist() == [i % 10 for i in range(64)]
+    assert len(load_fashion(fashion, train=False).images) == 16
+
+
+def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="train-images-idx3-ubyte"):
+        load_fashion(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(struct.pack(">II", 99, 1))
+    with pytest.raises(ValueError, match="magic number 99"):
+        load_fashion(tmp_path)
+
+
+def _recipe(kind: str, fashion: Path, **extra: object) -> PretrainRecipe:
+    loop = {"steps": 4, "lr": 1e-3, "save_every": 2, "log_every": 1}
+    return PretrainRecipe.from_dict({"kind": kind, "data": str(fashion), "batch": 8, "loop": loop, **extra})
+
+
+AUTOENCODER = {
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": [4, 8],
+    "norm_num_groups": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "mid_block_add_attention": False,
+}
+TRANSFORMER = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 2,
+    "sample_size": 16,
+    "patch_size": 4,
+    "num_embeds_ada_norm": 10,
+}
+
+
+def test_three_parts_train_resume_and_bundle(fashion: Path, tmp_path: Path) -> None:
+    auto = _recipe("autoencoder", fashion, model=AUTOENCODER)
+    vae = pretrain(auto, tmp_path / "autoencoder")
+    z = vae.encode(load_fashion(fashion).images).latent_dist.mean  # type: ignore[operator]
+    assert vae.config.scaling_factor == pytest.approx(1 / z.std().item(), rel=1e-4)  # type: ignore[union-attr]
+
+    source = str(tmp_path / "autoencoder" / "model")
+    recipe = _recipe("transformer", fashion, model=TRANSFORMER, autoencoder=source)
+    whole = pretrain(recipe, tmp_path / "transformer")
+    pretrain(recipe, tmp_path / "again", until=3)
+    resumed = pretrain(recipe, tmp_path / "again")
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+    judge = _recipe("classifier", fashion, model={"widths": [8, 8, 8]})
+    pretrain(judge, tmp_path / "classifier")
+    sources = {part: tmp_path / part / "model" for part in PARTS}
+    bundle(sources, tmp_path / "bundle", {"title": "tiny"})
+    from diffusers import DiTTransformer2DModel
+
+    half = DiTTransformer2DModel.from_pretrained(tmp_path / "bundle" / "transformer").float()
+    for a, b in zip(whole.parameters(), half.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_adaln_zero_start_is_the_identity(fashion: Path, tmp_path: Path) -> None:
+    """Before a step the output is zero, so the first loss is the noise's own variance."""
+    vae = _recipe("autoencoder", fashion, model=AUTOENCODER)
+    pretrain(vae, tmp_path / "autoencoder")
+    source = str(tmp_path / "autoencoder" / "model")
+    recipe = _recipe("transformer", fashion, model=TRANSFORMER, autoencoder=source)
+    pretrain(recipe, tmp_path / "transformer", until=1)
+    import json
+
+    from grafting.training.objective import draw
+
+    row = json.loads((tmp_path / "transformer" / "log.jsonl").read_text().splitlines()[0])
+    noise, _ = draw(torch.Size((8, 4, 16, 16)), 1000, 0, 0)
+    assert row["mse"] == pytest.approx(noise.square().mean().item(), rel=1e-5)
+
+
+def test_recipe_problems_come_together(fashion: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown key 'bacth': did you mean 'batch'.*kind 'vae'.*model is missing"):
+        PretrainRecipe.from_dict({"kind": "vae", "bacth": 3, "loop": {"steps": 1, "lr": 1}})
+    with pytest.raises(ValueError, match="needs autoencoder"):
+        pretrain(_recipe("transformer", fashion, model=TRANSFORMER), Path("unused"))
+
+
+def test_unknown_teacher_is_a_sentence() -> None:
+    with pytest.raises(ValueError, match="no bundled teacher 'imagenet'"):
+        load_teacher("imagenet")
+    with pytest.raises(ValueError, match="no bundled teacher"):
+        teacher_folder("..")
