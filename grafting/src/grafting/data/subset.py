@@ -1,0 +1,53 @@
+"""The images that ship beside a bundled teacher: a class-balanced training subset and held-out test images."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..files import write_bytes_atomic
+from ..random import generator
+from .fashion import FashionMNIST
+
+
+def balanced(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """(count,) indices with equally many of every class, shuffled by counter.
+
+    Raises ValueError if ``count`` is no multiple of the number of classes, or a class is too small.
+    """
+    classes = torch.unique(labels)
+    each, rest = divmod(count, len(classes))
+    if rest:
+        raise ValueError(f"{count} images over {len(classes)} classes: give a multiple of {len(classes)}")
+    picked = []
+    for label in classes.tolist():
+        members = torch.nonzero(labels == label)[:, 0]
+        if len(members) < each:
+            raise ValueError(f"class {label} has {len(members)} images, {each} are asked for")
+        picked.append(members[torch.randperm(len(members), generator=generator(seed, "balanced", label))[:each]])
+    together = torch.cat(picked)
+    return together[torch.randperm(count, generator=generator(seed, "balanced order"))]
+
+
+def write_subset(path: Path, train: FashionMNIST, test: FashionMNIST) -> None:
+    """Write both halves as one compressed npz of bytes, atomically."""
+    arrays = {}
+    for half, data in (("train", train), ("test", test)):
+        arrays[f"{half}_images"] = ((data.images + 1) * 127.5).round().byte().numpy()
+        arrays[f"{half}_labels"] = data.labels.byte().numpy()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes_atomic(path, buffer.getvalue())
+
+
+def read_subset(path: Path, *, train: bool = True) -> FashionMNIST:
+    """Read one half of what :func:`write_subset` wrote: images (n, C, H, W) in [-1, 1], labels (n,)."""
+    half = "train" if train else "test"
+    with np.load(path, allow_pickle=False) as arrays:
+        images, labels = arrays[f"{half}_images"], arrays[f"{half}_labels"]
+    return FashionMNIST(
+        images=torch.from_numpy(images).float() / 127.5 - 1, labels=torch.from_numpy(labels.astype(np.int64))
+    )

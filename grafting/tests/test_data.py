@@ -1,0 +1,38 @@
+"""Subsets: balance, round trip, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from grafting.data import FashionMNIST, balanced, read_subset, write_subset
+
+
+def test_subset_is_balanced_distinct_and_fixed() -> None:
+    labels = torch.arange(1000) % 7
+    picked = balanced(labels, 70, seed=0)
+    assert len(set(picked.tolist())) == 70
+    assert torch.bincount(labels[picked]).tolist() == [10] * 7
+    assert torch.equal(picked, balanced(labels, 70, seed=0))
+    assert not torch.equal(picked, balanced(labels, 70, seed=1))
+    assert labels[picked].tolist() != sorted(labels[picked].tolist())
+
+
+def test_refusals_say_what_is_allowed() -> None:
+    with pytest.raises(ValueError, match="multiple of 3"):
+        balanced(torch.arange(9) % 3, 4, seed=0)
+    with pytest.raises(ValueError, match="class 0 has 3 images, 4 are asked for"):
+        balanced(torch.arange(9) % 3, 12, seed=0)
+
+
+def test_bytes_survive(tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (6, 1, 4, 4)).float() / 127.5 - 1
+    train = FashionMNIST(images=pixels, labels=torch.arange(6))
+    test = FashionMNIST(images=pixels[:2], labels=torch.arange(2))
+    write_subset(tmp_path / "x.npz", train, test)
+    again = read_subset(tmp_path / "x.npz")
+    torch.testing.assert_close(again.images, pixels, atol=1e-6, rtol=0)
+    assert torch.equal(again.labels, train.labels)
+    assert len(read_subset(tmp_path / "x.npz", train=False).images) == 2
