@@ -1,0 +1,31 @@
+"""From a declared model to symbolic facts: reproduction numbers, growth, thresholds, indices, equilibria, control."""
+
+from meningitis.symbolic.control import Control, control, critical_value
+from meningitis.symbolic.elasticity import Elasticities, elasticities
+from meningitis.symbolic.equilibria import Equilibria, Equilibrium, equilibria
+from meningitis.symbolic.growth import Growth, case_and_carrier, growth, initial_state
+from meningitis.symbolic.nextgen import NextGeneration, NumericR0, effective_r, next_generation, r0, r0_numeric
+from meningitis.symbolic.thresholds import Thresholds, thresholds
+
+__all__ = [
+    "Control",
+    "Elasticities",
+    "Equilibria",
+    "Equilibrium",
+    "Growth",
+    "NextGeneration",
+    "NumericR0",
+    "Thresholds",
+    "case_and_carrier",
+    "control",
+    "critical_value",
+    "effective_r",
+    "elasticities",
+    "equilibria",
+    "growth",
+    "initial_state",
+    "next_generation",
+    "r0",
+    "r0_numeric",
+    "thresholds",
+]

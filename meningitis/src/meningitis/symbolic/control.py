@@ -1,0 +1,82 @@
+"""What would bring the epidemic under control: thresholds from R0 alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+
+from meningitis.model import Model
+from meningitis.symbolic.nextgen import r0_numeric
+
+GRID = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """Control thresholds.
+
+    herd_immunity: 1 - 1/R0, share of the population to be immune (0 where R0 <= 1); coverage: share to vaccinate at
+    `efficacy`, None where even everyone would not do; critical: the value nearest to the present one at which R0 = 1
+    with all other parameters fixed, by parameter, in per-day units, None where none lies within the parameter's bounds.
+    """
+
+    r0: float
+    herd_immunity: float
+    efficacy: float
+    coverage: float | None
+    critical: dict[str, float | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def frame(self) -> pd.DataFrame:
+        """Table parameter, value at which R0 = 1 (missing: none within bounds)."""
+        return pd.DataFrame(list(self.critical.items()), columns=["parameter", "critical_value"])
+
+
+def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0) -> Control:
+    """Control thresholds at `values` (everyone susceptible at the start, a vaccine that protects a share `efficacy`).
+
+    Raises: ValueError where efficacy is outside (0, 1].
+    """
+    if not 0 < efficacy <= 1:
+        raise ValueError(f"efficacy is {efficacy}, but must be above 0 and at most 1")
+    numeric = r0_numeric(model)
+    reproduction = float(numeric(values))
+    needed = max(0.0, 1 - 1 / reproduction) if reproduction > 0 else 0.0
+    coverage = needed / efficacy
+    return Control(
+        r0=reproduction,
+        herd_immunity=needed,
+        efficacy=efficacy,
+        coverage=coverage if coverage <= 1 else None,
+        critical={p.name: critical_value(model, values, p.name) for p in model.parameters},
+    )
+
+
+def critical_value(model: Model, values: Mapping[str, float], name: str) -> float | None:
+    """The value of one parameter, within its bounds and nearest to the present one, at which R0 = 1; None if none."""
+    numeric = r0_numeric(model)
+    present = values[name]
+    low, high = next(p.bounds for p in model.parameters if p.name == name)
+    low = 0.0 if low is None or not np.isfinite(low) else float(low)
+    high = max(1.0, 1e3 * abs(present)) if high is None or not np.isfinite(high) else float(high)
+    linear = np.linspace(low, high, GRID)
+    bottom = max(low, 1e-9 * high)
+    grid = np.unique(np.concatenate([linear, np.geomspace(bottom, high, GRID), [present]]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        excess = numeric({**values, name: grid}) - 1
+    finite = np.isfinite(excess)
+    grid, excess = grid[finite], excess[finite]
+    crossings = [
+        float(brentq(lambda x: float(numeric({**values, name: x})) - 1, grid[k], grid[k + 1], xtol=1e-15, rtol=1e-12))
+        for k in np.flatnonzero(np.sign(excess[:-1]) * np.sign(excess[1:]) < 0)
+    ]
+    crossings += [float(x) for x in grid[(excess == 0) & (np.ptp(excess) > 0)]]
+    return min(crossings, key=lambda x: abs(x - present), default=None)

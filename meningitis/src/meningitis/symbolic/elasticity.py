@@ -1,0 +1,71 @@
+"""Normalised forward sensitivity indices of R0: (dR0/dx)(x/R0)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import sympy as sp
+
+from meningitis.model import Model
+from meningitis.symbolic.caching import by_model
+from meningitis.symbolic.nextgen import next_generation, r0_numeric
+
+STEP = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elasticities:
+    """Indices by parameter name: `expressions` is empty where R0 has no closed form (then `reason` says why)."""
+
+    model: Model
+    expressions: dict[str, sp.Expr]
+    reason: str = ""
+
+    def evaluate(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Indices at `values`, dimensionless, ranked by size; parameters absent from R0 have 0."""
+        if self.expressions:
+            at = {self.model.symbols[name]: values[name] for name in self.model.parameter_names}
+            found = {name: float(index.subs(at)) for name, index in self.expressions.items()}
+        else:
+            found = {name: self._difference(name, values) for name in self.model.parameter_names}
+        return dict(sorted(found.items(), key=lambda item: -abs(item[1])))
+
+    def _difference(self, name: str, values: Mapping[str, float]) -> float:
+        numeric, x = r0_numeric(self.model), values[name]
+        up, down = (float(numeric({**values, name: x * (1 + sign * STEP)})) for sign in (1, -1))
+        return (up - down) / (2 * STEP) / float(numeric(values))
+
+    def frame(self, values: Mapping[str, float]) -> pd.DataFrame:
+        """Table parameter, symbol, value, index, ranked."""
+        symbols = {p.name: p.symbol for p in self.model.parameters}
+        rows = [(name, symbols[name], values[name], index) for name, index in self.evaluate(values).items()]
+        return pd.DataFrame(rows, columns=["parameter", "symbol", "value", "index"])
+
+    def latex(self) -> dict[str, str]:
+        """LaTeX source by parameter."""
+        return {name: sp.latex(index, symbol_names=self.model.latex_names) for name, index in self.expressions.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: expressions as text."""
+        return {"indices": {name: sp.sstr(e) for name, e in self.expressions.items()}, "reason": self.reason}
+
+
+@by_model
+def elasticities(model: Model) -> Elasticities:
+    """Indices of R0 for every parameter, in symbols where R0 has a closed form and by central differences elsewhere."""
+    result = next_generation(model)
+    if result.r0 is None:
+        return Elasticities(model=model, expressions={}, reason=result.reason)
+    symbols = {name: model.symbols[name] for name in model.parameter_names}
+    return Elasticities(
+        model=model,
+        expressions={name: _index(result.r0, x) for name, x in symbols.items()},
+    )
+
+
+def _index(r0: sp.Expr, x: sp.Symbol) -> sp.Expr:
+    # Factor by factor: a parameter that only scales R0 gets its exact exponent, without simplification.
+    return sp.Add(*(power * x * sp.diff(base, x) / base for base, power in r0.as_powers_dict().items()))

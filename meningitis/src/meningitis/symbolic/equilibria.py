@@ -1,0 +1,100 @@
+"""Equilibria and their stability."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sympy as sp
+from scipy.integrate import solve_ivp
+from scipy.optimize import root
+
+from meningitis.model import Model
+from meningitis.symbolic.growth import initial_state
+from meningitis.symbolic.nextgen import disease_free_state, infected_states
+
+LONG = 1e6  # days: enough for a model with births to settle before the root is polished
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equilibrium:
+    """One equilibrium: kind ("disease-free" or "endemic"), persons by compartment, eigenvalues (1/day), stability.
+
+    stable is None where an eigenvalue is zero (a continuum of equilibria, as in a closed population).
+    """
+
+    kind: str
+    state: dict[str, float]
+    eigenvalues: tuple[complex, ...]
+    stable: bool | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: eigenvalues as [real, imaginary]."""
+        return {
+            "kind": self.kind,
+            "state": self.state,
+            "eigenvalues": [[z.real, z.imag] for z in self.eigenvalues],
+            "stable": self.stable,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equilibria:
+    """All equilibria found, the disease-free one first, and a note on what could not exist or was not found."""
+
+    points: tuple[Equilibrium, ...]
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"points": [point.to_dict() for point in self.points], "note": self.note}
+
+
+def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, seed: int = 0) -> Equilibria:
+    """Disease-free and endemic equilibria at `values`.
+
+    Endemic ones are sought from a long run and from `starts` random states; they exist only where people are born.
+    """
+    names = [c.name for c in model.compartments if not c.dead]
+    at = {model.symbols[name]: values[name] for name in model.parameter_names}
+    symbols = [model.symbols[name] for name in names]
+    rhs = model.rhs()
+    field = sp.Matrix([rhs[name].subs(at) for name in names])
+    rates = sp.lambdify([symbols], list(field), "numpy")
+    jacobian = sp.lambdify([symbols], field.jacobian(symbols), "numpy")
+    free = {name: float(value.subs(at)) for name, value in disease_free_state(model).items()}
+    points = [_classify("disease-free", names, np.array([free[n] for n in names]), jacobian)]
+    if all(flow.source is not None for flow in model.flows):
+        note = "closed population: every state without infection is an equilibrium, and none is endemic"
+        return Equilibria(points=tuple(points), note=note)
+    scale = max(sum(free.values()), 1.0)
+    sick = [names.index(name) for name in infected_states(model)]
+    begin = np.array([initial_state(model, values)[n] for n in names])
+    begin[sick] = np.maximum(begin[sick], 1e-6 * scale)
+    settled = solve_ivp(lambda _t, y: rates(y), (0, LONG), begin, method="Radau", jac=lambda _t, y: jacobian(y))
+    generator = np.random.default_rng(seed)
+    guesses = [settled.y[:, -1], *(scale * generator.dirichlet(np.ones(len(names)), starts))]
+    for guess in guesses:
+        found = root(rates, guess, jac=jacobian, tol=1e-12)
+        x = np.asarray(found.x)
+        endemic = found.success and x.min() > -1e-9 * scale and x[sick].sum() > 1e-9 * scale
+        known = any(np.allclose(x, list(p.state.values()), rtol=1e-6, atol=1e-9 * scale) for p in points)
+        if endemic and not known:
+            points.append(_classify("endemic", names, x, jacobian))
+    note = "" if len(points) > 1 else "no endemic equilibrium found"
+    return Equilibria(points=tuple(points), note=note)
+
+
+def _classify(kind: str, names: list[str], x: np.ndarray, jacobian: Any) -> Equilibrium:
+    values = np.linalg.eigvals(np.asarray(jacobian(x), dtype=np.float64)).astype(complex)
+    order = values[np.argsort(-values.real)]
+    largest = order[0].real
+    negligible = 1e-12 + 1e-9 * np.abs(values).max()
+    return Equilibrium(
+        kind=kind,
+        state=dict(zip(names, x.tolist(), strict=True)),
+        eigenvalues=tuple(order.tolist()),
+        stable=None if abs(largest) <= negligible else bool(largest < 0),
+    )

@@ -1,0 +1,116 @@
+"""Early growth from the leading eigenvector of the infected subsystem."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import sympy as sp
+
+from meningitis.model import Model
+from meningitis.symbolic.nextgen import infected_states, infection_matrices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """Exponential phase at the given uninfected state.
+
+    rate: 1/day; doubling_time: days (negative: halving time; infinite at rate 0); generation_time: mean days from being
+    infected to infecting; early_ratio: cases over carriers, None where the declaration has no such pair;
+    eigenvector: shares of the infected compartments (sum 1).
+    """
+
+    rate: float
+    doubling_time: float
+    generation_time: float
+    reproduction: float
+    early_ratio: float | None
+    eigenvector: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def case_and_carrier(model: Model) -> tuple[str, str] | None:
+    """(case compartment, carrier compartment): the infected target of a flow declared a case, and the infected source
+    it comes from. None where the declaration has no single such pair."""
+    infected = set(infected_states(model))
+    pairs = {
+        (flow.target, flow.source)
+        for flow in model.flows
+        if flow.case and flow.target in infected and flow.source in infected and flow.source is not None
+    }
+    if len(pairs) != 1:
+        return None
+    case, carrier = pairs.pop()
+    assert case is not None
+    return case, carrier
+
+
+def initial_state(model: Model, values: Mapping[str, float]) -> dict[str, float]:
+    """The initial condition at `values`, persons by compartment."""
+    at = {model.symbols[name]: values[name] for name in model.parameter_names}
+    return {name: float(expr.subs(at)) for name, expr in model.initial_state().items()}
+
+
+def numeric_matrices(
+    model: Model, values: Mapping[str, float], state: Mapping[str, float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """F and V (m x m, 1/day) as numbers, uninfected compartments at `state` (default: the initial condition)."""
+    at = {model.symbols[name]: values[name] for name in model.parameter_names}
+    state = initial_state(model, values) if state is None else state
+    at |= {model.symbols[name]: value for name, value in state.items()}
+    F, V = infection_matrices(model)
+    return np.array(F.subs(at), dtype=np.float64), np.array(V.subs(at), dtype=np.float64)
+
+
+def growth(model: Model, values: Mapping[str, float], *, state: Mapping[str, float] | None = None) -> Growth:
+    """Growth rate, doubling and generation time and the ratio of cases to carriers while growth is exponential.
+
+    `state` (persons by compartment) fixes the susceptibles; by default they stand as at the start of the run.
+    The generation time is the mean of the generation-interval distribution of F exp(-V a).
+    """
+    F, V = numeric_matrices(model, values, state)
+    eigenvalues, vectors = np.linalg.eig(F - V)
+    lead = int(np.argmax(eigenvalues.real))
+    rate = float(eigenvalues[lead].real)
+    shares = np.abs(vectors[:, lead].real)
+    shares /= shares.sum()
+    names = infected_states(model)
+    vector = dict(zip(names, shares.tolist(), strict=True))
+    pair = case_and_carrier(model)
+    ratio = vector[pair[0]] / vector[pair[1]] if pair is not None and vector[pair[1]] > 0 else None
+    inverse = np.linalg.inv(V)
+    K = F @ inverse
+    radius, right = _leading(K)
+    _, left = _leading(K.T)
+    weight = float(left @ K @ right)
+    generation = float(left @ K @ inverse @ right) / weight if weight > 0 else math.nan
+    return Growth(
+        rate=rate,
+        doubling_time=math.log(2) / rate if rate != 0 else math.inf,
+        generation_time=generation,
+        reproduction=radius,
+        early_ratio=ratio,
+        eigenvector=vector,
+    )
+
+
+def _leading(matrix: np.ndarray) -> tuple[float, np.ndarray]:
+    values, vectors = np.linalg.eig(matrix)
+    lead = int(np.argmax(values.real))
+    return float(values[lead].real), np.abs(vectors[:, lead].real)
+
+
+def early_ratio(model: Model) -> sp.Expr | None:
+    """The early ratio in symbols where nobody goes straight to the case compartment: phi/(r + a1), growing at r."""
+    pair = case_and_carrier(model)
+    if pair is None:
+        return None
+    case, carrier = (infected_states(model).index(name) for name in pair)
+    _, V = infection_matrices(model)
+    return -V[case, carrier] / (sp.Symbol("r") + V[case, case])

@@ -1,0 +1,264 @@
+"""The next-generation matrix of a declared model, and the reproduction numbers that follow from it.
+
+Infected compartments and new-infection flows are taken from the declaration; nothing about meningitis is assumed here.
+Source: van den Driessche & Watmough, Math Biosci 180 (2002) 29-48.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import sympy as sp
+from numpy.typing import ArrayLike, NDArray
+
+from meningitis.model import Model
+from meningitis.symbolic.caching import by_model
+from meningitis.symbolic.limits import TimeLimit, time_limit
+
+SYMBOLIC_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextGeneration:
+    """F (new infections), V (transfers) and K = F V^-1 at the disease-free state, all m x m, rows as in `infected`.
+
+    F and V are in 1/day, K counts infections. `r0` is the spectral radius of K; it is None where symbols took too long,
+    and `reason` then says so (the numeric form, `r0_numeric`, still answers).
+    """
+
+    F: sp.Matrix
+    V: sp.Matrix
+    K: sp.Matrix | None
+    infected: tuple[str, ...]
+    r0: sp.Expr | None
+    disease_free: dict[str, sp.Expr]
+    symbol_names: dict[sp.Symbol, str] = field(default_factory=dict, repr=False)
+    reason: str = ""
+
+    def text(self) -> str:
+        """The matrices and R0 as plain text, one per paragraph."""
+        parts = [f"infected: {', '.join(self.infected)}"]
+        parts += [f"{name} = {sp.sstr(value)}" for name, value in self._items()]
+        return "\n".join([*parts, self.reason] if self.reason else parts)
+
+    def latex(self) -> dict[str, str]:
+        """LaTeX source of F, V, K and R0 (those that are known)."""
+        return {name: sp.latex(value, symbol_names=self.symbol_names) for name, value in self._items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: every expression as text."""
+        return {
+            "infected": list(self.infected),
+            **{name: sp.sstr(value) for name, value in self._items()},
+            "disease_free": {name: sp.sstr(value) for name, value in self.disease_free.items()},
+            "reason": self.reason,
+        }
+
+    def _items(self) -> list[tuple[str, Any]]:
+        pairs = (("F", self.F), ("V", self.V), ("K", self.K), ("R0", self.r0))
+        return [(name, value) for name, value in pairs if value is not None]
+
+
+def infected_states(model: Model) -> tuple[str, ...]:
+    """Names of the compartments declared infected, in declared order."""
+    return tuple(c.name for c in model.compartments if c.infected and not c.dead)
+
+
+@by_model
+def infection_matrices(model: Model) -> tuple[sp.Matrix, sp.Matrix]:
+    """F and V (m x m, 1/day) with every infected compartment at zero and the uninfected ones left as symbols.
+
+    V = F - J, J being the Jacobian of the infected subsystem: a flow counts in F only where declared a new infection.
+    """
+    names = infected_states(model)
+    if not names:
+        raise ValueError(f"model {model.name!r} declares no infected compartment; mark at least one with infected=True")
+    symbols = [model.symbols[name] for name in names]
+    rates, rhs = model.flow_rates(), model.rhs()
+    gains = [
+        sum((rates[f.name] for f in model.flows if f.new_infection and f.target == name), sp.Integer(0))
+        for name in names
+    ]
+    if all(gain == 0 for gain in gains):
+        raise ValueError(f"model {model.name!r} declares no flow as a new infection into an infected compartment")
+    nothing = dict.fromkeys(symbols, 0)
+    new = sp.Matrix(gains).jacobian(symbols).subs(nothing)
+    total = sp.Matrix([rhs[name] for name in names]).jacobian(symbols).subs(nothing)
+    return new.applyfunc(sp.simplify), (new - total).applyfunc(sp.simplify)
+
+
+def disease_free_state(model: Model) -> dict[str, sp.Expr]:
+    """The disease-free state as expressions of the parameters, with everyone susceptible.
+
+    With births or other flows from outside, the uninfected compartments are solved for. Without, each set of
+    compartments that flows connect keeps its total, and all of it stands in that set's first susceptible compartment.
+    """
+    infected = set(infected_states(model))
+    state: dict[str, sp.Expr] = dict.fromkeys(model.state_names, sp.Integer(0))
+    live = [c.name for c in model.compartments if not c.dead and c.name not in infected]
+    if any(f.source is None for f in model.flows):
+        rhs = model.rhs()
+        absent = {model.symbols[name]: 0 for name in infected}
+        unknowns = [model.symbols[name] for name in live]
+        found = sp.solve([rhs[name].subs(absent) for name in live], unknowns, dict=True)
+        if len(found) == 1 and len(found[0]) == len(unknowns):
+            return state | {name: sp.simplify(found[0][model.symbols[name]]) for name in live}
+        raise ValueError(
+            f"model {model.name!r} has {len(found)} disease-free states in symbols where exactly one is needed"
+        )
+    initial = model.initial_state()
+    for group in _connected(model):
+        sources = [f.source for f in model.flows if f.new_infection and f.source in group and f.source not in infected]
+        total = sp.simplify(sum((initial[name] for name in group), sp.Integer(0)))
+        first = next((name for name in live if name in sources), None)
+        if first is not None:
+            state[first] = total
+    return state
+
+
+def _connected(model: Model) -> list[set[str]]:
+    groups = [{name} for name in model.state_names]
+    for flow in model.flows:
+        if flow.source is None or flow.target is None:
+            continue
+        joined = [g for g in groups if flow.source in g or flow.target in g]
+        groups = [g for g in groups if g not in joined] + [set().union(*joined)]
+    return groups
+
+
+def spectral_radius(F: sp.Matrix, V: sp.Matrix) -> tuple[sp.Matrix, sp.Expr]:
+    """K = F V^-1 and its spectral radius, for non-negative K with at most two non-zero blocks of new infections.
+
+    Raises: NotImplementedError where more than two independent kinds of new infection leave no closed form.
+    """
+    # LUsolve keeps the products of a nearly triangular V nested, where inv() would multiply them out.
+    K = (F * V.LUsolve(sp.eye(V.rows))).applyfunc(_short)
+    # Rows of F that are zero are zero in K: the other eigenvalues are those of the remaining square block.
+    rows = [i for i in range(F.rows) if any(entry != 0 for entry in F.row(i))]
+    block = K.extract(rows, rows)
+    if block.rows == 1:
+        return K, block[0, 0]
+    determinants = [
+        sp.simplify(block.extract([i, j], [i, j]).det()) for i in range(block.rows) for j in range(i + 1, block.rows)
+    ]
+    if all(d == 0 for d in determinants) and _rank_one(block):
+        return K, _short(block.trace())
+    if block.rows == 2:
+        half = block.trace() / 2
+        return K, sp.simplify(half + sp.sqrt(sp.simplify(half**2 - block.det())))
+    raise NotImplementedError(f"the {block.rows} x {block.rows} next-generation matrix has no short closed form")
+
+
+def _short(expression: sp.Expr) -> sp.Expr:
+    """The shortest of a few equal forms: a full `simplify` multiplies out sums of rates and hides the structure."""
+    forms = (expression, sp.factor_terms(expression), sp.factor(expression))
+    return min(forms, key=lambda form: (sp.count_ops(form), len(str(form))))
+
+
+def _rank_one(block: sp.Matrix) -> bool:
+    n = block.rows
+    pivot = next(((i, j) for i in range(n) for j in range(n) if block[i, j] != 0), None)
+    if pivot is None:
+        return True
+    a, b = pivot
+    return all(
+        sp.simplify(block[i, j] * block[a, b] - block[i, b] * block[a, j]) == 0 for i in range(n) for j in range(n)
+    )
+
+
+@by_model
+def next_generation(model: Model, *, seconds: float = SYMBOLIC_SECONDS) -> NextGeneration:
+    """Derive F, V, K and R0 from the declaration at the disease-free state (everyone susceptible).
+
+    Raises: ValueError where no compartment is infected, no flow a new infection, or no single disease-free state.
+    """
+    free = disease_free_state(model)
+    at = {model.symbols[name]: value for name, value in free.items()}
+    F, V = (matrix.subs(at).applyfunc(sp.simplify) for matrix in infection_matrices(model))
+    K, r0_expression, reason = _radius_within(F, V, seconds)
+    return NextGeneration(
+        F=F,
+        V=V,
+        K=K,
+        infected=infected_states(model),
+        r0=r0_expression,
+        disease_free=free,
+        symbol_names=model.latex_names,
+        reason=reason,
+    )
+
+
+def _radius_within(F: sp.Matrix, V: sp.Matrix, seconds: float) -> tuple[sp.Matrix | None, sp.Expr | None, str]:
+    try:
+        with time_limit(seconds):
+            K, radius = spectral_radius(F, V)
+        return K, radius, ""
+    except TimeLimit:
+        return None, None, f"R0 is numeric: its symbols took longer than {seconds:g} s"
+    except NotImplementedError as error:
+        return None, None, f"R0 is numeric: {error}"
+
+
+def r0(model: Model) -> sp.Expr:
+    """R0 as an expression of the model's parameters. Raises: ValueError where only the numeric form exists."""
+    result = next_generation(model)
+    if result.r0 is None:
+        raise ValueError(f"model {model.name!r}: {result.reason}; use r0_numeric")
+    return result.r0
+
+
+@by_model
+def effective_r(model: Model) -> sp.Expr:
+    """R(t): the spectral radius with the uninfected compartments at their current values (symbols of the model).
+
+    Raises: ValueError where only the numeric form exists.
+    """
+    _, radius, reason = _radius_within(*infection_matrices(model), SYMBOLIC_SECONDS)
+    if radius is None:
+        raise ValueError(f"model {model.name!r}: {reason}")
+    return radius
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumericR0:
+    """R0 over arrays of parameters: call it with a mapping name -> float or array (all broadcast together)."""
+
+    method: str
+    reason: str
+    names: tuple[str, ...]
+    function: Callable[..., NDArray[np.float64]]
+
+    def __call__(self, values: Mapping[str, ArrayLike]) -> NDArray[np.float64]:
+        """R0, shape of the broadcast inputs. Raises: KeyError naming a missing parameter."""
+        arrays = np.broadcast_arrays(*(np.asarray(values[name], dtype=np.float64) for name in self.names))
+        return np.asarray(self.function(*arrays), dtype=np.float64)
+
+
+@by_model
+def r0_numeric(model: Model, *, symbolic: bool = True) -> NumericR0:
+    """Fast R0 over arrays: the compiled expression, or eigenvalues of F V^-1 without one (or symbolic=False)."""
+    result = next_generation(model)
+    names = model.parameter_names
+    arguments = [model.symbols[name] for name in names]
+    if symbolic and result.r0 is not None:
+        compiled = sp.lambdify(arguments, result.r0, "numpy", cse=True)
+        return NumericR0(
+            method="symbolic",
+            reason="",
+            names=names,
+            function=lambda *arrays: np.broadcast_to(compiled(*arrays), np.shape(arrays[0])),
+        )
+    size = len(result.infected)
+    entries = sp.lambdify(arguments, [*result.F, *result.V], "numpy", cse=True)
+
+    def radius(*arrays: NDArray[np.float64]) -> NDArray[np.float64]:
+        flat = np.stack([np.broadcast_to(e, np.shape(arrays[0])) for e in entries(*arrays)], axis=-1)
+        F = flat[..., : size * size].reshape(*flat.shape[:-1], size, size)
+        V = flat[..., size * size :].reshape(*flat.shape[:-1], size, size)
+        # F V^-1 has the eigenvalues of V^-1 F.
+        return np.asarray(np.abs(np.linalg.eigvals(np.linalg.solve(V, F))).max(axis=-1))
+
+    return NumericR0(method="numeric", reason=result.reason or "asked for", names=names, function=radius)

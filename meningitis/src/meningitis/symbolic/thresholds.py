@@ -1,0 +1,122 @@
+"""Where carriage and illness spread: conditions in symbols, derived from the declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy as sp
+
+from meningitis.model import Model
+from meningitis.symbolic.growth import case_and_carrier, early_ratio
+from meningitis.symbolic.nextgen import infected_states, infection_matrices
+
+Q = sp.Symbol("q")
+SHARE = sp.Symbol("s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Conditions for growth, as right-hand sides.
+
+    carriers_spread: carriers grow while S/N is above it; stage1_spreads: cases grow while I1/C is below it, with
+    s = S/N and q = infectiousness of the ill over that of the carriers' unit, (I1 + eta I2)/C;
+    critical_ratio: the latter without direct infection, phi/a1; early_ratio: phi/(r + a1).
+    """
+
+    carriers_spread: sp.Expr
+    stage1_spreads: sp.Expr
+    critical_ratio: sp.Expr
+    early_ratio: sp.Expr
+    carrier: str
+    case: str
+    susceptible: str
+    q: sp.Expr
+    symbol_names: dict[sp.Symbol, str] = field(default_factory=dict, repr=False)
+
+    def _items(self) -> dict[str, sp.Expr]:
+        return {
+            "carriers_spread": self.carriers_spread,
+            "stage1_spreads": self.stage1_spreads,
+            "critical_ratio": self.critical_ratio,
+            "early_ratio": self.early_ratio,
+        }
+
+    def text(self) -> str:
+        """The conditions as sentences in plain text."""
+        s, i, c = self.susceptible, self.case, self.carrier
+        return "\n".join(
+            (
+                f"carriers spread while {s}/N > {sp.sstr(self.carriers_spread)}, q = {sp.sstr(self.q)}",
+                f"cases spread while {i}/{c} < {sp.sstr(self.stage1_spreads)}, s = {s}/N",
+                f"critical ratio {i}/{c} (no direct infection): {sp.sstr(self.critical_ratio)}",
+                f"early ratio {i}/{c} at growth rate r: {sp.sstr(self.early_ratio)}",
+            )
+        )
+
+    def latex(self) -> dict[str, str]:
+        """LaTeX source by name."""
+        return {name: sp.latex(value, symbol_names=self.symbol_names) for name, value in self._items().items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: expressions as text."""
+        return {name: sp.sstr(value) for name, value in self._items().items()} | {"q": sp.sstr(self.q)}
+
+    def evaluate(self, model: Model, values: Mapping[str, float], **symbols: float) -> dict[str, float]:
+        """The conditions as numbers; `symbols` gives q, s and r (those left out leave their conditions out)."""
+        at = {model.symbols[name]: values[name] for name in model.parameter_names}
+        at |= {sp.Symbol(name): value for name, value in symbols.items()}
+        numbers = {name: value.subs(at) for name, value in self._items().items()}
+        return {name: float(value) for name, value in numbers.items() if not value.free_symbols}
+
+
+def thresholds(model: Model) -> Thresholds:
+    """Derive the thresholds for carriage and for illness.
+
+    Raises: ValueError where the declaration has no single case compartment fed by a carrier compartment, or where
+    infection does not come from a single susceptible compartment in a force linear in the infected.
+    """
+    pair = case_and_carrier(model)
+    if pair is None:
+        raise ValueError(f"model {model.name!r} has no single case compartment fed by a carrier compartment")
+    case, carrier = pair
+    names = infected_states(model)
+    i, c = names.index(case), names.index(carrier)
+    sources = {flow.source for flow in model.flows if flow.new_infection}
+    if len(sources) != 1 or None in sources:
+        raise ValueError(f"model {model.name!r} has no single susceptible compartment")
+    susceptible = str(sources.pop())
+    S, C = model.symbols[susceptible], model.symbols[carrier]
+    F, V = infection_matrices(model)
+    X = sp.Matrix([model.symbols[name] for name in names])
+    population = sp.simplify(sum(model.initial_state().values(), sp.Integer(0)))
+    # The infectiousness of all infected per carrier, by q = (all but carriers, in units of a case)/carriers.
+    row = F.row(c) if F[c, c] != 0 else F.row(i)
+    if row[i] == 0:
+        raise ValueError(
+            f"model {model.name!r}: cases do not infect, so no ratio of cases to carriers governs its spread"
+        )
+    others = sum((row[j] / row[i] * X[j] for j in range(len(names)) if j != c), sp.Integer(0))
+    per_share = {S: SHARE * population}
+
+    def gain(index: int) -> sp.Expr:
+        return sp.factor(sp.simplify((F[index, c] + F[index, i] * Q).subs(per_share)))
+
+    loss = sum((V[c, j] * X[j] for j in range(len(names))), sp.Integer(0)) / C
+    spread = sp.factor(sp.simplify(loss / (gain(c) / SHARE)))
+    other_feeds = sum((-V[i, j] * X[j] for j in range(len(names)) if j not in (i, c)), sp.Integer(0)) / C
+    critical = sp.simplify(-V[i, c] / V[i, i])
+    early = early_ratio(model)
+    assert early is not None
+    return Thresholds(
+        carriers_spread=spread,
+        stage1_spreads=sp.simplify((-V[i, c] + gain(i) + other_feeds) / V[i, i]),
+        critical_ratio=critical,
+        early_ratio=early,
+        carrier=carrier,
+        case=case,
+        susceptible=susceptible,
+        q=sp.simplify(others / C),
+        symbol_names=model.latex_names,
+    )

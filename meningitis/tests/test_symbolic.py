@@ -1,0 +1,266 @@
+"""Reproduction numbers, growth, thresholds, indices, equilibria and control against formulas from elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import sympy as sp
+
+from meningitis.model import Compartment, Distribution, Flow, InitialState, Model, Parameter
+from meningitis.models import BASIC, GENERALISED
+from meningitis.symbolic import (
+    control,
+    effective_r,
+    elasticities,
+    equilibria,
+    growth,
+    next_generation,
+    r0,
+    r0_numeric,
+    thresholds,
+)
+from meningitis.symbolic.growth import numeric_matrices
+from meningitis.symbolic.limits import TimeLimit, time_limit
+
+UNITS = {"N": "persons", "Nv": "persons", "births": "persons/day", "q": "1", "k": "1"}
+
+
+def build(name: str, states: str, infected: str, values: dict[str, float], flows: list[Any], initial: Any) -> Model:
+    """A small model: flows are (source, target, rate, new infection?)."""
+    return Model(
+        name=name,
+        compartments=tuple(Compartment(name=s, meaning=s, infected=s in infected.split()) for s in states.split()),
+        parameters=tuple(
+            Parameter(
+                name=p,
+                symbol=p,
+                unit=UNITS.get(p, "1/day"),
+                default=v,
+                bounds=(0.0, 1e9),
+                distribution=Distribution(kind="fixed", low=v, high=v),
+                kind="rate" if p not in UNITS or p == "births" else "count" if UNITS[p] == "persons" else "multiplier",
+                meaning=p,
+            )
+            for p, v in values.items()
+        ),
+        flows=tuple(
+            Flow(name=f"flow{k}", source=a, target=b, rate=rate, new_infection=new)
+            for k, (a, b, rate, new) in enumerate(flows)
+        ),
+        initial=InitialState(values=initial),
+        closed=all(a and b for a, b, _, _ in flows),
+    )
+
+
+SIR = build(
+    "sir", "S I R", "I", {"b": 0.4, "g": 0.1, "N": 1e3}, [("S", "I", "b*S*I/N", True), ("I", "R", "g*I", False)],
+    {"S": "0.99*N", "I": "0.01*N"},
+)  # fmt: skip
+SEIR = build(
+    "seir", "S E I R", "E I", {"b": 0.4, "a": 0.2, "g": 0.1, "m": 0.02, "births": 20.0, "N": 1e3},
+    [
+        (None, "S", "births", False), ("S", "E", "b*S*I/N", True), ("E", "I", "a*E", False), ("I", "R", "g*I", False),
+        *((x, None, f"m*{x}", False) for x in ("S", "E", "I", "R")),
+    ],
+    {"S": "0.99*N", "I": "0.01*N"},
+)  # fmt: skip
+SEIAR = build(
+    "seiar", "S E I A R", "E I A", {"b": 0.4, "k": 0.5, "a": 0.2, "q": 0.7, "g": 0.1, "h": 0.15, "N": 1e3},
+    [
+        ("S", "E", "b*S*(I + k*A)/N", True), ("E", "I", "q*a*E", False), ("E", "A", "(1 - q)*a*E", False),
+        ("I", "R", "g*I", False), ("A", "R", "h*A", False),
+    ],
+    {"S": "0.99*N", "I": "0.01*N"},
+)  # fmt: skip
+VECTOR = build(
+    "vector", "S I R U W", "I W", {"b": 0.3, "c": 0.2, "g": 0.1, "m": 0.05, "N": 1e3, "Nv": 4e3},
+    [
+        ("S", "I", "b*S*W/N", True), ("I", "R", "g*I", False), ("U", "W", "c*U*I/N", True), ("W", "U", "m*W", False),
+    ],
+    {"S": "0.99*N", "I": "0.01*N", "U": "Nv"},
+)  # fmt: skip
+TWO_SEX = build(
+    "two_sex", "F M X Y", "X Y", {"b": 0.3, "c": 0.2, "g": 0.1, "h": 0.05, "N": 1e3, "Nv": 2e3},
+    [
+        ("F", "X", "b*F*Y/Nv", True), ("X", "F", "g*X", False), ("M", "Y", "c*M*X/N", True), ("Y", "M", "h*Y", False),
+    ],
+    {"F": "0.99*N", "X": "0.01*N", "M": "Nv"},
+)  # fmt: skip
+SEIR_R0 = "b*a*births/(m*N*(a + m)*(g + m))"
+TEXTBOOK = [
+    (SIR, "b/g"),
+    (SEIR, SEIR_R0),
+    (SEIAR, "b*(q/g + (1 - q)*k/h)"),
+    (VECTOR, "sqrt(b*c*Nv/(N*g*m))"),
+    (TWO_SEX, "sqrt(b*c*N/Nv*Nv/N/(g*h))"),
+]
+
+
+@pytest.mark.parametrize(("model", "formula"), TEXTBOOK, ids=[m.name for m, _ in TEXTBOOK])
+def test_textbook_reproduction_numbers(model: Model, formula: str) -> None:
+    expected = sp.sympify(formula, locals=dict(model.symbols))
+    assert sp.simplify(r0(model) - expected) == 0
+    values = model.values()
+    assert r0_numeric(model, symbolic=False)(values) == pytest.approx(float(r0_numeric(model)(values)), rel=1e-12)
+
+
+def spec_r0(v: dict[str, Any]) -> Any:
+    """The formula of the specification, written by hand."""
+    p = v.get("direct_fraction", 0.0)
+    a1 = v["stage_progression_rate"] + v["stage1_immunity_rate"] + v["stage1_death_rate"]
+    a2 = v["stage2_immunity_rate"] + v["stage2_death_rate"]
+    T = (1 + v["stage2_infectiousness"] * v["stage_progression_rate"] / a2) / a1
+    phi, gc = v["carrier_conversion_rate"], v["carrier_immunity_rate"]
+    return v["transmission_rate"] * ((1 - p) * (v["carrier_odds"] + phi * T) / (phi + gc) + p * T)
+
+
+def draws(model: Model, n: int, seed: int = 1) -> dict[str, Any]:
+    """Parameters drawn uniformly, wide enough that every term of R0 matters."""
+    generator = np.random.default_rng(seed)
+    drawn = {p.name: generator.uniform(0.02, 0.9, n) for p in model.parameters}
+    fixed = {"population": 1e5, "initial_immune_fraction": 0.2, "initial_carrier_fraction": 0.001}
+    return drawn | {name: np.full(n, value) for name, value in fixed.items()}
+
+
+@pytest.mark.parametrize("model", [BASIC, GENERALISED], ids=lambda m: m.name)
+def test_r0_is_the_formula_of_the_specification(model: Model) -> None:
+    values = draws(model, 200)
+    for symbolic in (True, False):
+        assert np.allclose(r0_numeric(model, symbolic=symbolic)(values), spec_r0(values), rtol=1e-11)
+
+
+@pytest.mark.parametrize("wrong", ["p dropped", "odds and stage II swapped"])
+def test_a_wrong_formula_is_told_apart(wrong: str) -> None:
+    values = draws(GENERALISED, 200)
+    spoiled = dict(values)
+    if wrong == "p dropped":
+        spoiled["direct_fraction"] = np.zeros(200)
+    else:
+        odds, stage2 = "carrier_odds", "stage2_infectiousness"
+        spoiled[odds], spoiled[stage2] = values[stage2], values[odds]
+    assert np.median(np.abs(spec_r0(spoiled) / r0_numeric(GENERALISED)(values) - 1)) > 0.01
+
+
+def test_the_sign_of_growth_is_the_sign_of_r0_minus_one() -> None:
+    values = draws(GENERALISED, 60, seed=2)
+    values["transmission_rate"] = values["transmission_rate"] / r0_numeric(GENERALISED)(values)
+    values["transmission_rate"] *= np.random.default_rng(3).uniform(0.7, 1.3, 60)
+    signs = set()
+    for k in range(60):
+        here = {name: float(column[k]) for name, column in values.items()}
+        susceptible = {"S": here["population"], "R": 0.0}
+        F, V = numeric_matrices(GENERALISED, here, susceptible)
+        leading = np.linalg.eigvals(F - V).real.max()
+        assert np.sign(leading) == np.sign(float(r0_numeric(GENERALISED)(here)) - 1)
+        assert growth(GENERALISED, here, state=susceptible).rate == pytest.approx(leading, abs=1e-12)
+        signs.add(np.sign(leading))
+    assert signs == {1.0, -1.0}
+
+
+def test_effective_r_scales_with_the_susceptibles() -> None:
+    S, N = GENERALISED.symbols["S"], GENERALISED.symbols["population"]
+    assert sp.simplify(effective_r(GENERALISED) - r0(GENERALISED) * S / N) == 0
+
+
+def test_indices_against_finite_differences_and_beta_exactly_one() -> None:
+    for seed in range(3):
+        values = {name: float(column[0]) for name, column in draws(GENERALISED, 1, seed).items()}
+        found = elasticities(GENERALISED).evaluate(values)
+        assert elasticities(GENERALISED).expressions["transmission_rate"] == 1
+        assert list(found.values()) == sorted(found.values(), key=lambda x: -abs(x))
+        for name, index in found.items():
+            h = 1e-6
+            up, down = (spec_r0({**values, name: values[name] * (1 + s * h)}) for s in (1, -1))
+            assert index == pytest.approx((up - down) / (2 * h) / spec_r0(values), abs=1e-8), name
+
+
+def test_the_index_of_conversion_is_positive_only_if_conversion_pays() -> None:
+    for odds in (0.2, 5.0):
+        v = BASIC.values(overrides={"carrier_odds": odds})
+        a2 = v["stage2_immunity_rate"] + v["stage2_death_rate"]
+        T = (1 + v["stage_progression_rate"] / a2) / v["stage_progression_rate"]
+        index = elasticities(BASIC).evaluate(v)["carrier_conversion_rate"]
+        assert (index > 0) == (v["carrier_immunity_rate"] * T > odds)
+
+
+def test_thresholds_are_those_of_the_specification() -> None:
+    found, s = thresholds(GENERALISED), GENERALISED.symbols
+    q, share, rate = sp.symbols("q s r")
+    beta, odds, p = s["transmission_rate"], s["carrier_odds"], s["direct_fraction"]
+    phi, gc = s["carrier_conversion_rate"], s["carrier_immunity_rate"]
+    a1 = s["stage_progression_rate"] + s["stage1_immunity_rate"] + s["stage1_death_rate"]
+    assert sp.simplify(found.carriers_spread - (phi + gc) / ((1 - p) * beta * (odds + q))) == 0
+    assert sp.simplify(found.stage1_spreads - (phi + p * beta * share * (odds + q)) / a1) == 0
+    assert sp.simplify(found.critical_ratio - phi / a1) == 0
+    assert sp.simplify(found.early_ratio - phi / (rate + a1)) == 0
+    assert sp.simplify(found.q - (s["I1"] + s["stage2_infectiousness"] * s["I2"]) / s["C"]) == 0
+
+
+def test_early_ratio_of_the_eigenvector_is_the_formula() -> None:
+    values = BASIC.values()
+    speed = growth(BASIC, values)
+    assert speed.early_ratio == pytest.approx(thresholds(BASIC).evaluate(BASIC, values, r=speed.rate)["early_ratio"])
+    assert speed.doubling_time == pytest.approx(np.log(2) / speed.rate)
+
+
+def test_growth_and_generation_time_of_seir() -> None:
+    # Without deaths: (r + a)(r + g) = b a, and a generation lasts 1/a + 1/g on average.
+    values = SEIR.values(overrides={"m": 1e-9, "births": 1e-6})
+    speed = growth(SEIR, values, state={"S": 1e3, "R": 0.0})
+    a, g, b = values["a"], values["g"], values["b"]
+    assert (speed.rate + a) * (speed.rate + g) == pytest.approx(a * b, rel=1e-6)
+    assert speed.generation_time == pytest.approx(1 / a + 1 / g, rel=1e-6)
+
+
+def test_equilibria_with_births() -> None:
+    values = SEIR.values()
+    free, endemic = equilibria(SEIR, values).points
+    assert (free.kind, free.stable, endemic.kind, endemic.stable) == ("disease-free", False, "endemic", True)
+    reproduction = float(r0_numeric(SEIR)(values))
+    assert endemic.state["S"] == pytest.approx(free.state["S"] / reproduction, rel=1e-8)
+    subdued = equilibria(SEIR, SEIR.values(overrides={"b": 0.4 / reproduction * 0.8}))
+    assert [point.stable for point in subdued.points] == [True]
+    assert "no endemic" in subdued.note
+
+
+def test_a_closed_population_has_no_endemic_equilibrium() -> None:
+    found = equilibria(BASIC, BASIC.values())
+    assert len(found.points) == 1
+    assert "closed" in found.note
+
+
+def test_control_values_bring_r0_to_one() -> None:
+    values = GENERALISED.values(overrides={"carrier_conversion_rate": 0.01})
+    found = control(GENERALISED, values, efficacy=0.9)
+    assert found.herd_immunity == pytest.approx(1 - 1 / spec_r0(values))
+    assert found.coverage == pytest.approx(found.herd_immunity / 0.9)
+    reached = {name: x for name, x in found.critical.items() if x is not None}
+    assert reached["transmission_rate"] == pytest.approx(values["transmission_rate"] / found.r0)
+    for name, x in reached.items():
+        assert spec_r0({**values, name: x}) == pytest.approx(1.0, abs=1e-9), name
+    assert found.critical["population"] is None
+    assert control(GENERALISED, values, efficacy=0.2).coverage is None
+
+
+def test_the_numeric_form_answers_where_symbols_are_cut_short_and_says_why() -> None:
+    found = next_generation(VECTOR, seconds=1e-4)
+    assert found.r0 is None
+    assert "longer than" in found.reason
+    with pytest.raises(TimeLimit), time_limit(0.01):
+        while True:
+            pass
+
+
+def test_a_model_without_infection_is_refused() -> None:
+    model = build("idle", "S R", "", {"g": 0.1, "N": 10.0}, [("S", "R", "g*S", False)], {"S": "N"})
+    with pytest.raises(ValueError, match="no infected compartment"):
+        next_generation(model)
+
+
+def test_text_and_latex_show_the_matrices() -> None:
+    found = next_generation(BASIC)
+    assert set(found.latex()) == {"F", "V", "K", "R0"}
+    assert r"\beta" in found.latex()["R0"]
+    assert "R0 = " in found.text()
