@@ -8,11 +8,11 @@ channels of a head, K taps of a filter.
     >>> operator = operators.build("hyena_x", width=1152, heads=16, tokens=256)
 """
 
-from grafting.operators import attention, hyena, mlp
+from grafting.operators import attention, hyena, linear, mamba2, mlp
 from grafting.operators.base import Operator, OperatorError, Option
 from grafting.operators.registry import build, get, list_operators, register
 
 __all__ = ["Operator", "OperatorError", "Option", "build", "get", "list_operators", "register"]
 
 # The families register themselves when imported; naming them here keeps the imports from looking unused.
-FAMILIES = (attention, hyena, mlp)
+FAMILIES = (attention, hyena, linear, mamba2, mlp)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grafting.operators.base import Grid, Operator, Option, Weights
+from grafting.operators.convolution import naive_filter_1d
 from grafting.operators.registry import register
 
 
@@ -66,3 +67,46 @@ class Mlp(Operator):
     @classmethod
     def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
         return 4 * tokens * width * hidden_size(width, options["ratio"])
+
+
+@register("mlp_hyena_x")
+class MlpHyenaX(Operator):
+    """Gated convolution as channel mixer: D → 3·r·D, a causal filter, y = q·k·v, r·D → D.
+
+    The filter's channels are the token positions and it runs along the features, as in the released grafts, so the
+    operator is tied to its number of tokens.
+    """
+
+    kind = "channel"
+    needs_tokens = True
+    option_table: ClassVar[Mapping[str, Option]] = {"ratio": Option.integer(2), "kernel": Option.integer(4)}
+
+    def make_layers(self) -> None:
+        hidden = self.width * self.options["ratio"]
+        assert self.tokens is not None
+        self.in_proj = nn.Linear(self.width, 3 * hidden)
+        self.short_filter = nn.Conv1d(self.tokens, self.tokens, self.options["kernel"], groups=self.tokens)
+        self.out_proj = nn.Linear(hidden, self.width)
+
+    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        h = self.short_filter(F.pad(self.in_proj(x), (self.options["kernel"] - 1, 0)))
+        q, k, v = h.chunk(3, dim=-1)
+        return q * (k * v)
+
+    def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        h = self.in_proj(x)
+        weight, bias = self.short_filter.weight, self.short_filter.bias
+        h = naive_filter_1d(h.transpose(1, 2), weight, bias, before=self.options["kernel"] - 1).transpose(1, 2)
+        hidden = h.shape[-1] // 3
+        return self.out_proj(h[..., :hidden] * h[..., hidden : 2 * hidden] * h[..., 2 * hidden :])
+
+    @classmethod
+    def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
+        hidden = width * options["ratio"]
+        assert tokens is not None
+        return 4 * width * hidden + 3 * hidden + width + tokens * (options["kernel"] + 1)
+
+    @classmethod
+    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
+        hidden = width * options["ratio"]
+        return tokens * (8 * width * hidden + 6 * hidden * options["kernel"])

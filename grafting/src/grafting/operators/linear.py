@@ -1,0 +1,128 @@
+"""Attention that is linear in the number of tokens: kernelised attention, and the mean beside a local filter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grafting.operators.attention import Attention
+from grafting.operators.base import QKV, Grid, Operator, Option, Weights, assign
+from grafting.operators.convolution import filter_2d, make_identity, naive_filter_2d
+from grafting.operators.registry import register
+
+SMALL = 1e-6  # keeps the normaliser off zero where a rectified map silences every key
+
+
+@register("linear")
+class LinearAttention(Attention):
+    """y_n = Σ_m φ(q_n)·φ(k_m) v_m / Σ_m φ(q_n)·φ(k_m), non-causal, computed through the C x C sums of φ(k) vᵀ.
+
+    The feature map φ is elu + 1 (Katharopoulos et al., arXiv 2006.16236), relu, or the learned softmax map of Hedgehog
+    (Zhang et al., arXiv 2402.04347): softmax of [Wx, -Wx] per head, W starting as the identity.
+    """
+
+    option_table: ClassVar[Mapping[str, Option]] = {"feature_map": Option.choice("elu+1", "relu", "learned")}
+
+    def make_layers(self) -> None:
+        super().make_layers()
+        assert self.heads is not None
+        if self.options["feature_map"] == "learned":
+            size = self.width // self.heads
+            self.map_q = nn.Parameter(torch.eye(size).repeat(self.heads, 1, 1))
+            self.map_k = nn.Parameter(torch.eye(size).repeat(self.heads, 1, 1))
+
+    def mapped(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """φ(q), φ(k), v: each (B, H, N, C), or 2C for the learned map."""
+        q, k, v = self.split_heads(x)
+        if self.options["feature_map"] == "relu":
+            return F.relu(q), F.relu(k), v
+        if self.options["feature_map"] == "elu+1":
+            return F.elu(q) + 1, F.elu(k) + 1, v
+        q, k = q @ self.map_q, k @ self.map_k
+        return torch.cat([q, -q], -1).softmax(-1), torch.cat([k, -k], -1).softmax(-1), v
+
+    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        q, k, v = self.mapped(x)
+        state = k.transpose(-1, -2) @ v
+        total = (q * k.sum(dim=-2, keepdim=True)).sum(dim=-1, keepdim=True)
+        return ((q @ state) / (total + SMALL)).transpose(1, 2).flatten(2)
+
+    def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        q, k, v = self.mapped(x)
+        pairs = torch.einsum("bhnc,bhmc->bhnm", q, k)
+        y = torch.einsum("bhnm,bhmc->bhnc", pairs / (pairs.sum(-1, keepdim=True) + SMALL), v)
+        return self.out_projection(y.permute(0, 2, 1, 3).reshape(x.shape))
+
+    @classmethod
+    def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
+        assert heads is not None
+        maps = 2 * width * width // heads if options["feature_map"] == "learned" else 0
+        return 4 * width * width + 4 * width + maps
+
+    @classmethod
+    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
+        assert heads is not None
+        size = width // heads
+        core = 12 * tokens * width * size if options["feature_map"] == "learned" else 4 * tokens * width * size
+        return 8 * tokens * width * width + core
+
+
+@register("local_mean")
+class LocalMean(Operator):
+    """out_proj([filter(v), gate(x) ⊙ mean(v)]): values through a centred filter on the grid, beside their mean.
+
+    The filter starts as the identity and the gate as one, so at the start every feature is linear in the values and a
+    least-squares output projection is the whole fit. Four D x D matrices, as attention and Hyena have.
+    """
+
+    option_table: ClassVar[Mapping[str, Option]] = {"kernel": Option.integer(3, odd=True)}
+
+    def make_layers(self) -> None:
+        d, taps = self.width, self.options["kernel"]
+        self.value = nn.Linear(d, d)
+        self.gate = nn.Linear(d, d)
+        self.filter = nn.Conv2d(d, d, taps, groups=d)
+        self.out_proj = nn.Linear(2 * d, d)
+        self.start_linear()
+
+    @torch.no_grad()
+    def start_linear(self) -> None:
+        """Filter to the identity, gate to one."""
+        make_identity(self.filter, at=self.options["kernel"] // 2)
+        self.gate.weight.zero_()
+        self.gate.bias.fill_(1.0)
+
+    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        v = self.value(x)
+        local = filter_2d(v, self.filter.weight, self.filter.bias, grid=grid)
+        return torch.cat([local, self.gate(x) * v.mean(dim=1, keepdim=True)], dim=-1)
+
+    def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        v = self.value(x)
+        local = naive_filter_2d(v, self.filter.weight, self.filter.bias, grid=grid)
+        mean = sum(v[:, m] for m in range(v.shape[1])) / v.shape[1]
+        rows = [torch.cat([local[:, n], self.gate(x[:, n]) * mean], dim=-1) for n in range(x.shape[1])]
+        return self.out_proj(torch.stack(rows, dim=1))
+
+    @torch.no_grad()
+    def copy_from_attention(self, qkv: QKV, out: Weights) -> bool:
+        """Values copied; the output reads them half from the token itself and half from the mean."""
+        d, (wv, bv) = self.width, qkv[4:]
+        if wv.shape != (d, d) or out[0].shape != (d, d):
+            return False
+        assign(self.value, wv, bv)
+        assign(self.out_proj, torch.cat([out[0], out[0]], dim=1) / 2, out[1])
+        self.start_linear()
+        return True
+
+    @classmethod
+    def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
+        return 4 * width * width + 3 * width + width * (options["kernel"] ** 2 + 1)
+
+    @classmethod
+    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
+        return 2 * tokens * width * (4 * width + options["kernel"] ** 2)

@@ -1,0 +1,156 @@
+"""Mamba-2 (Dao & Gu, arXiv 2405.21060) in plain torch: state-space duality computed in chunks of tokens.
+
+Legend beside the package's: E inner width (expand · D), P channels of a head, H = E / P heads, S state size, L tokens
+of a chunk. The layer's weights have the names and shapes of `mamba_ssm.modules.mamba2.Mamba2` (one group, RMS norm
+after the gate), so released weights load key by key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grafting.operators.base import Grid, Operator, Option
+from grafting.operators.convolution import filter_1d, naive_filter_1d
+from grafting.operators.registry import register
+
+STEP_RANGE = (1e-3, 1e-1)  # of softplus(dt_bias) at the start, log-uniform; with a floor of 1e-4: the published layer's
+STEP_FLOOR = 1e-4
+DECAY_RANGE = (1.0, 16.0)  # of exp(A_log) at the start
+
+
+class GatedRMSNorm(nn.Module):
+    """y = rms_normalised(x ⊙ silu(z)) ⊙ weight over the last axis."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return F.rms_norm(x * F.silu(z), self.weight.shape, self.weight, self.eps)
+
+
+@register("mamba2")
+class Mamba2(Operator):
+    """h_n = exp(Δ_n A) h_{n-1} + Δ_n x_n B_nᵀ, y_n = h_n C_n + D x_n per head, causal over the raster.
+
+    Within a chunk this is masked attention of C and B; from chunk to chunk only the state (P x S per head) is handed
+    on, so the work grows with N · L and not with N².
+    """
+
+    option_table: ClassVar[Mapping[str, Option]] = {
+        "state": Option.integer(64),
+        "kernel": Option.integer(4),
+        "expand": Option.integer(2),
+        "head_dim": Option.integer(16),
+        "chunk": Option.integer(64),
+    }
+
+    @classmethod
+    def size_problems(cls, width: int, heads: int | None, options: Mapping[str, Any]) -> list[str]:
+        inner, size = width * options["expand"], options["head_dim"]
+        return [f"expand x width = {inner} is not divisible by head_dim {size}"] if inner % size else []
+
+    @classmethod
+    def sizes(cls, width: int, options: Mapping[str, Any]) -> tuple[int, int, int]:
+        """E, S and H."""
+        inner = width * options["expand"]
+        return inner, options["state"], inner // options["head_dim"]
+
+    def make_layers(self) -> None:
+        inner, state, heads = self.sizes(self.width, self.options)
+        self.in_proj = nn.Linear(self.width, 2 * inner + 2 * state + heads, bias=False)
+        self.conv1d = nn.Conv1d(inner + 2 * state, inner + 2 * state, self.options["kernel"], groups=inner + 2 * state)
+        low, high = (math.log(bound) for bound in STEP_RANGE)
+        step = torch.exp(torch.rand(heads) * (high - low) + low).clamp(min=STEP_FLOOR)
+        self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(*DECAY_RANGE).log())
+        self.D = nn.Parameter(torch.ones(heads))
+        self.norm = GatedRMSNorm(inner)
+        self.out_proj = nn.Linear(inner, self.width, bias=False)
+
+    def inputs(self, x: Tensor, *, naive: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """z (B, N, E), x (B, N, H, P), B and C (B, N, S), step Δ (B, N, H), log decay Δ·A (B, N, H)."""
+        inner, state, heads = self.sizes(self.width, self.options)
+        z, xbc, step = self.in_proj(x).split([inner, inner + 2 * state, heads], dim=-1)
+        run = naive_filter_1d if naive else filter_1d
+        xbc = F.silu(run(xbc, self.conv1d.weight, self.conv1d.bias, before=self.options["kernel"] - 1))
+        u, b, c = xbc.split([inner, state, state], dim=-1)
+        step = F.softplus(step + self.dt_bias)
+        return z, u.unflatten(-1, (heads, -1)), b, c, step, -step * torch.exp(self.A_log)
+
+    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        z, u, b, c, step, decay = self.inputs(x, naive=False)
+        y = chunked_scan(u * step.unsqueeze(-1), decay, b, c, min(self.options["chunk"], x.shape[1]))
+        y = y + self.D.unsqueeze(-1) * u
+        return self.norm(y.flatten(2), z)
+
+    def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        z, u, b, c, step, decay = self.inputs(x, naive=True)
+        h = u.new_zeros(*u.shape[:1], *u.shape[2:], b.shape[-1])
+        rows = []
+        for n in range(x.shape[1]):
+            added = torch.einsum("bh,bhp,bs->bhps", step[:, n], u[:, n], b[:, n])
+            h = torch.exp(decay[:, n])[..., None, None] * h + added
+            rows.append(torch.einsum("bhps,bs->bhp", h, c[:, n]) + self.D[:, None] * u[:, n])
+        y = torch.stack(rows, dim=1).flatten(2) * z * torch.sigmoid(z)
+        y = y / torch.sqrt(y.square().mean(dim=-1, keepdim=True) + self.norm.eps) * self.norm.weight
+        return self.out_proj(y)
+
+    @classmethod
+    def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
+        inner, state, own = cls.sizes(width, options)
+        channels = inner + 2 * state
+        projections = width * (inner + channels + own) + inner * width
+        return projections + channels * (options["kernel"] + 1) + 3 * own + inner
+
+    @classmethod
+    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
+        inner, state, own = cls.sizes(width, options)
+        channels = inner + 2 * state
+        chunk = min(options["chunk"], tokens)
+        chunks = -(-tokens // chunk)
+        outer = 2 * tokens * (width * (2 * inner + 2 * state + own) + inner * width + channels * options["kernel"])
+        # Within chunks: C·B, then the mask times values; between them: states made, and states read.
+        return outer + 2 * chunks * chunk * (chunk * (state + inner) + 2 * inner * state)
+
+
+def chunked_scan(u: Tensor, decay: Tensor, b: Tensor, c: Tensor, chunk: int) -> Tensor:
+    """y_n = Σ_{m ≤ n} exp(Σ_{m < i ≤ n} decay_i) (c_n · b_m) u_m, per head, in chunks.
+
+    Args:
+        u: inputs (B, N, H, P), already scaled by their steps.
+        decay: logarithm of the decay at each token (B, N, H), never positive.
+        b, c: (B, N, S), shared by the heads.
+        chunk: tokens L computed together.
+
+    Returns:
+        (B, N, H, P).
+    """
+    n = u.shape[1]
+    chunks = -(-n // chunk)
+    short = chunks * chunk - n
+    u = F.pad(u, (0, 0, 0, 0, 0, short)).unflatten(1, (chunks, chunk)).permute(0, 1, 3, 2, 4)  # (B, K, H, L, P)
+    sums = F.pad(decay, (0, 0, 0, short)).unflatten(1, (chunks, chunk)).transpose(2, 3).cumsum(-1)  # (B, K, H, L)
+    b, c = (F.pad(t, (0, 0, 0, short)).unflatten(1, (chunks, chunk)) for t in (b, c))  # (B, K, L, S)
+
+    # Within a chunk. Later keys are hidden before the exponential, which would overflow on them.
+    later = torch.ones(chunk, chunk, dtype=torch.bool, device=u.device).triu(1)
+    between = (sums.unsqueeze(-1) - sums.unsqueeze(-2)).masked_fill(later, -torch.inf)
+    y = ((c @ b.transpose(-1, -2)).unsqueeze(2) * between.exp()) @ u
+
+    # What each chunk leaves behind at its end, handed on from chunk to chunk: (B, K, H, P, S).
+    left = (u * (sums[..., -1:] - sums).exp().unsqueeze(-1)).transpose(-1, -2) @ b.unsqueeze(2)
+    state, states = torch.zeros_like(left[:, 0]), []
+    for k in range(chunks):
+        states.append(state)
+        state = state * sums[:, k, :, -1].exp()[..., None, None] + left[:, k]
+    read = c.unsqueeze(2) @ torch.stack(states, dim=1).transpose(-1, -2)
+    y = y + read * sums.exp().unsqueeze(-1)
+    return y.permute(0, 1, 3, 2, 4).flatten(1, 2)[:, :n]
