@@ -1,0 +1,300 @@
+"""Sampling from class-conditional diffusion transformers, in the original protocol or in diffusers'.
+
+Shapes: z (B, C, H, W) latents or pixels; labels (B,) int64 in [0, classes); the model returns (B, C or 2C, H, W),
+the second half being where the variance of the step lies in its range.
+
+Three things that diffusers' ``DiTPipeline`` does otherwise: the learned variance is used, the null class is the
+number of classes of the model at hand, and every sample has noise of its own, so that sample i is the same picture
+whatever batch it was drawn in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import nn
+
+from .random import generator
+
+Scheduler = Literal["ddpm", "ddim", "dpm++"]
+Spacing = Literal["linspace", "leading"]
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all), a step being one pass over one batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to walk from noise to a sample.
+
+    scheduler: ``ddpm`` (with the learned variance where the model has one), ``ddim`` (deterministic) or ``dpm++``
+    (DPM-Solver++, second order). spacing: ``linspace`` is the original DiT's (999, 995, …, 0), ``leading`` is
+    diffusers' default (996, …, 0). guidance: 1 is off and costs one pass instead of two. guided_channels: the
+    original guides the first 3 only; ``None`` guides all. clip: bound the predicted clean sample to [-1, 1];
+    wrong for latents.
+    """
+
+    scheduler: Scheduler = "ddim"
+    steps: int = 50
+    spacing: Spacing = "linspace"
+    guidance: float = 1.0
+    guided_channels: int | None = None
+    clip: bool = False
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.scheduler not in get_args(Scheduler):
+            problems.append(f"scheduler {self.scheduler!r} is not one of {', '.join(get_args(Scheduler))}")
+        if self.spacing not in get_args(Spacing):
+            problems.append(f"spacing {self.spacing!r} is not one of {', '.join(get_args(Spacing))}")
+        if self.steps < 2:
+            # A single step would be spaced at noise level 0, where there is nothing to remove.
+            problems.append(f"{self.steps} sampling steps: at least 2 are needed")
+        if self.guidance < 0:
+            problems.append(f"guidance {self.guidance} is negative; 1 switches it off")
+        if self.guided_channels is not None and self.guided_channels < 1:
+            problems.append(f"{self.guided_channels} guided channels: give 1 or more, or none to guide all")
+        if self.clip and self.scheduler == "dpm++":
+            problems.append("clip has no meaning with scheduler 'dpm++'; use ddpm or ddim")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @classmethod
+    def original(cls) -> Sampling:
+        """The protocol of the DiT paper's figures: 250 DDPM steps, guidance 1.5 on the first three channels."""
+        return cls(scheduler="ddpm", steps=250, spacing="linspace", guidance=1.5, guided_channels=3)
+
+    def describe(self) -> str:
+        """One line for a table."""
+        channels = "all" if self.guided_channels is None else f"first {self.guided_channels}"
+        guided = "no guidance" if self.guidance == 1 else f"guidance {self.guidance:g} on {channels} channels"
+        return f"{self.steps} {self.scheduler.upper()} steps, {self.spacing}, {guided}"
+
+
+def draw_labels(n: int, classes: int, how: Literal["uniform", "balanced"] = "balanced", seed: int = 0) -> torch.Tensor:
+    """(n,) labels: ``balanced`` cycles through the classes, ``uniform`` draws them (the original protocol)."""
+    if how == "balanced":
+        return torch.arange(n) % classes
+    if how == "uniform":
+        return torch.randint(0, classes, (n,), generator=generator(seed, "labels"))
+    raise ValueError(f"labels {how!r}: they are drawn uniform or balanced")
+
+
+class Pipeline:
+    """Samples of a class-conditional transformer, decoded by a VAE if there is one.
+
+    transformer: a module called as ``transformer(z, timestep=t, class_labels=y).sample`` with a diffusers config.
+    scheduler: the training schedule in diffusers' keys; linear 1e-4 … 0.02 over 1,000 steps by default.
+    null_class: the label that means "no class"; by default the number of classes.
+
+    Raises:
+        ValueError: the schedule is not one of noise prediction.
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        vae: nn.Module | None = None,
+        scheduler: Mapping[str, Any] | None = None,
+        null_class: int | None = None,
+    ) -> None:
+        self.transformer, self.vae = transformer, vae
+        self.scheduler = dict(scheduler or {})
+        kind = self.scheduler.get("prediction_type", "epsilon")
+        if kind != "epsilon":
+            raise ValueError(f"prediction_type {kind!r}: only models that predict the noise (epsilon) can be sampled")
+        config: Any = transformer.config
+        self.channels: int = config.in_channels
+        self.size: int = config.sample_size
+        self.learned_variance: bool = config.out_channels == 2 * config.in_channels
+        self.null_class: int = config.num_embeds_ada_norm if null_class is None else null_class
+
+    def __call__(
+        self,
+        labels: torch.Tensor | Sequence[int],
+        *,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int = 64,
+        progress: Progress | None = None,
+    ) -> torch.Tensor:
+        """(N, channels, H, W) float32 images on the CPU, about [-1, 1]; arguments as in :meth:`latents`."""
+        z = self.latents(
+            labels, sampling=sampling, seed=seed, first_index=first_index, batch_size=batch_size, progress=progress
+        )
+        return torch.cat([self.decode(part) for part in z.split(batch_size)]) if len(z) else z
+
+    @torch.no_grad()
+    def latents(
+        self,
+        labels: torch.Tensor | Sequence[int],
+        *,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int = 64,
+        progress: Progress | None = None,
+    ) -> torch.Tensor:
+        """(N, C, H, W) float32 samples on the CPU, not decoded.
+
+        The noise of the k-th label depends on ``seed`` and ``first_index + k`` alone.
+
+        Raises:
+            ValueError: a label out of range, a batch size below 1, or more guided channels than the model has.
+        """
+        sampling = sampling or Sampling()
+        labels = torch.as_tensor(labels, dtype=torch.int64)
+        self._check(labels, sampling, batch_size)
+        batches = range(0, len(labels), batch_size)
+        total, done = sampling.steps * len(batches), 0
+        drawn = []
+
+        def step_done() -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, total)
+
+        with _evaluating(self.transformer):
+            for start in batches:
+                y = labels[start : start + batch_size]
+                sources = [generator(seed, "sample", first_index + start + k) for k in range(len(y))]
+                drawn.append(self._walk(y, sources, sampling, step_done).cpu())
+        return torch.cat(drawn) if drawn else torch.empty(0, self.channels, self.size, self.size)
+
+    @torch.no_grad()
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) latents to (B, channels, H', W') float32 images on the CPU; without a VAE, ``z`` itself."""
+        if self.vae is None:
+            return z.float().cpu()
+        config: Any = self.vae.config
+        like = next(self.vae.parameters())
+        z = z / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        vae: Any = self.vae
+        with _evaluating(self.vae):
+            return vae.decode(z.to(like)).sample.float().cpu()
+
+    def _check(self, labels: torch.Tensor, sampling: Sampling, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch size {batch_size}: it must be at least 1")
+        wrong = labels[(labels < 0) | (labels > self.null_class)]
+        if len(wrong):
+            raise ValueError(
+                f"label {int(wrong[0])}: this model knows classes 0 to {self.null_class - 1}, "
+                f"and {self.null_class} for no class"
+            )
+        if (sampling.guided_channels or 0) > self.channels:
+            raise ValueError(f"{sampling.guided_channels} guided channels: the samples have {self.channels}")
+
+    def _walk(
+        self,
+        y: torch.Tensor,
+        sources: list[torch.Generator],
+        sampling: Sampling,
+        step_done: Callable[[], None],
+    ) -> torch.Tensor:
+        like = next(self.transformer.parameters())
+        # Drawn on the CPU: a device's own generator would give other numbers on another device.
+        z = torch.stack([torch.randn(self.channels, self.size, self.size, generator=s) for s in sources])
+        z, y = z.to(like.device), y.to(like.device)
+        stepper = _stepper(self.scheduler, sampling, self.learned_variance, z.device)
+        for i, t in enumerate(stepper.timesteps):
+            z = stepper.step(self._predict(z, t, y, sampling), i, z, sources)
+            step_done()
+        return z
+
+    def _predict(self, z: torch.Tensor, t: torch.Tensor, y: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+        if sampling.guidance == 1:
+            return self._model(z, t, y)
+        both = self._model(torch.cat([z, z]), t, torch.cat([y, torch.full_like(y, self.null_class)]))
+        given, free = both.chunk(2)
+        # Channels that are not guided, the variance among them, are those of the conditional half.
+        k = sampling.guided_channels or self.channels
+        guided = free[:, :k] + sampling.guidance * (given[:, :k] - free[:, :k])
+        return torch.cat([guided, given[:, k:]], dim=1)
+
+    def _model(self, z: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        like = next(self.transformer.parameters())
+        out = self.transformer(z.to(like.dtype), timestep=t.expand(len(z)), class_labels=y)
+        return out.sample.float()
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode: in training mode diffusers' label embedders drop labels at random."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+class _Stepper(Protocol):
+    timesteps: torch.Tensor
+
+    def step(self, out: torch.Tensor, i: int, z: torch.Tensor, sources: list[torch.Generator]) -> torch.Tensor: ...
+
+
+class _Ddpm:
+    """diffusers' ancestral step, with one source of noise per sample."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler, self.timesteps = scheduler, scheduler.timesteps
+
+    def step(self, out: torch.Tensor, i: int, z: torch.Tensor, sources: list[torch.Generator]) -> torch.Tensor:
+        return self.scheduler.step(out, self.timesteps[i], z, generator=sources).prev_sample
+
+
+class _Ddim:
+    """Song et al. 2020 (arXiv 2010.02502), eq. 12 with eta 0.
+
+    diffusers' own step assumes that the next timestep is t - 1000 // steps, which holds for "leading" only.
+    """
+
+    def __init__(self, scheduler: Any, clip: bool) -> None:
+        self.timesteps, self.clip = scheduler.timesteps, clip
+        ends_clean = torch.ones(1, dtype=scheduler.alphas_cumprod.dtype)
+        self.alphas_bar = torch.cat([scheduler.alphas_cumprod[scheduler.timesteps.cpu()], ends_clean])
+
+    def step(self, out: torch.Tensor, i: int, z: torch.Tensor, sources: list[torch.Generator]) -> torch.Tensor:
+        noise = out[:, : z.shape[1]]
+        now, after = float(self.alphas_bar[i]), float(self.alphas_bar[i + 1])
+        clean = (z - (1 - now) ** 0.5 * noise) / now**0.5
+        if self.clip:
+            clean = clean.clamp(-1, 1)
+        return after**0.5 * clean + (1 - after) ** 0.5 * noise
+
+
+class _DpmSolver:
+    """diffusers' multistep DPM-Solver++; it must not see the variance half, of which it would cut the wrong part."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler, self.timesteps = scheduler, scheduler.timesteps
+
+    def step(self, out: torch.Tensor, i: int, z: torch.Tensor, sources: list[torch.Generator]) -> torch.Tensor:
+        return self.scheduler.step(out[:, : z.shape[1]], self.timesteps[i], z).prev_sample
+
+
+def _stepper(schedule: Mapping[str, Any], sampling: Sampling, learned_variance: bool, device: torch.device) -> _Stepper:
+    from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+
+    kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+    common = {key: schedule[key] for key in kept if key in schedule} | {"timestep_spacing": sampling.spacing}
+    if sampling.steps > common.get("num_train_timesteps", 1000):
+        raise ValueError(
+            f"{sampling.steps} sampling steps: the schedule has {common.get('num_train_timesteps', 1000)} noise levels"
+        )
+    if sampling.scheduler == "dpm++":
+        scheduler = DPMSolverMultistepScheduler(**common)
+        scheduler.set_timesteps(sampling.steps, device=device)
+        return _DpmSolver(scheduler)
+    variance = "learned_range" if learned_variance else "fixed_small"
+    scheduler = DDPMScheduler(**common, variance_type=variance, clip_sample=sampling.clip)
+    scheduler.set_timesteps(sampling.steps, device=device)
+    return _Ddpm(scheduler) if sampling.scheduler == "ddpm" else _Ddim(scheduler, sampling.clip)
