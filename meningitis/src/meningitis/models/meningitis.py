@@ -111,8 +111,8 @@ _PARAMETERS = (
         r"\sigma",
         1 / 3,
         (0.0, 10.0),
-        ("uniform", 0.2, 1.0),
-        "rate from stage I to stage II (3 days)",
+        ("uniform", 0.2, 0.5),
+        "rate from stage I to stage II (3 days; 2 to 5 sampled)",
     ),
     _parameter(
         "stage1_death_rate",

@@ -1,0 +1,60 @@
+"""Generated kernels as real modules in the user's cache: numba caches compiled code beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from meningitis.engine.codegen import LANES, generate
+from meningitis.engine.system import System
+
+
+def cache_folder() -> Path:
+    """The folder of generated kernels: $XDG_CACHE_HOME/meningitis/kernels, or ~/.cache/meningitis/kernels."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "meningitis" / "kernels"
+
+
+@lru_cache(maxsize=256)
+def kernel(system: System, lanes: int = LANES) -> Callable[..., None]:
+    """Return the compiled `solve` of a system, written to the cache the first time."""
+    import numba
+    from numba.core.registry import cpu_target
+
+    source = generate(system, lanes)
+    key = "\n".join((source, numba.__version__, str(cpu_target.target_context.codegen().magic_tuple())))
+    name = f"kernel_{hashlib.sha256(key.encode()).hexdigest()[:20]}"
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.py"
+        if not path.exists():
+            _write(path, source)
+    except OSError:  # a read-only home: the kernel lives for this process alone
+        path = Path(tempfile.mkdtemp(prefix="meningitis-")) / f"{name}.py"
+        _write(path, source)
+    return _load(name, path).solve
+
+
+def _write(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _load(name: str, path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be loaded as a module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

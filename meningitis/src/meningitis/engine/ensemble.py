@@ -1,0 +1,248 @@
+"""Ensembles: one call, any number of parameter sets. Shapes: n sets, T times, states and integrals last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import sympy
+from numpy.typing import ArrayLike, NDArray
+
+from meningitis.engine.compile import kernel
+from meningitis.engine.reference import solve_scipy
+from meningitis.engine.status import Status
+from meningitis.engine.system import System, of_expressions, of_model
+from meningitis.grammar import nearest, parse
+from meningitis.model import CUMULATIVE, TIME, Model, ModelError, Problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = NDArray[np.float64]
+MAX_STEPS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """Solved trajectories.
+
+    `times` (T,) days; `states` (n, T, states) and `cumulative` (n, T, integrals) persons; `peaks` (n, watched, 2)
+    value and day of each watched state's maximum; `status` (n,) of `Status`; `steps` (n,) attempted steps;
+    `parameters` name -> (n,).
+    """
+
+    times: Array
+    states: Array
+    cumulative: Array
+    state_names: tuple[str, ...]
+    cumulative_names: tuple[str, ...]
+    peaks: Array
+    peak_names: tuple[str, ...]
+    status: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    parameters: Mapping[str, Array]
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+    def __getitem__(self, name: str) -> Array:
+        """Trajectories (n, T) of a state or integral by name."""
+        if name in self.state_names:
+            return self.states[:, :, self.state_names.index(name)]
+        if name in self.cumulative_names:
+            return self.cumulative[:, :, self.cumulative_names.index(name)]
+        known = (*self.state_names, *self.cumulative_names)
+        raise KeyError(f"there is no trajectory '{name}'{nearest(name, known)}")
+
+    @property
+    def failures(self) -> list[str]:
+        """One sentence for each set that failed or fell back, with its number and parameters."""
+        return [
+            f"set {i}: {Status(int(self.status[i])).sentence}; "
+            + ", ".join(f"{name}={values[i]:.6g}" for name, values in self.parameters.items())
+            for i in np.flatnonzero(self.status)
+        ]
+
+    def frame(self) -> pd.DataFrame:
+        """A pandas frame in long order: set, time (days), a column for each state and integral (persons)."""
+        import pandas as pd
+
+        n, count = self.states.shape[:2]
+        both = np.concatenate([self.states, self.cumulative], axis=2).reshape(n * count, -1)
+        frame = pd.DataFrame(both, columns=[*self.state_names, *self.cumulative_names])
+        frame.insert(0, "time", np.tile(self.times, n))
+        frame.insert(0, "set", np.repeat(np.arange(n), count))
+        return frame
+
+
+def simulate(
+    model: Model,
+    *,
+    scenario: str | None = None,
+    parameters: Mapping[str, ArrayLike] | None = None,
+    days: float | None = None,
+    times: ArrayLike | None = None,
+    rtol: float = 1e-6,
+    atol: float = 1e-8,
+    reference: str | None = None,
+    threads: int | None = None,
+    max_steps: int = MAX_STEPS,
+) -> Ensemble:
+    """Run a model from day 0 to `days` (the scenario's by default) for one or many parameter sets.
+
+    `parameters` are values or (n,) arrays on top of the scenario's; `times` are output days (weekly and the last day
+    by default); `atol` is in persons; `reference` names a scipy method (DOP853, Radau, LSODA, ...) instead of the
+    kernel. A set's numbers do not depend on the other sets, their order or the threads.
+    Raises ModelError for unknown or misshapen parameters, ValueError for unusable times, tolerances or threads.
+    """
+    end = float(model.scenario(scenario).days if days is None else days)
+    if times is None:
+        times = np.unique(np.append(np.arange(0.0, end, 7.0), end))
+    values = table(model, scenario, parameters)
+    return run(
+        of_model(model),
+        {name: values[name] for name in model.parameter_names},
+        state_names=model.state_names,
+        cumulative_names=CUMULATIVE,
+        times=times,
+        end=end if days is not None else max(end, float(np.max(times, initial=0.0))),
+        rtol=rtol,
+        atol=atol,
+        reference=reference,
+        threads=threads,
+        max_steps=max_steps,
+    )
+
+
+def solve_ode(
+    expressions: Mapping[str, str | sympy.Expr],
+    *,
+    initial: Mapping[str, ArrayLike],
+    times: ArrayLike,
+    parameters: Mapping[str, ArrayLike] | None = None,
+    rtol: float = 1e-6,
+    atol: float = 1e-8,
+    reference: str | None = None,
+    threads: int | None = None,
+    max_steps: int = MAX_STEPS,
+) -> Ensemble:
+    """Solve state' = expression from t = 0 for any system; text goes through the safe grammar, `t` is time.
+
+    `initial` and `parameters` are values or (n,) arrays. Raises ValueError (GrammarError for text).
+    """
+    parameters = dict(parameters or {})
+    if set(initial) != set(expressions):
+        raise ValueError(f"initial values are for {sorted(initial)}, but the states are {sorted(expressions)}")
+    names = {name: sympy.Symbol(name, real=True) for name in (TIME, *expressions, *parameters)}
+    parsed = {s: parse(e, names) if isinstance(e, str) else e for s, e in expressions.items()}
+    system = of_expressions(parsed, tuple(parameters))
+    given = {**parameters, **{f"initial_{name}": initial[name] for name in expressions}}
+    return run(
+        system,
+        _broadcast(given, "system"),
+        state_names=tuple(expressions),
+        cumulative_names=(),
+        times=times,
+        end=float(np.max(times, initial=0.0)),
+        rtol=rtol,
+        atol=atol,
+        reference=reference,
+        threads=threads,
+        max_steps=max_steps,
+    )
+
+
+def table(model: Model, scenario: str | None, parameters: Mapping[str, ArrayLike] | None) -> dict[str, Array]:
+    """Return every parameter as an (n,) array: the scenario's values with `parameters` on top, bounds checked."""
+    given = dict(parameters or {})
+    base = model.values(scenario, {name: 0.0 for name in given if name not in model.parameter_names})
+    problems = []
+    for name, value in given.items():
+        low, high = model.parameter(name).bounds
+        array = np.asarray(value, dtype=float)
+        bad = array[~((array >= low) & (array <= high))]
+        if bad.size:
+            message = f"{bad.flat[0]:g} is outside {low:g} to {high:g} ({model.parameter(name).unit})"
+            problems.append(Problem(code="E013", where=f"model {model.name}, {name}", message=message))
+    if problems:
+        raise ModelError(problems)
+    return _broadcast({**base, **given}, f"model {model.name}")
+
+
+def _broadcast(given: Mapping[str, ArrayLike], where: str) -> dict[str, Array]:
+    arrays = {name: np.asarray(value, dtype=float) for name, value in given.items()}
+    sizes = {array.size for array in arrays.values() if array.ndim}
+    if len(sizes) > 1 or any(array.ndim > 1 for array in arrays.values()):
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items() if array.ndim)
+        message = f"parameters must be numbers or arrays of one length, not {shapes}"
+        raise ModelError([Problem(code="E013", where=where, message=message)])
+    n = sizes.pop() if sizes else 1
+    return {name: np.broadcast_to(array, (n,)) for name, array in arrays.items()}
+
+
+def run(
+    system: System,
+    parameters: Mapping[str, Array],
+    *,
+    state_names: Sequence[str],
+    cumulative_names: Sequence[str],
+    times: ArrayLike,
+    end: float,
+    rtol: float,
+    atol: float,
+    reference: str | None,
+    threads: int | None,
+    max_steps: int,
+) -> Ensemble:
+    """Solve a system for (n,) parameters in the order of `system.parameters`; the floor under `simulate`."""
+    at = np.ascontiguousarray(times, dtype=float)
+    if at.ndim != 1 or not at.size or not np.all(np.isfinite(at)) or at[0] < 0 or np.any(np.diff(at) <= 0):
+        raise ValueError("times must be a list of finite, increasing days from 0 on")
+    if at[-1] > end:
+        raise ValueError(f"times reach day {at[-1]:g}, but the run ends on day {end:g}")
+    if not (0 < rtol < 1 and atol > 0):
+        raise ValueError(f"rtol must be in (0, 1) and atol above 0, not {rtol:g} and {atol:g}")
+    sets = np.ascontiguousarray(np.stack(list(parameters.values()), axis=1))
+    n, components = len(sets), len(system.rhs) + len(system.integrands)
+    out = np.full((n, at.size, components), np.nan)
+    peaks = np.full((n, len(system.watched), 2), np.nan)
+    status = np.zeros(n, dtype=np.int64)
+    steps = np.zeros(n, dtype=np.int64)
+    if reference is not None:
+        solve_scipy(system, sets, at, reference, rtol, atol, out, peaks, status, steps, range(n))
+    else:
+        _on_threads(threads, kernel(system), (sets, at, end, rtol, atol, max_steps, out, peaks, status, steps))
+        stiff = np.flatnonzero((status == Status.TOO_MANY_STEPS) | (status == Status.STEP_TOO_SMALL))
+        if stiff.size:
+            kept = status[stiff].copy()
+            solve_scipy(system, sets, at, "Radau", rtol, atol, out, peaks, status, steps, stiff)
+            status[stiff] = np.where(status[stiff] == Status.OK, Status.FALLBACK, kept)
+    states = len(system.rhs)
+    return Ensemble(
+        times=at,
+        states=out[:, :, :states],
+        cumulative=out[:, :, states:],
+        state_names=tuple(state_names),
+        cumulative_names=tuple(cumulative_names),
+        peaks=peaks,
+        peak_names=tuple(state_names[q] for q in system.watched),
+        status=status,
+        steps=steps,
+        parameters=dict(parameters),
+    )
+
+
+def _on_threads(threads: int | None, solve: Any, arguments: tuple[Any, ...]) -> None:
+    import numba
+
+    before = numba.get_num_threads()
+    most = numba.config.NUMBA_NUM_THREADS
+    if threads is not None and not 1 <= threads <= most:
+        raise ValueError(f"threads must be between 1 and {most}, not {threads}")
+    numba.set_num_threads(threads or before)
+    try:
+        solve(*arguments)
+    finally:
+        numba.set_num_threads(before)

@@ -1,0 +1,121 @@
+"""Large sweeps: each set reduced to a few numbers, chunk by chunk, so that memory does not grow with the sweep."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from meningitis.engine.ensemble import MAX_STEPS, Array, Ensemble, simulate, table
+from meningitis.model import Model
+
+CHUNK = 8_192
+
+
+def reduce(
+    model: Model,
+    samples: Mapping[str, ArrayLike],
+    *,
+    scenario: str | None = None,
+    days: float | None = None,
+    chunk: int = CHUNK,
+    progress: Callable[[int, int], None] | None = None,
+    checkpoint: Path | str | None = None,
+    rtol: float = 1e-6,
+    atol: float = 1e-8,
+    threads: int | None = None,
+    max_steps: int = MAX_STEPS,
+) -> dict[str, Array]:
+    """Run a model for n sets of parameters and keep, for each (n,):
+
+    `cases`, `deaths`, `new_infections` (persons); `ever_infected` (new infections and those infected at the start);
+    `final_<state>` for every state; `peak_weekly_incidence` (cases in the worst whole week) and `peak_week` (from 1);
+    `peak_prevalence_<state>` and `peak_time_<state>` (days) for infected states; `status`. Failed sets are NaN.
+
+    `progress(done, n)` is called after each chunk. With `checkpoint` a finished chunk is written to that file, and the
+    same call after an interruption goes on from there. Raises as `simulate` does; ValueError for a checkpoint of
+    another sweep.
+    """
+    values = table(model, scenario, samples)
+    n = len(next(iter(values.values())))
+    end = float(model.scenario(scenario).days if days is None else days)
+    times = np.unique(np.append(np.arange(0.0, end, 7.0), end))
+    path = Path(checkpoint) if checkpoint is not None else None
+    key = _key(model, values, end, rtol, atol, max_steps) if path else ""
+    results, done = _resume(path, key, n) if path else ({}, 0)
+    while done < n:
+        part = slice(done, min(done + chunk, n))
+        solved = simulate(
+            model,
+            scenario=scenario,
+            parameters={name: array[part] for name, array in values.items()},
+            days=end,
+            times=times,
+            rtol=rtol,
+            atol=atol,
+            threads=threads,
+            max_steps=max_steps,
+        )
+        for name, array in _reduced(model, solved).items():
+            results.setdefault(name, np.full(n, np.nan))[part] = array
+        done = part.stop
+        if path:
+            _save(path, key, results, done)
+        if progress:
+            progress(done, n)
+    return results
+
+
+def _reduced(model: Model, solved: Ensemble) -> dict[str, Array]:
+    whole = int(solved.times[-1] // 7)
+    weekly = np.diff(solved["cases"][:, : whole + 1], axis=1)
+    infected = [c.name for c in model.compartments if c.infected]
+    reduced = {name: solved[name][:, -1] for name in solved.cumulative_names}
+    reduced["ever_infected"] = reduced["new_infections"] + sum(solved[name][:, 0] for name in infected)
+    reduced |= {f"final_{name}": solved[name][:, -1] for name in solved.state_names}
+    if whole:
+        reduced["peak_weekly_incidence"] = weekly.max(axis=1)
+        reduced["peak_week"] = np.argmax(np.nan_to_num(weekly, nan=-np.inf), axis=1) + 1.0
+    for q, name in enumerate(solved.peak_names):
+        reduced[f"peak_prevalence_{name}"] = solved.peaks[:, q, 0]
+        reduced[f"peak_time_{name}"] = solved.peaks[:, q, 1]
+    reduced = {name: np.where(solved.status > 0, np.nan, array) for name, array in reduced.items()}
+    reduced["status"] = solved.status.astype(float)
+    return reduced
+
+
+def _key(model: Model, values: Mapping[str, Array], *settings: float) -> str:
+    digest = hashlib.sha256(f"{model.hash} {settings}".encode())
+    for array in values.values():
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _resume(path: Path, key: str, n: int) -> tuple[dict[str, Array], int]:
+    if not path.exists():
+        return {}, 0
+    with np.load(path, allow_pickle=False) as stored:
+        if str(stored["key"]) != key:
+            raise ValueError(
+                f"{path} holds another sweep (other model, samples or settings): remove it or name another"
+            )
+        done = int(stored["done"])
+        results = {name: np.full(n, np.nan) for name in stored.files if name not in ("key", "done")}
+        for name, array in results.items():
+            array[:done] = stored[name]
+    return results, done
+
+
+def _save(path: Path, key: str, results: Mapping[str, Array], done: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    with os.fdopen(handle, "wb") as file:
+        np.savez(file, key=np.array(key), done=np.array(done), **{k: v[:done] for k, v in results.items()})  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

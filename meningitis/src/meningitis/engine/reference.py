@@ -1,0 +1,87 @@
+"""scipy's solvers on the same expressions: the reference, and the fallback for stiff sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import sympy
+from numpy.typing import NDArray
+
+from meningitis.engine.status import Status
+from meningitis.engine.system import System
+
+METHODS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
+
+
+@lru_cache(maxsize=64)
+def functions(system: System) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return Python functions f(t, y, p) -> derivatives and integrands, and start(p) -> initial states."""
+    t = system.time
+    f = sympy.lambdify(
+        (t, system.states, system.parameters), [*system.rhs, *system.integrands], modules="math", cse=True
+    )
+    start = sympy.lambdify((system.parameters,), list(system.initial), modules="math")
+    return f, start
+
+
+def solve_scipy(
+    system: System,
+    sets: NDArray[np.float64],
+    times: NDArray[np.float64],
+    method: str,
+    rtol: float,
+    atol: float,
+    out: NDArray[np.float64],
+    peaks: NDArray[np.float64],
+    status: NDArray[np.int64],
+    steps: NDArray[np.int64],
+    which: Iterable[int],
+) -> None:
+    """Fill the rows `which` of `out`, `peaks`, `status` and `steps` (scipy's steps); peaks are those of the steps.
+
+    Raises ValueError for an unknown method.
+    """
+    from scipy.integrate import solve_ivp
+
+    if method not in METHODS:
+        raise ValueError(f"reference '{method}' is not one of scipy's {', '.join(METHODS)}")
+    f, start = functions(system)
+    states = len(system.rhs)
+    for i in which:
+        p = sets[i].tolist()
+        y0 = [*start(p), *[0.0] * len(system.integrands)]
+        status[i] = Status.OK
+        try:
+            found = solve_ivp(
+                lambda t, y, p=p: f(t, y[:states].tolist(), p),
+                (0.0, float(times[-1])),
+                y0,
+                method=method,
+                rtol=rtol,
+                atol=atol,
+                dense_output=True,
+            )
+        except (ArithmeticError, ValueError):
+            status[i] = Status.NOT_FINITE
+            continue
+        steps[i] = found.t.size - 1
+        if not found.success or not np.all(np.isfinite(found.y)):
+            status[i] = Status.NOT_FINITE if found.success else Status.STEP_TOO_SMALL
+            continue
+        out[i] = found.sol(times).T if times[-1] > 0 else np.array(y0)
+        if system.nonnegative and found.y[:states].min() < -10 * max(atol, 1e-12):
+            status[i] = Status.NEGATIVE
+        for q, state in enumerate(system.watched):
+            peaks[i, q] = _maximum(found, state)
+
+
+def _maximum(found: Any, state: int) -> tuple[float, float]:
+    at = int(np.argmax(found.y[state]))
+    low, high = found.t[max(at - 1, 0)], found.t[min(at + 1, found.t.size - 1)]
+    fine = np.linspace(low, high, 2001)
+    values = found.sol(fine)[state] if high > low else found.y[state, at : at + 1]
+    best = int(np.argmax(values))
+    return float(values[best]), float(fine[best])
