@@ -46,5 +46,9 @@ class FullPrecisionCore:
 
 
 def fast_cpu_attention(model: nn.Module) -> None:
-    """Give every self-attention of a diffusers transformer the processor above; weights stay as they are."""
-    model.set_attn_processor(FullPrecisionCore())  # type: ignore[operator]
+    """Give every attention of a diffusers transformer the processor above; weights stay as they are."""
+    from diffusers.models.attention_processor import Attention
+
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.set_processor(FullPrecisionCore())
