@@ -31,11 +31,12 @@ class Attention(Operator):
         assert isinstance(layer, nn.Linear)
         return layer
 
-    def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, H, N, C)."""
-        b, n, _ = x.shape
+    def split_heads(self, x: Tensor, *, padding: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, H, N + padding, C), zero in the padding."""
+        qkv = F.pad(self.qkv_projection(x), (0, 0, 0, padding)) if padding else self.qkv_projection(x)
+        b, n, _ = qkv.shape
         assert self.heads is not None
-        q, k, v = self.qkv_projection(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return q, k, v
 
     def naive_softmax(self, x: Tensor, reach: int) -> Tensor:
@@ -107,7 +108,7 @@ class SlidingWindowAttention(Attention):
         n, window = x.shape[1], self.options["window"]
         block = self.block_size(window)
         blocks = -(-n // block)
-        q, k, v = self.split_heads(F.pad(x, (0, 0, 0, blocks * block - n)))
+        q, k, v = self.split_heads(x, padding=blocks * block - n)
         q, k, v = (t.unflatten(2, (blocks, block)) for t in (q, k, v))  # (B, H, blocks, block, C)
         scores = (q * q.shape[-1] ** -0.5) @ self.with_halo(k, window).transpose(-1, -2)
         index = torch.arange(blocks * block, device=x.device).view(blocks, block, 1)

@@ -1,0 +1,205 @@
+"""The table: every registered operator answers the same questions."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from grafting import operators
+
+NAMES = operators.list_operators()
+WIDTH, HEADS = 24, 3
+# Odd lengths, below and above the block sizes, on grids that are no squares; video grids too.
+GRIDS = [(1, 1), (1, 3), (5, 7), (3, 43), (3, 5, 7)]
+VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in NAMES] + [
+    ("linear", {"feature_map": "relu"}),
+    ("linear", {"feature_map": "learned"}),
+    ("swa", {"window": 20}),
+    ("swa", {"window": 1}),
+    ("hyena_se", {"kernel": 3}),
+    ("hyena_x_centred", {"kernel": 3}),
+    ("hyena_x_2d", {"kernel": 5}),
+    ("local_mean", {"kernel": 1}),
+    ("mamba2", {"state": 8, "head_dim": 8, "chunk": 16, "expand": 1, "kernel": 2}),
+    ("mlp", {"ratio": 2.5}),
+    ("mlp_hyena_x", {"ratio": 1, "kernel": 3}),
+]
+IDS = [name + "".join(f"-{k}={v}" for k, v in options.items()) for name, options in VARIANTS]
+each = pytest.mark.parametrize("name", NAMES)
+each_variant = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
+
+
+def made(name: str, tokens: int, dtype: torch.dtype = torch.float64, **options: Any) -> operators.Operator:
+    """An operator with every parameter random, so that no gate or filter hides behind a one or a zero."""
+    torch.manual_seed(1)
+    operator = operators.build(name, width=WIDTH, heads=HEADS, tokens=tokens, **options)
+    for parameter in operator.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return operator.to(dtype)
+
+
+def tokens_of(grid: tuple[int, ...]) -> int:
+    return int(torch.tensor(grid).prod())
+
+
+def gradients(operator: operators.Operator, x: Tensor, y: Tensor) -> list[Tensor]:
+    torch.manual_seed(2)
+    wanted = [x, *operator.parameters()]
+    return list(torch.autograd.grad((y * torch.randn_like(y)).sum(), wanted))
+
+
+def test_the_issue_s_operators_are_there() -> None:
+    promised = "mha swa hyena_se hyena_x hyena_y mamba2 mlp mlp_hyena_x linear hyena_x_centred hyena_x_2d local_mean"
+    assert set(promised.split()) <= set(NAMES)
+    assert operators.list_operators("hyena*") == sorted(name for name in NAMES if name.startswith("hyena"))
+
+
+@each_variant
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_output_and_gradients_agree_with_the_definition(
+    name: str, options: dict[str, Any], grid: tuple[int, ...]
+) -> None:
+    operator = made(name, tokens_of(grid), **options)
+    x = torch.randn(2, tokens_of(grid), WIDTH, dtype=torch.float64, requires_grad=True)
+    fast, slow = operator(x, grid=grid), operator.naive(x, grid=grid)
+    assert fast.shape == x.shape
+    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-10)
+    for a, b in zip(gradients(operator, x, fast), gradients(operator, x, slow), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_keeps_dtype_and_repeats_itself(name: str, dtype: torch.dtype) -> None:
+    operator = made(name, 64, dtype)
+    x = torch.randn(2, 64, WIDTH, dtype=dtype)
+    y = operator(x)
+    assert y.dtype == dtype and y.shape == x.shape and torch.isfinite(y).all()
+    assert torch.equal(y, operator(x))
+
+
+@each
+def test_samples_do_not_mix(name: str) -> None:
+    operator = made(name, 36)
+    x = torch.randn(3, 36, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(operator(x)[1:2], operator(x[1:2]), rtol=1e-10, atol=1e-10)
+
+
+@each
+def test_building_is_a_function_of_the_seed(name: str) -> None:
+    def weights() -> dict[str, Tensor]:
+        torch.manual_seed(7)
+        return operators.build(name, width=WIDTH, heads=HEADS, tokens=9).state_dict()
+
+    first, second = weights(), weights()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@each
+def test_every_parameter_is_learnt(name: str) -> None:
+    operator = operators.build(name, width=WIDTH, heads=HEADS, tokens=16)
+    operator(torch.randn(2, 16, WIDTH)).square().sum().backward()
+    dead = [key for key, p in operator.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not dead
+
+
+@each_variant
+def test_survives_a_file(name: str, options: dict[str, Any]) -> None:
+    operator = made(name, 36, torch.float32, **options)
+    again = operators.build(name, width=WIDTH, heads=HEADS, tokens=36, **operator.options)
+    again.load_state_dict(load(save(operator.state_dict())))
+    x = torch.randn(2, 36, WIDTH)
+    assert torch.equal(operator(x), again(x))
+
+
+@each_variant
+@pytest.mark.parametrize(("width", "heads", "tokens"), [(24, 3, 36), (32, 4, 100), (48, 2, 144)])
+def test_formulas_agree_with_counting(name: str, options: dict[str, Any], width: int, heads: int, tokens: int) -> None:
+    cls = operators.get(name)
+    operator = operators.build(name, width=width, heads=heads, tokens=tokens, **options)
+    counted = sum(parameter.numel() for parameter in operator.parameters())
+    assert cls.parameters_count(width, heads, tokens, **options) == counted
+    # Counted on the meta device: the counter gives attention on a CPU zero.
+    with FlopCounterMode(display=False) as counter:
+        operator.to("meta")(torch.empty(1, tokens, width, device="meta"))
+    assert cls.flops(width, heads, tokens, **options) == counter.get_total_flops()
+
+
+@each
+def test_forward_is_the_last_linear_layer_of_the_features(name: str) -> None:
+    operator = made(name, 36)
+    x = torch.randn(2, 36, WIDTH, dtype=torch.float64)
+    features = operator.features(x)
+    last = operator.out_projection
+    assert features.shape == (2, 36, last.in_features)
+    torch.testing.assert_close(operator(x), last(features))
+    changed = copy.deepcopy(operator)
+    with torch.no_grad():
+        changed.out_projection.weight.zero_()
+    bias = torch.zeros(WIDTH, dtype=x.dtype) if last.bias is None else last.bias
+    torch.testing.assert_close(changed(x), bias.expand_as(x))
+
+
+@each
+def test_refuses_all_wrong_options_at_once(name: str) -> None:
+    with pytest.raises(operators.OperatorError) as raised:
+        operators.build(
+            name, width=-1, heads=HEADS, tokens=9, colour="red", **dict.fromkeys(operators.get(name).option_table)
+        )
+    message = str(raised.value)
+    assert name in message and "width is -1" in message and "unknown option 'colour'" in message
+    assert all(f"{option} is None" in message for option in operators.get(name).option_table)
+
+
+@each
+def test_refuses_a_tensor_or_grid_of_the_wrong_size(name: str) -> None:
+    operator = made(name, 12)
+    with pytest.raises(operators.OperatorError, match="input is"):
+        operator(torch.zeros(1, 12, WIDTH + 1, dtype=torch.float64))
+    with pytest.raises(operators.OperatorError, match="does not hold 12 tokens"):
+        operator(torch.zeros(1, 12, WIDTH, dtype=torch.float64), grid=(3, 5))
+
+
+def test_errors_name_the_nearest() -> None:
+    with pytest.raises(operators.OperatorError, match="did you mean 'hyena_x'"):
+        operators.build("hyena-x", width=8)
+    with pytest.raises(operators.OperatorError, match="did you mean 'window'"):
+        operators.build("swa", width=8, heads=2, windw=3)
+    with pytest.raises(operators.OperatorError, match="not divisible by heads 3"):
+        operators.build("mha", width=8, heads=3)
+    with pytest.raises(operators.OperatorError, match="heads is None"):
+        operators.build("mha", width=8)
+    with pytest.raises(operators.OperatorError, match="not divisible by head_dim 16"):
+        operators.build("mamba2", width=12)
+    with pytest.raises(operators.OperatorError, match="form no square"):
+        made("hyena_x_2d", 12)(torch.zeros(1, 12, WIDTH, dtype=torch.float64))
+    with pytest.raises(operators.OperatorError, match="tied to 12 tokens"):
+        made("mlp_hyena_x", 12)(torch.zeros(1, 13, WIDTH, dtype=torch.float64))
+
+
+def test_a_user_s_operator_gets_its_counts_for_nothing() -> None:
+    from grafting.operators import registry
+
+    class Doubled(operators.Operator):
+        def make_layers(self) -> None:
+            self.out_proj = torch.nn.Linear(self.width, self.width)
+
+        def features(self, x: Tensor, *, grid: Any = None) -> Tensor:
+            return 2 * x
+
+    try:
+        operators.register("doubled")(Doubled)
+        assert operators.build("doubled", width=6).name == "doubled" and "doubled" in operators.list_operators("d*")
+        assert Doubled.parameters_count(6) == 42 and Doubled.flops(6, None, 5) == 2 * 5 * 36
+        with pytest.raises(operators.OperatorError, match="already registered"):
+            operators.register("doubled")(Doubled)
+    finally:
+        registry.TABLE.pop("doubled", None)
+    with pytest.raises(operators.OperatorError, match="must derive"):
+        operators.register("linear-layer")(torch.nn.Linear)  # type: ignore[type-var]

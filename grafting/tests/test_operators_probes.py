@@ -1,0 +1,286 @@
+"""What each operator can see, where it starts, whose weights it loads; and that the table would notice a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grafting import operators
+from grafting.operators import convolution, hyena
+
+WIDTH, HEADS, GRID = 24, 3, (9, 11)
+N = GRID[0] * GRID[1]
+HERE = 4 * 11 + 5  # the middle of the grid
+
+
+def made(name: str, *, shake: float = 0.3, width: int = WIDTH, **options: Any) -> operators.Operator:
+    torch.manual_seed(1)
+    operator = operators.build(name, width=width, heads=HEADS, tokens=N, **options).double()
+    for parameter in operator.parameters():
+        parameter.data += shake * torch.randn_like(parameter)
+    return operator
+
+
+def seen_from(operator: operators.Operator, token: int) -> set[int]:
+    """The inputs on which one output token depends."""
+    x = torch.randn(1, N, WIDTH, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(operator(x, grid=GRID)[0, token].square().sum(), x)
+    return set(gradient[0].abs().sum(-1).nonzero().flatten().tolist())
+
+
+def square(reach: int) -> set[int]:
+    row, column = divmod(HERE, GRID[1])
+    return {
+        r * GRID[1] + c for r in range(row - reach, row + reach + 1) for c in range(column - reach, column + reach + 1)
+    }
+
+
+EVERYTHING = set(range(N))
+VIEWS: list[tuple[str, dict[str, Any], set[int]]] = [
+    ("mha", {}, EVERYTHING),
+    ("linear", {}, EVERYTHING),
+    ("local_mean", {}, EVERYTHING),
+    ("swa", {}, set(range(HERE - 4, HERE + 5))),
+    ("swa", {"window": 17}, set(range(HERE - 17, HERE + 18))),
+    ("hyena_x", {}, set(range(HERE - 3, HERE + 1))),
+    ("hyena_y", {}, set(range(HERE - 3, HERE + 1))),
+    ("hyena_se", {}, set(range(HERE - 6, HERE + 1))),
+    ("hyena_x_centred", {}, set(range(HERE - 2, HERE + 3))),
+    ("hyena_x_2d", {}, square(1)),
+    ("hyena_x_2d", {"kernel": 5}, square(2)),
+    ("mamba2", {}, set(range(HERE + 1))),
+    ("mlp", {}, {HERE}),
+    ("mlp_hyena_x", {}, {HERE}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "view"), VIEWS, ids=[f"{name}{options or ''}" for name, options, _ in VIEWS]
+)
+def test_a_token_sees_what_the_definition_says(name: str, options: dict[str, Any], view: set[int]) -> None:
+    assert seen_from(made(name, **options), HERE) == view
+
+
+@pytest.mark.parametrize("name", ["swa", "hyena_x", "hyena_se", "hyena_x_2d"])
+def test_nothing_wraps_around_the_edges(name: str) -> None:
+    operator = made(name)
+    assert max(seen_from(operator, 0)) < 2 * GRID[1]
+    assert min(seen_from(operator, N - 1)) > N - 1 - 2 * GRID[1]
+
+
+def test_frames_do_not_mix_in_two_dimensions() -> None:
+    x = torch.randn(1, N, WIDTH, dtype=torch.float64)
+    operator = made("hyena_x_2d")
+    whole = operator(x, grid=(3, 3, 11))
+    torch.testing.assert_close(whole[:, 33:66], operator(x[:, 33:66], grid=(3, 11)))
+
+
+# Independent oracles
+
+
+def test_mha_is_torch_s_attention() -> None:
+    operator = made("mha")
+    oracle = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True).double()
+    oracle.in_proj_weight.data, oracle.in_proj_bias.data = operator.qkv.weight.data, operator.qkv.bias.data
+    oracle.out_proj.load_state_dict(operator.proj.state_dict())
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(operator(x), oracle(x, x, x, need_weights=False)[0])
+
+
+def test_a_window_over_everything_is_full_attention() -> None:
+    full, window = made("mha"), made("swa", window=N)
+    window.Wqkv.load_state_dict(full.qkv.state_dict())
+    window.out_proj.load_state_dict(full.proj.state_dict())
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(window(x), full(x))
+
+
+def test_filter_is_torch_s_causal_convolution() -> None:
+    conv = nn.Conv1d(6, 6, 4, groups=6, padding=3).double()
+    x = torch.randn(2, 13, 6, dtype=torch.float64)
+    expected = conv(x.transpose(1, 2))[..., :13].transpose(1, 2)
+    torch.testing.assert_close(convolution.filter_1d(x, conv.weight, conv.bias, before=3), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 512])
+def test_mamba2_is_one_function_whatever_the_chunk(chunk: int) -> None:
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    reference, other = made("mamba2"), made("mamba2", chunk=chunk)
+    other.load_state_dict(reference.state_dict())
+    torch.testing.assert_close(other(x), reference(x), rtol=1e-9, atol=1e-10)
+
+
+def test_mamba2_stays_finite_where_decay_is_extreme() -> None:
+    operator = operators.build("mamba2", width=WIDTH)
+    operator.A_log.data.fill_(8.0)
+    x = (100 * torch.randn(1, 300, WIDTH)).requires_grad_()
+    y = operator(x)
+    y.sum().backward()
+    assert torch.isfinite(y).all() and x.grad is not None and torch.isfinite(x.grad).all()
+
+
+# Weights of others, at DiT-XL/2's sizes
+
+D = 1152
+RELEASED: dict[str, dict[str, tuple[int, ...]]] = {
+    "mha": {"qkv.weight": (3 * D, D), "qkv.bias": (3 * D,), "proj.weight": (D, D), "proj.bias": (D,)},
+    "swa": {"Wqkv.weight": (3 * D, D), "Wqkv.bias": (3 * D,), "out_proj.weight": (D, D), "out_proj.bias": (D,)},
+    "hyena_se": {
+        "in_proj.weight": (3 * D, D), "in_proj.bias": (3 * D,),
+        "short_filter.weight": (3 * D, 1, 4), "short_filter.bias": (3 * D,),
+        "inner_filter.weight": (D, 1, 4), "inner_filter.bias": (D,),
+        "out_proj.weight": (D, D), "out_proj.bias": (D,),
+    },
+    "hyena_x": {
+        "in_proj.weight": (3 * D, D), "in_proj.bias": (3 * D,),
+        "short_filter.weight": (3 * D, 1, 4), "short_filter.bias": (3 * D,),
+        "out_proj.weight": (D, D), "out_proj.bias": (D,),
+    },
+    "hyena_y": {
+        "in_proj.weight": (3 * D, D), "in_proj.bias": (3 * D,),
+        "inner_filter.weight": (D, 1, 4), "inner_filter.bias": (D,),
+        "out_proj.weight": (D, D), "out_proj.bias": (D,),
+    },
+    # d_in_proj = 2 * 2304 + 2 * 64 + 144 heads; the filter runs over 2304 + 2 * 64 channels.
+    "mamba2": {
+        "in_proj.weight": (4880, D), "conv1d.weight": (2432, 1, 4), "conv1d.bias": (2432,),
+        "dt_bias": (144,), "A_log": (144,), "D": (144,), "norm.weight": (2304,), "out_proj.weight": (D, 2304),
+    },
+    "mlp": {"fc1.weight": (4 * D, D), "fc1.bias": (4 * D,), "fc2.weight": (D, 4 * D), "fc2.bias": (D,)},
+    "mlp_hyena_x": {
+        "in_proj.weight": (6 * D, D), "in_proj.bias": (6 * D,),
+        "short_filter.weight": (256, 1, 4), "short_filter.bias": (256,),
+        "out_proj.weight": (D, 2 * D), "out_proj.bias": (D,),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_has_the_keys_of_the_released_weights(name: str) -> None:
+    with torch.device("meta"):
+        operator = operators.build(name, width=D, heads=16, tokens=256)
+    assert {key: tuple(t.shape) for key, t in operator.state_dict().items()} == RELEASED[name]
+
+
+# Starts from a teacher's weights
+
+
+def attention_weights(teacher: operators.Operator) -> tuple[Any, Any]:
+    parts = zip(teacher.qkv.weight.chunk(3), teacher.qkv.bias.chunk(3), strict=True)
+    return tuple(t for part in parts for t in part), (teacher.proj.weight, teacher.proj.bias)
+
+
+@pytest.mark.parametrize("name", ["mha", "swa", "linear"])
+def test_copies_all_projections(name: str) -> None:
+    teacher, student = made("mha"), made(name)
+    assert student.copy_from_attention(*attention_weights(teacher))
+    assert torch.equal(student.qkv_projection.weight, teacher.qkv.weight)
+    assert torch.equal(student.qkv_projection.bias, teacher.qkv.bias)
+    assert torch.equal(student.out_projection.weight, teacher.proj.weight)
+    assert torch.equal(student.out_projection.bias, teacher.proj.bias)
+
+
+@pytest.mark.parametrize("name", operators.list_operators("hyena*"))
+def test_hyena_starts_from_its_own_values(name: str) -> None:
+    teacher, student = made("mha"), made(name)
+    assert student.copy_from_attention(*attention_weights(teacher))
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(student(x, grid=GRID), teacher.proj(teacher.qkv(x).chunk(3, dim=-1)[2]))
+
+
+def test_local_mean_starts_from_values_and_their_mean() -> None:
+    teacher, student = made("mha"), made("local_mean")
+    assert student.copy_from_attention(*attention_weights(teacher))
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    v = teacher.qkv(x).chunk(3, dim=-1)[2]
+    expected = torch.cat([v, v.mean(1, keepdim=True).expand_as(v)], dim=-1)
+    torch.testing.assert_close(student.features(x, grid=GRID), expected)
+
+
+def test_says_when_nothing_was_copied() -> None:
+    weights = attention_weights(made("mha"))
+    for name in ("mamba2", "mlp", "mlp_hyena_x"):
+        student = made(name)
+        before = {key: t.clone() for key, t in student.state_dict().items()}
+        assert student.copy_from_attention(*weights) is False
+        assert all(torch.equal(before[key], t) for key, t in student.state_dict().items())
+    for name in ("mha", "swa", "hyena_x", "local_mean"):
+        assert made(name, width=48).copy_from_attention(*weights) is False
+
+
+@pytest.mark.parametrize("ratio", [4, 4.5, 6])
+def test_a_wider_mlp_contains_the_source(ratio: float) -> None:
+    teacher, student = made("mlp"), made("mlp", ratio=ratio)
+    assert student.copy_from_mlp((teacher.fc1.weight, teacher.fc1.bias), (teacher.fc2.weight, teacher.fc2.bias))
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(student(x), teacher(x), rtol=1e-14, atol=1e-14)
+
+
+def test_a_narrower_mlp_keeps_the_units_that_matter() -> None:
+    teacher, student = made("mlp"), made("mlp", ratio=3)
+    dead = torch.randperm(4 * WIDTH)[:WIDTH]
+    teacher.fc2.weight.data[:, dead] = 0
+    assert student.copy_from_mlp((teacher.fc1.weight, teacher.fc1.bias), (teacher.fc2.weight, teacher.fc2.bias))
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(student(x), teacher(x))
+
+
+# Sabotage: the comparison with the definition must notice each of these
+
+
+def off_by_one(x: Tensor, weight: Tensor, bias: Tensor | None, *, before: int) -> Tensor:
+    return convolution.filter_1d(x, weight, bias, before=before - 1)
+
+
+def disagrees(operator: operators.Operator) -> bool:
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    return not torch.allclose(operator(x, grid=GRID), operator.naive(x, grid=GRID), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["hyena_se", "hyena_x", "hyena_y", "hyena_x_centred"])
+def test_a_filter_off_by_one_token_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not disagrees(made(name))
+    monkeypatch.setattr(hyena, "filter_1d", off_by_one)
+    assert disagrees(made(name))
+
+
+@pytest.mark.parametrize("name", ["mha", "swa", "linear"])
+def test_queries_and_keys_swapped_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cls = operators.get(name)
+    true: Callable[..., tuple[Tensor, Tensor, Tensor]] = cls.split_heads  # type: ignore[attr-defined]
+    operator = made(name)
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    expected = operator.naive(x)
+
+    def swapped(self: Any, x: Tensor, **padding: int) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = true(self, x, **padding)
+        return k, q, v
+
+    torch.testing.assert_close(operator(x), expected)
+    monkeypatch.setattr(cls, "split_heads", swapped)
+    assert not torch.allclose(operator(x), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", operators.list_operators("hyena*"))
+@pytest.mark.parametrize("gate", ["q", "k"])
+def test_a_dropped_gate_is_noticed(name: str, gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = made(name)
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    expected = operator.naive(x, grid=GRID)
+    true = F.linear
+
+    def dropped(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        y = true(x, weight, bias)
+        if weight.shape[0] == 3 * WIDTH:
+            start = 0 if gate == "q" else WIDTH
+            y = torch.cat([y[..., :start], torch.ones_like(y[..., :WIDTH]), y[..., start + WIDTH :]], dim=-1)
+        return y
+
+    torch.testing.assert_close(operator(x, grid=GRID), expected)
+    monkeypatch.setattr(F, "linear", dropped)
+    assert not torch.allclose(operator(x, grid=GRID), expected, rtol=1e-6, atol=1e-6)
