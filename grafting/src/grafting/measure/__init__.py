@@ -1,0 +1,1 @@
+"""Measuring: quality of samples, held-out denoising loss, speed."""

@@ -1,0 +1,33 @@
+"""Quality of samples: one small pure file per metric, features to statistics to a number."""
+
+from .evaluate import Estimate, Protocol, Quality, evaluate, paired_fid_difference
+from .features import NOT_INCEPTION, ClassifierExtractor, Extractor, Features, collect
+from .fid import fid, frechet
+from .inception_score import inception_score
+from .kid import Kid, kid, mmd
+from .precision_recall import precision_recall
+from .recognition import Recognition, recognition
+from .statistics import Moments
+
+__all__ = [
+    "NOT_INCEPTION",
+    "ClassifierExtractor",
+    "Estimate",
+    "Extractor",
+    "Features",
+    "Kid",
+    "Moments",
+    "Protocol",
+    "Quality",
+    "Recognition",
+    "collect",
+    "evaluate",
+    "fid",
+    "frechet",
+    "inception_score",
+    "kid",
+    "mmd",
+    "paired_fid_difference",
+    "precision_recall",
+    "recognition",
+]

@@ -1,0 +1,91 @@
+"""What a feature extractor is, and collecting its features over many images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from ...training.classifier import Classifier
+
+NOT_INCEPTION = "not Inception FID"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features of B images. pool: (B, F); spatial: (B, F2), flattened, for sFID; logits: (B, K)."""
+
+    pool: torch.Tensor
+    spatial: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def at(self, rows: torch.Tensor) -> Features:
+        """The features of some of the images."""
+        return replace(
+            self,
+            pool=self.pool[rows],
+            spatial=None if self.spatial is None else self.spatial[rows],
+            logits=None if self.logits is None else self.logits[rows],
+        )
+
+
+class Extractor(Protocol):
+    """Images (B, C, H, W) in [-1, 1] to features; ``label`` says what figures over it must not be taken for."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    def __call__(self, images: torch.Tensor) -> Features: ...
+
+
+@dataclass(frozen=True)
+class ClassifierExtractor:
+    """The bundled judge as an extractor. Spatial features are the first ``spatial_channels`` maps, as sFID takes 7."""
+
+    classifier: Classifier
+    name: str = "fashion-classifier"
+    label: str = NOT_INCEPTION
+    spatial_channels: int = 8
+
+    def __call__(self, images: torch.Tensor) -> Features:
+        pool, maps = self.classifier.features(images)
+        spatial = maps[:, : self.spatial_channels].flatten(1)
+        return Features(pool=pool, spatial=spatial, logits=self.classifier.head(pool))
+
+
+@torch.no_grad()
+def collect(
+    extractor: Extractor,
+    images: torch.Tensor,
+    *,
+    batch_size: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """Features of (N, C, H, W) images, float32 on the CPU.
+
+    Raises:
+        ValueError: no images, or some not finite.
+    """
+    if len(images) == 0:
+        raise ValueError("there are no images to extract features from")
+    broken = int((~torch.isfinite(images.flatten(1))).any(1).sum())
+    if broken:
+        raise ValueError(f"{broken} of {len(images)} images hold values that are not finite")
+    parts = []
+    for part in images.split(batch_size):
+        parts.append(extractor(part))
+        if progress is not None:
+            progress(min(len(parts) * batch_size, len(images)), len(images))
+
+    def join(tensors: list[torch.Tensor | None]) -> torch.Tensor | None:
+        kept = [x.float().cpu() for x in tensors if x is not None]
+        return torch.cat(kept) if kept else None
+
+    pool = torch.cat([part.pool.float().cpu() for part in parts])
+    return Features(pool=pool, spatial=join([p.spatial for p in parts]), logits=join([p.logits for p in parts]))
