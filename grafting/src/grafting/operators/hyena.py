@@ -57,22 +57,26 @@ class Hyena(Operator):
             return (naive_filter_2d if naive else filter_2d)(x, conv.weight, conv.bias, grid=grid)
         return (naive_filter_1d if naive else filter_1d)(x, conv.weight, conv.bias, before=self.before)
 
-    def gated(self, x: Tensor, grid: Grid | None, *, naive: bool) -> Tensor:
-        """The operator up to its output projection."""
+    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         h = self.in_proj(x)
         if self.has_short:
-            h = self.filtered(h, self.short_filter, grid, naive=naive)
+            h = self.filtered(h, self.short_filter, grid, naive=False)
         q, k, v = h.split(self.width, dim=-1)
         v = k * v
         if self.has_inner:
-            v = self.filtered(v, self.inner_filter, grid, naive=naive)
+            v = self.filtered(v, self.inner_filter, grid, naive=False)
         return q * v
 
-    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
-        return self.gated(x, grid, naive=False)
-
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
-        return self.out_proj(self.gated(x, grid, naive=True))
+        # Written out again and not shared with `features`: a fault in one of them has to show as a difference.
+        d = self.width
+        h = x @ self.in_proj.weight.T + self.in_proj.bias
+        if self.has_short:
+            h = self.filtered(h, self.short_filter, grid, naive=True)
+        product = h[..., d : 2 * d] * h[..., 2 * d :]
+        if self.has_inner:
+            product = self.filtered(product, self.inner_filter, grid, naive=True)
+        return (h[..., :d] * product) @ self.out_proj.weight.T + self.out_proj.bias
 
     @torch.no_grad()
     def copy_from_attention(self, qkv: QKV, out: Weights) -> bool:

@@ -52,10 +52,24 @@ class LinearAttention(Attention):
         return ((q @ state) / (total + SMALL)).transpose(1, 2).flatten(2)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
-        q, k, v = self.mapped(x)
-        pairs = torch.einsum("bhnc,bhmc->bhnm", q, k)
-        y = torch.einsum("bhnm,bhmc->bhnc", pairs / (pairs.sum(-1, keepdim=True) + SMALL), v)
-        return self.out_projection(y.permute(0, 2, 1, 3).reshape(x.shape))
+        assert self.heads is not None
+        size, heads = self.width // self.heads, []
+        h = x @ self.qkv_projection.weight.T + self.qkv_projection.bias
+        for i in range(self.heads):
+            q, k, v = (h[..., j * self.width + i * size :][..., :size] for j in range(3))
+            if self.options["feature_map"] == "learned":
+                q, k = q @ self.map_q[i], k @ self.map_k[i]
+            a, b = self.naive_map(q), self.naive_map(k)
+            pairs = torch.einsum("bnc,bmc->bnm", a, b)
+            heads.append(pairs @ v / (pairs.sum(-1, keepdim=True) + SMALL))
+        return self.out_projection(torch.cat(heads, dim=-1))
+
+    def naive_map(self, x: Tensor) -> Tensor:
+        """φ of one head's queries or keys, from its formula."""
+        if self.options["feature_map"] == "learned":
+            total = (x.exp() + (-x).exp()).sum(-1, keepdim=True)
+            return torch.cat([x.exp() / total, (-x).exp() / total], dim=-1)
+        return x.clamp(min=0) if self.options["feature_map"] == "relu" else torch.where(x > 0, x + 1, x.exp())
 
     @classmethod
     def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:

@@ -75,24 +75,31 @@ class Mamba2(Operator):
         self.norm = GatedRMSNorm(inner)
         self.out_proj = nn.Linear(inner, self.width, bias=False)
 
-    def inputs(self, x: Tensor, *, naive: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """z (B, N, E), x (B, N, H, P), B and C (B, N, S), step Δ (B, N, H), log decay Δ·A (B, N, H)."""
         inner, state, heads = self.sizes(self.width, self.options)
         z, xbc, step = self.in_proj(x).split([inner, inner + 2 * state, heads], dim=-1)
-        run = naive_filter_1d if naive else filter_1d
-        xbc = F.silu(run(xbc, self.conv1d.weight, self.conv1d.bias, before=self.options["kernel"] - 1))
+        xbc = F.silu(filter_1d(xbc, self.conv1d.weight, self.conv1d.bias, before=self.options["kernel"] - 1))
         u, b, c = xbc.split([inner, state, state], dim=-1)
         step = F.softplus(step + self.dt_bias)
         return z, u.unflatten(-1, (heads, -1)), b, c, step, -step * torch.exp(self.A_log)
 
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
-        z, u, b, c, step, decay = self.inputs(x, naive=False)
+        z, u, b, c, step, decay = self.inputs(x)
         y = chunked_scan(u * step.unsqueeze(-1), decay, b, c, min(self.options["chunk"], x.shape[1]))
         y = y + self.D.unsqueeze(-1) * u
         return self.norm(y.flatten(2), z)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
-        z, u, b, c, step, decay = self.inputs(x, naive=True)
+        inner, state, heads = self.sizes(self.width, self.options)
+        h = x @ self.in_proj.weight.T
+        z, mixed, step = h[..., :inner], h[..., inner : 2 * inner + 2 * state], h[..., 2 * inner + 2 * state :]
+        mixed = naive_filter_1d(mixed, self.conv1d.weight, self.conv1d.bias, before=self.options["kernel"] - 1)
+        mixed = mixed * torch.sigmoid(mixed)
+        u, b, c = mixed[..., :inner], mixed[..., inner : inner + state], mixed[..., inner + state :]
+        u = u.reshape(*u.shape[:2], heads, inner // heads)
+        step = torch.log1p(torch.exp(step + self.dt_bias))
+        decay = -step * torch.exp(self.A_log)
         h = u.new_zeros(*u.shape[:1], *u.shape[2:], b.shape[-1])
         rows = []
         for n in range(x.shape[1]):
