@@ -1,0 +1,200 @@
+"""Speed of models beside its bounds: interleaved latency, parameters, peak memory, FLOPs, time without attention cores.
+
+Absolute times depend on the machine and its load; ratios of interleaved runs are what to report.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Seconds per call: ``minimum`` is the figure, ``low`` and ``high`` (quartiles) tell how busy the machine was."""
+
+    minimum: float
+    low: float
+    median: float
+    high: float
+    rounds: int
+    threads: int
+
+    def speedup_over(self, other: Latency) -> float:
+        """How many times faster than ``other``, by the minima."""
+        return other.minimum / self.minimum
+
+
+def latency(calls: Mapping[str, Callable[[], object]], *, rounds: int = 10, warmup: int = 2) -> dict[str, Latency]:
+    """Time every call in turn, round by round, so that a busy moment hits all of them; no gradients.
+
+    Raises:
+        ValueError: fewer than two rounds.
+    """
+    if rounds < 2:
+        raise ValueError(f"{rounds} rounds: a spread needs at least 2")
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.inference_mode():
+        for k in range(warmup + rounds):
+            for name, call in calls.items():
+                _wait()
+                start = time.perf_counter()
+                call()
+                _wait()
+                if k >= warmup:
+                    seconds[name].append(time.perf_counter() - start)
+    return {name: _summary(values) for name, values in seconds.items()}
+
+
+def _summary(values: list[float]) -> Latency:
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Latency(
+        minimum=min(values), low=low, median=median, high=high, rounds=len(values), threads=torch.get_num_threads()
+    )
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def flops(module: nn.Module, *args: Any, **kwargs: Any) -> int:
+    """FLOPs of one call (a multiply-add is two), counted on the meta device: nothing is computed or copied.
+
+    torch's counter sees no SDPA on the CPU, but does on meta.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def to_meta(x: Any) -> Any:
+        return x.to("meta") if isinstance(x, torch.Tensor) else x
+
+    state = {name: to_meta(x) for name, x in [*module.named_parameters(), *module.named_buffers()]}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        torch.func.functional_call(module, state, tree_map(to_meta, args), tree_map(to_meta, kwargs))
+    return int(counter.get_total_flops())
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Largest sum of bytes of tensors that ``call`` made and held at one time, without gradients.
+
+    On a GPU the allocator's own peak above what was held before; on a CPU the tensors that operations return are
+    followed, so workspace inside a kernel is not seen.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.no_grad():
+            call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.no_grad(), _LiveStorages() as live:
+        call()
+    return live.peak
+
+
+class _LiveStorages(TorchDispatchMode):
+    """Follows the storages of the tensors that operations return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        taken = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor):
+                storage = x.untyped_storage()
+                if storage._cdata not in taken:  # a view or an in-place result is not new memory
+                    self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return result
+
+
+@contextmanager
+def without_cores(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, softmax attention within ``modules`` returns its values untouched: projections stay, the core goes.
+
+    The time of a model so treated is what no replacement of those cores that keeps the projections can beat. Only
+    calls whose queries and values have the same shape, that is self-attention, are skipped.
+    """
+    mode = _SkipCores()
+    hooks = []
+    for module in modules:
+        hooks.append(module.register_forward_pre_hook(mode.enter_module))
+        hooks.append(module.register_forward_hook(mode.leave_module, always_call=True))
+    try:
+        with mode:
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _SkipCores(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def enter_module(self, *_: Any) -> None:
+        self._depth += 1
+
+    def leave_module(self, *_: Any) -> None:
+        self._depth -= 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._depth and func is nn.functional.scaled_dot_product_attention:
+            query, _, value = (*args, *(kwargs or {}).values())[:3]
+            if query.shape == value.shape:
+                return value
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeBound:
+    """``speedup`` that swapping the cores for nothing would give, from two interleaved latencies."""
+
+    whole: Latency
+    without: Latency
+
+    @property
+    def speedup(self) -> float:
+        return self.without.speedup_over(self.whole)
+
+
+def time_bound(call: Callable[[], object], modules: Iterable[nn.Module], *, rounds: int = 10) -> TimeBound:
+    """Measure ``call`` as it is and without the attention cores of ``modules``.
+
+    The plain run goes through the same interception (over no module), so its cost is on both sides.
+    """
+    listed = list(modules)
+
+    def plain() -> None:
+        with without_cores([]):
+            call()
+
+    def bare() -> None:
+        with without_cores(listed):
+            call()
+
+    timed = latency({"whole": plain, "without": bare}, rounds=rounds)
+    return TimeBound(whole=timed["whole"], without=timed["without"])

@@ -1,0 +1,84 @@
+"""Speed measures against counts by hand; times only in their order, never in seconds."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from grafting.measure.speed import flops, latency, parameters, peak_bytes, time_bound, without_cores
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x)[:, None].chunk(3, -1)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v)[:, 0])
+
+
+def test_flops_count_the_attention_core_and_leave_the_module_alone():
+    module, x = Attention(), torch.randn(2, 100, 16)
+    before = module(x)
+    projections, core = 2 * 2 * 100 * 16 * 64, 2 * 4 * 100 * 100 * 16
+    assert flops(module, x) == projections + core
+    assert torch.equal(module(x), before)
+
+
+def test_parameters_count_shared_once():
+    a = nn.Linear(3, 4)
+    assert parameters(nn.Sequential(a, a)) == 16
+
+
+def test_calls_are_interleaved_and_ordered():
+    order = []
+
+    def call(name, seconds):
+        order.append(name)
+        time.sleep(seconds)
+
+    timed = latency({"slow": lambda: call("slow", 0.01), "fast": lambda: call("fast", 0.001)}, rounds=3, warmup=1)
+    assert order == ["slow", "fast"] * 4
+    assert timed["slow"].minimum >= 0.01 and timed["fast"].speedup_over(timed["slow"]) > 1
+    for figure in timed.values():
+        assert figure.minimum <= figure.low <= figure.median <= figure.high and figure.rounds == 3
+    with pytest.raises(ValueError, match="1 rounds"):
+        latency({}, rounds=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU's allocator rounds up")
+def test_peak_counts_what_is_held_together():
+    x = torch.zeros(1000)  # 4,000 bytes
+
+    def chain():
+        y = x + 1
+        y = y + 1  # two of them alive while the second is made
+        y = y + 1
+        return y.view(10, 100).add_(1)
+
+    def keep():
+        return [x + k for k in range(5)]
+
+    assert peak_bytes(chain) == 8_000
+    assert peak_bytes(keep) == 20_000
+
+
+def test_skipping_cores_of_chosen_modules_only():
+    torch.manual_seed(0)
+    first, second, x = Attention(), Attention(), torch.randn(2, 9, 16)
+    model = nn.Sequential(first, second)
+    before = model(x)
+    only_values = first.out(first.qkv(x)[..., 32:])
+    with without_cores([first]):
+        torch.testing.assert_close(model(x), second(only_values))
+    assert torch.equal(model(x), before)
+    assert not first._forward_hooks and not first._forward_pre_hooks
+
+
+def test_the_time_bound_exceeds_one_where_the_core_dominates():
+    model, x = Attention(8), torch.randn(1, 2048, 8)
+    assert time_bound(lambda: model(x), [model], rounds=3).speedup > 2
