@@ -1,0 +1,1 @@
+"""Folders that hold grafts, and the import of other layouts."""

@@ -1,0 +1,134 @@
+"""How a new operator starts: at random, from copied projections, or with its output projection solved.
+
+``random`` is the paper's protocol (arXiv 2506.05340): per-site seed = base seed + block index. ``copy`` takes the
+projections whose shapes fit. ``solve`` copies, then solves the last linear layer by least squares on the teacher's
+activations; ``default`` is solve where calibration data are given and copy elsewhere.
+
+Least squares needs only moments of the features and of the teacher's outputs, so samples stream through and memory
+does not grow with their number. Shapes: F features, D outputs, n rows (tokens of all samples).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+STARTS = ("default", "random", "copy", "solve")
+
+
+class Solvable(Protocol):
+    """What an operator needs for its last layer to be solved."""
+
+    @property
+    def out_projection(self) -> nn.Linear: ...
+
+    def features(self, x: torch.Tensor, *, grid: Any = None) -> torch.Tensor: ...
+
+
+class Moments:
+    """Float64 sums of a regression from features (n, F) to outputs (n, D), updated batch by batch."""
+
+    def __init__(self, features: int, outputs: int, device: torch.device | str = "cpu") -> None:
+        size = {"dtype": torch.float64, "device": device}
+        self.gram = torch.zeros(features, features, **size)  # type: ignore[call-overload]
+        self.cross = torch.zeros(features, outputs, **size)  # type: ignore[call-overload]
+        self.feature_sum = torch.zeros(features, **size)  # type: ignore[call-overload]
+        self.output_sum = torch.zeros(outputs, **size)  # type: ignore[call-overload]
+        self.output_square = torch.zeros(outputs, **size)  # type: ignore[call-overload]
+        self.rows = 0
+
+    def add(self, features: torch.Tensor, outputs: torch.Tensor) -> None:
+        """Add rows (…, F) and (…, D)."""
+        f, y = features.detach().flatten(0, -2).double(), outputs.detach().flatten(0, -2).double()
+        self.gram += f.T @ f
+        self.cross += f.T @ y
+        self.feature_sum += f.sum(0)
+        self.output_sum += y.sum(0)
+        self.output_square += y.square().sum(0)
+        self.rows += len(f)
+
+    def solve(self, *, bias: bool = True, ridge: float = 1e-6) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(D, F) weight and (D,) bias of the least-squares map; ``ridge`` is relative to the features' mean variance.
+
+        The bias is not penalised. Raises ValueError when there are no rows.
+        """
+        if self.rows == 0:
+            raise ValueError("nothing to solve from: no activation has been added")
+        gram, cross = self.gram / self.rows, self.cross / self.rows
+        mean_f, mean_y = self.feature_sum / self.rows, self.output_sum / self.rows
+        if bias:
+            gram, cross = gram - mean_f.outer(mean_f), cross - mean_f.outer(mean_y)
+        # The smallest normal number keeps the system regular where all features are constant.
+        scale = gram.diagonal().mean().clamp(min=1e-30)
+        system = gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if failed:  # fewer rows than features and no ridge: the solution of smallest norm
+            weight = torch.linalg.lstsq(system, cross, driver="gelsd").solution
+        else:
+            weight = torch.cholesky_solve(cross, factor)
+        return weight.T, (mean_y - weight.T @ mean_f if bias else None)
+
+    def error(self, weight: torch.Tensor, bias: torch.Tensor | None) -> float:
+        """Sum of squared residuals over all rows and outputs of a map (D, F) and its bias (D,)."""
+        w = weight.double()
+        b = torch.zeros(len(w), dtype=w.dtype, device=w.device) if bias is None else bias.double()
+        through = w @ self.feature_sum
+        square = ((w @ self.gram) * w).sum() + 2 * (b * through).sum() + self.rows * b.square().sum()
+        product = (w * self.cross.T).sum() + (b * self.output_sum).sum()
+        return (self.output_square.sum() - 2 * product + square).item()
+
+    @property
+    def variance(self) -> float:
+        """Sum of squares of the outputs around their means: the error of the best constant."""
+        return (self.output_square - self.output_sum.square() / max(self.rows, 1)).sum().item()
+
+
+def explained(error: float, variance: float) -> float:
+    """Share of the outputs' variance that a squared ``error`` leaves explained; 1 is perfect, below 0 worse than the
+    mean."""
+    return 1 - error / variance if variance > 0 else (1.0 if error <= 0 else float("-inf"))
+
+
+@torch.no_grad()
+def solve_output(operator: Solvable, moments: Moments, ridge: float = 1e-6) -> float:
+    """Write the solved last layer into ``operator`` where it beats the present one; return the variance explained.
+
+    A start that is already exact (a copied attention, a wider MLP) stays as it is, bit for bit.
+    """
+    layer = operator.out_projection
+    present = moments.error(layer.weight, layer.bias)
+    weight, bias = moments.solve(bias=layer.bias is not None, ridge=ridge)
+    solved = moments.error(weight, bias)
+    # A gain within float32's rounding of the outputs is no gain.
+    if present - solved > 1e-6 * moments.variance:
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return explained(moments.error(layer.weight, layer.bias), moments.variance)
+
+
+class SolveAll:
+    """Collects the moments of every site while one teacher pass runs, then solves all sites.
+
+    operators: by site, the new operators. Used as a visitor of :func:`grafting.training.activations.visit`.
+    """
+
+    def __init__(self, operators: Mapping[Any, Solvable], grid: Any) -> None:
+        self.operators, self.grid = operators, grid
+        self.moments: dict[Any, Moments] = {}
+
+    @torch.no_grad()
+    def __call__(self, site: Any, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        """Add one site's activations: ``inputs`` and ``outputs`` (B, N, D)."""
+        operator = self.operators[site]
+        features = operator.features(inputs, grid=self.grid)
+        if site not in self.moments:
+            self.moments[site] = Moments(features.shape[-1], outputs.shape[-1], outputs.device)
+        self.moments[site].add(features, outputs)
+
+    def finish(self) -> dict[Any, float]:
+        """Solve every site; returns the variance that each explains on the calibration activations."""
+        return {site: solve_output(self.operators[site], moments) for site, moments in self.moments.items()}
