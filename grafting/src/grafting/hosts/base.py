@@ -1,0 +1,146 @@
+"""What a descriptor answers. Shapes: B samples, N tokens, D channels of a token, C latent channels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+Kind = Literal["attn", "mlp"]
+KINDS: tuple[Kind, ...] = ("attn", "mlp")
+
+
+class HostError(ValueError):
+    """A model that no descriptor knows, or a question that a family cannot answer."""
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One operator in one block: its token mixer (``attn``) or its channel mixer (``mlp``)."""
+
+    block: int
+    kind: Kind
+
+    @property
+    def name(self) -> str:
+        """As printed and stored: ``blocks.3.attn``."""
+        return f"blocks.{self.block}.{self.kind}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostShape:
+    """Sizes that plans and costs need.
+
+    tokens: N of the model's own resolution, on ``grid`` (H, W). context_tokens: text tokens that cross-attention reads,
+    0 where there is none. conditioning_flops: per block and sample, what the host's own embedders cost.
+    """
+
+    family: str
+    width: int
+    heads: int
+    depth: int
+    grid: tuple[int, int]
+    mlp_ratio: float
+    context_tokens: int = 0
+    patch_channels: int = 0
+    out_channels: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """N = H x W."""
+        return self.grid[0] * self.grid[1]
+
+    def at(self, grid: tuple[int, int]) -> HostShape:
+        """The same model over another grid of tokens."""
+        from dataclasses import replace
+
+        return replace(self, grid=grid)
+
+
+class Host(ABC):
+    """A family of models."""
+
+    family: ClassVar[str]
+    class_names: ClassVar[tuple[str, ...]]
+    module_of: ClassVar[Mapping[Kind, str]]
+
+    @abstractmethod
+    def shape(self, config: Mapping[str, Any]) -> HostShape:
+        """Sizes from a diffusers configuration."""
+
+    @abstractmethod
+    def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
+        """The denoiser's output (B, C or 2C, H, W) for latents z (B, C, H, W), timesteps t (B,) and condition c."""
+
+    @abstractmethod
+    def gates(self, model: nn.Module, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
+        """By site, the factor (B, 1, D) that scales its output before it is added to the residual stream."""
+
+    def blocks(self, model: nn.Module) -> nn.ModuleList:
+        """The transformer's blocks, in order."""
+        blocks = model.transformer_blocks
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        """Every site, block by block."""
+        return [Site(block, kind) for block in range(len(self.blocks(model))) for kind in KINDS]
+
+    def get(self, model: nn.Module, site: Site) -> nn.Module:
+        """The module at a site. Raises HostError for a block that does not exist."""
+        module: nn.Module = getattr(self._block(model, site), self.module_of[site.kind])
+        return module
+
+    def set(self, model: nn.Module, site: Site, module: nn.Module) -> None:
+        """Put ``module`` at a site; it is called with hidden states (B, N, D) first, whatever else follows."""
+        setattr(self._block(model, site), self.module_of[site.kind], module)
+
+    def _block(self, model: nn.Module, site: Site) -> nn.Module:
+        blocks = self.blocks(model)
+        if not 0 <= site.block < len(blocks):
+            raise HostError(f"{site.name}: this model has blocks 0 to {len(blocks) - 1}")
+        return blocks[site.block]
+
+    def width(self, model: nn.Module) -> int:
+        """D."""
+        return self.shape(_config(model)).width
+
+    def heads(self, model: nn.Module) -> int:
+        """Attention heads."""
+        return self.shape(_config(model)).heads
+
+    def tokens(self, model: nn.Module) -> int:
+        """N at the model's own resolution."""
+        return self.shape(_config(model)).tokens
+
+    def grid_of(self, model: nn.Module) -> tuple[int, int]:
+        """(H, W) in tokens at the model's own resolution."""
+        return self.shape(_config(model)).grid
+
+    def attention_weights(self, module: nn.Module) -> tuple[Any, Any]:
+        """((wq, bq, wk, bk, wv, bv), (wo, bo)) of a diffusers attention; weights (D, D), biases (D,) or None."""
+        a: Any = module
+        qkv = tuple(x for linear in (a.to_q, a.to_k, a.to_v) for x in (linear.weight, linear.bias))
+        return qkv, (a.to_out[0].weight, a.to_out[0].bias)
+
+    def mlp_weights(self, module: nn.Module) -> tuple[Any, Any]:
+        """((w1, b1), (w2, b2)) of a diffusers feed-forward with tanh-GELU; w1 (rD, D), w2 (D, rD)."""
+        m: Any = module
+        first, second = m.net[0].proj, m.net[2]
+        return (first.weight, first.bias), (second.weight, second.bias)
+
+    @torch.no_grad()
+    def attention_map(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Attention probabilities (B, heads, N, N) of a site's module on its input x (B, N, D)."""
+        a: Any = module
+        q, k = (linear(x).unflatten(2, (a.heads, -1)).transpose(1, 2) for linear in (a.to_q, a.to_k))
+        return (q @ k.transpose(2, 3) * a.scale).softmax(-1)
+
+
+def _config(model: nn.Module) -> Mapping[str, Any]:
+    config: Any = model.config
+    return dict(config)

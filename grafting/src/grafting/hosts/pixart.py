@@ -1,0 +1,60 @@
+"""``PixArtTransformer2DModel``: PixArt-alpha and -Sigma (Chen et al., arXiv 2310.00426 and 2403.04692)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .base import Host, HostError, HostShape, Site
+
+
+class PixArt(Host):
+    """``attn1`` is self-attention and a site, ``attn2`` cross-attention and none; one ``adaln_single`` for all blocks.
+
+    The condition is a dictionary with ``encoder_hidden_states`` and, as the model asks for them,
+    ``encoder_attention_mask`` and ``added_cond_kwargs``.
+    """
+
+    family = "PixArt"
+    class_names = ("PixArtTransformer2DModel",)
+    module_of = {"attn": "attn1", "mlp": "ff"}  # noqa: RUF012 (a ClassVar of the base)
+    text_tokens = 300
+
+    def shape(self, config: Mapping[str, Any]) -> HostShape:
+        side = int(config["sample_size"]) // int(config["patch_size"])
+        patch = int(config["patch_size"]) ** 2
+        channels = int(config["in_channels"])
+        return HostShape(
+            family=self.family,
+            width=int(config["num_attention_heads"]) * int(config["attention_head_dim"]),
+            heads=int(config["num_attention_heads"]),
+            depth=int(config["num_layers"]),
+            grid=(side, side),
+            mlp_ratio=4.0,
+            context_tokens=self.text_tokens,
+            patch_channels=channels * patch,
+            out_channels=int(config.get("out_channels") or channels) * patch,
+        )
+
+    def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
+        """c: keyword arguments of the model, as said above. Raises HostError without text states."""
+        if not isinstance(c, Mapping) or "encoder_hidden_states" not in c:
+            raise HostError("a PixArt model is conditioned on a dictionary with encoder_hidden_states (B, L, D_text)")
+        given = {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}, **c}
+        return model(z, timestep=t, **given).sample
+
+    def gates(self, model: nn.Module, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
+        """Rows 2 and 5 of each block's ``scale_shift_table`` plus the timestep's embedding."""
+        adaln: Any = model.adaln_single
+        extra = c.get("added_cond_kwargs") if isinstance(c, Mapping) else None
+        added = extra or {"resolution": None, "aspect_ratio": None}
+        embedded, _ = adaln(t, added, batch_size=len(t), hidden_dtype=adaln.linear.weight.dtype)
+        gates = {}
+        for index, block in enumerate(self.blocks(model)):
+            table: Any = block.scale_shift_table
+            six = table[None] + embedded.reshape(len(t), 6, -1)
+            gates[Site(index, "attn")], gates[Site(index, "mlp")] = six[:, 2:3], six[:, 5:6]
+        return gates

@@ -1,0 +1,303 @@
+"""A plan says which sites get which operator: frozen data, YAML in and out, checked as a whole before anything runs.
+
+    edits:
+      - {site: attn, blocks: interleaved 50%, operator: hyena_x}
+      - {site: mlp, blocks: [0, 1, 2], operator: mlp, options: {ratio: 3}}
+
+``blocks`` is a list of indices or a pattern over the model's depth: ``interleaved 50%`` (every second block: 1, 3, …),
+``interleaved 75%`` (three of four), ``first 50%``, ``last 50%``, ``all``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from .hosts.base import KINDS, HostShape, Kind, Site
+
+if TYPE_CHECKING:
+    from .hosts.registry import Source
+
+CONTROLS = ("none", "identity")
+"""Not operators but controls: a site whose output is zero, and a copy of the original."""
+
+PATTERN = re.compile(r"(interleaved|first|last) +(\d+(?:\.\d+)?) *%|all")
+
+
+class PlanError(ValueError):
+    """Every problem of a plan, at once."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(problems))
+
+
+def pattern_blocks(pattern: str, depth: int) -> tuple[int, ...]:
+    """Indices of the blocks that ``pattern`` picks of ``depth``.
+
+    Interleaved picks block i when the count of picks, ratio x (i + 1) rounded down, grows there: 50 % gives 1, 3, 5, …,
+    75 % gives 1, 2, 3, 5, 6, 7, …. Raises PlanError for another pattern or a share that picks nothing.
+    """
+    match = PATTERN.fullmatch(pattern.strip())
+    if not match:
+        raise PlanError(
+            [f"blocks {pattern!r}: a list of indices, 'all', or '{'|'.join(('interleaved', 'first', 'last'))} P%'"]
+        )
+    if match[0] == "all":
+        return tuple(range(depth))
+    share = Fraction(match[2]) / 100
+    if not 0 < share <= 1:
+        raise PlanError([f"blocks {pattern!r}: the share must be above 0 % and at most 100 %"])
+    count = int(share * depth)
+    if count == 0:
+        raise PlanError([f"blocks {pattern!r}: picks none of {depth} blocks"])
+    if match[1] == "first":
+        return tuple(range(count))
+    if match[1] == "last":
+        return tuple(range(depth - count, depth))
+    return tuple(i for i in range(depth) if int(share * (i + 1)) > int(share * i))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """One operator for the ``site`` (``attn`` or ``mlp``) of some blocks."""
+
+    site: Kind
+    blocks: tuple[int, ...] | str
+    operator: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+        if not isinstance(self.blocks, str):
+            object.__setattr__(self, "blocks", tuple(self.blocks))
+
+    def indices(self, depth: int) -> tuple[int, ...]:
+        """The blocks of a model of ``depth`` blocks."""
+        return pattern_blocks(self.blocks, depth) if isinstance(self.blocks, str) else self.blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """One site with what it gets."""
+
+    site: Site
+    operator: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What is wrong with a plan on a model; empty when it fits."""
+
+    problems: tuple[str, ...]
+
+    def raise_if_any(self) -> None:
+        """Raise PlanError with all problems, if there are any."""
+        if self.problems:
+            raise PlanError(self.problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Edits in order; no site may get two operators."""
+
+    edits: tuple[Edit, ...]
+    name: str = ""
+
+    @classmethod
+    def interleaved(cls, *, site: str = "attn", operator: str, ratio: float = 0.5, **options: Any) -> Plan:
+        """Every second block, three of four, … : a share ``ratio`` spread evenly."""
+        return cls._patterned("interleaved", site, operator, ratio, options)
+
+    @classmethod
+    def first(cls, *, site: str = "attn", operator: str, ratio: float = 0.5, **options: Any) -> Plan:
+        """The first share ``ratio`` of the blocks."""
+        return cls._patterned("first", site, operator, ratio, options)
+
+    @classmethod
+    def last(cls, *, site: str = "attn", operator: str, ratio: float = 0.5, **options: Any) -> Plan:
+        """The last share ``ratio`` of the blocks."""
+        return cls._patterned("last", site, operator, ratio, options)
+
+    @classmethod
+    def all(cls, *, site: str = "attn", operator: str, **options: Any) -> Plan:
+        """Every block."""
+        return cls(edits=(Edit(site=_kind(site), blocks="all", operator=operator, options=options),))
+
+    @classmethod
+    def explicit(cls, *, site: str = "attn", operator: str, blocks: Sequence[int], **options: Any) -> Plan:
+        """The blocks listed."""
+        return cls(edits=(Edit(site=_kind(site), blocks=tuple(blocks), operator=operator, options=options),))
+
+    @classmethod
+    def _patterned(cls, pattern: str, site: str, operator: str, ratio: float, options: Mapping[str, Any]) -> Plan:
+        percent = Fraction(ratio).limit_denominator(10_000) * 100
+        text = str(int(percent)) if percent.denominator == 1 else repr(float(percent))
+        return cls(edits=(Edit(site=_kind(site), blocks=f"{pattern} {text}%", operator=operator, options=options),))
+
+    def __add__(self, other: Plan) -> Plan:
+        """Both plans' edits."""
+        return Plan(edits=self.edits + other.edits, name=self.name or other.name)
+
+    def resolve(self, source: Source) -> list[Resolved]:
+        """Sites in the model's order with what they get. Raises PlanError where a pattern or a block does not fit."""
+        shape = _shape(source)
+        problems = self._block_problems(shape)
+        if problems:
+            raise PlanError(problems)
+        entries = [
+            Resolved(site=Site(block, edit.site), operator=edit.operator, options=edit.options)
+            for edit in self.edits
+            for block in edit.indices(shape.depth)
+        ]
+        return sorted(entries, key=lambda entry: (entry.site.block, KINDS.index(entry.site.kind)))
+
+    def _block_problems(self, shape: HostShape) -> list[str]:
+        problems: list[str] = []
+        taken: dict[Site, int] = {}
+        if not self.edits:
+            problems.append("a plan without edits changes nothing: give at least one")
+        for number, edit in enumerate(self.edits):
+            where = f"edit {number} ({edit.site}, {edit.operator})"
+            try:
+                blocks = edit.indices(shape.depth)
+            except PlanError as error:
+                problems += [f"{where}: {text}" for text in error.problems]
+                continue
+            if not blocks:
+                problems.append(f"{where}: no blocks")
+            for block in blocks:
+                if type(block) is not int or not 0 <= block < shape.depth:
+                    problems.append(f"{where}: block {block!r}; the model has 0 to {shape.depth - 1}")
+                    continue
+                site = Site(block, edit.site)
+                if site in taken:
+                    problems.append(f"{where}: {site.name} is edited by edit {taken[site]} already")
+                taken.setdefault(site, number)
+        return problems
+
+    def check(self, source: Source) -> CheckReport:
+        """Everything that is wrong with this plan on a live model, a configuration or sizes."""
+        from .operators import OperatorError, get
+
+        shape = _shape(source)
+        problems = self._block_problems(shape)
+        for number, edit in enumerate(self.edits):
+            where = f"edit {number} ({edit.site}, {edit.operator})"
+            if edit.operator in CONTROLS:
+                if edit.options:
+                    problems.append(f"{where}: the control takes no options, given {', '.join(edit.options)}")
+                continue
+            try:
+                operator = get(edit.operator)
+                operator.resolve(width=shape.width, heads=shape.heads, tokens=shape.tokens, **edit.options)
+            except OperatorError as error:
+                problems.append(f"{where}: {error}")
+                continue
+            wanted = "channel" if edit.site == "mlp" else "mixer"
+            if operator.kind != wanted:
+                problems.append(
+                    f"{where}: {edit.operator} is a {operator.kind} operator, {edit.site} sites take a {wanted}"
+                )
+        return CheckReport(problems=tuple(problems))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in YAML."""
+        edits = []
+        for edit in self.edits:
+            blocks = edit.blocks if isinstance(edit.blocks, str) else list(edit.blocks)
+            entry: dict[str, Any] = {"site": edit.site, "blocks": blocks, "operator": edit.operator}
+            edits.append(entry | ({"options": dict(edit.options)} if edit.options else {}))
+        return ({"name": self.name} if self.name else {}) | {"edits": edits}
+
+    def to_yaml(self) -> str:
+        """The plan as YAML text."""
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan's YAML."""
+        return hashlib.sha256(self.to_yaml().encode()).hexdigest()
+
+    @classmethod
+    def from_dict(cls, content: Any, where: str = "plan") -> Plan:
+        """From plain data. Raises PlanError naming every unknown key and bad value."""
+        if not isinstance(content, Mapping):
+            raise PlanError([f"{where}: {content!r} is no mapping with edits"])
+        problems = _unknown(content, ("name", "edits"), where)
+        edits = content.get("edits")
+        if not isinstance(edits, Sequence) or isinstance(edits, str):
+            raise PlanError([*problems, f"{where}: edits is {edits!r}, must be a list of edits"])
+        made = []
+        for number, entry in enumerate(edits):
+            place = f"{where}: edit {number}"
+            if not isinstance(entry, Mapping):
+                problems.append(f"{place}: {entry!r} is no mapping")
+                continue
+            bad = _unknown(entry, ("site", "blocks", "operator", "options"), place)
+            bad += [f"{place}: {key} is missing" for key in ("site", "blocks", "operator") if key not in entry]
+            if "site" in entry and entry["site"] not in KINDS:
+                bad.append(f"{place}: site {entry['site']!r}; one of {', '.join(KINDS)}")
+            blocks = entry.get("blocks", "all")
+            if not isinstance(blocks, str) and not (
+                isinstance(blocks, Sequence) and all(type(b) is int for b in blocks)
+            ):
+                bad.append(f"{place}: blocks {blocks!r}; a list of indices or a pattern")
+            if not isinstance(entry.get("operator", ""), str):
+                bad.append(f"{place}: operator {entry['operator']!r}; a name")
+            options = entry.get("options") or {}
+            if not (isinstance(options, Mapping) and all(isinstance(key, str) for key in options)):
+                bad.append(f"{place}: options {options!r}; a mapping from names")
+            if bad:
+                problems += bad
+            else:
+                taken = blocks if isinstance(blocks, str) else tuple(blocks)
+                made.append(Edit(site=entry["site"], blocks=taken, operator=entry["operator"], options=options))
+        if problems:
+            raise PlanError(problems)
+        return cls(edits=tuple(made), name=str(content.get("name", "")))
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> Plan:
+        """From a YAML file (a Path) or text. Raises PlanError for text that is no YAML or no plan."""
+        import yaml
+
+        text, where = (source.read_text(), str(source)) if isinstance(source, Path) else (source, "plan")
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise PlanError([f"{where}: not YAML: {' '.join(str(error).split())}"]) from None
+        return cls.from_dict(content, where)
+
+
+def _kind(site: str) -> Kind:
+    if site not in KINDS:
+        raise PlanError([f"site {site!r}; one of {', '.join(KINDS)}"])
+    return site
+
+
+def _shape(source: Source) -> HostShape:
+    if isinstance(source, HostShape):
+        return source
+    from .hosts.registry import shape_of
+
+    return shape_of(source)
+
+
+def _unknown(given: Mapping[Any, Any], known: Sequence[str], where: str) -> list[str]:
+    problems = []
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1, 0.0)
+            problems.append(f"{where}: unknown key {key!r}: did you mean {near[0]!r}?")
+    return problems
