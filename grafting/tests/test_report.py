@@ -1,0 +1,184 @@
+"""The results file round trips and the page shows what is in it, from one self-contained file."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from grafting.report import (
+    Cost,
+    Curve,
+    Figure,
+    ModelResult,
+    Results,
+    SiteMap,
+    SpeedRow,
+    grid_png,
+    read_results,
+    render,
+    write_page,
+    write_results,
+)
+from grafting.report.figures import number
+
+
+def results(folder: Path) -> Results:
+    images = torch.rand(20, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    models = []
+    for k, (name, role) in enumerate(
+        [("teacher", "teacher"), ("hyena_x 50 %", "hybrid"), ("procedure", "control"), ("none", "control")]
+    ):
+        (folder / f"grid{k}.png").write_bytes(grid_png(images, columns=10))
+        fid = Figure(value=12.3 + 2 * k, low=11.0 + 2 * k, high=13.6 + 2 * k, floor=3.2)
+        models.append(
+            ModelResult(
+                name=name,
+                role=role,
+                run="quick run",
+                description="made up for this test",
+                figures={"fid": fid, "kid": Figure(value=0.0123), "precision": Figure(value=0.7, floor=0.8)},
+                protocol="N = 300, 20 DDIM steps (not Inception FID)",
+                denoising=Figure(value=0.13 + 0.001 * k),
+                denoising_difference=Figure(value=0.001 * k, low=0.001 * k - 2e-4, high=0.001 * k + 3e-4)
+                if k
+                else None,
+                grid=f"grid{k}.png",
+            )
+        )
+    curves = [
+        Curve(
+            name=f"blocks.{b}.attn",
+            run="quick run",
+            stage="stage 1",
+            steps=tuple(range(0, 200, 10)),
+            losses=tuple((0.5 + 0.1 * b) / (1 + 0.05 * s) for s in range(0, 200, 10)),
+        )
+        for b in range(1, 12, 2)
+    ]
+    return Results(
+        title="hyena_x in half of the attention sites",
+        run="quick run",
+        summary="A page for a test: its numbers are made up.",
+        models=tuple(models),
+        curves=tuple(curves),
+        maps=(
+            SiteMap(
+                model="hyena_x 50 %",
+                run="quick run",
+                sites={"attn": tuple("hyena_x" if b % 2 else None for b in range(12)), "mlp": (None,) * 11 + ("mlp",)},
+            ),
+        ),
+        speed=(
+            SpeedRow(
+                model="hyena_x 50 %",
+                run="bench",
+                setting="4,096 tokens, 1 thread, fp32",
+                speedup=1.25,
+                low=1.22,
+                high=1.3,
+                seconds=1.2,
+                teacher_seconds=1.5,
+                flop_bound=1.23,
+                time_bound=1.4,
+            ),
+        ),
+        costs=(
+            Cost(
+                model="hyena_x 50 %", run="quick run", parts={"stage 1": 2e12, "stage 2": 5e12}, teacher_training=1e14
+            ),
+        ),
+        notes=("Figures of the quick run.",),
+        provenance={"grafting": "0.1.0", "seed": "0"},
+    )
+
+
+def test_results_round_trip(tmp_path):
+    made = results(tmp_path)
+    write_results(tmp_path / "results.json", made)
+    assert read_results(tmp_path / "results.json") == made
+    assert made.costs[0].share == pytest.approx(0.07)
+
+
+def test_results_refuse_what_they_cannot_hold(tmp_path):
+    made = results(tmp_path)
+    broken = replace(made, models=(replace(made.models[0], figures={"fid": Figure(value=float("nan"))}),))
+    with pytest.raises(ValueError, match="not finite"):
+        write_results(tmp_path / "results.json", broken)
+    assert not (tmp_path / "results.json").exists()
+    with pytest.raises(ValueError, match="did you mean 'models'"):
+        Results.from_dict({"title": "x", "run": "y", "model": []})
+    with pytest.raises(ValueError, match="schema 7"):
+        Results.from_dict({"title": "x", "run": "y", "schema": 7})
+    with pytest.raises(ValueError, match="incomplete"):
+        Results.from_dict({"title": "x"})
+    with pytest.raises(ValueError, match="teacher, hybrid, control"):
+        ModelResult(name="a", role="student", run="b")
+
+
+def test_page_is_whole_and_self_contained(tmp_path):
+    made = results(tmp_path)
+    write_page(tmp_path / "report.html", made)
+    page = (tmp_path / "report.html").read_text()
+    assert page == render(json.loads(json.dumps(asdict(made))), tmp_path)
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page) and "@import" not in page and "<script" not in page
+    assert page.count("data:image/png;base64,") == 4
+    for shown in ("12.3", "11.0 … 13.6", "+0.00100", "N = 300, 20 DDIM steps", "1.25×", "1.23×", "1.40×", "7 % of"):
+        assert shown in page, shown
+    drawings = re.findall(r"<svg.*?</svg>", page, re.S)
+    assert len(drawings) == 5
+    for drawing in drawings:
+        root = ET.fromstring(drawing)  # well-formed
+        assert root.find("{http://www.w3.org/2000/svg}title").text
+    hyena = next(d for d in drawings if "sites of" in d)
+    assert hyena.count("attn: hyena_x") == 6 and hyena.count("untouched</title>") == 6 + 11
+
+
+def test_every_figure_names_its_run_and_protocols_do_not_mix(tmp_path):
+    made = results(tmp_path)
+    other = replace(made.models[0], run="full run", protocol="N = 2000")
+    page = render(replace(made, models=(*made.models, other)), tmp_path)
+    quality = page[page.index("Quality of samples") :]
+    assert quality.count("<tbody>", 0, quality.index("What was grafted")) == 2 and "full run" in quality
+
+
+def test_names_are_escaped_and_an_empty_page_stands(tmp_path):
+    page = render(Results(title="<script>alert(1)</script>", run="a & b"), tmp_path)
+    assert "<script" not in page and "a &amp; b" in page and "<section>" not in page
+    made = results(tmp_path)
+    evil = replace(made, models=tuple(replace(m, name="<b>x") for m in made.models))
+    assert "<b>x" not in render(evil, tmp_path)
+
+
+def test_a_grid_outside_the_folder_is_refused(tmp_path):
+    made = results(tmp_path)
+    for grid in ("../x.png", "missing.png", "/etc/hostname"):
+        with pytest.raises(ValueError, match="not a file inside"):
+            render(replace(made, models=(replace(made.models[0], grid=grid),)), tmp_path)
+
+
+def test_grid_places_pictures_row_by_row():
+    from PIL import Image
+
+    images = torch.full((3, 1, 2, 2), -1.0)
+    images[2] = 1.0
+    sheet = Image.open(io.BytesIO(grid_png(images, columns=2, gap=1, zoom=1)))
+    assert sheet.size == (5, 5)
+    assert sheet.getpixel((0, 0)) == (0, 0, 0) and sheet.getpixel((2, 0)) == (255, 255, 255)
+    assert sheet.getpixel((0, 3)) == (255, 255, 255) and sheet.getpixel((3, 0)) == (0, 0, 0)
+    with pytest.raises(ValueError, match="N at least 1"):
+        grid_png(images[:0], columns=2)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (12.345, "12.3"), (0.01234, "0.0123"), (-0.5, "-0.500"), (1234.5, "1234"), (3e-6, "3.00e-06")],
+)
+def test_numbers_keep_three_digits(value, text):
+    assert number(value) == text
