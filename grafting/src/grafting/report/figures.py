@@ -109,11 +109,12 @@ def curves(lines: Sequence[Curve], title: str) -> str:
         if path:
             parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
             ends.append((float(path.rsplit(" ", 1)[1]), curve.name, colour))
-    below = 0.0
-    gap = min(15.0, (height - 40) / max(len(ends), 1))
-    for y, name, colour in sorted(ends):
-        below = max(y, below + gap) if below else y
-        parts.append(_text(_WIDTH - right + 6, below + 4, name, size=11, fill=colour))
+    gap, places = min(15.0, (height - 50) / max(len(ends), 1)), list[float]()
+    for y, _, _ in sorted(ends):
+        places.append(max(y, places[-1] + gap) if places else y)
+    lift = max(0.0, places[-1] - (height - 40)) if places else 0.0  # labels pushed apart must not leave the drawing
+    for place, (_, name, colour) in zip(places, sorted(ends), strict=True):
+        parts.append(_text(_WIDTH - right + 6, place - lift + 4, name, size=11, fill=colour))
     return _svg(_WIDTH, height, title, parts)
 
 
