@@ -1,0 +1,48 @@
+"""The analyses: each takes a model and parameter values and returns a frozen result with `frame()` and `to_dict()`."""
+
+from meningitis.analysis.adequacy import Adequacy, adequacy
+from meningitis.analysis.compare import Bands, Comparison, bands, compare
+from meningitis.analysis.events import Event, Events, events
+from meningitis.analysis.infected import (
+    EverInfected,
+    ever_infected,
+    final_size_exact,
+    final_susceptible,
+    first_integral,
+    infection_potential,
+)
+from meningitis.analysis.local import LocalSensitivity, local_sensitivity
+from meningitis.analysis.outcomes import OUTCOMES, outcomes
+from meningitis.analysis.prcc import PRCC, prcc
+from meningitis.analysis.profiles import Profiles, profiles
+from meningitis.analysis.sobol import Sobol, sobol
+from meningitis.analysis.surveillance import who_thresholds
+
+__all__ = [
+    "OUTCOMES",
+    "PRCC",
+    "Adequacy",
+    "Bands",
+    "Comparison",
+    "Event",
+    "Events",
+    "EverInfected",
+    "LocalSensitivity",
+    "Profiles",
+    "Sobol",
+    "adequacy",
+    "bands",
+    "compare",
+    "events",
+    "ever_infected",
+    "final_size_exact",
+    "final_susceptible",
+    "first_integral",
+    "infection_potential",
+    "local_sensitivity",
+    "outcomes",
+    "prcc",
+    "profiles",
+    "sobol",
+    "who_thresholds",
+]

@@ -1,0 +1,117 @@
+"""Two parameter sets side by side, and percentile bands over many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import qmc
+
+from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled
+from meningitis.analysis.runs import Array
+from meningitis.engine import simulate
+from meningitis.model import Model
+
+PERCENTILES = (2.5, 25.0, 50.0, 75.0, 97.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Outcomes under a and under b; averted is a - b (negative: b is worse)."""
+
+    a: dict[str, float]
+    b: dict[str, float]
+    cases_averted: float
+    deaths_averted: float
+
+    def frame(self) -> pd.DataFrame:
+        """Table outcome, a, b, difference (a - b)."""
+        rows = [(name, self.a[name], self.b[name], self.a[name] - self.b[name]) for name in self.a]
+        return pd.DataFrame(rows, columns=["outcome", "a", "b", "difference"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        averted = {"cases_averted": self.cases_averted, "deaths_averted": self.deaths_averted}
+        return {"a": self.a, "b": self.b, **averted}
+
+
+def compare(model: Model, a: Mapping[str, float], b: Mapping[str, float], *, days: float = 365.0) -> Comparison:
+    """Cases and deaths averted by going from parameter set `a` to `b` (both complete, as `Model.values` gives them)."""
+    found = outcomes(model, {name: np.array([a[name], b[name]]) for name in model.parameter_names}, days=days)
+    first, second = ({name: float(found[name][k]) for name in OUTCOMES} for k in range(2))
+    return Comparison(
+        a=first,
+        b=second,
+        cases_averted=first["cases"] - second["cases"],
+        deaths_averted=first["deaths"] - second["deaths"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bands:
+    """Percentiles over sampled parameters: `series` by quantity (len(percentiles), T), persons.
+
+    Quantities: each compartment at `times` (days), and new_infections, cases, deaths per week, the week ending there
+    (the first is 0 at day 0).
+    """
+
+    times: Array
+    percentiles: tuple[float, ...]
+    series: dict[str, Array]
+    n: int
+    seed: int
+
+    def frame(self) -> pd.DataFrame:
+        """Long table: quantity, percentile, day, value."""
+        parts = [
+            pd.DataFrame({"quantity": name, "percentile": q, "day": self.times, "value": band[k]})
+            for name, band in self.series.items()
+            for k, q in enumerate(self.percentiles)
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        series = {name: band.tolist() for name, band in self.series.items()}
+        return {
+            "times": self.times.tolist(),
+            "percentiles": list(self.percentiles),
+            "series": series,
+            "n": self.n,
+            "seed": self.seed,
+        }
+
+
+def bands(
+    model: Model,
+    *,
+    n: int = 1000,
+    seed: int = 0,
+    values: Mapping[str, float] | None = None,
+    days: float = 365.0,
+    percentiles: Sequence[float] = PERCENTILES,
+) -> Bands:
+    """Percentile bands of weekly output over n parameter sets from the declared distributions (Latin hypercube).
+
+    Raises: RuntimeError where a trajectory fails.
+    """
+    names = sampled(model)
+    uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
+    times = np.arange(0.0, days + 1e-9, 7.0)
+    run = simulate(model, parameters=draw(model, names, uniform, values or model.values()), times=times)
+    failed = int(np.count_nonzero(run.status > 0))
+    if failed:
+        raise RuntimeError(f"{failed} of {n} trajectories of model {model.name!r} failed; narrow the distributions")
+    weekly = np.diff(run.cumulative, axis=1, prepend=0.0)
+    columns = {name: run.states[:, :, k] for k, name in enumerate(model.state_names)}
+    columns |= {f"weekly_{name}": weekly[:, :, k] for k, name in enumerate(run.cumulative_names)}
+    return Bands(
+        times=times,
+        percentiles=tuple(percentiles),
+        series={name: np.percentile(column, percentiles, axis=0) for name, column in columns.items()},
+        n=n,
+        seed=seed,
+    )

@@ -1,0 +1,171 @@
+"""What happens along a run, in order, and whether the case-carrier ratio forewarns of an epidemic."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import sympy as sp
+
+from meningitis.analysis.runs import at_times, first_crossing
+from meningitis.analysis.surveillance import who_thresholds
+from meningitis.model import Model
+from meningitis.symbolic import case_and_carrier, growth, initial_state, thresholds
+from meningitis.symbolic.growth import numeric_matrices
+from meningitis.symbolic.nextgen import infected_states
+
+NEAR = 0.01  # the early ratio is approached from below and counts as reached within 1 % of itself
+CLAIM = "a critical ratio is attained before cases grow to an epidemic level"
+
+IMPLICIT = "implicit stage-I threshold"
+DIRECT = (
+    "some of the newly infected fall ill at once, so the critical ratio of the model without direct infection is "
+    "passed at the start and forewarns of nothing; the implicit threshold is crossed at the prevalence peak"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """name, day (days from the start; None: did not happen), date (where a start date is given), value and its unit.
+
+    A surveillance event is dated at the end of its week, when it is known; the weekly peak in the middle of its week.
+    """
+
+    name: str
+    day: float | None
+    date: dt.date | None
+    value: float | None
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Events:
+    """Events in order of time (those that did not happen last), warnings, and the claim by ratio.
+
+    claim: True where that ratio is attained before the epidemic threshold, False where after or never, None where the
+    epidemic threshold is never reached, so that the claim says nothing.
+    """
+
+    events: tuple[Event, ...]
+    claim: dict[str, bool | None]
+    warnings: tuple[str, ...]
+
+    def day(self, name: str) -> float | None:
+        """Day of the named event. Raises: KeyError."""
+        return {event.name: event.day for event in self.events}[name]
+
+    def frame(self) -> pd.DataFrame:
+        """Table event, day, date, value, unit."""
+        return pd.DataFrame([asdict(event) for event in self.events])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, dates in ISO form."""
+        rows = [asdict(e) | {"date": e.date.isoformat() if e.date else None} for e in self.events]
+        return {"events": rows, "claim": self.claim, "claim_text": CLAIM, "warnings": list(self.warnings)}
+
+
+def weekly(model: Model, values: Mapping[str, float], days: float) -> np.ndarray:
+    """New cases by whole week (W,), persons, as differences of the cumulative count."""
+    times = np.arange(0.0, days + 1e-9, 7.0)
+    counts: np.ndarray = np.diff(at_times(model, values, times)[cumulative_cases(model)])
+    return counts
+
+
+def cumulative_cases(model: Model) -> str:
+    """Name of the cumulative count of cases. Raises: ValueError where no flow is declared a case."""
+    if not any(flow.case for flow in model.flows):
+        raise ValueError(f"model {model.name!r} declares no flow as a case")
+    return "cases"
+
+
+def events(
+    model: Model,
+    values: Mapping[str, float],
+    days: float = 365.0,
+    *,
+    start: dt.date | None = None,
+    reporting_fraction: float = 1.0,
+) -> Events:
+    """Early ratio, alert, epidemic, weekly peak, critical ratio and prevalence peak, in order.
+
+    `reporting_fraction` turns the model's cases into suspected ones. Raises: ValueError where it is not in (0, 1], days
+    are less than a week, or the declaration has no single case compartment fed by a carrier compartment.
+    """
+    if not 0 < reporting_fraction <= 1:
+        raise ValueError(f"reporting_fraction is {reporting_fraction}, but must be above 0 and at most 1")
+    if days < 7:
+        raise ValueError(f"days is {days:g}, but weekly incidence needs at least 7")
+    pair = case_and_carrier(model)
+    if pair is None:
+        raise ValueError(f"model {model.name!r} has no single case compartment fed by a carrier compartment")
+    case, carrier = pair
+    speed = growth(model, values)
+    early = speed.early_ratio if speed.rate > 0 else None
+    critical = thresholds(model).evaluate(model, values)["critical_ratio"]
+    prevalence_peak = _prevalence_peak(model, values, days, case)
+    early_day = None
+    if early is not None:
+        target = (1 - NEAR) * early
+        early_day = first_crossing(model, values, days, lambda x: x[case] - target * x[carrier])
+    critical_day = first_crossing(model, values, days, lambda x: x[case] - critical * x[carrier])
+    suspected = reporting_fraction * weekly(model, values, days)
+    who = who_thresholds(sum(initial_state(model, values).values()))
+    alert, epidemic = who.alert_week(suspected), who.epidemic_week(suspected)
+    peak = int(np.argmax(suspected))
+
+    def ends(week: int | None) -> float | None:
+        return None if week is None else 7.0 * (week + 1)
+
+    listed = [
+        ("early ratio", early_day, early, f"{case}/{carrier}"),
+        ("alert threshold", ends(alert), who.alert, "suspected cases per week"),
+        ("epidemic threshold", ends(epidemic), who.epidemic, "suspected cases per week"),
+        ("weekly incidence peak", 7.0 * peak + 3.5, float(suspected[peak]), "suspected cases per week"),
+        ("critical ratio", critical_day, critical, f"{case}/{carrier}"),
+        ("prevalence peak", prevalence_peak[0], prevalence_peak[1], f"persons in {case}"),
+    ]
+    dated = [
+        Event(name=n, day=d, date=start + dt.timedelta(days=d) if start and d is not None else None, value=v, unit=u)
+        for n, d, v, u in listed
+    ]
+    ordered = sorted(dated, key=lambda e: np.inf if e.day is None else e.day)
+    ratios = {"early ratio": early_day, "critical ratio": critical_day}
+    warnings = [who.warning] if who.warning else []
+    row = infected_states(model).index(case)
+    if numeric_matrices(model, values)[0][row].any():
+        # Only I1' = 0 then marks the turn: the threshold contains the force of infection itself.
+        ratios[IMPLICIT] = prevalence_peak[0]
+        warnings.append(DIRECT)
+    epidemic_day = ends(epidemic)
+    claim = {
+        name: None if epidemic_day is None else day is not None and day < epidemic_day for name, day in ratios.items()
+    }
+    return Events(events=tuple(ordered), claim=claim, warnings=tuple(warnings))
+
+
+def _prevalence_peak(
+    model: Model, values: Mapping[str, float], days: float, case: str
+) -> tuple[float | None, float | None]:
+    """Day and height of the highest prevalence in the case compartment; None where it is at an end of the run."""
+    lambdas = {name: k for k, name in enumerate(model.state_names)}
+    rates = _derivative(model, values, case)
+
+    def decline(x: Mapping[str, np.ndarray]) -> np.ndarray:
+        return -np.asarray(rates(*(x[name] for name in lambdas)))
+
+    grid = np.arange(0.0, days + 1e-9, 1.0)
+    held = at_times(model, values, grid)[case]
+    top = int(np.argmax(held))
+    if top in (0, held.size - 1):
+        return None, None
+    day = first_crossing(model, values, days, decline, after=float(grid[top - 1]))
+    return (None, None) if day is None else (day, float(at_times(model, values, [0.0, day])[case][-1]))
+
+
+def _derivative(model: Model, values: Mapping[str, float], case: str) -> Any:
+    at = {model.symbols[name]: values[name] for name in model.parameter_names}
+    return sp.lambdify([model.symbols[name] for name in model.state_names], model.rhs()[case].subs(at), "numpy")

@@ -1,0 +1,48 @@
+"""The outcomes that sensitivity, comparison and bands speak of, over arrays of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from meningitis.analysis.runs import Array
+from meningitis.engine import reduce
+from meningitis.model import Model
+from meningitis.symbolic import r0_numeric
+
+OUTCOMES = ("R0", "peak_weekly_incidence", "peak_week", "cases", "deaths", "ever_infected")
+"""R0; highest weekly cases, persons; its week (1 is the first); cases, deaths and ever infected, persons."""
+
+
+def outcomes(model: Model, samples: Mapping[str, ArrayLike], *, days: float = 365.0) -> dict[str, Array]:
+    """Every one of OUTCOMES for each parameter set, shape (n,).
+
+    Raises: RuntimeError where a trajectory fails, naming how many did: a sensitivity measure over part of its design
+    would be wrong.
+    """
+    size = max(np.size(column) for column in samples.values())
+    full = {
+        name: np.broadcast_to(np.asarray(column, dtype=np.float64), size).copy() for name, column in samples.items()
+    }
+    found = reduce(model, full, days=days)
+    failed = int(np.count_nonzero(found["status"] > 0))
+    if failed:
+        raise RuntimeError(f"{failed} of {size} trajectories of model {model.name!r} failed; narrow the distributions")
+    reproduction = {"R0": np.broadcast_to(r0_numeric(model)(full), size)}
+    return reproduction | {name: np.asarray(found[name], dtype=np.float64) for name in OUTCOMES[1:]}
+
+
+def sampled(model: Model) -> tuple[str, ...]:
+    """Names of the parameters whose distribution is not a single value, in declared order."""
+    return tuple(p.name for p in model.parameters if np.ptp(p.distribution.ppf(np.array([0.01, 0.5, 0.99]))) > 0)
+
+
+def draw(model: Model, names: tuple[str, ...], uniform: Array, base: Mapping[str, float]) -> dict[str, Array]:
+    """Parameter sets (n,) from uniform numbers (n, len(names)); parameters not named stay at `base`."""
+    size = uniform.shape[0]
+    held = {name: np.full(size, float(value)) for name, value in base.items()}
+    return held | {
+        name: np.asarray(model.parameter(name).distribution.ppf(uniform[:, k])) for k, name in enumerate(names)
+    }

@@ -1,0 +1,103 @@
+"""Partial rank correlation of outcomes with parameters over a Latin hypercube.
+
+Source: Marino et al., J Theor Biol 254 (2008) 178-196.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm, qmc, rankdata
+
+from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled
+from meningitis.analysis.runs import Array
+from meningitis.model import Model
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class PRCC:
+    """Partial rank correlations with `level` intervals; arrays are (outcomes, parameters).
+
+    An outcome that does not vary has no correlation (NaN).
+    """
+
+    outcomes: tuple[str, ...]
+    parameters: tuple[str, ...]
+    coefficient: Array
+    low: Array
+    high: Array
+    n: int
+    seed: int
+    level: float = LEVEL
+
+    def frame(self) -> pd.DataFrame:
+        """Long table: outcome, parameter, prcc, low, high."""
+        table = _pairs(self.outcomes, self.parameters)
+        columns = {"prcc": self.coefficient, "low": self.low, "high": self.high}
+        return pd.DataFrame(table | {name: array.ravel() for name, array in columns.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: rows of the table, n, seed and level."""
+        return {"rows": self.frame().to_dict("records"), "n": self.n, "seed": self.seed, "level": self.level}
+
+
+def partial_correlations(x: Array, y: Array) -> Array:
+    """Partial correlation of each column of x (n, k) with y (n,), all other columns held; shape (k,).
+
+    Ranks in, PRCC out. NaN where y or a column is constant or a combination of others.
+    """
+    joint = np.column_stack([x, y])
+    if np.any(np.ptp(joint, axis=0) == 0):
+        return np.full(x.shape[1], np.nan)
+    try:
+        precision = np.linalg.inv(np.corrcoef(joint, rowvar=False))
+    except np.linalg.LinAlgError:
+        return np.full(x.shape[1], np.nan)
+    diagonal = np.diag(precision)
+    return np.asarray(-precision[:-1, -1] / np.sqrt(diagonal[:-1] * diagonal[-1]))
+
+
+def fisher_interval(coefficient: Array, n: int, controls: int, level: float = LEVEL) -> tuple[Array, Array]:
+    """Interval of a partial correlation from n rows with `controls` variables held, by Fisher's z."""
+    half = norm.ppf(0.5 + level / 2) / np.sqrt(n - controls - 3)
+    z = np.arctanh(coefficient)
+    return np.tanh(z - half), np.tanh(z + half)
+
+
+def prcc(
+    model: Model,
+    outputs: Sequence[str] = OUTCOMES,
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    values: Mapping[str, float] | None = None,
+    days: float = 365.0,
+) -> PRCC:
+    """PRCC of `outputs` with every sampled parameter; those of a single value stay at `values` (default: defaults).
+
+    Raises: ValueError for an unknown output, or fewer rows than the partial correlation needs; RuntimeError where a
+    trajectory fails.
+    """
+    unknown = [name for name in outputs if name not in OUTCOMES]
+    if unknown:
+        raise ValueError(f"unknown outcome {', '.join(unknown)}; allowed are {', '.join(OUTCOMES)}")
+    names = sampled(model)
+    if n < len(names) + 5:
+        raise ValueError(f"n is {n}, but {len(names)} sampled parameters need at least {len(names) + 5}")
+    uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
+    found = outcomes(model, draw(model, names, uniform, values or model.values()), days=days)
+    # A distribution function is monotone, so the ranks of the uniforms are the ranks of the parameters.
+    ranks = rankdata(uniform, axis=0)
+    coefficient = np.stack([partial_correlations(ranks, rankdata(found[name])) for name in outputs])
+    low, high = fisher_interval(coefficient, n, len(names) - 1)
+    return PRCC(outcomes=tuple(outputs), parameters=names, coefficient=coefficient, low=low, high=high, n=n, seed=seed)
+
+
+def _pairs(rows: Sequence[str], columns: Sequence[str]) -> dict[str, Any]:
+    return {"outcome": np.repeat(np.array(rows), len(columns)), "parameter": np.tile(np.array(columns), len(rows))}

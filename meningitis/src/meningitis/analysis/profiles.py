@@ -1,0 +1,86 @@
+"""Case-carrier ratios over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from meningitis.analysis.runs import Array, checked, columns, grid_of
+from meningitis.engine import simulate
+from meningitis.model import Model
+from meningitis.symbolic import case_and_carrier, growth, thresholds
+from meningitis.symbolic.nextgen import infected_states
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profiles:
+    """Ratios for each parameter set (n) at each time (T).
+
+    stage1: I1/C; both: all ill over carriers, (I1 + I2)/C; NaN where there are no carriers. critical and early (n,) are
+    for I1/C only; early is NaN where the infection does not grow.
+    """
+
+    times: Array
+    sweep: dict[str, Array]
+    stage1: Array
+    both: Array
+    prevalence: Array
+    critical: Array
+    early: Array
+
+    def frame(self) -> pd.DataFrame:
+        """Long table: set, swept values, day, stage1, both, prevalence."""
+        n, points = self.stage1.shape
+        table: dict[str, Any] = {"set": np.repeat(np.arange(n), points)}
+        table |= {name: np.repeat(values, points) for name, values in self.sweep.items()}
+        table |= {"day": np.tile(self.times, n), "stage1": self.stage1.ravel(), "both": self.both.ravel()}
+        return pd.DataFrame(table | {"prevalence": self.prevalence.ravel()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, lists of lists."""
+        arrays = {name: getattr(self, name).tolist() for name in ("times", "stage1", "both", "critical", "early")}
+        return arrays | {"sweep": {name: values.tolist() for name, values in self.sweep.items()}}
+
+
+def profiles(
+    model: Model,
+    values: Mapping[str, float],
+    sweep: Mapping[str, Sequence[float]] | None = None,
+    *,
+    days: float = 365.0,
+    step: float = 1.0,
+) -> Profiles:
+    """Case-carrier ratios for every combination of the swept parameter values (none: `values` alone).
+
+    Raises: ValueError for an unknown parameter, or a declaration without a case fed by a carrier compartment.
+    """
+    pair = case_and_carrier(model)
+    if pair is None:
+        raise ValueError(f"model {model.name!r} has no single case compartment fed by a carrier compartment")
+    case, carrier = pair
+    sweep = dict(sweep or {})
+    checked(model, list(sweep))
+    grid = grid_of(sweep)
+    size = len(next(iter(grid.values()))) if grid else 1
+    times = np.arange(0.0, days + 1e-9, step)
+    run = simulate(model, parameters={**values, **grid}, times=times)
+    ill = [name for name in infected_states(model) if name != carrier]
+    stage1, both, prevalence = (np.empty((size, times.size)) for _ in range(3))
+    critical, early = np.empty(size), np.empty(size)
+    conditions = thresholds(model)
+    for k in range(size):
+        held = columns(run, model, k)
+        carriers = np.where(held[carrier] > 0, held[carrier], np.nan)
+        prevalence[k] = sum(held[name] for name in ill)
+        stage1[k], both[k] = held[case] / carriers, prevalence[k] / carriers
+        here = {**values, **{name: float(column[k]) for name, column in grid.items()}}
+        critical[k] = conditions.evaluate(model, here)["critical_ratio"]
+        speed = growth(model, here)
+        early[k] = speed.early_ratio if speed.rate > 0 and speed.early_ratio is not None else np.nan
+    return Profiles(
+        times=times, sweep=grid, stage1=stage1, both=both, prevalence=prevalence, critical=critical, early=early
+    )

@@ -1,0 +1,66 @@
+"""WHO's operational thresholds for meningitis in a district.
+
+Source: WHO, Weekly Epidemiological Record 89 (2014) 577-588: 30,000-100,000 inhabitants: alert 3, epidemic 10 suspected
+cases per 100,000 per week; below 30,000: alert 2 cases in a week, epidemic 5 in a week or doubling over three weeks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMALL, LARGE = 30_000, 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Suspected cases per week that raise an alert and that declare an epidemic; doubling counts in small districts."""
+
+    population: float
+    alert: float
+    epidemic: float
+    doubling: bool
+    warning: str = ""
+
+    def alert_week(self, suspected: NDArray[np.float64]) -> int | None:
+        """Index of the first week (0 is the first) that raises the alert; suspected: cases by week (W,)."""
+        return _first(suspected >= self.alert)
+
+    def epidemic_week(self, suspected: NDArray[np.float64]) -> int | None:
+        """Index of the first week that declares an epidemic; None: no week does."""
+        reached = suspected >= self.epidemic
+        if self.doubling and suspected.size > 2:
+            # Three weeks such as 1, 2, 4: less than one case is no case to double.
+            first, second, third = suspected[:-2], suspected[1:-1], suspected[2:]
+            reached[2:] |= (first >= 1) & (second >= 2 * first) & (third >= 2 * second)
+        return _first(reached)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def who_thresholds(population: float) -> Thresholds:
+    """Thresholds in suspected cases per week for a district of this many inhabitants.
+
+    Raises: ValueError where the population is not positive.
+    """
+    if not population > 0:
+        raise ValueError(f"population is {population}, but must be above 0")
+    if population < SMALL:
+        return Thresholds(population=population, alert=2.0, epidemic=5.0, doubling=True)
+    warning = (
+        f"the population of {population:,.0f} is above 100,000: WHO would split it into smaller districts"
+        if population > LARGE
+        else ""
+    )
+    scale = population / 1e5
+    return Thresholds(population=population, alert=3 * scale, epidemic=10 * scale, doubling=False, warning=warning)
+
+
+def _first(reached: NDArray[np.bool_]) -> int | None:
+    weeks = np.flatnonzero(reached)
+    return int(weeks[0]) if weeks.size else None
