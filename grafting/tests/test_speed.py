@@ -82,3 +82,35 @@ def test_skipping_cores_of_chosen_modules_only():
 def test_the_time_bound_exceeds_one_where_the_core_dominates():
     model, x = Attention(8), torch.randn(1, 2048, 8)
     assert time_bound(lambda: model(x), [model], rounds=3).speedup > 2
+
+
+def test_a_diffusers_transformer_counts_as_its_formula_and_loses_its_cores():
+    from diffusers import DiTTransformer2DModel
+
+    width, tokens, depth = 32, 64, 2
+    model = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=8,
+        num_layers=depth,
+        sample_size=8,
+        patch_size=1,
+        num_embeds_ada_norm=5,
+    ).eval()
+    inputs = {"timestep": torch.tensor([5]), "class_labels": torch.tensor([1])}
+    z = torch.randn(1, 4, 8, 8)
+    per_block = 24 * tokens * width**2 + 4 * tokens**2 * width  # projections, MLP, core
+    # Per block and sample: the timestep's two layers and adaLN's six outputs.
+    conditioning = 2 * (256 * width + width * width + width * 6 * width)
+    # The head embeds once more, modulates by two outputs, and projects; the patch embedding is a convolution.
+    head = 2 * (256 * width + width * width + width * 2 * width) + 2 * tokens * width * 8
+    counted = flops(model, z, **inputs)
+    assert counted == depth * (per_block + conditioning) + head + 2 * tokens * 4 * width
+    block = model.transformer_blocks[0]
+    torch.nn.init.normal_(block.norm1.linear.weight)  # adaLN starts with closed gates
+    with torch.no_grad():
+        before = model(z, **inputs).sample
+        with without_cores([block.attn1]):
+            assert not torch.allclose(model(z, **inputs).sample, before, atol=1e-3)
+        assert torch.equal(model(z, **inputs).sample, before)
