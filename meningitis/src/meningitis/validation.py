@@ -166,8 +166,9 @@ def _initial(model: Model, units: Mapping[Any, Dimension], checked: Checked, pro
             continue
         expression = _expression(model, value, where, allowed, problems)
         if expression is not None:
-            if not expression.is_number:
-                _unit(expression, units, PERSONS, where, "it", problems)
+            for term in sympy.Add.make_args(expression):
+                if not term.is_number:  # in `N - 1` the 1 is a person
+                    _unit(term, units, PERSONS, where, "it", problems)
             checked.initial[name] = expression
 
 
