@@ -1,0 +1,148 @@
+"""The command line: parsing only. A verb's work, and every heavy import, happens in `meningitis.verbs`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+VERBS = {
+    "models": "list the shipped models and their scenarios",
+    "show": "show one model: flows, parameters with units and sources, equations",
+    "simulate": "run a scenario and print its weekly course",
+    "r0": "next-generation matrix, R0, R at the start, growth, doubling time, control thresholds",
+    "thresholds": "conditions for carriage and illness to spread, and the events along a run in order",
+    "sensitivity": "indices of R0, and with --global rank correlations and Sobol indices",
+    "final-size": "share ever infected, over carrier odds and over the proportion ill at once",
+    "profile": "case-carrier ratios over time, for swept values of one parameter",
+    "compare": "two parameter sets side by side: cases and deaths averted",
+    "study": "the whole study: page, figures, tables, results.json",
+    "benchmark": "time the engine beside its peers",
+}
+
+
+class Refused(Exception):
+    """Input that cannot be used: one sentence for the user."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one sentence, with the nearest verb where one is misspelt."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one sentence and leave with status 2."""
+        if "invalid choice: '" in message:
+            import difflib
+
+            given = message.split("invalid choice: '")[1].split("'")[0]
+            choices = [word.strip(" ')") for word in message.split("choose from ")[-1].split(",")]
+            close = difflib.get_close_matches(given, choices, n=1, cutoff=0.5)
+            hint = f", did you mean '{close[0]}'?" if close else f"; allowed are {', '.join(choices)}"
+            message = f"there is no choice '{given}'{hint}"
+        print(f"meningitis: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _common() -> Parser:
+    common = Parser(add_help=False)
+    group = common.add_argument_group("model and values")
+    group.add_argument("--model", default="generalised", metavar="NAME|FILE", help="shipped model or YAML declaration")
+    group.add_argument("--scenario", metavar="NAME", help="named values (default: the model's first scenario)")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="one value, e.g. 70/year; repeat"
+    )
+    group.add_argument("--params", metavar="FILE", help="YAML or JSON table of values, overridden by --set")
+    group.add_argument("--days", type=float, metavar="N", help="length of the run (default: the scenario's)")
+    group.add_argument("--start", metavar="DATE", help="first day, YYYY-MM-DD: dates and epidemiological weeks appear")
+    group.add_argument("--weeks", choices=("iso", "cdc"), default="iso", help="system of epidemiological weeks")
+    form = common.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--csv", action="store_true", help="print CSV")
+    return common
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all verbs, built without importing anything heavy."""
+    top = Parser(prog="meningitis", description="A compartmental model of meningitis epidemics with carriers.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+    common = _common()
+    sub = {
+        name: verbs.add_parser(name, help=words, description=words, parents=[common]) for name, words in VERBS.items()
+    }
+    sub["r0"].add_argument("--efficacy", type=float, default=1.0, help="vaccine efficacy for the critical coverage")
+    sub["thresholds"].add_argument(
+        "--reporting-fraction", type=float, default=1.0, help="suspected cases per model case"
+    )
+    sensitivity = sub["sensitivity"]
+    sensitivity.add_argument("--global", dest="worldwide", action="store_true", help="PRCC and Sobol as well")
+    for verb in (sensitivity, sub["study"]):
+        verb.add_argument("--seed", type=int, default=1, help="seed of every random draw")
+        verb.add_argument("--sobol-n", type=int, default=4096, help="Sobol base samples, a power of two")
+        verb.add_argument("--lhs-n", type=int, default=2000, help="Latin hypercube samples")
+    sub["profile"].add_argument("--sweep", metavar="NAME=V1,V2,...", help="values of one parameter to compare")
+    sub["compare"].add_argument(
+        "--with-scenario", metavar="NAME", help="scenario of the second set (default: the same)"
+    )
+    sub["compare"].add_argument(
+        "--with",
+        dest="other",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="value in the second set; repeat",
+    )
+    sub["study"].add_argument("--out", required=True, metavar="DIR", help="folder to write to")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns 0; 2 with one sentence on stderr for bad input; 130 when interrupted."""
+    arguments = parser().parse_args(argv)
+    try:
+        from meningitis import verbs
+
+        verbs.run(arguments)
+        sys.stdout.flush()
+    except Refused as refusal:
+        print(f"meningitis: {refusal}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; what is left has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("meningitis: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def pairs(entries: Sequence[str], option: str) -> dict[str, str]:
+    """Read NAME=VALUE entries. Raises Refused for an entry that is not one."""
+    found = {}
+    for entry in entries:
+        name, sign, value = entry.partition("=")
+        if not sign or not name.strip() or not value.strip():
+            raise Refused(f"{option} is given '{entry}', but must be NAME=VALUE such as transmission_rate=70/year")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def table_of(path: str) -> dict[str, float | str]:
+    """Read a YAML or JSON table of values. Raises Refused where it is missing or something else."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Refused(f"--params {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Refused(f"--params {path} is neither YAML nor JSON") from error
+    if not isinstance(data, dict) or not all(isinstance(v, int | float | str) for v in data.values()):
+        raise Refused(f"--params {path} must be a table of names and values")
+    return {str(name): value for name, value in data.items()}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,306 @@
+"""What each verb of the command line does: read the values, call the library, print a table or plain data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meningitis.cli import Refused, pairs, table_of
+
+if TYPE_CHECKING:
+    import datetime as dt
+
+    import pandas as pd
+
+    from meningitis.model import Model
+
+HORIZON = 36_500.0  # days: no run needs more than a century
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do the verb of `arguments`. Raises Refused with one sentence for input that cannot be used."""
+    from meningitis.model import ModelError
+
+    try:
+        WORK[arguments.verb](arguments)
+    except ModelError as error:
+        raise Refused("; ".join(f"{problem.where}: {problem.message}" for problem in error.problems)) from error
+    except (ValueError, OSError) as error:
+        raise Refused(" ".join(str(error).split())) from error
+
+
+def model_of(arguments: argparse.Namespace) -> Model:
+    """The model named or declared in the file that --model gives."""
+    from meningitis import models
+    from meningitis.model import Model
+
+    name: str = arguments.model
+    if name in models.names():
+        return models.get(name)
+    if Path(name).suffix in {".yaml", ".yml"} or Path(name).is_file():
+        if not Path(name).is_file():
+            raise Refused(f"--model {name}: there is no such file")
+        return Model.from_yaml(Path(name))
+    return models.get(name)
+
+
+def values_of(model: Model, arguments: argparse.Namespace) -> dict[str, float]:
+    """Every parameter's value: defaults, scenario, --params, then --set."""
+    given: dict[str, float | str] = table_of(arguments.params) if arguments.params else {}
+    return model.values(arguments.scenario, {**given, **pairs(arguments.set, "--set")})
+
+
+def days_of(model: Model, arguments: argparse.Namespace) -> float:
+    """Length of the run in days: --days or the scenario's."""
+    if arguments.days is None:
+        return float(model.scenario(arguments.scenario).days)
+    if not 7 <= arguments.days <= HORIZON:
+        raise Refused(f"--days is {arguments.days:g}, but must be from 7 to {HORIZON:g}")
+    return float(arguments.days)
+
+
+def start_of(arguments: argparse.Namespace) -> dt.date | None:
+    """The first day, where one is given."""
+    from meningitis.calendar import parse_date
+
+    return parse_date(arguments.start) if arguments.start else None
+
+
+def put(arguments: argparse.Namespace, frame: pd.DataFrame, data: Any = None, words: str = "") -> None:
+    """Print as JSON (`data`, or the table's rows), as CSV, or as words and a table."""
+    from meningitis.report import show, to_json
+
+    if arguments.json:
+        sys.stdout.write(to_json(frame.to_dict("records") if data is None else data))
+    elif arguments.csv:
+        sys.stdout.write(frame.to_csv(index=False))
+    else:
+        shown = frame.map(show)
+        print("\n\n".join(part for part in (words, shown.to_string(index=False) if len(shown) else "") if part))
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from meningitis import models
+
+    rows = [
+        {"model": name, "scenario": s.name, "title": s.title, "days": s.days, "gives": s.gives}
+        for name in models.names()
+        for s in models.get(name).scenarios
+    ]
+    put(arguments, pd.DataFrame(rows))
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+    import sympy
+
+    model = model_of(arguments)
+    values = values_of(model, arguments)
+    lines = [f"{model.name}: {model.title}", f"hash {model.hash[:16]}", ""]
+    lines += [f"d{name}/dt = {sympy.sstr(rate)}" for name, rate in model.rhs().items()]
+    rows = [
+        {
+            "parameter": p.name,
+            "symbol": p.symbol.replace("\\", ""),
+            "value": values[p.name],
+            "unit": p.unit,
+            "bounds": f"{p.bounds[0]:g} to {p.bounds[1]:g}",
+            "meaning": p.meaning,
+            "source": p.source,
+        }
+        for p in model.parameters
+    ]
+    put(arguments, pd.DataFrame(rows), {**model.to_dict(), "hash": model.hash, "values": values}, "\n".join(lines))
+
+
+def weekly_table(model: Model, values: Mapping[str, float], days: float, start: dt.date | None, weeks: str) -> Any:
+    """Weekly course of one run: states at the end of each week and the week's new infections, cases and deaths."""
+    import numpy as np
+    import pandas as pd
+
+    from meningitis.calendar import date_of, epi_week
+    from meningitis.engine import simulate
+
+    times = np.arange(0.0, days + 1e-9, 7.0)
+    run = simulate(model, parameters=dict(values), times=times)
+    if run.failures:
+        raise Refused(f"the run failed: {run.failures[0]}")
+    table: dict[str, Any] = {"week": np.arange(1, len(times)), "day": times[1:]}
+    if start is not None:
+        begins = [date_of(float(t), start) for t in times[:-1]]
+        table["begins"] = [d.isoformat() for d in begins]
+        table["epi_week"] = ["{}-W{:02d}".format(*epi_week(d, "cdc" if weeks == "cdc" else "iso")) for d in begins]
+    table |= {name: run.states[0, 1:, k] for k, name in enumerate(run.state_names)}
+    table |= {f"weekly_{name}": np.diff(run.cumulative[0, :, k]) for k, name in enumerate(run.cumulative_names)}
+    return pd.DataFrame(table)
+
+
+def _simulate(arguments: argparse.Namespace) -> None:
+    model = model_of(arguments)
+    values, start = values_of(model, arguments), start_of(arguments)
+    put(arguments, weekly_table(model, values, days_of(model, arguments), start, arguments.weeks))
+
+
+def _r0(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+    import sympy
+
+    from meningitis import symbolic
+
+    model = model_of(arguments)
+    values = values_of(model, arguments)
+    matrices = symbolic.next_generation(model)
+    speed = symbolic.growth(model, values)
+    control = symbolic.control(model, values, efficacy=arguments.efficacy)
+    facts = {
+        "R0": control.r0,
+        "R at the start": speed.reproduction,
+        "growth rate, 1/day": speed.rate,
+        "doubling time, days": speed.doubling_time,
+        "generation time, days": speed.generation_time,
+        "early case-carrier ratio": speed.early_ratio,
+        "immune share needed, 1 - 1/R0": control.herd_immunity,
+        f"coverage needed at efficacy {arguments.efficacy:g}": control.coverage,
+    }
+    critical = {f"{name} at which R0 = 1": value for name, value in control.critical.items() if value is not None}
+    frame = pd.DataFrame([{"quantity": k, "value": v} for k, v in {**facts, **critical}.items()])
+    r0 = matrices.reason if matrices.r0 is None else sympy.sstr(matrices.r0)
+    words = [
+        f"infected: {', '.join(matrices.infected)}",
+        f"F = {sympy.sstr(matrices.F)}",
+        f"V = {sympy.sstr(matrices.V)}",
+    ]
+    words += [f"K = F V^-1 = {sympy.sstr(matrices.K)}"] * (matrices.K is not None) + [f"R0 = {r0}"]
+    data = {"matrices": matrices.to_dict(), "growth": speed.to_dict(), "control": control.to_dict()}
+    put(arguments, frame, {**data, "R0": control.r0, "values": values}, "\n".join(words))
+
+
+def _thresholds(arguments: argparse.Namespace) -> None:
+    from meningitis import analysis, symbolic
+
+    model = model_of(arguments)
+    values = values_of(model, arguments)
+    found = symbolic.thresholds(model)
+    happened = analysis.events(
+        model,
+        values,
+        days_of(model, arguments),
+        start=start_of(arguments),
+        reporting_fraction=arguments.reporting_fraction,
+    )
+    for warning in happened.warnings:
+        print(f"meningitis: {warning}", file=sys.stderr)
+    data = {"thresholds": found.to_dict(), "events": happened.to_dict(), "values": values}
+    put(arguments, happened.frame(), data, found.text())
+
+
+def _sensitivity(arguments: argparse.Namespace) -> None:
+    from meningitis import symbolic
+
+    model = model_of(arguments)
+    values = values_of(model, arguments)
+    if not arguments.worldwide:
+        put(arguments, symbolic.elasticities(model).frame(values), words="normalised indices of R0")
+        return
+    from meningitis.study import global_sensitivity
+
+    ranks, shares = global_sensitivity(
+        model, values, days_of(model, arguments), lhs=arguments.lhs_n, sobol=arguments.sobol_n, seed=arguments.seed
+    )
+    both = ranks.merge(shares, on=["outcome", "parameter", "symbol"], how="outer", suffixes=("_prcc", "_sobol"))
+    put(arguments, both)
+
+
+def _final_size(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from meningitis import analysis
+
+    model = model_of(arguments)
+    direct = "direct_fraction" in model.parameter_names
+    found = analysis.ever_infected(
+        model,
+        values_of(model, arguments),
+        [float(x) for x in np.linspace(0.5, 1.5, 5)],
+        [0.0, 0.01, 0.1, 0.5, 1.0] if direct else [0.0],
+        days=days_of(model, arguments),
+    )
+    put(arguments, found.frame(), found.to_dict())
+
+
+def _profile(arguments: argparse.Namespace) -> None:
+    from meningitis import analysis
+    from meningitis.model import parse_quantity
+
+    model = model_of(arguments)
+    sweep = {}
+    for name, text in pairs([arguments.sweep] if arguments.sweep else [], "--sweep").items():
+        sweep[model.parameter(name).name] = [float(parse_quantity(part.strip())) for part in text.split(",")]
+        for value in sweep[name]:
+            model.values(arguments.scenario, {name: value})
+    days = days_of(model, arguments)
+    values = values_of(model, arguments)
+    # Without a sweep, one set: the values themselves.
+    single = {model.parameter_names[0]: [values[model.parameter_names[0]]]}
+    found = analysis.profiles(model, values, sweep or single, days=days, step=7.0)
+    put(arguments, found.frame(), found.to_dict())
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from meningitis import analysis
+
+    model = model_of(arguments)
+    first = values_of(model, arguments)
+    scenario = arguments.with_scenario or arguments.scenario
+    given: dict[str, float | str] = table_of(arguments.params) if arguments.params else {}
+    changed = {**given, **pairs(arguments.set, "--set"), **pairs(arguments.other, "--with")}
+    second = model.values(scenario, changed)
+    if first == second:
+        raise Refused("compare needs a second set that differs: give --with NAME=VALUE or --with-scenario NAME")
+    found = analysis.compare(model, first, second, days=days_of(model, arguments))
+    put(arguments, found.frame(), found.to_dict())
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    from meningitis.study import study
+
+    page = study(
+        Path(arguments.out),
+        seed=arguments.seed,
+        sobol_n=arguments.sobol_n,
+        lhs_n=arguments.lhs_n,
+        start=start_of(arguments),
+        weeks=arguments.weeks,
+        progress=lambda words: print(words, file=sys.stderr),
+    )
+    print(page)
+
+
+def _benchmark(arguments: argparse.Namespace) -> None:
+    import importlib
+
+    try:
+        peers = importlib.import_module("meningitis.benchmark")
+    except ModuleNotFoundError as error:
+        raise Refused(f"the benchmark needs {error.name}, which is not installed") from error
+    peers.run()
+
+
+WORK = {
+    "models": _models,
+    "show": _show,
+    "simulate": _simulate,
+    "r0": _r0,
+    "thresholds": _thresholds,
+    "sensitivity": _sensitivity,
+    "final-size": _final_size,
+    "profile": _profile,
+    "compare": _compare,
+    "study": _study,
+    "benchmark": _benchmark,
+}

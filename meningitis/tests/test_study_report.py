@@ -1,0 +1,72 @@
+"""The page and its files: whole, self-contained, and equal at every run."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from meningitis.models import GENERALISED, get, names
+from meningitis.report import Report, plain, show, to_json, write_atomically
+from meningitis.report.diagram import flow_diagram, flow_labels, positions
+from meningitis.report.style import to_svg
+
+
+def page(out: Path) -> str:
+    report = Report(out=out, title="A <title>", lead="Lead.")
+    report.section("Section")
+    report.claim("it holds.", holds=False, verdict="Does not hold.", conditions="Where & when.")
+    report.figure("flow", flow_diagram(GENERALISED), "The model.")
+    report.table("numbers", pd.DataFrame({"name": ["<b>"], "value": [1234.5678]}), "Numbers.")
+    return report.write({"a": np.array([1.0, np.nan])}).read_text()
+
+
+def test_the_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
+    text = page(tmp_path)
+    links = re.findall(r"""(?:src|href)\s*=\s*["']([^"']+)""", text)
+    assert links and all(link.startswith(("#", "data:")) for link in links)
+    assert "<script" not in text and "@import" not in text and "url(http" not in text
+    assert "A &lt;title&gt;" in text and "&lt;b&gt;" in text and "1,235" in text
+    assert (tmp_path / "figures" / "flow.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "tables" / "numbers.csv").read_text() == "name,value\n<b>,1234.5678\n"
+    assert json.loads((tmp_path / "results.json").read_text()) == {"a": [1.0, None]}
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_the_same_page_at_every_run(tmp_path: Path) -> None:
+    assert page(tmp_path / "a") == page(tmp_path / "b")
+
+
+def test_ids_of_two_figures_stay_apart() -> None:
+    first, second = (set(re.findall(r'\bid="([^"]+)"', to_svg(flow_diagram(GENERALISED), name))) for name in "ab")
+    assert first and not first & second
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "file.txt"
+    write_atomically(file, "old")
+    with pytest.raises(TypeError):
+        write_atomically(file, 3)  # type: ignore[arg-type]
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_diagram_shows_every_compartment_and_flow(name: str) -> None:
+    model = get(name)
+    at = positions(model)
+    assert set(at) == set(model.state_names) and len(set(at.values())) == len(at)
+    force, labels = flow_labels(model)
+    assert r"\beta" in force
+    assert set(labels) == {flow.name for flow in model.flows}
+    assert labels["progression"] == r"$\sigma$"
+
+
+def test_cells_and_json() -> None:
+    assert [show(x) for x in (0.0, 1234567.0, -0.00012345, 0.5, None, True, float("nan"), "x")] == [
+        "0", "1.235e+06", "−1.234e−04", "0.5", "–", "yes", "–", "x",
+    ]  # fmt: skip
+    assert plain({"x": (1, float("inf"))}) == {"x": [1, None]}
+    assert json.loads(to_json(np.float64(0.1))) == 0.1
