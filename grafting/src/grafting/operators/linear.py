@@ -41,14 +41,14 @@ class LinearAttention(Attention):
         if self.options["feature_map"] == "relu":
             return F.relu(q), F.relu(k), v
         if self.options["feature_map"] == "elu+1":
-            return F.elu(q) + 1, F.elu(k) + 1, v
+            return F.elu(q).add_(1), F.elu(k).add_(1), v
         q, k = q @ self.map_q, k @ self.map_k
         return torch.cat([q, -q], -1).softmax(-1), torch.cat([k, -k], -1).softmax(-1), v
 
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         q, k, v = self.mapped(x)
         state = k.transpose(-1, -2) @ v
-        total = (q * k.sum(dim=-2, keepdim=True)).sum(dim=-1, keepdim=True)
+        total = q @ k.sum(dim=-2).unsqueeze(-1)  # a product and not a sum: no temporary of the size of q
         return ((q @ state) / (total + SMALL)).transpose(1, 2).flatten(2)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
@@ -81,7 +81,9 @@ class LinearAttention(Attention):
     def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
         assert heads is not None
         size = width // heads
-        core = 12 * tokens * width * size if options["feature_map"] == "learned" else 4 * tokens * width * size
+        learned = options["feature_map"] == "learned"
+        # Sums, reads and normaliser over features of size C or 2C, and the maps themselves.
+        core = tokens * width * (12 * size + 4 if learned else 4 * size + 2)
         return 8 * tokens * width * width + core
 
 
