@@ -20,6 +20,7 @@ from grafting.report import (
     Results,
     SiteMap,
     SpeedRow,
+    figures_of,
     grid_png,
     read_results,
     render,
@@ -182,3 +183,21 @@ def test_grid_places_pictures_row_by_row():
 )
 def test_numbers_keep_three_digits(value, text):
     assert number(value) == text
+
+
+def test_measured_quality_becomes_figures_with_floors():
+    from grafting.measure.quality import Estimate, Protocol, Quality
+    from grafting.sampling import Sampling
+
+    protocol = Protocol(
+        n=2, sampling=Sampling(), labels="balanced", extractor="e", extractor_label="l", reference="r", seed=0
+    )
+    quality = Quality(
+        figures={"fid": Estimate(value=5.0, low=4.0, high=6.0), "recall": Estimate(value=0.5)},
+        floors={"fid": 2.0},
+        protocol=protocol,
+    )
+    assert figures_of(quality.to_dict()) == {
+        "fid": Figure(value=5.0, low=4.0, high=6.0, floor=2.0),
+        "recall": Figure(value=0.5),
+    }

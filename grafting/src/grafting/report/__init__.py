@@ -9,6 +9,7 @@ from .results import (
     Results,
     SiteMap,
     SpeedRow,
+    figures_of,
     read_results,
     write_results,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "Results",
     "SiteMap",
     "SpeedRow",
+    "figures_of",
     "grid_png",
     "read_results",
     "render",

@@ -175,6 +175,12 @@ def _build(kind: type[T], raw: Mapping[str, Any]) -> T:
         raise ValueError(f"{kind.__name__} of the results is incomplete: {error}") from None
 
 
+def figures_of(quality: Mapping[str, Any]) -> dict[str, Figure]:
+    """The figures of ``measure.quality.Quality.to_dict()``, each joined to its floor."""
+    floors = quality.get("floors", {})
+    return {name: Figure(**figure, floor=floors.get(name)) for name, figure in quality["figures"].items()}
+
+
 def write_results(path: Path, results: Results) -> None:
     """Write ``results.json`` atomically.
 
