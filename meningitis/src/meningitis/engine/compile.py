@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -28,7 +29,7 @@ def kernel(system: System, lanes: int = LANES) -> Callable[..., None]:
     from numba.core.registry import cpu_target
 
     source = generate(system, lanes)
-    key = "\n".join((source, numba.__version__, str(cpu_target.target_context.codegen().magic_tuple())))
+    key = "\n".join(("1", source, numba.__version__, str(cpu_target.target_context.codegen().magic_tuple())))
     name = f"kernel_{hashlib.sha256(key.encode()).hexdigest()[:20]}"
     folder = cache_folder()
     try:
@@ -56,5 +57,6 @@ def _load(name: str, path: Path) -> Any:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} cannot be loaded as a module")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # numba finds a cached function's module by its name
     spec.loader.exec_module(module)
     return module
