@@ -5,7 +5,6 @@ Source: Saltelli et al., Comput Phys Commun 181 (2010) 259-270, as scipy.stats.s
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled
 from meningitis.analysis.runs import Array
 from meningitis.model import Model
 
-LEVEL, RESAMPLES = 0.95, 200
+LEVEL, RESAMPLES = 0.95, 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +68,7 @@ def sobol_of(
     for j in range(k):
         mixed[j, :, j] = B[:, j]
     y = np.asarray(function(np.concatenate([A, B, mixed.reshape(k * n, k)]))).T  # (outputs, rows)
+    generator = np.random.default_rng([seed, 1])
     columns = []
     for values in y:
         if np.ptp(values) == 0:
@@ -77,14 +77,9 @@ def sobol_of(
         f_AB = values[2 * n :].reshape(k, 1, n)
         # scipy takes f_A, f_B as (s, n) and f_AB as (k, s, n).
         result = sobol_indices(func={"f_A": values[None, :n], "f_B": values[None, n : 2 * n], "f_AB": f_AB}, n=n)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a parameter without any effect: its index is 0 in every resample
-            boot = result.bootstrap(confidence_level=LEVEL, n_resamples=RESAMPLES)
-        first, total = boot.first_order.confidence_interval, boot.total_order.confidence_interval
-        rows = (result.first_order, first.low, first.high, result.total_order, total.low, total.high)
-        block = np.stack([np.ravel(row) for row in rows])
-        point = block[[0, 0, 0, 3, 3, 3]]
-        columns.append(np.where(np.isnan(block), point, block))
+        low, high = _intervals(values, n, k, generator)
+        rows = (result.first_order, low[0], high[0], result.total_order, low[1], high[1])
+        columns.append(np.stack([np.ravel(row) for row in rows]))
     table = np.stack(columns, axis=1)  # (6, outputs, k)
     return Sobol(
         outcomes=tuple(outputs),
@@ -98,6 +93,25 @@ def sobol_of(
         n=n,
         seed=seed,
     )
+
+
+def _intervals(y: Array, n: int, k: int, generator: np.random.Generator) -> tuple[Array, Array]:
+    """Percentile bootstrap over base samples: bounds (2, k) of first and total order, by the estimators of scipy.
+
+    The estimators are means over rows, so a resample is a vector of weights and all of them one matrix product; scipy's
+    own bootstrap jackknifes every row, which takes longer than the outbreaks do.
+    """
+    centred = y - y[: 2 * n].mean()
+    f_A, f_B, f_AB = centred[:n, None], centred[n : 2 * n, None], centred[2 * n :].reshape(k, n).T
+    weights = generator.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n  # (resamples, n)
+    both = np.hstack([f_A, f_B])
+    mean, square = (weights @ both).mean(axis=1), (weights @ both**2).mean(axis=1)
+    variance = (square - mean**2)[:, None]
+    first = weights @ (f_B * (f_AB - f_A)) / variance
+    total = weights @ ((f_A - f_AB) ** 2) / 2 / variance
+    tail = 50 * (1 - LEVEL)
+    bounds = np.percentile(np.stack([first, total]), [tail, 100 - tail], axis=1)
+    return bounds[0], bounds[1]
 
 
 def sobol(
