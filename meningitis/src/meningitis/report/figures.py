@@ -88,7 +88,7 @@ def ratio_and_events(
         top = 3 * 1000 * max(critical, float(np.nanmax(stage1[times <= 0.6 * times[-1]])))
         upper.set_ylim(0, top)
         upper.set_ylabel("cases per 1,000 carriers")
-        upper.legend(loc="upper left", ncols=2)
+        upper.legend(loc="lower right", ncols=2)
         lower.plot(times, prevalence, color=BLUE)
         lower.set_ylabel("persons ill, $I_1+I_2$")
         lower.set_ylim(0, None)
@@ -121,6 +121,8 @@ def ratio_sweeps(times: Array, panels: Mapping[str, tuple[Sequence[str], Array, 
             axes.set_title(title, fontsize=9)
             axes.legend(fontsize=7)
             time_axis(axes, float(times[-1]))
+            axes.set_xticks(axes.get_xticks()[::2])  # half as many: the panels are narrow
+            axes.xaxis.set_major_formatter(lambda day, _: f"{day / 7:.0f}")
         for axes in grid.ravel()[len(panels) :]:
             axes.axis("off")
         for axes in grid[:, 0]:
