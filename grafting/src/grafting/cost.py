@@ -1,0 +1,192 @@
+"""Parameters, FLOPs and bounds of a plan, by formula: no weights, no diffusers.
+
+FLOPs are those of one forward pass of one sample, two per multiply-add of matrix products and filters. A FLOP bound is
+the speed-up at equal efficiency. Attention kernels run below the speed of matrix products, so a measured speed-up can
+exceed it; the time bound, from measured times, stands beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .hosts.base import HostShape, Site
+from .plan import CONTROLS, Plan, Resolved
+
+if TYPE_CHECKING:
+    from .hosts.registry import Source
+
+EMBEDDING = 256
+"""Width of the sinusoidal timestep embedding in diffusers' hosts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockCost:
+    """FLOPs of one block of the host. ``core`` is the part of ``attn`` that grows with N squared."""
+
+    attn: int
+    core: int
+    mlp: int
+    rest: int
+
+    @property
+    def total(self) -> int:
+        """All of the block."""
+        return self.attn + self.mlp + self.rest
+
+
+def block_cost(shape: HostShape) -> BlockCost:
+    """FLOPs of one block at the shape's grid: self-attention, MLP, cross-attention and DiT's own modulation."""
+    n, d, text = shape.tokens, shape.width, shape.context_tokens
+    core = 4 * n * n * d
+    rest = 12 * d * d + 2 * (EMBEDDING * d + d * d) if shape.family == "DiT" else 0
+    if text:
+        rest += 4 * n * d * d + 4 * text * d * d + 4 * n * text * d
+    return BlockCost(attn=8 * n * d * d + core, core=core, mlp=int(4 * shape.mlp_ratio * n * d * d), rest=rest)
+
+
+def host_flops(shape: HostShape) -> int:
+    """FLOPs of the whole host; DiT's head runs block 0's embedder once more.
+
+    PixArt's shared text and timestep embedders, once a call, are left out.
+    """
+    n, d = shape.tokens, shape.width
+    ends = 2 * n * d * (shape.patch_channels + shape.out_channels)
+    head = 4 * d * d + 2 * (EMBEDDING * d + d * d) if shape.family == "DiT" else 0
+    return shape.depth * block_cost(shape).total + ends + head
+
+
+def site_parameters(shape: HostShape, kind: str) -> int:
+    """Parameters of the host's own operator at a site, with biases."""
+    d, hidden = shape.width, int(shape.mlp_ratio * shape.width)
+    return 4 * (d * d + d) if kind == "attn" else 2 * d * hidden + hidden + d
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteCost:
+    """One grafted site: what was, what comes instead."""
+
+    site: Site
+    operator: str
+    parameters_before: int
+    parameters_after: int
+    flops_before: int
+    flops_after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCost:
+    """A plan on a host at one resolution.
+
+    core_bound: the FLOP bound if the grafted attention sites lost their cores and nothing else changed, the ceiling for
+    mixers that keep four D x D projections.
+    """
+
+    shape: HostShape
+    sites: tuple[SiteCost, ...]
+    flops_before: int
+    flops_after: int
+    core_bound: float
+
+    @property
+    def flop_ratio(self) -> float:
+        """FLOPs before over after, by the operators' own formulas."""
+        return self.flops_before / self.flops_after
+
+    @property
+    def new_parameters(self) -> int:
+        """Parameters of the new operators: what stage 1 trains and the delta stores."""
+        return sum(site.parameters_after for site in self.sites)
+
+    @property
+    def delta_bytes(self) -> int:
+        """Disk of the delta in float32."""
+        return 4 * self.new_parameters
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "family": self.shape.family,
+            "tokens": self.shape.tokens,
+            "sites": len(self.sites),
+            "new_parameters": self.new_parameters,
+            "delta_bytes": self.delta_bytes,
+            "flops_before": self.flops_before,
+            "flops_after": self.flops_after,
+            "flop_ratio": self.flop_ratio,
+            "core_bound": self.core_bound,
+        }
+
+
+def plan_cost(plan: Plan, source: Source, *, grid: tuple[int, int] | None = None) -> PlanCost:
+    """Cost of ``plan`` on a model, a configuration or sizes, at its own resolution or over another ``grid`` (H, W).
+
+    Raises:
+        PlanError: the plan does not fit.
+    """
+    from .hosts.registry import shape_of
+
+    shape = shape_of(source)
+    shape = shape.at(grid) if grid else shape
+    plan.check(shape).raise_if_any()
+    block, before = block_cost(shape), host_flops(shape)
+    sites = tuple(_site_cost(entry, shape, block) for entry in plan.resolve(shape))
+    after = before - sum(site.flops_before - site.flops_after for site in sites)
+    lost = sum(block.core for site in sites if site.site.kind == "attn" and site.operator != "identity")
+    bound = before / (before - lost)
+    return PlanCost(shape=shape, sites=sites, flops_before=before, flops_after=after, core_bound=bound)
+
+
+def _site_cost(entry: Resolved, shape: HostShape, block: BlockCost) -> SiteCost:
+    kind = entry.site.kind
+    flops_before = block.attn if kind == "attn" else block.mlp
+    parameters_before = site_parameters(shape, kind)
+    if entry.operator in CONTROLS:
+        kept = entry.operator == "identity"
+        parameters_after, flops_after = (parameters_before, flops_before) if kept else (0, 0)
+    else:
+        from .operators import get
+
+        operator = get(entry.operator)
+        d, heads, n = shape.width, shape.heads, shape.tokens
+        parameters_after = operator.parameters_count(d, heads, n, **entry.options)
+        flops_after = operator.flops(d, heads, n, **entry.options)
+    return SiteCost(
+        site=entry.site,
+        operator=entry.operator,
+        parameters_before=parameters_before,
+        parameters_after=parameters_after,
+        flops_before=flops_before,
+        flops_after=flops_after,
+    )
+
+
+def time_bound(whole: float, without_cores: float, grafted: int, depth: int) -> float:
+    """The speed-up if ``grafted`` of ``depth`` attention cores took no time, from two times (s) measured in one run.
+
+    Raises:
+        ValueError: times that are not positive, or more grafted sites than blocks.
+    """
+    if not (whole > 0 and without_cores > 0 and 0 <= grafted <= depth and depth > 0):
+        raise ValueError(f"times {whole}, {without_cores} s and {grafted} of {depth} sites: times and depth above 0")
+    return whole / (whole - (whole - without_cores) * grafted / depth)
+
+
+def table(cost: PlanCost, name: str = "") -> str:
+    """The plan as people read it."""
+    lines = [
+        f"{name or cost.shape.family}: {cost.shape.depth} blocks, width {cost.shape.width}, {cost.shape.tokens} tokens",
+        f"{'site':<18}{'operator':<16}{'parameters':>24}{'GFLOPs':>22}",
+    ]
+    for site in cost.sites:
+        parameters = f"{site.parameters_before / 1e6:.2f} M -> {site.parameters_after / 1e6:.2f} M"
+        flops = f"{site.flops_before / 1e9:.2f} -> {site.flops_after / 1e9:.2f}"
+        lines.append(f"{site.site.name:<18}{site.operator:<16}{parameters:>24}{flops:>22}")
+    return "\n".join(
+        [
+            *lines,
+            f"forward pass     {cost.flops_before / 1e9:.1f} -> {cost.flops_after / 1e9:.1f} GFLOPs per sample",
+            f"FLOP bound       {cost.flop_ratio:.2f}x with these operators, {cost.core_bound:.2f}x if only cores went",
+            f"new parameters   {cost.new_parameters / 1e6:.2f} M, {cost.delta_bytes / 2**20:.1f} MiB in float32",
+        ]
+    )
