@@ -1,0 +1,184 @@
+"""A graft on disk: ``graft.json`` (the manifest, written last), ``graft.safetensors`` and a model card ``README.md``.
+
+The delta holds the new operators only and needs the pretrained model to load; a whole folder holds every weight. There
+is no ``config.json`` and no ``diffusion_pytorch_model.safetensors``, so that diffusers' own ``from_pretrained`` stops
+with an error instead of dropping the graft.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from .. import __version__
+from ..files import save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
+from ..graft import Grafted, Switch, graft, remember, tensors_hash
+from ..hosts import host_for
+from ..plan import Plan
+
+MANIFEST, WEIGHTS = "graft.json", "graft.safetensors"
+# What a DiT computes with but neither its weights nor, for the first, its configuration hold.
+CONVENTIONS = ("downscale_freq_shift", "eps")
+
+
+class StoreError(ValueError):
+    """A folder that is no graft, one that changed since it was written, or one that another model is needed for."""
+
+
+def save(
+    handle: Grafted,
+    folder: Path,
+    *,
+    whole: bool | None = None,
+    base: str | None = None,
+    protocol: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a graft.
+
+    whole: every weight, or the new operators only (the default, unless the graft has its own copy of all weights).
+    base: what the pretrained model is called, for people. protocol, results: JSON data for the manifest and the card.
+    Raises StoreError where only the operators are asked for and the other weights were finetuned too.
+    """
+    if whole is False and handle.private:
+        raise StoreError("this graft was finetuned as a whole: its delta is the whole model, save it with whole=True")
+    everything = handle.private or bool(whole)
+    tensors = {f"{site.name}.{key}": value for site, op in handle.operators().items() for key, value in _state(op)}
+    if everything:
+        tensors |= {f"shared.{key}": value for key, value in shared_tensors(handle).items()}
+    save_safetensors_atomic(folder / WEIGHTS, tensors)
+    manifest = {
+        "format": 1,
+        "whole": everything,
+        "base": {"name": base, "sha256": handle.source_hash},
+        "class": type(handle.model).__name__,
+        "config": {k: v for k, v in dict(handle.model.config).items() if not k.startswith("_")},  # type: ignore[arg-type]
+        "conventions": conventions(handle.model),
+        "plan": handle.plan.to_dict(),
+        "init": handle.init,
+        "seed": handle.seed,
+        "explained": {site.name: share for site, share in handle.explained.items()},
+        "versions": _versions(),
+        "file": {"name": WEIGHTS, "sha256": sha256(folder / WEIGHTS), "bytes": (folder / WEIGHTS).stat().st_size},
+        "protocol": dict(protocol or {}),
+        "results": dict(results or {}),
+    }
+    write_text_atomic(folder / "README.md", card(manifest))
+    write_json_atomic(folder / MANIFEST, manifest)
+
+
+def load(folder: Path, base: nn.Module | None = None) -> Grafted:
+    """Read what :func:`save` wrote. base: the pretrained model, which a delta is put into in place.
+
+    Raises StoreError where the folder is no graft, its weights changed, or ``base`` is missing or another model.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise StoreError(f"{folder} is no graft: it has no {MANIFEST}")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    path = folder / manifest["file"]["name"]
+    if not path.is_file() or sha256(path) != manifest["file"]["sha256"]:
+        raise StoreError(f"{path} is not the file that {MANIFEST} names: it is missing or its hash differs")
+    plan, tensors = Plan.from_dict(manifest["plan"]), load_file(path)
+    wanted = manifest["base"]["sha256"]
+    if manifest["whole"]:
+        shared = {k.removeprefix("shared."): v for k, v in tensors.items() if k.startswith("shared.")}
+        handle = assemble(manifest["class"], manifest["config"], shared, plan, manifest["conventions"])
+    else:
+        called = f" ({manifest['base']['name']})" if manifest["base"]["name"] else ""
+        if base is None:
+            raise StoreError(f"{folder} holds the changes only: give base, the model of hash {wanted[:12]}{called}")
+        given = tensors_hash(base.state_dict())
+        if given != wanted:
+            raise StoreError(f"base has hash {given[:12]}, {folder} was made from {wanted[:12]}{called}")
+        handle = graft(base, plan, init="random")
+    for site, operator in handle.operators().items():
+        prefix = f"{site.name}."
+        operator.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    handle.init, handle.seed, handle.source_hash = manifest["init"], manifest["seed"], wanted
+    handle.explained = {s: manifest["explained"][s.name] for s in handle.switches if s.name in manifest["explained"]}
+    return handle
+
+
+def assemble(
+    class_name: str, config: Mapping[str, Any], shared: Mapping[str, torch.Tensor], plan: Plan, facts: Mapping[str, Any]
+) -> Grafted:
+    """A graft with its own weights from a configuration, the tensors outside of its sites, and its conventions."""
+    import diffusers
+
+    host_for({"_class_name": class_name, **config})  # refuses a class that no descriptor knows
+    model = getattr(diffusers, class_name)(**config).eval()
+    for path, value in facts.items():
+        owner, _, name = path.rpartition(".")
+        if name not in CONVENTIONS:
+            raise StoreError(f"convention {path!r}: known are {', '.join(CONVENTIONS)}")
+        setattr(model.get_submodule(owner), name, value)
+    handle = graft(model, plan, init="random")
+    for switch in handle.switches.values():
+        switch.original = None
+    handle.private = True
+    expected = shared_tensors(handle)
+    if expected.keys() != shared.keys():
+        odd = sorted(expected.keys() ^ shared.keys())
+        raise StoreError(f"the weights do not fit the plan: {', '.join(odd[:4])} on one side only")
+    model.to(next(iter(shared.values())).dtype)
+    model.load_state_dict(dict(shared), strict=False)
+    remember(handle)
+    return handle
+
+
+def shared_tensors(handle: Grafted) -> dict[str, torch.Tensor]:
+    """The model's tensors outside of its new operators; originals beside them are left out."""
+    inside = [name for name, module in handle.model.named_modules() if isinstance(module, Switch)]
+    state = handle.model.state_dict()
+    return {key: value for key, value in state.items() if not any(key.startswith(f"{name}.") for name in inside)}
+
+
+def conventions(model: nn.Module) -> dict[str, Any]:
+    """By module path, the constants that a fresh model of the same configuration does not have."""
+    with torch.device("meta"):
+        fresh = dict(type(model)(**{k: v for k, v in dict(model.config).items() if k[0] != "_"}).named_modules())  # type: ignore[arg-type]
+    return {
+        f"{path}.{name}": getattr(module, name)
+        for path, module in model.named_modules()
+        for name in CONVENTIONS
+        if path in fresh and hasattr(fresh[path], name) and getattr(module, name, None) != getattr(fresh[path], name)
+    }
+
+
+def card(manifest: Mapping[str, Any]) -> str:
+    """The model card, Markdown."""
+    edits = "\n".join(f"- {e['operator']} at {e['site']}, blocks {e['blocks']}" for e in manifest["plan"]["edits"])
+    need = "" if manifest["whole"] else ", base=pretrained"
+    extra = (
+        "" if manifest["whole"] else "\nOnly the new operators are here; the pretrained model is needed beside them."
+    )
+    parts = [
+        "---\nlibrary_name: grafting\n---\n# A grafted diffusion transformer",
+        f"A `{manifest['class']}` with some of its operators replaced:\n\n{edits}",
+        f"Pretrained model: {manifest['base']['name'] or 'unnamed'}, "
+        f"tensors' SHA-256 `{manifest['base']['sha256']}`.{extra}",
+        f"```python\nfrom pathlib import Path\nfrom grafting.store.folder import load\n\n"
+        f'handle = load(Path("this folder"){need})\n```',
+        "diffusers' own `from_pretrained` cannot load this folder, on purpose: it would drop the new operators.",
+    ]
+    for title in ("protocol", "results"):
+        if manifest[title]:
+            rows = "\n".join(f"| {key} | {value} |" for key, value in manifest[title].items())
+            parts.append(f"## {title.capitalize()}\n\n| | |\n|---|---|\n{rows}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _state(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return list(module.state_dict().items())
+
+
+def _versions() -> dict[str, str]:
+    import diffusers
+
+    return {"grafting": __version__, "torch": str(torch.__version__), "diffusers": diffusers.__version__}

@@ -1,0 +1,345 @@
+"""Stage 1, activation distillation: every new operator learns to imitate the one it replaces, all in one teacher pass.
+
+L = E over t, (z, c), z_t of reg(g(h), f(h)), with h the site's input inside the teacher (arXiv 2506.05340). A hook at
+each site computes its loss, its gradient and its optimiser step while the teacher's pass waits there, so activation
+memory grows with the largest site and not with their number, and nothing is written to disk but the state.
+
+Everything random is drawn from counters by step: a run killed at any moment and started again gives the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .activations import visit
+from .distill_state import load_state, save_state
+from .initialise import explained
+from .loop import Progress, deferred_interrupt
+from .objective import Diffusion, draw, drop_labels
+
+if TYPE_CHECKING:
+    from ..graft import Grafted
+
+LOSSES = ("l1", "l2", "huber")
+Batches = Callable[[int], Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteConfig:
+    """How sites of one kind learn: learning rate, weight decay, and the distance ``l1``, ``l2`` or ``huber``."""
+
+    lr: float
+    weight_decay: float
+    loss: str
+
+    def problems(self) -> list[str]:
+        """What is not allowed, in words."""
+        found = [] if self.loss in LOSSES else [f"loss {self.loss!r}: one of {', '.join(LOSSES)}"]
+        if not self.lr > 0:
+            found.append(f"lr {self.lr}: above 0")
+        if not self.weight_decay >= 0:
+            found.append(f"weight_decay {self.weight_decay}: 0 or above")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Stage 1's settings; the released ones are the defaults, their epochs turned into shares of the steps.
+
+    halve: shares of the run after which the rate is halved (the paper: epochs 50, 100, 150 of 200). warmup: share of
+    the steps; a solved start needs it, which the first steps at full rate would undo. floor: a site stops early when
+    its held-out error fell by less than this share over the last ``patience`` evaluations; 0 never stops one.
+    gate_weighted: weigh errors by the block's gate, that is measure what reaches the residual stream.
+    """
+
+    steps: int
+    attn: SiteConfig = SiteConfig(lr=5e-4, weight_decay=0.0, loss="l1")
+    mlp: SiteConfig = SiteConfig(lr=1e-3, weight_decay=1e-5, loss="l2")
+    clip: float = 10.0
+    warmup: float = 0.1
+    halve: tuple[float, ...] = (0.25, 0.5, 0.75)
+    gate_weighted: bool = False
+    label_dropout: float = 0.1
+    evaluate_every: int = 50
+    heldout_batches: int = 2
+    floor: float = 0.0
+    patience: int = 3
+    save_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = [f"attn: {p}" for p in self.attn.problems()] + [f"mlp: {p}" for p in self.mlp.problems()]
+        for name in ("steps", "evaluate_every", "heldout_batches", "patience", "save_every"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} {getattr(self, name)}: at least 1")
+        if not self.clip > 0:
+            problems.append(f"clip {self.clip}: above 0")
+        for name in ("warmup", "label_dropout", "floor"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name} {getattr(self, name)}: from 0 to below 1")
+        problems += [f"halve {share}: shares of the run, from 0 to 1" for share in self.halve if not 0 <= share <= 1]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def site(self, kind: str) -> SiteConfig:
+        """The settings for sites of ``kind`` (attn or mlp)."""
+        return self.attn if kind == "attn" else self.mlp
+
+    def factor(self, step: int) -> float:
+        """What multiplies the learning rate at step ``step`` (from 0)."""
+        warm = round(self.warmup * self.steps)
+        halvings = sum(step >= share * self.steps for share in self.halve)
+        return min(1.0, (step + 1) / max(1, warm)) * 0.5**halvings
+
+
+def distance(given: torch.Tensor, wanted: torch.Tensor, loss: str, gate: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean distance of (B, N, D) activations; ``gate`` (B, 1, D) weighs both first. Raises ValueError, unknown loss."""
+    functions: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+        "l1": F.l1_loss,
+        "l2": F.mse_loss,
+        "huber": F.huber_loss,
+    }
+    if loss not in functions:
+        raise ValueError(f"loss {loss!r}: one of {', '.join(LOSSES)}")
+    if gate is not None:
+        given, wanted = gate * given, gate * wanted
+    return functions[loss](given.float(), wanted.float())
+
+
+@dataclass(kw_only=True)
+class Learner:
+    """One site's training: its operator, optimiser, curve, and the best weights so far.
+
+    curve: (step, training loss). heldout: (step, loss, share of variance explained) on fixed held-out draws.
+    """
+
+    operator: nn.Module
+    optimizer: torch.optim.AdamW
+    settings: SiteConfig
+    best: dict[str, torch.Tensor]
+    best_loss: float = math.inf
+    best_step: int = 0
+    stopped: int | None = None
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    heldout: list[tuple[int, float, float]] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The operator's parameters by name."""
+        return dict(self.operator.named_parameters())
+
+    def judge(self, step: int, loss: float, share: float, floor: float, patience: int) -> None:
+        """Note a held-out error: keep the weights if it is the best, stop if the site reached its floor."""
+        self.heldout.append((step, loss, share))
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, step
+            for name, parameter in self.parameters.items():
+                self.best[name].copy_(parameter.detach())
+        if floor > 0 and len(self.heldout) > patience:
+            earlier = min(entry[1] for entry in self.heldout[:-patience])
+            if self.best_loss > (1 - floor) * earlier:
+                self.stopped = step
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteReport:
+    """What one site learnt: see :class:`Learner`; ``explained`` is the held-out share of variance at the best step."""
+
+    curve: tuple[tuple[int, float], ...]
+    heldout: tuple[tuple[int, float, float], ...]
+    best_step: int
+    explained: float
+    stopped: int | None
+
+
+def distill(
+    handle: Grafted,
+    batches: Batches,
+    null: int,
+    config: DistillConfig,
+    out: Path | None = None,
+    heldout: Batches | None = None,
+    diffusion: Diffusion | None = None,
+) -> dict[str, SiteReport]:
+    """Teach the operators of ``handle``; leave each at its best held-out step in the model.
+
+    batches, heldout: batch(step) giving ``z`` (B, C, H, W) and ``y`` (B,). Without ``heldout`` the error is measured
+    on fresh noise over the images of ``batches``. null: the class that stands for a dropped label. out: a folder for
+    the state; a run found there is continued to the same bits. Returns a report by site name.
+
+    Raises ValueError where no site can learn, or ``out`` holds a run with other settings.
+    """
+    return Distillation(handle, batches, null, config, out, heldout or batches, diffusion or Diffusion()).run()
+
+
+class Distillation:
+    """The run behind :func:`distill`, step by step."""
+
+    def __init__(
+        self,
+        handle: Grafted,
+        batches: Batches,
+        null: int,
+        config: DistillConfig,
+        out: Path | None,
+        heldout: Batches,
+        diffusion: Diffusion,
+    ) -> None:
+        self.handle, self.batches, self.null, self.config = handle, batches, null, config
+        self.out, self.heldout, self.diffusion = out, heldout, diffusion
+        self.step = 0
+        handle.train_grafted()
+        self.learners: dict[Any, Learner] = {}
+        for site, operator in handle.operators().items():
+            parameters = dict(operator.named_parameters())
+            if not parameters:
+                continue
+            settings = config.site(site.kind)
+            self.learners[site] = Learner(
+                operator=operator,
+                optimizer=torch.optim.AdamW(
+                    parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+                ),
+                settings=settings,
+                best={name: p.detach().clone() for name, p in parameters.items()},
+            )
+        if not self.learners:
+            raise ValueError("nothing to distil: no site of this plan has weights to learn")
+
+    def run(self) -> dict[str, SiteReport]:
+        """Train to the last step, or until every site has stopped."""
+        if self.out is not None:
+            self.step = load_state(self.out, self.learners, self.config)
+        if self.step == 0 and not all(learner.heldout for learner in self.learners.values()):
+            self._evaluate()
+        progress = Progress(self.config.steps, self.step, "distill")
+        try:
+            with deferred_interrupt() as interrupted:
+                while self.step < self.config.steps and self._active():
+                    self._advance()
+                    share = sum(learner.heldout[-1][2] for learner in self.learners.values()) / len(self.learners)
+                    progress.show(self.step, f"{len(self._active())} sites learn, mean explained {share:.3f}")
+                    if interrupted():
+                        raise KeyboardInterrupt
+                    if self.step % self.config.save_every == 0:
+                        self._save()
+        except KeyboardInterrupt:
+            self._save()
+            where = f": saved in {self.out}; the same command continues" if self.out else ""
+            print(f"\ndistill stopped after step {self.step}{where}", file=sys.stderr)
+            raise
+        self._save()
+        return self._finish()
+
+    def _active(self) -> dict[Any, Learner]:
+        return {site: learner for site, learner in self.learners.items() if learner.stopped is None}
+
+    def _advance(self) -> None:
+        """One batch through the teacher; every site learns while the pass stands at it."""
+        batch = self.batches(self.step)
+        y = drop_labels(batch["y"], self.config.label_dropout, self.null, self.config.seed, self.step)
+        factor = self.config.factor(self.step)
+
+        def learn(site: Any, inputs: torch.Tensor, outputs: torch.Tensor, gate: torch.Tensor | None) -> None:
+            learner = self.learners[site]
+            with torch.enable_grad():
+                given = self.handle.switches[site].stand_in(inputs)
+                loss = distance(given, outputs, learner.settings.loss, gate)
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"{site.name}: the loss is {value} at step {self.step}: try a lower lr")
+                loss.backward()
+            nn.utils.clip_grad_norm_(learner.operator.parameters(), self.config.clip)
+            for group in learner.optimizer.param_groups:
+                group["lr"] = learner.settings.lr * factor
+            learner.optimizer.step()
+            learner.optimizer.zero_grad(set_to_none=True)
+            learner.curve.append((self.step, value))
+
+        self._teach(self._active(), batch["z"], y, self.step, learn)
+        self.step += 1
+        if self.step % self.config.evaluate_every == 0 or self.step == self.config.steps:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        """Held-out error of every learning site on fixed draws, again in one pass per batch."""
+        active = self._active()
+        losses = dict.fromkeys(active, 0.0)
+        errors = dict.fromkeys(active, 0.0)
+        sums: dict[Any, list[torch.Tensor]] = {}
+        rows = 0
+
+        def measure(site: Any, inputs: torch.Tensor, outputs: torch.Tensor, gate: torch.Tensor | None) -> None:
+            learner = self.learners[site]
+            given = self.handle.switches[site].stand_in(inputs)
+            losses[site] += distance(given, outputs, learner.settings.loss, gate).item()
+            errors[site] += (given.double() - outputs.double()).square().sum().item()
+            y = outputs.double().flatten(0, -2)
+            parts = sums.setdefault(site, [torch.zeros_like(y[0]), torch.zeros_like(y[0])])
+            parts[0] += y.sum(0)
+            parts[1] += y.square().sum(0)
+
+        for index in range(self.config.heldout_batches):
+            batch = self.heldout(index)
+            # Counters far below those of calibration: noise that neither a start nor a step has seen.
+            rows += self._teach(active, batch["z"], batch["y"], -1_000_000 - index, measure)
+        for site, learner in active.items():
+            total, square = sums[site]
+            variance = (square - total.square() / rows).sum().item()
+            share = explained(errors[site], variance)
+            loss = losses[site] / self.config.heldout_batches
+            learner.judge(self.step, loss, share, self.config.floor, self.config.patience)
+
+    @torch.no_grad()
+    def _teach(
+        self,
+        active: Mapping[Any, Learner],
+        z: torch.Tensor,
+        y: torch.Tensor,
+        counter: int,
+        visitor: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None], None],
+    ) -> int:
+        """A teacher pass over noised ``z`` that calls ``visitor`` at every active site; returns the rows it saw."""
+        handle, host = self.handle, self.handle.host
+        noise, t = draw(z.shape, self.diffusion.steps, self.config.seed, counter)
+        zt = self.diffusion.add_noise(z, t, noise)
+        gates = host.gates(handle.model, t, y) if self.config.gate_weighted else {}
+        rows = 0
+
+        def at_site(site: Any, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+            nonlocal rows
+            rows = inputs.shape[:-1].numel()
+            visitor(site, inputs, outputs, gates.get(site))
+
+        with handle.teacher(), visit({site: handle.switches[site] for site in active}, at_site):
+            host.call(handle.model, zt, t, y)
+        return rows
+
+    def _save(self) -> None:
+        if self.out is not None:
+            save_state(self.out, self.step, self.learners, self.config)
+
+    def _finish(self) -> dict[str, SiteReport]:
+        reports = {}
+        for site, learner in self.learners.items():
+            with torch.no_grad():
+                for name, parameter in learner.parameters.items():
+                    parameter.copy_(learner.best[name])
+            at_best = next(share for step, _, share in learner.heldout if step == learner.best_step)
+            reports[site.name] = SiteReport(
+                curve=tuple(learner.curve),
+                heldout=tuple(learner.heldout),
+                best_step=learner.best_step,
+                explained=at_best,
+                stopped=learner.stopped,
+            )
+        return reports

@@ -1,0 +1,185 @@
+"""Stage 1 on a tiny random DiT: sites do not disturb each other, errors fall, a killed run resumes to the same bits."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_graft import batch, tiny
+from torch import nn
+
+from grafting.graft import Grafted, graft
+from grafting.plan import Plan
+from grafting.training.distill import DistillConfig, SiteConfig, distance, distill
+
+PLAN = Plan.interleaved(site="attn", operator="hyena_x") + Plan.explicit(
+    site="mlp", operator="mlp", blocks=[0], ratio=3
+)
+CONFIG = DistillConfig(steps=12, evaluate_every=4, heldout_batches=1, save_every=1)
+
+
+def weights(handle: Grafted) -> dict[str, torch.Tensor]:
+    return {f"{s.name}.{k}": v.clone() for s, op in handle.operators().items() for k, v in op.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def fresh(plan: Plan = PLAN) -> Grafted:
+    return graft(tiny(), plan, init="random", seed=3)
+
+
+def test_all_sites_at_once_equal_one_site_alone() -> None:
+    together = fresh()
+    reports = distill(together, batch, 10, CONFIG)
+    assert list(reports) == ["blocks.0.mlp", "blocks.1.attn", "blocks.3.attn"]
+    alone = fresh(Plan.explicit(site="attn", operator="hyena_x", blocks=[3]))
+    report = distill(alone, batch, 10, CONFIG)["blocks.3.attn"]
+    assert report == reports["blocks.3.attn"]
+    assert same(weights(alone), {k: v for k, v in weights(together).items() if k.startswith("blocks.3.attn")})
+
+
+def test_learning_lowers_the_heldout_error_and_leaves_the_teacher_alone() -> None:
+    handle = fresh()
+    before = {n: p.clone() for n, p in handle.model.named_parameters() if ".operator." not in n}
+    config = DistillConfig(
+        steps=60,
+        attn=SiteConfig(lr=1e-2, weight_decay=0.0, loss="l2"),
+        mlp=SiteConfig(lr=1e-2, weight_decay=0.0, loss="huber"),
+        evaluate_every=20,
+        gate_weighted=True,
+    )
+    for report in distill(handle, batch, 10, config, heldout=lambda i: batch(1000 + i)).values():
+        assert report.heldout[-1][1] < 0.8 * report.heldout[0][1]
+        assert report.explained == max(share for step, _, share in report.heldout if step == report.best_step)
+        assert len(report.curve) == 60
+    assert all(torch.equal(p, before[n]) for n, p in handle.model.named_parameters() if n in before)
+    assert all(switch.grafted for switch in handle.switches.values())
+
+
+def test_a_ruinous_rate_keeps_the_best_step() -> None:
+    handle = graft(tiny(), Plan.all(site="attn", operator="swa"), init="solve", calibration=batch)
+    start = weights(handle)
+    ruin = SiteConfig(lr=10.0, weight_decay=0.0, loss="l1")
+    reports = distill(handle, batch, 10, DistillConfig(steps=4, attn=ruin, evaluate_every=2))
+    assert {report.best_step for report in reports.values()} == {0}
+    assert same(weights(handle), start)
+
+
+def test_a_site_at_its_floor_stops_early() -> None:
+    still = SiteConfig(lr=1e-12, weight_decay=0.0, loss="l1")
+    config = DistillConfig(steps=50, attn=still, mlp=still, evaluate_every=1, floor=0.01, patience=2)
+    reports = distill(fresh(), batch, 10, config)
+    assert {report.stopped for report in reports.values()} == {2}
+
+
+def test_one_gradient_step_is_plain_adamw_on_the_plain_loss() -> None:
+    """An independent step: activations taken by hand, torch's own AdamW."""
+    handle = fresh(Plan.explicit(site="attn", operator="hyena_x", blocks=[2]))
+    ((_, switch),) = handle.switches.items()
+    config = DistillConfig(steps=1, warmup=0.0, label_dropout=0.0, halve=(), clip=1e9)
+    reference = graft(tiny(), Plan.explicit(site="attn", operator="hyena_x", blocks=[2]), init="random", seed=3)
+    operator = next(iter(reference.operators().values()))
+    seen: list[torch.Tensor] = []
+    hook = reference.model.transformer_blocks[2].attn1.register_forward_hook(lambda m, a, o: seen.extend((a[0], o)))
+    from grafting.training.objective import Diffusion, draw
+
+    noise, t = draw(batch(0)["z"].shape, 1000, 0, 0)
+    zt = Diffusion().add_noise(batch(0)["z"], t, noise)
+    with torch.no_grad(), reference.teacher() as model:
+        model(zt, timestep=t, class_labels=batch(0)["y"])
+    hook.remove()
+    optimizer = torch.optim.AdamW(operator.parameters(), lr=5e-4, weight_decay=0.0)
+    (operator(seen[0]) - seen[1]).abs().mean().backward()
+    optimizer.step()
+    report = distill(handle, batch, 10, config)["blocks.2.attn"]
+    assert report.best_step == 1
+    for one, two in zip(operator.parameters(), switch.operator.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_distance_and_settings() -> None:
+    a, b = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    gate = torch.randn(2, 1, 4)
+    assert distance(a, b, "l1", gate).item() == pytest.approx((gate * (a - b)).abs().mean().item(), rel=1e-5)
+    assert distance(a, b, "l2").item() == pytest.approx((a - b).square().mean().item(), rel=1e-5)
+    with pytest.raises(ValueError, match="loss 'l3': one of l1, l2, huber"):
+        distance(a, b, "l3")
+    with pytest.raises(ValueError, match=r"attn: loss 'cosine'.*steps 0: at least 1"):
+        DistillConfig(steps=0, attn=SiteConfig(lr=1.0, weight_decay=0.0, loss="cosine"))
+    config = DistillConfig(steps=200, warmup=0.0)
+    assert [config.factor(step) for step in (0, 49, 50, 100, 199)] == [1, 1, 0.5, 0.25, 0.125]
+    with pytest.raises(ValueError, match="nothing to distil"):
+        distill(fresh(Plan.all(site="attn", operator="none")), batch, 10, CONFIG)
+
+
+CHILD = """
+import sys; sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from test_distill import CONFIG, batch, distill, fresh
+import time
+def slow(step):
+    time.sleep(0.05)
+    return batch(step)
+distill(fresh(), slow, 10, CONFIG, Path(sys.argv[1]), heldout=batch)
+"""
+
+
+def test_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    whole = fresh()
+    wanted = distill(whole, batch, 10, CONFIG)
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), str(Path(__file__).parent)])
+    deadline = time.monotonic() + 50
+    while not (tmp_path / "distill.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(random.random() * 0.4)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert (tmp_path / "distill.json").is_file()
+    resumed = fresh()
+    assert distill(resumed, batch, 10, CONFIG, tmp_path) == wanted
+    assert same(weights(resumed), weights(whole))
+
+
+def test_interrupt_leaves_a_resumable_state_and_other_settings_are_refused(tmp_path: Path) -> None:
+    whole = fresh()
+    wanted = distill(whole, batch, 10, CONFIG)
+
+    def interrupted(step: int) -> dict[str, torch.Tensor]:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(fresh(), interrupted, 10, CONFIG, tmp_path, heldout=batch)
+    with pytest.raises(ValueError, match="steps 12 there, 13 now"):
+        distill(fresh(), batch, 10, DistillConfig(steps=13, evaluate_every=4, heldout_batches=1), tmp_path)
+    with pytest.raises(ValueError, match="over other sites"):
+        distill(fresh(Plan.all(site="attn", operator="swa")), batch, 10, CONFIG, tmp_path)
+    resumed = fresh()
+    assert distill(resumed, batch, 10, CONFIG, tmp_path) == wanted
+    assert same(weights(resumed), weights(whole))
+    (tmp_path / "distill-12.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="its hash differs"):
+        distill(fresh(), batch, 10, CONFIG, tmp_path)
+
+
+def test_gradients_of_other_sites_are_freed() -> None:
+    handle = fresh()
+    held: list[int] = []
+    first: nn.Module = next(iter(handle.operators().values()))
+
+    def watched(step: int) -> dict[str, torch.Tensor]:
+        held.append(sum(p.grad is not None for p in first.parameters()))
+        return batch(step)
+
+    distill(handle, watched, 10, CONFIG)
+    assert max(held) == 0

@@ -1,0 +1,191 @@
+"""Grafting and taking out again, on a tiny random DiT."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from grafting.graft import Grafted, GraftError, graft, handle_of, tensors_hash, ungraft
+from grafting.plan import Plan, PlanError
+from grafting.training.activations import visit
+
+
+def tiny(seed: int = 0) -> nn.Module:
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(seed)
+    return DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=4,
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=8,
+        num_embeds_ada_norm=10,
+    ).eval()
+
+
+def batch(step: int) -> dict[str, torch.Tensor]:
+    source = torch.Generator().manual_seed(step)
+    return {"z": torch.randn(8, 4, 8, 8, generator=source), "y": torch.randint(0, 10, (8,), generator=source)}
+
+
+@torch.no_grad()
+def output(model: nn.Module) -> torch.Tensor:
+    z = batch(99)
+    result: torch.Tensor = model(z["z"], timestep=torch.arange(8) * 100, class_labels=z["y"]).sample
+    return result
+
+
+@pytest.mark.parametrize("site", ["attn", "mlp"])
+def test_identity_is_bit_exact_and_own_tensors(site: str) -> None:
+    model = tiny()
+    before = output(model)
+    handle = graft(model, Plan.all(site=site, operator="identity"))
+    assert torch.equal(output(model), before)
+    for switch in handle.switches.values():
+        pairs = zip(switch.operator.parameters(), switch.original.parameters(), strict=True)
+        assert all(a.data_ptr() != b.data_ptr() for a, b in pairs)
+
+
+def test_wider_mlp_starts_exact() -> None:
+    model = tiny()
+    before = output(model)
+    graft(model, Plan.all(site="mlp", operator="mlp", ratio=6), calibration=batch)
+    torch.testing.assert_close(output(model), before, rtol=0, atol=1e-6)
+
+
+def test_teacher_and_student_share_and_switch() -> None:
+    model = tiny()
+    before, pointers = output(model), {n: p.data_ptr() for n, p in model.named_parameters()}
+    handle = graft(model, Plan.interleaved(site="attn", operator="hyena_x"), init="random")
+    assert [site.name for site in handle.switches] == ["blocks.1.attn", "blocks.3.attn"]
+    student = output(model)
+    assert not torch.equal(student, before)
+    with handle.teacher() as teacher:
+        assert torch.equal(output(teacher), before)
+        with handle.student():
+            assert torch.equal(output(model), student)
+        assert torch.equal(output(model), before)
+    assert torch.equal(output(model), student)
+    with pytest.raises(RuntimeError), handle.teacher():
+        raise RuntimeError
+    assert torch.equal(output(model), student)
+    now = {n.replace(".original", ""): p.data_ptr() for n, p in model.named_parameters() if ".operator." not in n}
+    assert now == pointers
+
+
+def test_ungraft_restores_the_very_same_modules() -> None:
+    model = tiny()
+    modules = dict(model.named_modules())
+    pointers = {n: p.data_ptr() for n, p in model.named_parameters()}
+    before = output(model)
+    graft(model, Plan.interleaved(site="attn", operator="swa") + Plan.all(site="mlp", operator="mlp", ratio=3))
+    assert ungraft(model) is model
+    after = dict(model.named_modules())
+    assert after.keys() == modules.keys() and all(after[name] is modules[name] for name in modules)
+    assert {n: p.data_ptr() for n, p in model.named_parameters()} == pointers
+    assert torch.equal(output(model), before) and handle_of(model) is None
+    with pytest.raises(GraftError, match="not grafted"):
+        ungraft(model)
+
+
+def test_none_removes_the_site() -> None:
+    model = tiny()
+    graft(model, Plan.all(site="attn", operator="none"))
+    reference = tiny()
+    for block in reference.transformer_blocks:
+        nn.init.zeros_(block.attn1.to_out[0].weight)
+        nn.init.zeros_(block.attn1.to_out[0].bias)
+    assert torch.equal(output(model), output(reference))
+
+
+def test_random_start_is_seeded_by_block() -> None:
+    def weights(seed: int) -> list[torch.Tensor]:
+        handle = graft(tiny(), Plan.all(site="attn", operator="hyena_x"), init="random", seed=seed)
+        return [operator.in_proj.weight.detach() for operator in handle.operators().values()]
+
+    one, again, shifted = weights(5), weights(5), weights(6)
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one[1:], shifted[:-1], strict=True))
+    assert not torch.equal(one[0], one[1])
+    model, state = tiny(), torch.random.get_rng_state()
+    graft(model, Plan.all(site="attn", operator="hyena_x"), init="random")
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("operator", ["hyena_x", "swa"])
+def test_solve_beats_copy_and_random(operator: str) -> None:
+    """On activations of the teacher that the start has not seen."""
+    errors: dict[str, float] = {}
+    for init in ("random", "copy", "solve"):
+        handle = graft(
+            tiny(), Plan.all(site="attn", operator=operator), init=init, calibration=batch, calibration_batches=16
+        )
+        errors[init] = 0.0
+
+        def measure(site: object, x: torch.Tensor, y: torch.Tensor, handle: Grafted = handle, init: str = init) -> None:
+            errors[init] += (handle.switches[site].stand_in(x) - y).square().sum().item()
+
+        with handle.teacher() as model, visit(handle.switches, measure):
+            output(model)
+        assert len(handle.explained) == (4 if init == "solve" else 0)
+    assert errors["solve"] < errors["random"] and errors["solve"] < errors["copy"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"init": "best"}, "init 'best': one of default, random, copy, solve"),
+        ({"init": "solve"}, "needs calibration"),
+    ],
+)
+def test_refusals_leave_the_model_alone(keywords: dict[str, str], message: str) -> None:
+    model = tiny()
+    before = dict(model.named_modules())
+    with pytest.raises(GraftError, match=message):
+        graft(model, Plan.all(site="attn", operator="swa"), **keywords)
+    with pytest.raises(PlanError, match="hyena_x"):
+        graft(model, Plan.all(site="attn", operator="hyena_z"))
+
+    def broken(step: int) -> dict[str, torch.Tensor]:
+        raise OSError("no data")
+
+    with pytest.raises(OSError, match="no data"):
+        graft(model, Plan.all(site="attn", operator="swa"), calibration=broken)
+    assert dict(model.named_modules()) == before
+    assert not any(module._forward_hooks for module in model.modules())
+    graft(model, Plan.all(site="attn", operator="swa"))
+    with pytest.raises(GraftError, match="grafted already"):
+        graft(model, Plan.all(site="attn", operator="swa"))
+
+
+def test_own_copy_leaves_the_teacher_and_cannot_be_taken_out() -> None:
+    model = tiny()
+    whole_hash = tensors_hash(model.state_dict())
+    handle: Grafted = graft(model, Plan.interleaved(site="attn", operator="swa"))
+    mine = handle.own_copy()
+    assert torch.equal(output(mine.model), output(model)) and mine.source_hash == whole_hash
+    with torch.no_grad():
+        for parameter in mine.model.parameters():
+            parameter.add_(1.0)
+    with pytest.raises(GraftError, match=whole_hash[:12]):
+        ungraft(mine.model)
+    with pytest.raises(GraftError, match="no teacher"), mine.teacher():
+        pass
+    assert tensors_hash(ungraft(model).state_dict()) == whole_hash
+
+
+def test_gradient_parity_of_an_identity_graft() -> None:
+    def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+        b = batch(0)
+        model(b["z"], timestep=torch.arange(8), class_labels=b["y"]).sample.square().mean().backward()
+        named = model.named_parameters()
+        return {n.replace(".operator", ""): p.grad for n, p in named if p.grad is not None and ".original" not in n}
+
+    plain, grafted = tiny(), tiny()
+    graft(grafted, Plan.all(site="attn", operator="identity"))
+    one, two = gradients(plain), gradients(grafted)
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)

@@ -1,0 +1,83 @@
+"""Grafts on disk: round trips of delta and whole folders, released checkpoints, and loud refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_graft import batch, output, tiny
+
+from grafting.graft import graft, ungraft
+from grafting.plan import Plan
+from grafting.store.checkpoints import unshift_timesteps
+from grafting.store.folder import StoreError, load, save
+
+PLAN = Plan.interleaved(site="attn", operator="hyena_x") + Plan.explicit(
+    site="mlp", operator="mlp", blocks=[0], ratio=3
+)
+
+
+def test_delta_round_trip(tmp_path: Path) -> None:
+    handle = graft(tiny(), PLAN, calibration=batch)
+    save(handle, tmp_path, base="tiny", results={"mse": 0.1})
+    again = load(tmp_path, tiny())
+    assert torch.equal(output(again.model), output(handle.model))
+    assert again.explained == handle.explained and again.plan == handle.plan
+    shared = sum(p.numel() for n, p in handle.model.named_parameters() if ".operator." in n)
+    assert (tmp_path / "graft.safetensors").stat().st_size < 4 * shared + 10_000
+    with again.teacher() as teacher:
+        assert torch.equal(output(teacher), output(tiny()))
+    assert torch.equal(output(ungraft(again.model)), output(tiny()))
+    assert "| mse | 0.1 |" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_whole_round_trip_keeps_what_the_configuration_cannot_say(tmp_path: Path, full: bool) -> None:
+    model = tiny()
+    unshift_timesteps(model)
+    model.transformer_blocks[2].norm3.eps = 1e-3
+    handle = graft(model, PLAN, init="random")
+    if full:
+        handle = handle.own_copy()
+        with torch.no_grad():
+            for parameter in handle.model.parameters():
+                parameter.mul_(1.1)
+        with pytest.raises(StoreError, match="finetuned as a whole"):
+            save(handle, tmp_path, whole=False)
+    save(handle, tmp_path, whole=None if full else True)
+    again = load(tmp_path)
+    assert again.private and torch.equal(output(again.model), output(handle.model))
+    assert again.model.transformer_blocks[0].norm1.emb.time_proj.downscale_freq_shift == 0
+
+
+def test_plain_diffusers_fails_loudly(tmp_path: Path) -> None:
+    from diffusers import AutoModel, DiTTransformer2DModel
+
+    save(graft(tiny(), PLAN), tmp_path, whole=True)
+    for cls in (DiTTransformer2DModel, AutoModel):
+        with pytest.raises((OSError, ValueError)):
+            cls.from_pretrained(str(tmp_path), local_files_only=True)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    save(graft(tiny(), PLAN), tmp_path, base="tiny")
+    with pytest.raises(StoreError, match=r"give base.*\(tiny\)"):
+        load(tmp_path)
+    with pytest.raises(StoreError, match="base has hash"):
+        load(tmp_path, tiny(seed=1))
+    with pytest.raises(StoreError, match="no graft"):
+        load(tmp_path / "nowhere")
+    content = (tmp_path / "graft.safetensors").read_bytes()
+    (tmp_path / "graft.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(StoreError, match="its hash differs"):
+        load(tmp_path, tiny())
+
+
+def test_manifest_names_everything(tmp_path: Path) -> None:
+    save(graft(tiny(), PLAN, seed=4), tmp_path, protocol={"steps": 20})
+    manifest = json.loads((tmp_path / "graft.json").read_text())
+    assert Plan.from_dict(manifest["plan"]) == PLAN
+    assert (manifest["seed"], manifest["protocol"]) == (4, {"steps": 20})
+    assert set(manifest["versions"]) == {"grafting", "torch", "diffusers"}
