@@ -1,0 +1,62 @@
+"""Costs against the published bounds, torch's own FLOP counter and counted parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from grafting.cost import host_flops, plan_cost, site_parameters, time_bound
+from grafting.hosts import Site, bundled_config, host_for, shape_of
+from grafting.plan import Plan
+
+SMALL = {
+    "_class_name": "DiTTransformer2DModel",
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 3,
+    "sample_size": 8,
+    "patch_size": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "whole", "half"),
+    [
+        ("dit-xl-2-256", 16, 1.04, 1.02),
+        ("dit-xl-2-256", 32, 1.15, 1.07),
+        ("dit-xl-2-256", 64, 1.59, 1.23),
+        ("dit-xl-2-256", 128, 3.37, 1.54),
+        ("pixart-sigma-2048", 128, 2.95, 1.49),
+    ],
+)
+def test_bounds(name: str, side: int, whole: float, half: float) -> None:
+    for ratio, bound in ((1.0, whole), (0.5, half)):
+        plan = Plan.interleaved(operator="hyena_x", ratio=ratio)
+        assert plan_cost(plan, bundled_config(name), grid=(side, side)).core_bound == pytest.approx(bound, abs=0.006)
+
+
+def test_formulas_agree_with_counting_on_meta() -> None:
+    from diffusers import DiTTransformer2DModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = DiTTransformer2DModel(**{k: v for k, v in SMALL.items() if k != "_class_name"}).eval()
+        z, t, y = torch.empty(1, 4, 8, 8), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(z, timestep=t, class_labels=y)
+    assert host_flops(shape_of(SMALL)) == counter.get_total_flops()
+    for kind in ("attn", "mlp"):
+        module = host_for(model).get(model, Site(1, kind))
+        assert site_parameters(shape_of(SMALL), kind) == sum(p.numel() for p in module.parameters())
+
+
+def test_controls_and_time_bound() -> None:
+    none = plan_cost(Plan.all(operator="none"), SMALL)
+    assert none.new_parameters == 0 and none.flop_ratio > none.core_bound > 1
+    same = plan_cost(Plan.all(operator="identity"), SMALL)
+    assert same.flop_ratio == same.core_bound == 1
+    assert time_bound(3.0, 1.0, 14, 28) == 1.5
+    with pytest.raises(ValueError, match="above 0"):
+        time_bound(1.0, 0.0, 1, 2)
