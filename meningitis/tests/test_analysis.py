@@ -1,0 +1,223 @@
+"""The analyses against scipy on equations written out by hand, closed forms and the specification's figures."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+from scipy.special import lambertw
+
+from meningitis import analysis
+from meningitis.analysis import infected, runs
+from meningitis.models import BASIC, GENERALISED
+
+N = 111_540.0
+
+
+def rates(_t: float, y: Any, v: dict[str, float]) -> list[float]:
+    """The specification's equations, written by hand: S, C, I1, I2."""
+    S, C, I1, I2 = y
+    p = v.get("direct_fraction", 0.0)
+    force = v["transmission_rate"] * (v["carrier_odds"] * C + I1 + v["stage2_infectiousness"] * I2) / v["population"]
+    a1 = v["stage_progression_rate"] + v["stage1_immunity_rate"] + v["stage1_death_rate"]
+    return [
+        -force * S,
+        (1 - p) * force * S - (v["carrier_conversion_rate"] + v["carrier_immunity_rate"]) * C,
+        p * force * S + v["carrier_conversion_rate"] * C - a1 * I1,
+        v["stage_progression_rate"] * I1 - (v["stage2_immunity_rate"] + v["stage2_death_rate"]) * I2,
+    ]
+
+
+def by_hand(v: dict[str, float], days: float, **options: Any) -> Any:
+    C = v["population"] * v["initial_carrier_fraction"]
+    S = v["population"] * (1 - v["initial_immune_fraction"]) - C
+    return solve_ivp(rates, (0, days), [S, C, 0.0, 0.0], "DOP853", args=(v,), rtol=1e-12, atol=1e-12, **options)
+
+
+def random_values(seed: int) -> dict[str, float]:
+    """Parameters with every term at work and |R(0) - 1| well away from 0."""
+    generator = np.random.default_rng(seed)
+    v = {p.name: float(generator.uniform(0.05, 0.9)) for p in GENERALISED.parameters}
+    v |= {"population": N, "initial_immune_fraction": 0.2, "initial_carrier_fraction": 0.001}
+    wanted = (1.4, 0.7, 2.5, 1.1)[seed % 4]
+    v["transmission_rate"] *= wanted / (0.8 * float(infected.infection_potential(v)["S"]))
+    return v
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_final_size_by_lambert_is_that_of_the_integrator(seed: int) -> None:
+    v = random_values(seed)
+    run = by_hand(v, 3000.0)
+    begun = v["population"] * (1 - v["initial_immune_fraction"])
+    assert analysis.final_size_exact(v) == pytest.approx((begun - run.y[0, -1]) / N, rel=1e-8)
+    H = analysis.first_integral(v, dict(zip(("S", "C", "I1", "I2"), run.y, strict=True)))
+    assert np.allclose(H, H[0], rtol=1e-11)
+
+
+@pytest.mark.parametrize("wrong", ["branch", "p dropped", "odds and stage II swapped", "conversion + 10 %"])
+def test_a_wrong_exact_relation_is_told_apart(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    v = random_values(0)
+    run = by_hand(v, 3000.0)
+    spoiled = dict(v)
+    if wrong == "branch":
+        monkeypatch.setattr(infected, "lambertw", lambda z, _branch: lambertw(z, -1))
+    elif wrong == "p dropped":
+        spoiled["direct_fraction"] = 0.0
+    elif wrong == "conversion + 10 %":
+        spoiled["carrier_conversion_rate"] *= 1.1
+    else:
+        spoiled["carrier_odds"], spoiled["stage2_infectiousness"] = v["stage2_infectiousness"], v["carrier_odds"]
+    integrated = (N * (1 - v["initial_immune_fraction"]) - run.y[0, -1]) / N
+    assert abs(float(analysis.final_size_exact(spoiled)) - integrated) > 1e-4  # the right one is good to 1e-8
+
+
+def test_ever_infected_by_integrator_and_relation() -> None:
+    found = analysis.ever_infected(GENERALISED, GENERALISED.values(), [0.8, 1.0, 1.5], [0.0, 0.1], days=3000)
+    assert np.allclose(found.integrated, found.exact, rtol=1e-5)
+    assert np.all(np.diff(found.exact, axis=0) > 0)
+    assert len(found.frame()) == 6
+    with pytest.raises(ValueError, match="direct_fraction"):
+        analysis.ever_infected(BASIC, BASIC.values(), [1.0], [0.1])
+
+
+@pytest.mark.parametrize(
+    ("scenario", "reproduction", "peak", "cases"),
+    [
+        ("epidemic", 2.15, 33, 342),
+        ("hyperendemic", None, 4.3, 117),
+        ("endemic", 0.92, 0.02, None),
+        ("severe", None, 107, 1866),
+    ],
+)
+def test_figures_of_the_scenarios(scenario: str, reproduction: float | None, peak: float, cases: float | None) -> None:
+    v = BASIC.values(scenario)
+    found = analysis.outcomes(BASIC, v)
+    assert found["peak_weekly_incidence"][0] / N * 1e5 == pytest.approx(peak, rel=0.02, abs=0.005)
+    if reproduction is not None:
+        susceptible = 1 - v["initial_immune_fraction"] - v["initial_carrier_fraction"]
+        assert found["R0"][0] * susceptible == pytest.approx(reproduction, abs=0.005)
+    if cases is not None:
+        assert found["cases"][0] == pytest.approx(cases, abs=0.5)
+    if scenario == "epidemic":
+        assert found["peak_week"][0] == 12
+        assert found["deaths"][0] == pytest.approx(34, abs=0.5)
+        assert found["ever_infected"][0] / N == pytest.approx(0.67, abs=0.005)
+    if scenario == "severe":
+        assert cases is not None
+        assert cases / N == pytest.approx(0.017, abs=0.0005)
+
+
+def test_stage_one_peaks_as_the_ratio_crosses_the_critical_one() -> None:
+    v = BASIC.values()
+
+    def decline(t: float, y: Any, values: dict[str, float]) -> float:
+        return rates(t, y, values)[2]
+
+    decline.direction = -1  # type: ignore[attr-defined]
+    peak = float(by_hand(v, 200.0, events=decline).t_events[0][0])
+    found = analysis.events(BASIC, v)
+    assert found.day("critical ratio") == pytest.approx(peak, abs=1e-3)
+    assert found.day("prevalence peak") == pytest.approx(peak, abs=1e-3)
+    assert analysis.events(GENERALISED, GENERALISED.values()).day("critical ratio") != pytest.approx(peak, abs=1.0)
+
+
+def test_events_come_in_order_with_dates_and_the_claim() -> None:
+    found = analysis.events(BASIC, BASIC.values(), start=dt.date(2026, 1, 1))
+    names = [event.name for event in found.events]
+    assert names[:3] == ["early ratio", "alert threshold", "epidemic threshold"]
+    assert found.events[1].date == dt.date(2026, 1, 1) + dt.timedelta(days=42)
+    assert found.claim == {"early ratio": True, "critical ratio": False}
+    assert any("split" in warning for warning in found.warnings)
+    quiet = analysis.events(BASIC, BASIC.values("endemic"))
+    assert quiet.day("epidemic threshold") is None
+    assert set(quiet.claim.values()) == {None}
+    direct = analysis.events(GENERALISED, GENERALISED.values())
+    assert direct.claim["implicit stage-I threshold"] is False
+    assert any("at once" in warning for warning in direct.warnings)
+
+
+def test_fewer_reports_raise_the_alarm_later() -> None:
+    all_seen = analysis.events(BASIC, BASIC.values()).day("epidemic threshold")
+    half = analysis.events(BASIC, BASIC.values(), reporting_fraction=0.5).day("epidemic threshold")
+    assert all_seen is not None
+    assert half is not None
+    assert half > all_seen
+    with pytest.raises(ValueError, match="reporting_fraction"):
+        analysis.events(BASIC, BASIC.values(), reporting_fraction=0)
+
+
+def test_who_thresholds_by_size_of_the_district() -> None:
+    middle = analysis.who_thresholds(50_000)
+    assert (middle.alert, middle.epidemic, middle.doubling, middle.warning) == (1.5, 5.0, False, "")
+    small = analysis.who_thresholds(20_000)
+    assert (small.alert, small.epidemic) == (2.0, 5.0)
+    assert small.epidemic_week(np.array([0.0, 1.0, 2.0, 4.0, 4.0])) == 3
+    assert small.epidemic_week(np.array([0.1, 0.2, 0.4, 0.8])) is None
+    assert small.epidemic_week(np.array([1.0, 1.0, 5.0])) == 2
+    assert middle.epidemic_week(np.array([1.0, 2.0, 4.0])) is None
+    assert "split" in analysis.who_thresholds(150_000).warning
+    with pytest.raises(ValueError, match="population"):
+        analysis.who_thresholds(0)
+
+
+def test_profiles_against_equations_by_hand() -> None:
+    v = GENERALISED.values()
+    found = analysis.profiles(GENERALISED, v, {"direct_fraction": [0.0, 0.05]}, days=120)
+    for k, p in enumerate((0.0, 0.05)):
+        y = by_hand({**v, "direct_fraction": p}, 120.0, t_eval=found.times).y
+        assert np.allclose(found.stage1[k], y[2] / y[1], rtol=1e-4)
+        assert np.allclose(found.both[k], (y[2] + y[3]) / y[1], rtol=1e-4)
+    assert found.critical == pytest.approx(v["carrier_conversion_rate"] / v["stage_progression_rate"])
+    with pytest.raises(ValueError, match="no parameter"):
+        analysis.profiles(GENERALISED, v, {"nonsense": [1.0]})
+
+
+def test_crossings_are_found_in_their_direction() -> None:
+    v = BASIC.values()
+    rise = runs.first_crossing(BASIC, v, 365, lambda x: x["I1"] - 10.0)
+    fall = runs.first_crossing(BASIC, v, 365, lambda x: x["I1"] - 10.0, rising=False)
+    assert rise is not None
+    assert fall is not None
+    dense = by_hand(v, 365.0, dense_output=True).sol
+    assert dense(rise)[2] == pytest.approx(10.0, abs=1e-4)
+    assert dense(fall)[2] == pytest.approx(10.0, abs=1e-4)
+    assert rise < fall
+    assert runs.first_crossing(BASIC, v, 365, lambda x: x["I1"] - 1e6) is None
+
+
+def test_adequacy_depends_on_the_outcome() -> None:
+    v = GENERALISED.values()
+    found = analysis.adequacy(GENERALISED, v, [0.0, 0.001, 0.1])
+    assert found.equal["ever_infected"][-1] / N == pytest.approx(0.65, abs=0.01)
+    assert found.equal["cases"][-1] / found.equal["cases"][0] == pytest.approx(20, rel=0.15)
+    early = [
+        runs.at_times(GENERALISED, {**v, "direct_fraction": p, "carrier_conversion_rate": phi}, [0, 28.0])["cases"][-1]
+        for p, phi in zip(found.p[:2], found.phi[:2], strict=True)
+    ]
+    assert early[0] == pytest.approx(early[1], rel=1e-6)
+    assert np.isnan(found.phi[-1])
+    with pytest.raises(ValueError, match="direct_fraction"):
+        analysis.adequacy(BASIC, BASIC.values())
+
+
+def test_averted_by_comparison() -> None:
+    a, b = BASIC.values(), BASIC.values(overrides={"initial_immune_fraction": 0.5})
+    found = analysis.compare(BASIC, a, b)
+    assert found.cases_averted == pytest.approx(342 - 117, abs=1)
+    assert found.deaths_averted > 0
+    same = analysis.compare(BASIC, a, a)
+    assert (same.cases_averted, same.deaths_averted) == (0.0, 0.0)
+
+
+def test_bands_are_percentiles_of_the_runs() -> None:
+    found = analysis.bands(BASIC, n=64, seed=3)
+    assert np.all(np.diff(found.series["C"], axis=0) >= 0)
+    again = analysis.bands(BASIC, n=64, seed=3)
+    assert np.array_equal(found.series["weekly_cases"], again.series["weekly_cases"])
+    everyone = analysis.bands(BASIC, n=64, seed=3, percentiles=(0, 100)).series["S"]
+    assert everyone[0].min() > 0
+    assert everyone[1].max() < N
+    assert np.all(everyone[0] <= found.series["S"][0])

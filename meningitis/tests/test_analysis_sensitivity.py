@@ -1,0 +1,119 @@
+"""Sensitivity measures against functions whose indices are known in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import rankdata
+
+from meningitis import analysis
+from meningitis.analysis.prcc import fisher_interval, partial_correlations
+from meningitis.analysis.sobol import Sobol, sobol_of
+from meningitis.models import BASIC, GENERALISED
+
+Array = np.ndarray
+
+
+def check(found: Sobol, first: Array, total: Array) -> None:
+    assert np.allclose(found.first[0], first, atol=0.02)
+    assert np.allclose(found.total[0], total, atol=0.02)
+    assert np.all(found.first_low[0] <= found.first[0] + 1e-12)
+    assert np.all(found.total[0] <= found.total_high[0] + 1e-12)
+
+
+def test_sobol_of_ishigami() -> None:
+    def ishigami(u: Array) -> Array:
+        x = np.pi * (2 * u - 1)
+        return (np.sin(x[:, 0]) + 7 * np.sin(x[:, 1]) ** 2 + 0.1 * x[:, 2] ** 4 * np.sin(x[:, 0]))[:, None]
+
+    v1, v2, v13 = 0.5 * (1 + 0.1 * np.pi**4 / 5) ** 2, 49 / 8, 8 * 0.01 * np.pi**8 / 225
+    total = v1 + v2 + v13
+    found = sobol_of(ishigami, ("a", "b", "c"), ("y",), n=4096, seed=0)
+    check(found, np.array([v1, v2, 0]) / total, np.array([v1 + v13, v2, v13]) / total)
+
+
+def test_sobol_of_the_g_function() -> None:
+    a = np.array([0, 1, 4.5, 9.0])
+
+    def g(u: Array) -> Array:
+        return np.prod((np.abs(4 * u - 2) + a) / (1 + a), axis=1)[:, None]
+
+    part = 1 / (3 * (1 + a) ** 2)
+    whole = np.prod(1 + part) - 1
+    found = sobol_of(g, tuple("abcd"), ("y",), n=4096, seed=1)
+    check(found, part / whole, part * np.prod(1 + part) / (1 + part) / whole)
+
+
+def test_sobol_wants_a_power_of_two_and_leaves_constants_alone() -> None:
+    with pytest.raises(ValueError, match="powers of two"):
+        sobol_of(lambda u: u, ("a",), ("y",), n=100, seed=0)
+    found = sobol_of(lambda u: np.column_stack([u[:, 0], 0 * u[:, 0]]), ("a", "b"), ("y", "z"), n=64, seed=0)
+    assert np.isnan(found.first[1]).all()
+    assert (found.total[0, 1], found.total_low[0, 1], found.total_high[0, 1]) == (0, 0, 0)
+
+
+def test_partial_rank_correlations_of_a_gaussian() -> None:
+    # Pearson to Spearman is exact for Gaussians: 6/pi arcsin(rho/2); the partials follow from the inverse.
+    n, noise = 40_000, 0.8
+    generator = np.random.default_rng(5)
+    mix = np.array([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
+    slope = np.array([1.0, -0.7, 0.0])
+    x = generator.standard_normal((n, 3)) @ mix.T
+    y = x @ slope + noise * generator.standard_normal(n)
+    joint = np.zeros((4, 4))
+    joint[:3, :3] = mix @ mix.T
+    joint[3, :3] = joint[:3, 3] = joint[:3, :3] @ slope
+    joint[3, 3] = slope @ joint[:3, :3] @ slope + noise**2
+    scale = np.sqrt(np.diag(joint))
+    precision = np.linalg.inv(6 / np.pi * np.arcsin(joint / np.outer(scale, scale) / 2))
+    expected = -precision[:3, 3] / np.sqrt(np.diag(precision)[:3] * precision[3, 3])
+    found = partial_correlations(rankdata(x, axis=0), rankdata(y))
+    assert np.allclose(found, expected, atol=4 / np.sqrt(n))
+    # In the raw variables the closed form is that of the linear model itself.
+    alone = np.linalg.inv(joint[:3, :3])
+    given = slope / np.sqrt(np.diag(alone))
+    assert np.allclose(partial_correlations(x, y), given / np.hypot(given, noise), atol=4 / np.sqrt(n))
+
+
+def test_fisher_intervals_cover_as_often_as_they_say() -> None:
+    generator, hits, rho = np.random.default_rng(7), 0, 0.6
+    for _ in range(400):
+        x = generator.standard_normal((60, 3))
+        y = x[:, 0] * rho / np.sqrt(1 - rho**2) + generator.standard_normal(60)
+        low, high = fisher_interval(partial_correlations(x, y)[:1], 60, 2)
+        hits += bool(low[0] < rho < high[0])
+    assert abs(hits / 400 - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 400)
+
+
+def test_prcc_of_the_model_has_the_expected_signs() -> None:
+    found = analysis.prcc(BASIC, n=300, seed=1)
+    table = found.frame().set_index(["outcome", "parameter"])["prcc"]
+    assert table["R0", "transmission_rate"] > 0.9
+    assert table["R0", "carrier_immunity_rate"] < -0.9
+    assert table["cases", "carrier_conversion_rate"] > 0.8
+    assert np.all(found.low <= found.coefficient)
+    assert np.all(found.coefficient <= found.high)
+    assert np.array_equal(found.coefficient, analysis.prcc(BASIC, n=300, seed=1).coefficient)
+    with pytest.raises(ValueError, match="unknown outcome"):
+        analysis.prcc(BASIC, ["nonsense"], n=300)
+    with pytest.raises(ValueError, match="at least"):
+        analysis.prcc(BASIC, n=3)
+
+
+def test_sobol_of_the_model() -> None:
+    found = analysis.sobol(BASIC, n=256, seed=2)
+    assert found.first.shape == (len(analysis.OUTCOMES), len(found.parameters))
+    first = found.frame().set_index(["outcome", "parameter"])["total"]
+    # R0 is the same for every initial state, and what conversion does to it is small.
+    assert first["R0", "initial_immune_fraction"] == pytest.approx(0, abs=1e-12)
+    assert first["cases", "carrier_conversion_rate"] > first["R0", "carrier_conversion_rate"]
+
+
+def test_local_indices_say_what_matters_for_what() -> None:
+    found = analysis.local_sensitivity(GENERALISED, GENERALISED.values(overrides={"direct_fraction": 0.0}))
+    assert found.indices["R0"]["transmission_rate"] == 1.0
+    assert found.ranked("R0")[0] == "transmission_rate"
+    assert abs(found.indices["R0"]["carrier_conversion_rate"]) < 0.01
+    assert found.indices["cases"]["carrier_conversion_rate"] == pytest.approx(1.0, abs=0.02)
+    assert found.indices["deaths"]["stage2_death_rate"] == pytest.approx(0.9, abs=0.02)
+    assert set(found.frame()["outcome"]) == {"R0", "peak_weekly_incidence", "cases", "deaths", "ever_infected"}
