@@ -20,7 +20,8 @@ from .. import __version__
 from ..files import save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
 from ..graft import Grafted, Switch, graft, remember, tensors_hash
 from ..hosts import host_for
-from ..plan import Plan
+from ..plan import Edit, Plan
+from .checkpoints import read_checkpoint, translate, unshift_timesteps
 
 MANIFEST, WEIGHTS = "graft.json", "graft.safetensors"
 # What a DiT computes with but neither its weights nor, for the first, its configuration hold.
@@ -182,3 +183,29 @@ def _versions() -> dict[str, str]:
     import diffusers
 
     return {"grafting": __version__, "torch": str(torch.__version__), "diffusers": diffusers.__version__}
+
+
+def import_original(path: Path, *, heads: int | None = None, weights: str = "ema") -> Grafted | nn.Module:
+    """An original DiT checkpoint as a plain diffusers model, or a released graft as a handle with its own weights.
+
+    heads: where the width does not tell (see :func:`grafting.store.checkpoints.translate`). weights: the entry of a
+    training dictionary. Raises CheckpointError.
+    """
+    import diffusers
+
+    found = translate(read_checkpoint(path, weights), heads)
+    model = diffusers.DiTTransformer2DModel(**found.config).eval()
+    unshift_timesteps(model)
+    if not found.grafts:
+        model.load_state_dict(found.shared)
+        return model
+    edits = tuple(
+        Edit(site="attn" if site == "attn" else "mlp", blocks=(block,), operator=name, options=options)
+        for (block, site), (name, options, _) in found.grafts.items()
+    )
+    plan, facts = Plan(edits=edits), conventions(model)
+    handle = assemble("DiTTransformer2DModel", found.config, found.shared, plan, facts)
+    for site, operator in handle.operators().items():
+        operator.load_state_dict(found.grafts[site.block, site.kind][2])
+    handle.init = "imported"
+    return handle
