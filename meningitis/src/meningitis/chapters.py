@@ -203,6 +203,10 @@ def ratios(work: Work) -> None:
             conditions=f"Attained before the epidemic threshold in {', '.join(yes) or 'none'}; after it or never in "
             f"{', '.join(no) or 'none'}. The other runs never reach it and say nothing.",
         )
+    work.report.text(
+        "φ/a1 is the critical ratio of the basic model only. With p > 0 direct infection lifts I1/C past it early on, "
+        "long before illness stops growing, so crossing it early forewarns of nothing: the true condition is implicit."
+    )
     for warning in warnings:
         work.report.text(f"Note: {warning}.")
 
