@@ -1,0 +1,250 @@
+"""The engine against exact relations and independent solvers, and the invariances it promises."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import lambertw
+
+from meningitis.engine import Status, crossings, reduce, simulate, solve_ode
+from meningitis.model import Model, ModelError
+from meningitis.models import BASIC, GENERALISED
+
+SAMPLED = {p.name: p.distribution for p in GENERALISED.parameters}
+
+
+def sample(n, seed=1):
+    rng = np.random.default_rng(seed)
+    return {name: distribution.ppf(rng.random(n)) for name, distribution in SAMPLED.items()}
+
+
+def weights(v):
+    """Spec, section 3: beta, weight of C, I1 and I2 in H, and R0, all typed in by hand as an oracle."""
+    a1 = v["stage_progression_rate"] + v["stage1_immunity_rate"] + v["stage1_death_rate"]
+    a2 = v["stage2_immunity_rate"] + v["stage2_death_rate"]
+    t = (1 + v["stage2_infectiousness"] * v["stage_progression_rate"] / a2) / a1
+    c = (v["carrier_odds"] + v["carrier_conversion_rate"] * t) / (
+        v["carrier_conversion_rate"] + v["carrier_immunity_rate"]
+    )
+    p = v["direct_fraction"]
+    r0 = v["transmission_rate"] * ((1 - p) * c + p * t)
+    return v["transmission_rate"] / v["population"], c, t, v["stage2_infectiousness"] / a2, r0
+
+
+def first_integral(v, states):
+    """H (n, T) over states (n, T, 6)."""
+    scale, c, t, i2, r0 = (np.asarray(x)[..., None] for x in weights(v))
+    s = np.moveaxis(states, -1, 0)
+    n = np.asarray(v["population"])[..., None]
+    return np.log(s[0]) - r0 * s[0] / n - scale * (c * s[1] + t * s[2] + i2 * s[3])
+
+
+def test_first_integral_holds_at_every_output():
+    v = sample(200)
+    solved = simulate(GENERALISED, parameters=v, days=365, rtol=1e-11, atol=1e-9)
+    assert not solved.status.any()
+    h = first_integral(v, solved.states)
+    assert np.abs(h - h[:, :1]).max() < 1e-9 * np.abs(h).max()
+
+
+@pytest.mark.parametrize("flow", [flow.name for flow in GENERALISED.flows])
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_a_flow_wrong_by_a_tenth_breaks_an_exact_relation(flow, factor):
+    """Sabotage: the first integral sees every flow out of S, C, I1 and I2, save how a stage's exits are shared."""
+    declaration = GENERALISED.to_dict()
+    for entry in declaration["flows"]:
+        if entry["name"] == flow:
+            entry["rate"] = f"{factor} * ({entry['rate']})"
+    import yaml
+
+    broken = Model.from_yaml(yaml.safe_dump(declaration))
+    v = {name: values[:1] for name, values in sample(1, seed=7).items()}
+
+    def drift(model):
+        solved = simulate(model, parameters=v, days=365, rtol=1e-11, atol=1e-11, reference="DOP853")  # compiles nothing
+        h = first_integral(v, solved.states)
+        return np.abs(h - h[:, :1]).max()
+
+    assert drift(broken) > max(100 * drift(GENERALISED), 1e-8)
+
+
+def test_final_size_is_the_exact_one():
+    v = sample(300, seed=3)
+    start = simulate(GENERALISED, parameters=v, times=[0.0], days=1).states[:, 0]
+    scale, c, t, i2, r0 = weights(v)
+    n = v["population"]
+    far = np.abs(r0 * start[:, 0] / n - 1) > 0.05
+    end = simulate(GENERALISED, parameters=v, times=[1500.0], days=1500, rtol=1e-11, atol=1e-9).states[:, 0]
+    # The tail is closed by H: ln S_inf - R0 S_inf / N = H at the last output.
+    h = np.log(end[:, 0]) - r0 * end[:, 0] / n - scale * (c * end[:, 1] + t * end[:, 2] + i2 * end[:, 3])
+    closed = -n / r0 * lambertw(-r0 / n * np.exp(h)).real
+    h0 = np.log(start[:, 0]) - r0 * start[:, 0] / n - scale * (c * start[:, 1] + t * start[:, 2] + i2 * start[:, 3])
+    exact = -n / r0 * lambertw(-r0 / n * np.exp(h0)).real
+    assert far.sum() > 200
+    np.testing.assert_allclose(closed[far], exact[far], rtol=1e-8)
+
+
+def test_persons_are_conserved_and_never_negative():
+    v = sample(300, seed=5)
+    solved = simulate(GENERALISED, parameters=v, days=365)
+    np.testing.assert_allclose(
+        solved.states.sum(axis=2), np.broadcast_to(v["population"][:, None], (300, 54)), rtol=1e-12
+    )
+    assert solved.states.min() >= -1e-7
+    np.testing.assert_allclose(solved["new_infections"], solved["S"][:, :1] - solved["S"], rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(solved["deaths"], solved["D"], rtol=1e-9, atol=1e-9)
+
+
+def test_accuracy_is_within_the_promise():
+    v = sample(40, seed=11)
+    mine = simulate(GENERALISED, parameters=v, days=365)
+    reference = simulate(GENERALISED, parameters=v, days=365, rtol=1e-11, atol=1e-11, reference="DOP853")
+    for got, true in ((mine.states, reference.states), (mine.cumulative, reference.cumulative)):
+        worst = np.abs(got - true).max(axis=1) / np.abs(true).max(axis=1)
+        assert worst.max() < 1e-5
+    assert np.abs(mine.peaks[:, 0, 1] - reference.peaks[:, 0, 1]).max() < 0.05
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 40])
+def test_bits_do_not_depend_on_order_neighbours_threads_or_chunks(count):
+    v = sample(40)
+    whole = simulate(GENERALISED, parameters=v, days=200, threads=1)
+    rng = np.random.default_rng(count)
+    order = rng.permutation(40)[:count]
+    part = simulate(GENERALISED, parameters={k: x[order] for k, x in v.items()}, days=200)
+    np.testing.assert_array_equal(part.states, whole.states[order])
+    np.testing.assert_array_equal(part.cumulative, whole.cumulative[order])
+    np.testing.assert_array_equal(part.peaks, whole.peaks[order])
+    np.testing.assert_array_equal(part.steps, whole.steps[order])
+    small = reduce(GENERALISED, v, days=200, chunk=3 * count)
+    large = reduce(GENERALISED, v, days=200)
+    for name, values in large.items():
+        np.testing.assert_array_equal(small[name], values, err_msg=name)
+
+
+def test_bits_do_not_depend_on_the_block_width():
+    from meningitis.engine.compile import kernel
+    from meningitis.engine.system import of_model
+
+    v = sample(11)
+    sets = np.stack([v[name] for name in BASIC.parameter_names], axis=1)
+    results = []
+    for lanes in (3, 8):
+        out, peaks = np.zeros((11, 30, 9)), np.zeros((11, 3, 2))
+        status, steps = np.zeros(11, dtype=np.int64), np.zeros(11, dtype=np.int64)
+        times = np.linspace(0, 200, 30)
+        kernel(of_model(BASIC), lanes)(sets, times, 200.0, 1e-6, 1e-8, 9999, out, peaks, status, steps)
+        results.append((out, peaks, steps))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_output_times_do_not_move_the_steps():
+    coarse = simulate(BASIC, days=365)
+    fine = simulate(BASIC, days=365, times=np.arange(0, 366.0))
+    np.testing.assert_array_equal(fine.states[:, ::7], coarse.states[:, :-1])
+    assert fine.steps[0] == coarse.steps[0]
+
+
+def test_a_failing_lane_is_reported_and_spoils_nobody():
+    v = sample(8)
+    alone = simulate(GENERALISED, parameters=v)
+    v["initial_immune_fraction"] = v["initial_immune_fraction"].copy()
+    v["initial_immune_fraction"][3] = 1.0  # no room left for the carriers: S starts below zero
+    mixed = simulate(GENERALISED, parameters=v)
+    assert mixed.status.tolist() == [0, 0, 0, Status.NEGATIVE, 0, 0, 0, 0]
+    assert np.isnan(mixed.states[3]).all()
+    assert "initial_immune_fraction=1" in mixed.failures[0]
+    others = np.arange(8) != 3
+    np.testing.assert_array_equal(mixed.states[others], alone.states[others])
+    assert np.isnan(reduce(GENERALISED, v)["cases"]).tolist() == (~others).tolist()
+
+
+def test_stiff_sets_fall_back_and_say_so():
+    stiff = {"x": "-1e6 * (x - cos(t))"}
+    solved = solve_ode(stiff, initial={"x": 0.0}, times=[0, 1, 2], max_steps=500)
+    assert solved.status[0] == Status.FALLBACK
+    assert "Radau" in solved.failures[0]
+    np.testing.assert_allclose(solved["x"][0, 1:], np.cos([1, 2]), atol=1e-4)  # Radau interpolates with a cubic
+
+
+def test_too_many_steps_and_blow_up_are_statuses():
+    solved = solve_ode({"x": "x^2"}, initial={"x": [1.0, 0.1]}, times=[0, 5.0])
+    assert Status(int(solved.status[0])).failed
+    assert solved.status[1] == Status.OK
+    assert solved["x"][1, -1] == pytest.approx(0.2, rel=1e-5)
+
+
+def test_crossing_of_the_critical_ratio_is_the_peak_of_stage_one():
+    """At p = 0 the peak of I1 is where I1/C = phi/a1 (spec, section 3); its time comes from DOP853's dense output."""
+    reference = simulate(BASIC, reference="DOP853", rtol=1e-11, atol=1e-11)
+    expression = (
+        "I1 / C - carrier_conversion_rate / (stage_progression_rate + stage1_immunity_rate + stage1_death_rate)"
+    )
+    (found,) = crossings(BASIC, expression)
+    assert found.upwards
+    assert found.time == pytest.approx(reference.peaks[0, 1, 1], abs=1e-3 + 0.005)
+    exact = crossings(BASIC, "carrier_conversion_rate * C - stage_progression_rate * I1", precision=1e-9)
+    assert found.time == pytest.approx(exact[-1].time, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "peak", "cases"),
+    [("epidemic", 33, 342), ("hyperendemic", 4.3, 117), ("endemic", 0.02, 0.5), ("severe", 107, 1866)],
+)
+def test_scenarios_give_what_they_say(scenario, peak, cases):
+    got = {name: float(values[0]) for name, values in reduce(BASIC, {}, scenario=scenario).items()}
+    assert got["peak_weekly_incidence"] / 1.1154 == pytest.approx(peak, rel=0.15 if peak < 1 else 0.02)
+    assert got["cases"] == pytest.approx(cases, rel=0.1 if cases < 1 else 0.005)
+    if scenario == "epidemic":
+        assert got["peak_week"] == 12
+        assert got["deaths"] == pytest.approx(34, abs=0.5)
+        assert got["ever_infected"] / 111_540 == pytest.approx(0.67, abs=0.005)
+
+
+def test_sweeps_report_progress_and_resume(tmp_path):
+    v = sample(30)
+    path = tmp_path / "sweep.npz"
+    whole = reduce(GENERALISED, v)
+
+    def interrupt(done, n):
+        if done == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reduce(GENERALISED, v, chunk=10, checkpoint=path, progress=interrupt)
+    seen = []
+    resumed = reduce(GENERALISED, v, chunk=10, checkpoint=path, progress=lambda done, n: seen.append((done, n)))
+    assert seen == [(30, 30)]
+    for name, values in whole.items():
+        np.testing.assert_array_equal(resumed[name], values)
+    with pytest.raises(ValueError, match="another sweep"):
+        reduce(GENERALISED, sample(30, seed=2), checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"parameters": {"carier_odds": 1}}, "carrier_odds"),
+        ({"parameters": {"direct_fraction": [0.1, 1.2]}}, "1.2 is outside 0 to 1"),
+        ({"parameters": {"carrier_odds": [1, 2], "transmission_rate": [1, 2, 3]}}, "one length"),
+        ({"times": [3, 2]}, "increasing"),
+        ({"times": [0, 400], "days": 365}, "day 400"),
+        ({"rtol": 0}, "rtol"),
+        ({"threads": 99_999}, "threads"),
+        ({"reference": "Euler"}, "Euler"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(arguments, message):
+    with pytest.raises((ModelError, ValueError), match=message):
+        simulate(GENERALISED, **arguments)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**31), st.floats(1e-7, 1e-4))
+def test_random_sets_agree_with_scipy(seed, rtol):
+    v = sample(1, seed=seed)
+    mine = simulate(GENERALISED, parameters=v, days=120, rtol=rtol)
+    reference = simulate(GENERALISED, parameters=v, days=120, rtol=1e-10, atol=1e-10, reference="DOP853")
+    worst = np.abs(mine.states - reference.states).max(axis=1) / reference.states.max(axis=1)
+    assert worst.max() < 10 * rtol
