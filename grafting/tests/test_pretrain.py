@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import struct
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from grafting.data import load_fashion
 from grafting.teachers import PARTS, bundle, load_teacher, teacher_folder
+from grafting.training.loop import LoopConfig
 from grafting.training.pretrain import PretrainRecipe, pretrain
 
 
@@ -112,6 +114,16 @@ def test_adaln_zero_start_is_the_identity(fashion: Path, tmp_path: Path) -> None
     row = json.loads((tmp_path / "transformer" / "log.jsonl").read_text().splitlines()[0])
     noise, _ = draw(torch.Size((8, 4, 16, 16)), 1000, 0, 0)
     assert row["mse"] == pytest.approx(noise.square().mean().item(), rel=1e-5)
+
+
+def test_start_goes_on_from_an_earlier_model(fashion: Path, tmp_path: Path) -> None:
+    """With no learning to speak of, the second run ends where the first one did."""
+    first = pretrain(_recipe("classifier", fashion, model={"widths": [8, 8, 8]}), tmp_path / "first")
+    still = {"steps": 1, "lr": 1e-12}
+    again = _recipe("classifier", fashion, model={"widths": [8, 8, 8]}, seed=9, start=str(tmp_path / "first" / "model"))
+    second = pretrain(dataclasses.replace(again, loop=LoopConfig(**still)), tmp_path / "second")
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
 def test_recipe_problems_come_together(fashion: Path) -> None:

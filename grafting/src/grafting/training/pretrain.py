@@ -1,7 +1,8 @@
 """Training from nothing what a grafting study stands on: an autoencoder, a transformer teacher, a classifier.
 
 A recipe is a YAML file with ``kind`` (autoencoder, transformer or classifier), ``data``, ``model`` (the diffusers
-configuration), ``loop`` (:class:`~grafting.training.loop.LoopConfig`), ``batch``, ``seed``, ``precision``.
+configuration), ``loop`` (:class:`~grafting.training.loop.LoopConfig`), ``batch``, ``seed``, ``precision``, and
+``start``, the folder of an earlier model of the same shape to go on from.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 from ..data import Batches, load_fashion
@@ -74,6 +76,9 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, until: int | None = None) -> 
     torch.manual_seed(recipe.seed)
     build = {"autoencoder": _autoencoder, "transformer": _transformer, "classifier": _classifier}[recipe.kind]
     model, losses = build(recipe, out)
+    if recipe.start:
+        (weights,) = Path(recipe.start).glob("*.safetensors")
+        model.load_state_dict(load_file(weights))
     loop = Loop(model, losses, recipe.loop, out, recipe.kind)
     loop.run(until)
     loop.use_ema()
@@ -131,8 +136,6 @@ def _transformer(recipe: PretrainRecipe, out: Path) -> tuple[nn.Module, Any]:
         raise ValueError("a transformer recipe needs autoencoder: the folder of the trained AutoencoderKL")
     model = DiTTransformer2DModel(**recipe.model)
     _zero_adaln(model)
-    if recipe.start:
-        model.load_state_dict(DiTTransformer2DModel.from_pretrained(recipe.start).state_dict())
     model.eval()  # its only training-mode behaviour is each block dropping labels on its own
     if recipe.precision == "bf16":
         fast_cpu_attention(model)
@@ -158,8 +161,6 @@ def latents(
     autoencoder: nn.Module, folder: Path, recipe: PretrainRecipe, out: Path
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scaled latents and labels of the training images, kept in ``out`` for the next start."""
-    from safetensors.torch import load_file
-
     from ..files import save_safetensors_atomic
 
     cache, identity = out / "latents.safetensors", sha256(folder / "diffusion_pytorch_model.safetensors")
