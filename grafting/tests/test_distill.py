@@ -90,7 +90,7 @@ def test_one_gradient_step_is_plain_adamw_on_the_plain_loss() -> None:
     operator = next(iter(reference.operators().values()))
     seen: list[torch.Tensor] = []
     hook = reference.model.transformer_blocks[2].attn1.register_forward_hook(lambda m, a, o: seen.extend((a[0], o)))
-    from grafting.training.objective import Diffusion, draw
+    from grafting.diffusion import Diffusion, draw
 
     noise, t = draw(batch(0)["z"].shape, 1000, 0, 0)
     zt = Diffusion().add_noise(batch(0)["z"], t, noise)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from grafting.data import Batches
+from grafting.diffusion import Denoiser
 from grafting.training.finetune import FinetuneConfig, finetune, match_teacher
 from grafting.training.loop import LoopConfig
-from grafting.training.objective import Denoiser
 
 
 class Net(nn.Module):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from grafting.activations import visit
 from grafting.graft import Grafted, GraftError, graft, handle_of, tensors_hash, ungraft
 from grafting.plan import Plan, PlanError
-from grafting.training.activations import visit
 
 
 def tiny(seed: int = 0) -> nn.Module:

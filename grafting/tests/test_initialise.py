@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from grafting.initialise import Moments, explained, solve_output
 from grafting.operators import build
-from grafting.training.initialise import Moments, explained, solve_output
 
 
 def problem(rows: int = 200, features: int = 12, outputs: int = 5) -> tuple[torch.Tensor, torch.Tensor]:

@@ -109,7 +109,7 @@ def test_adaln_zero_start_is_the_identity(fashion: Path, tmp_path: Path) -> None
     pretrain(recipe, tmp_path / "transformer", until=1)
     import json
 
-    from grafting.training.objective import draw
+    from grafting.diffusion import draw
 
     row = json.loads((tmp_path / "transformer" / "log.jsonl").read_text().splitlines()[0])
     noise, _ = draw(torch.Size((8, 4, 16, 16)), 1000, 0, 0)

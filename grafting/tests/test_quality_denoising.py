@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from grafting.diffusion import Diffusion
 from grafting.measure.denoising import Triples, denoising_losses, mean_loss, paired_difference
-from grafting.training.objective import Diffusion
 
 Z = torch.randn(50, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(50) % 10

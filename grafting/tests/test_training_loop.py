@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from grafting.data import Batches
+from grafting.diffusion import Diffusion, draw, drop_labels
 from grafting.random import generator
 from grafting.training.loop import Loop, LoopConfig
-from grafting.training.objective import Diffusion, draw, drop_labels, teacher_objective
+from grafting.training.objective import teacher_objective
 
 RUN = """
 import sys, time, torch

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .activations import visit
+from .diffusion import Diffusion, draw
 from .hosts import Host, Site, host_for
+from .initialise import STARTS, SolveAll
 from .operators import Operator, build
 from .plan import Plan
-from .training.activations import visit
-from .training.initialise import STARTS, SolveAll
-from .training.objective import Diffusion, draw
 
 Batches = Callable[[int], Mapping[str, torch.Tensor]]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..diffusion import Denoiser, Diffusion
 from ..random import generator
-from ..training.objective import Denoiser, Diffusion
 from .quality.evaluate import Estimate
 
 

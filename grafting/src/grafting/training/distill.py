@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .activations import visit
+from ..activations import visit
+from ..diffusion import Diffusion, draw, drop_labels
+from ..initialise import explained
 from .distill_state import load_state, save_state
-from .initialise import explained
 from .loop import Progress, deferred_interrupt
-from .objective import Diffusion, draw, drop_labels
 
 if TYPE_CHECKING:
     from ..graft import Grafted

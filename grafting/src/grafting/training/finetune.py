@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..diffusion import Denoiser, Diffusion, draw, drop_labels
 from .loop import Loop, LoopConfig
-from .objective import Denoiser, Diffusion, draw, drop_labels, teacher_objective
+from .objective import teacher_objective
 from .precision import PRECISIONS, autocast
 
 

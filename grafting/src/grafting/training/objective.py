@@ -1,107 +1,10 @@
-"""The objective that a DiT teacher was trained on: noise-prediction MSE and the bound term of the learned variance.
-
-Shapes: z (B, C, H, W) latents; t (B,) int64 in [0, T); y (B,) class labels. Ho et al. 2020 (arXiv 2006.11239) for the
-forward process, Nichol & Dhariwal 2021 (arXiv 2102.09672) for the learned variance, Peebles & Xie 2022
-(arXiv 2212.09748) for the two together.
-"""
+"""The objective that a DiT teacher was trained on: noise-prediction MSE and the bound term of the learned variance."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 import torch
 
-from ..random import generator
-
-Denoiser = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(z_t, t, y) -> (B, C or 2C, H, W): the noise and, in the second half, where the variance lies in its range."""
-
-
-@dataclass(frozen=True)
-class Diffusion:
-    """A discrete schedule of ``steps`` noise levels, linear in beta; buffers are float64."""
-
-    steps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    alphas_bar: torch.Tensor = field(init=False, repr=False, compare=False)
-    betas: torch.Tensor = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        betas = torch.linspace(self.beta_start, self.beta_end, self.steps, dtype=torch.float64)
-        object.__setattr__(self, "betas", betas)
-        object.__setattr__(self, "alphas_bar", torch.cumprod(1 - betas, 0))
-
-    def add_noise(self, z: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """z_t = sqrt(a) z + sqrt(1 - a) noise, with a = alpha_bar at t."""
-        a = self._at(self.alphas_bar, t, z)
-        return a.sqrt() * z + (1 - a).sqrt() * noise
-
-    def _at(self, table: torch.Tensor, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        return table.to(like.device)[t].to(like.dtype)[:, None, None, None]
-
-    def posterior(self, z: torch.Tensor, zt: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Mean of q(z_{t-1} | z_t, z)."""
-        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_bar[:-1]])
-        c0 = self.betas * before.sqrt() / (1 - self.alphas_bar)
-        ct = (1 - before) * (1 - self.betas).sqrt() / (1 - self.alphas_bar)
-        return self._at(c0, t, z) * z + self._at(ct, t, z) * zt
-
-    def log_variance_range(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(T,) log of the smallest (the posterior's) and the largest (beta's) variance of a reverse step."""
-        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_bar[:-1]])
-        smallest = self.betas * (1 - before) / (1 - self.alphas_bar)
-        smallest[0] = smallest[1]  # zero at t = 0; the original clips its logarithm so
-        return smallest.log(), self.betas.log()
-
-    def bound(
-        self, z: torch.Tensor, zt: torch.Tensor, t: torch.Tensor, noise_hat: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
-        """(B,) variational-bound term in bits per dimension; the variance lies at ``v`` in [-1, 1] of its log range.
-
-        At t = 0 it is the negative log-likelihood of the discretised decoder as the original computes it (bins of
-        2/255 on latents too).
-        """
-        a = self._at(self.alphas_bar, t, z)
-        low, high = (self._at(x, t, z) for x in self.log_variance_range())
-        share = (v + 1) / 2
-        log_variance = share * high + (1 - share) * low
-        start_hat = (zt - (1 - a).sqrt() * noise_hat) / a.sqrt()
-        mean, mean_hat = self.posterior(z, zt, t), self.posterior(start_hat, zt, t)
-        kl = 0.5 * (
-            log_variance
-            - low
-            - 1
-            + torch.exp(low - log_variance)
-            + (mean - mean_hat).square() * torch.exp(-log_variance)
-        )
-        nll = -_discretised_log_likelihood(z, mean_hat, 0.5 * log_variance)
-        per_sample = torch.where(t == 0, nll.flatten(1).mean(1), kl.flatten(1).mean(1))
-        return per_sample / math.log(2)
-
-
-def _discretised_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
-    """Log-probability of bins of width 2/255 around x under a Gaussian; the end bins are open."""
-    centred, inverse = x - mean, torch.exp(-log_scale)
-    upper = torch.special.ndtr(inverse * (centred + 1 / 255))
-    lower = torch.special.ndtr(inverse * (centred - 1 / 255))
-    mass = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
-    return mass.clamp(min=1e-12).log()
-
-
-def drop_labels(y: torch.Tensor, rate: float, null: int, seed: int, step: int) -> torch.Tensor:
-    """Replace a share ``rate`` of the labels by the null class: once, outside the model, from a counter."""
-    drawn = torch.rand(len(y), generator=generator(seed, "drop", step))
-    return torch.where(drawn < rate, torch.full_like(y, null), y)
-
-
-def draw(shape: torch.Size, steps: int, seed: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(noise, t) of a training step: standard normal of ``shape``; t uniform over the schedule."""
-    source = generator(seed, "noise", step)
-    noise = torch.randn(shape, generator=source)
-    return noise, torch.randint(0, steps, (shape[0],), generator=source)
+from ..diffusion import Denoiser, Diffusion
 
 
 def teacher_objective(

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..data import Batches, load_fashion
+from ..diffusion import Diffusion, draw, drop_labels
 from ..files import sha256, write_json_atomic
 from .loop import Loop, LoopConfig
-from .objective import Diffusion, draw, drop_labels, teacher_objective
+from .objective import teacher_objective
 from .precision import autocast, fast_cpu_attention
 
 KINDS = ("autoencoder", "transformer", "classifier")

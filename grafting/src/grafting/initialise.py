@@ -113,7 +113,7 @@ def solve_output(operator: Solvable, moments: Moments, ridge: float = 1e-6) -> f
 class SolveAll:
     """Collects the moments of every site while one teacher pass runs, then solves all sites.
 
-    operators: by site, the new operators. Used as a visitor of :func:`grafting.training.activations.visit`.
+    operators: by site, the new operators. Used as a visitor of :func:`grafting.activations.visit`.
     """
 
     def __init__(self, operators: Mapping[Any, Solvable], grid: Any) -> None:
