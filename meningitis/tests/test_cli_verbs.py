@@ -1,0 +1,190 @@
+"""Every verb run through the command line; its CSV or JSON is read back and compared with values found elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.integrate import solve_ivp
+from scipy.optimize import brentq
+
+from meningitis.cli import main
+from meningitis.models import BASIC
+
+DOCS = Path(__file__).parents[1] / "docs"
+N = 111_540.0
+
+
+@pytest.fixture(scope="module")
+def sir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The SIR model of the documentation in a file: beta 0.4, gamma 0.2 per day, 1 ill among 1000."""
+    file = tmp_path_factory.mktemp("sir") / "sir.yaml"
+    text = (DOCS / "declare-your-own-model.md").read_text(encoding="utf-8")
+    file.write_text(text.split("```yaml\n")[1].split("```")[0])
+    return str(file)
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a verb that must succeed and give back what it printed."""
+
+    def run(*words: str) -> str:
+        assert main(words) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def table(text: str) -> pd.DataFrame:
+    """The printed CSV; a unit in brackets behind a column's name is left out."""
+    frame = pd.read_csv(io.StringIO(text))
+    return frame.rename(columns=lambda name: name.split(" [")[0])
+
+
+def rates(_t: float, y: Any, v: dict[str, float]) -> list[float]:
+    """The specification's equations by hand: S, C, I1, I2, D and the cumulative cases."""
+    S, C, I1, I2, _D, _cases = y
+    p = v.get("direct_fraction", 0.0)
+    new = v["transmission_rate"] * (v["carrier_odds"] * C + I1 + v["stage2_infectiousness"] * I2) * S / N
+    converted = v["carrier_conversion_rate"] * C
+    progressed = v["stage_progression_rate"] * I1
+    return [
+        -new,
+        (1 - p) * new - converted - v["carrier_immunity_rate"] * C,
+        p * new + converted - progressed,
+        progressed - (v["stage2_immunity_rate"] + v["stage2_death_rate"]) * I2,
+        v["stage2_death_rate"] * I2,
+        p * new + converted,
+    ]
+
+
+def by_hand(v: dict[str, float], times: Any) -> Any:
+    begun = [N * (1 - v["initial_immune_fraction"] - v["initial_carrier_fraction"])]
+    begun += [N * v["initial_carrier_fraction"], 0, 0, 0, 0]
+    return solve_ivp(rates, (0, times[-1]), begun, "DOP853", t_eval=times, args=(v,), rtol=1e-10, atol=1e-10).y
+
+
+def test_simulate_is_the_course_by_hand_with_dates(say: Any) -> None:
+    words = ("simulate", "--model", "basic", "--set", "transmission_rate=65/year", "--days", "70")
+    found = table(say(*words, "--start", "2026-11-30", "--csv"))
+    v = {**BASIC.values(), "transmission_rate": 65 / 365}
+    S, C, I1, I2, D, cases = by_hand(v, np.arange(0.0, 71.0, 7.0))
+    for name, column in (("S", S), ("C", C), ("I1", I1), ("I2", I2), ("D", D)):
+        assert np.allclose(found[name], column[1:], rtol=1e-5, atol=1e-6), name
+    assert np.allclose(found["weekly_cases"], np.diff(cases), rtol=1e-5)
+    assert list(found["begins"][:2]) == ["2026-11-30", "2026-12-07"]
+    assert list(found["epi_week"].iloc[[0, 4, 5]]) == ["2026-W49", "2026-W53", "2027-W01"]
+    assert json.loads(say(*words, "--json"))[-1]["I2"] == pytest.approx(I2[-1], rel=1e-5)
+
+
+def test_simulate_shows_weeks_of_the_other_system(say: Any) -> None:
+    words = ("simulate", "--model", "basic", "--days", "14", "--start", "2021-01-03", "--csv", "--weeks")
+    assert list(table(say(*words, "iso"))["epi_week"]) == ["2020-W53", "2021-W01"]
+    assert list(table(say(*words, "cdc"))["epi_week"]) == ["2021-W01", "2021-W02"]
+
+
+def test_thresholds_report_formulas_and_events_in_order(say: Any) -> None:
+    found = json.loads(say("thresholds", "--model", "basic", "--start", "2026-11-30", "--json"))
+    events = {row["event" if "event" in row else "name"]: row for row in found["events"]["events"]}
+    days = [row["day"] for row in found["events"]["events"] if row["day"] is not None]
+    assert days == sorted(days)
+    v = BASIC.values()
+    weeks = np.diff(by_hand(v, np.arange(0.0, 365.0, 7.0))[5]) / N * 1e5
+    assert events["alert threshold"]["day"] == 7 * (np.argmax(weeks >= 3) + 1)
+    assert events["epidemic threshold"]["day"] == 7 * (np.argmax(weeks >= 10) + 1)
+    assert events["weekly incidence peak"]["value"] == pytest.approx(weeks.max() * N / 1e5, rel=1e-5)
+    assert events["critical ratio"]["value"] == pytest.approx(v["carrier_conversion_rate"] * 3)
+    assert events["alert threshold"]["date"] == "2027-01-11"
+    assert "critical ratio" in say("thresholds", "--model", "basic")
+
+
+def test_sensitivity_of_r0_for_any_model(say: Any, sir: str) -> None:
+    found = table(say("sensitivity", "--model", sir, "--csv")).set_index("parameter")["index"]
+    assert found.to_dict() == pytest.approx({"beta": 1, "gamma": -1, "population": 0})
+
+
+def test_global_sensitivity_of_sir(say: Any, sir: str) -> None:
+    words = ("sensitivity", "--global", "--model", sir, "--sobol-n", "512", "--lhs-n", "200", "--days", "70", "--csv")
+    found = table(say(*words))
+    r0 = found[found["outcome"] == "R0"].set_index("parameter")
+    # R0 = beta/gamma with beta on (0.2, 0.6), gamma on (0.1, 0.3), independent: variances by moments.
+    beta, square, inverse, inverse2 = 0.4, 0.16 + 0.4**2 / 12, np.log(3) / 0.2, (1 / 0.1 - 1 / 0.3) / 0.2
+    variance = square * inverse2 - (beta * inverse) ** 2
+    first = {"beta": (square - beta**2) * inverse**2, "gamma": (inverse2 - inverse**2) * beta**2}
+    for name, part in first.items():
+        assert r0.loc[name, "first"] == pytest.approx(part / variance, abs=0.03)
+    assert r0.loc["beta", "prcc"] > 0.9 > -0.9 > r0.loc["gamma", "prcc"]
+    assert found.equals(table(say(*words)))
+
+
+def test_final_size_is_the_root_of_the_implicit_equation(say: Any) -> None:
+    found = table(say("final-size", "--model", "basic", "--days", "2000", "--csv"))
+    v = BASIC.values()
+    T = 3 + 3 * (1 / 3) / 0.25
+    leaves = v["carrier_conversion_rate"] + v["carrier_immunity_rate"]
+    for _, row in found.iterrows():
+        k = v["transmission_rate"] * (row["carrier_odds"] + v["carrier_conversion_rate"] * T) / leaves
+        s0, c0 = 1 - 0.2 - 0.001, 0.001
+        left = brentq(lambda s: np.log(s0 / s) - k * (s0 - s + c0), 1e-9, min(s0, 1 / k) - 1e-9)  # noqa: B023
+        assert row["exact"] == pytest.approx(s0 - left + c0, rel=1e-8)
+        if abs(k * s0 - 1) > 0.1:
+            assert row["integrated"] == pytest.approx(row["exact"], rel=1e-4)
+    assert len(found) == 5
+
+
+def test_profile_with_and_without_a_sweep(say: Any) -> None:
+    swept = table(say("profile", "--model", "basic", "--days", "70", "--sweep", "carrier_odds=0.5,1.2", "--csv"))
+    single = table(say("profile", "--model", "basic", "--days", "70", "--set", "carrier_odds=1.2", "--csv"))
+    _, C, I1, I2, _, _ = by_hand({**BASIC.values(), "carrier_odds": 1.2}, np.arange(0.0, 71.0, 7.0))
+    for frame in (swept[swept["carrier_odds"] == 1.2], single):
+        assert np.allclose(frame["stage1"], I1 / C, rtol=1e-4)
+        assert np.allclose(frame["both"], (I1 + I2) / C, rtol=1e-4)
+    assert len(swept) == 2 * len(single)
+    assert json.loads(say("profile", "--model", "basic", "--days", "14", "--json"))["times"] == [0, 7, 14]
+
+
+def test_compare_subtracts_two_runs(say: Any) -> None:
+    found = json.loads(say("compare", "--model", "basic", "--with", "transmission_rate=60/year", "--json"))
+    times = np.array([0.0, 365.0])
+    a, b = BASIC.values(), {**BASIC.values(), "transmission_rate": 60 / 365}
+    runs = [by_hand(v, times)[:, -1] for v in (a, b)]
+    assert found["cases_averted"] == pytest.approx(runs[0][5] - runs[1][5], rel=1e-4)
+    assert found["deaths_averted"] == pytest.approx(runs[0][4] - runs[1][4], rel=1e-4)
+    rows = table(say("compare", "--model", "basic", "--with-scenario", "hyperendemic", "--csv")).set_index("outcome")
+    assert rows.loc["cases", "b"] == pytest.approx(117, abs=0.5)
+
+
+def test_models_lists_scenarios(say: Any) -> None:
+    rows = json.loads(say("models", "--json"))
+    assert {(row["model"], row["scenario"]) for row in rows} >= {("basic", "severe"), ("generalised", "epidemic")}
+
+
+def test_params_file_and_set_reach_the_run(say: Any, tmp_path: Path) -> None:
+    file = tmp_path / "values.json"
+    file.write_text(json.dumps({"transmission_rate": "40/year", "initial_immune_fraction": "40 %"}))
+    words = ("simulate", "--model", "basic", "--days", "28", "--params", str(file), "--csv")
+    v = {**BASIC.values(), "transmission_rate": 40 / 365, "initial_immune_fraction": 0.4}
+    assert table(say(*words))["C"].iloc[-1] == pytest.approx(by_hand(v, [0.0, 28.0])[1, -1], rel=1e-5)
+    v["initial_immune_fraction"] = 0.1
+    changed = table(say(*words, "--set", "initial_immune_fraction=0.1"))
+    assert changed["C"].iloc[-1] == pytest.approx(by_hand(v, [0.0, 28.0])[1, -1], rel=1e-5)
+
+
+def test_sir_in_a_file_is_shown_simulated_and_compared(say: Any, sir: str) -> None:
+    assert json.loads(say("show", "--model", sir, "--json"))["name"] == "sir"
+    facts = json.loads(say("r0", "--model", sir, "--set", "beta=0.5", "--json"))
+    assert facts["R0"] == pytest.approx(2.5)
+    assert facts["control"]["critical"]["gamma"] == pytest.approx(0.5)
+    run = solve_ivp(
+        lambda _t, y: [-0.4 * y[0] * y[1] / 1e3, 0.4 * y[0] * y[1] / 1e3 - 0.2 * y[1]],
+        (0, 70), [999.0, 1.0], rtol=1e-10, atol=1e-10,
+    )  # fmt: skip
+    found = table(say("simulate", "--model", sir, "--days", "70", "--csv"))
+    assert [found["S"].iloc[-1], found["I"].iloc[-1]] == pytest.approx(run.y[:, -1], rel=1e-5)
+    rows = json.loads(say("compare", "--model", sir, "--days", "70", "--with", "beta=0.3", "--json"))
+    assert rows["a"]["cases"] == pytest.approx(999 - run.y[0, -1], rel=1e-5)

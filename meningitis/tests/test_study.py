@@ -1,0 +1,95 @@
+"""The study from end to end, at small sample sizes: its files, its numbers against the specification, its verdicts."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from meningitis.cli import main
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study") / "deep" / "out"
+    words = ("study", "--out", str(folder), "--sobol-n", "64", "--lhs-n", "60", "--start", "2026-11-30")
+    assert main(words) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(out: Path) -> Any:
+    return json.loads((out / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(out: Path) -> str:
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_needs_nothing_from_elsewhere(page: str) -> None:
+    links = re.findall(r"""(?:src|href)\s*=\s*["']([^"']+)""", page)
+    assert links and all(link.startswith(("#", "data:")) for link in links)
+    assert "<script" not in page and "@import" not in page and "url(http" not in page
+
+
+def test_every_link_within_the_page_has_its_target_once(page: str) -> None:
+    ids = re.findall(r"""\bid\s*=\s*["']([^"']+)""", page)
+    assert len(ids) == len(set(ids))
+    wanted = set(re.findall(r"""href\s*=\s*["']#([^"']+)""", page)) | set(re.findall(r"url\(#([^)]+)\)", page))
+    assert wanted <= set(ids)
+
+
+def test_every_figure_and_table_of_the_page_is_a_file(out: Path, page: str) -> None:
+    figures = re.findall(r"\((\S+)\.svg, \.pdf\)", page)
+    tables = re.findall(r"\((\S+)\.csv\)", page)
+    assert len(figures) >= 15 and len(tables) >= 8
+    for name in figures:
+        assert (out / "figures" / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
+        assert (out / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    for name in tables:
+        assert len(pd.read_csv(out / "tables" / f"{name}.csv")) > 0
+    assert not list(out.rglob(".*"))
+
+
+def test_the_scenarios_give_what_the_specification_says(results: Any) -> None:
+    rows = {row["scenario"]: row for row in results["course"] if row["model"] == "basic"}
+    assert rows["epidemic"]["cases"] == pytest.approx(342, abs=0.5)
+    assert rows["epidemic"]["deaths"] == pytest.approx(34, abs=0.5)
+    assert rows["epidemic"]["peak_week"] == 12
+    assert rows["hyperendemic"]["weekly_peak_per_100000"] == pytest.approx(4.3, abs=0.05)
+    assert rows["endemic"]["weekly_peak_per_100000"] == pytest.approx(0.02, abs=0.005)
+    assert rows["severe"]["weekly_peak_per_100000"] == pytest.approx(107, abs=0.5)
+    start = next(r for r in results["reproduction"] if (r["model"], r["scenario"]) == ("basic", "epidemic"))
+    assert start["R_at_start"] == pytest.approx(2.15, abs=0.005)
+
+
+def test_the_integrator_meets_the_exact_end_away_from_the_threshold(results: Any) -> None:
+    found = results["ever_infected"]["generalised"]
+    for integrated, exact in zip(found["integrated"][-5:], found["exact"][-5:], strict=True):
+        assert integrated[0] == pytest.approx(exact[0], rel=1e-5)  # p = 0, carriers twice as infectious: R well above 1
+    assert found["exact"][0][0] < found["exact"][-1][0]
+
+
+def test_the_claims_are_judged_by_the_numbers(results: Any) -> None:
+    claims = results["claims"]
+    early, critical = (claims[f"{ratio} ratio before epidemic threshold"] for ratio in ("early", "critical"))
+    assert early["basic/epidemic"] is True and critical["basic/epidemic"] is False
+    assert "basic/endemic" not in early  # no epidemic is declared there, so the claim says nothing
+    assert claims["key parameters, basic, R0"]["holds"] is False
+    assert claims["p = 0 adequate"]["ever_infected"] == pytest.approx(1, abs=0.05)
+    assert claims["p = 0 adequate"]["cases"] > 10
+
+
+def test_provenance_is_enough_to_run_it_again(results: Any) -> None:
+    from meningitis.models import BASIC, GENERALISED
+
+    facts = results["provenance"]
+    assert facts["models"]["basic"]["hash"] == BASIC.hash
+    assert facts["models"]["generalised"]["scenarios"]["severe"] == GENERALISED.values("severe")
+    assert (facts["seed"], facts["sobol_n"], facts["lhs_n"], facts["start"]) == (1, 64, 60, "2026-11-30")
+    assert {"python", "numpy", "numba", "meningitis"} <= set(facts["versions"])
