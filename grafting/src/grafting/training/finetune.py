@@ -17,6 +17,7 @@ from ..diffusion import Denoiser, Diffusion, draw, drop_labels
 from .loop import Loop, LoopConfig
 from .objective import teacher_objective
 from .precision import PRECISIONS, autocast
+from .team import Team
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +75,14 @@ def finetune(
     config: FinetuneConfig,
     out: Path | None = None,
     diffusion: Diffusion | None = None,
+    team: Team | None = None,
 ) -> Loop:
     """Train the parameters of ``model`` that require a gradient; leave their EMA in the model.
 
     student, teacher: (z_t, t, y) to outputs (B, C or 2C, H, W); the student's run through ``model``. null: the class
     that stands for a dropped label. out: a folder for state and log; a run found there is continued to the same bits.
+    team: the processes that share the work; alone on the model's device by default.
+
     Raises ValueError where the settings need a teacher and none is given.
     """
     if teacher is None and any(config.teacher_share):
@@ -86,12 +90,13 @@ def finetune(
             f"teacher_share {config.teacher_share} needs a teacher: give one, or (0, 0) for the noise alone"
         )
     schedule = diffusion or Diffusion()
+    workers = team or Team(device=next(model.parameters()).device)
 
     def losses(step: int) -> dict[str, torch.Tensor]:
-        batch = batches(step)
-        z, share = batch["z"], config.share(step)
-        noise, t = draw(z.shape, schedule.steps, config.seed, step)
+        batch, share = batches(step), config.share(step)
+        noise, t = draw(batch["z"].shape, schedule.steps, config.seed, step)
         y = drop_labels(batch["y"], config.label_dropout, null, config.seed, step)
+        z, t, y, noise = (workers.rows(tensor) for tensor in (batch["z"], t, y, noise))
         parts: dict[str, torch.Tensor] = {}
         with autocast(z.device, config.precision):
             if share == 0 or teacher is None:
@@ -107,7 +112,7 @@ def finetune(
                 parts |= {name: (1 - share) * part for name, part in own.items()}
         return parts
 
-    loop = Loop(model, losses, config.loop, out, "finetune")
+    loop = Loop(model, losses, config.loop, out, "finetune", workers)
     loop.run()
     loop.use_ema()
     return loop

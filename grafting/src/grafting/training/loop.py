@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..files import save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
+from .team import Team
 
 StepLosses = Callable[[int], Mapping[str, torch.Tensor]]
 
@@ -132,20 +133,31 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 class Loop:
     """Train ``model``'s parameters that require a gradient; keep an EMA of them in ``self.ema``.
 
-    losses(step) returns the named parts of the training loss; their sum is minimised. With ``out`` the state is saved
-    there every ``save_every`` steps, at the end and on Ctrl-C, and a run found there is continued.
+    losses(step) returns the named parts of the training loss; their sum is minimised. With a ``team`` of several
+    processes each computes them on its own rows of the batch, and gradients are averaged. With ``out`` the state is
+    saved there every ``save_every`` steps, at the end and on Ctrl-C, and a run found there is continued.
     """
 
-    def __init__(self, model: nn.Module, losses: StepLosses, config: LoopConfig, out: Path | None, label: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        losses: StepLosses,
+        config: LoopConfig,
+        out: Path | None,
+        label: str,
+        team: Team | None = None,
+    ) -> None:
         self.model, self.losses, self.config, self.out, self.label = model, losses, config, out, label
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ValueError("nothing to train: no parameter requires a gradient")
+        self.team = team or Team(device=next(iter(self.parameters.values())).device)
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self.step = 0
+        self.whole = True  # false while a step is being written into weights and moments
         self.log: list[dict[str, float]] = []
 
     def run(self, until: int | None = None) -> None:
@@ -157,40 +169,48 @@ class Loop:
             with deferred_interrupt() as interrupted:
                 while self.step < last:
                     self._advance()
-                    progress.show(self.step, f"loss {self.log[-1]['loss']:.4f}" if self.log else "")
-                    if interrupted():
+                    if self.team.leads:
+                        progress.show(self.step, f"loss {self.log[-1]['loss']:.4f}" if self.log else "")
+                    if self.team.any(interrupted()):
                         raise KeyboardInterrupt
                     if self.out and self.step % self.config.save_every == 0 and self.step < last:
                         self.save()
         except KeyboardInterrupt:
-            self.save()
-            where = f": saved in {self.out}; the same command continues" if self.out else ""
-            print(f"\n{self.label} stopped after step {self.step}{where}", file=sys.stderr)
+            if self.whole:
+                self.save()
+            where = f": saved in {self.out}; the same command continues" if self.out and self.whole else ""
+            if self.team.leads:
+                print(f"\n{self.label} stopped after step {self.step}{where}", file=sys.stderr)
             raise
         self.save()
 
     def _advance(self) -> None:
         parts = self.losses(self.step)
         total = torch.stack([part.float() for part in parts.values()]).sum()
-        if not torch.isfinite(total):
-            raise FloatingPointError(f"{self.label}: the loss is {total.item()} at step {self.step}: try a lower lr")
         total.backward()
+        shown = torch.stack([total.detach(), *(part.detach().float() for part in parts.values())])
+        self.team.average([shown, *(p.grad for p in self.parameters.values() if p.grad is not None)])
+        if not torch.isfinite(shown[0]):
+            raise FloatingPointError(f"{self.label}: the loss is {shown[0].item()} at step {self.step}: try a lower lr")
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.step)
+        self.whole = False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         decay = self.config.decay(self.step)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
         self.step += 1
+        self.whole = True
         if self.step % self.config.log_every == 0 or self.step == self.config.steps:
-            row = {"step": self.step, "loss": total.item(), "grad_norm": float(norm)}
-            self.log.append(row | {name: part.item() for name, part in parts.items()})
+            row = {"step": self.step, "loss": shown[0].item(), "grad_norm": float(norm)}
+            self.log.append(row | dict(zip(parts, shown[1:].tolist(), strict=True)))
 
     def save(self) -> None:
         """Write the whole state; the small JSON file, last, names the tensors' hash and so makes it valid."""
-        if self.out is None:
+        if self.out is None or not self.team.leads:
+            self.team.wait()
             return
         tensors: dict[str, torch.Tensor] = {f"model/{name}": p for name, p in self.parameters.items()}
         tensors |= {f"ema/{name}": p for name, p in self.ema.items()}
@@ -206,6 +226,7 @@ class Loop:
         for old in self.out.glob("state-*.safetensors"):
             if old.name != name:
                 old.unlink()
+        self.team.wait()
 
     def _resume(self) -> None:
         if self.out is None or not (self.out / "state.json").is_file():

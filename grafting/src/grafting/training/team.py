@@ -1,0 +1,64 @@
+"""Several processes that train one model together, started by ``accelerate launch`` (or torchrun).
+
+Every process draws the whole batch from the same counters and works on its own rows, so n processes see what one would
+see, and end at the same weights but for the rounding of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Team:
+    """This process's place among ``size``, and the device that it trains on."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> Team:
+        """As accelerate finds it: alone on the default device unless a launcher said otherwise."""
+        from accelerate import PartialState
+
+        state = PartialState()
+        return cls(device=state.device, rank=state.process_index, size=state.num_processes)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def rows(self, batch: torch.Tensor) -> torch.Tensor:
+        """This process's rows of ``batch`` (B, ...), on its device.
+
+        Raises ValueError where B is no multiple of the number of processes, since unequal shares would weigh samples
+        unequally.
+        """
+        if len(batch) % self.size:
+            raise ValueError(f"a batch of {len(batch)} over {self.size} processes: give a multiple of {self.size}")
+        return batch.chunk(self.size)[self.rank].to(self.device)
+
+    def average(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replace each tensor by its mean over all processes, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+                tensor /= self.size
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; all get the same answer."""
+        if self.size == 1:
+            return flag
+        count = torch.tensor(float(flag), device=self.device)
+        torch.distributed.all_reduce(count)
+        return count.item() > 0
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            torch.distributed.barrier()

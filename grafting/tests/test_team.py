@@ -1,0 +1,66 @@
+"""Two real processes against one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from grafting.training.team import Team
+
+RUN = """
+import sys, torch
+from pathlib import Path
+from grafting.data import Batches
+from grafting.training.finetune import FinetuneConfig, finetune
+from grafting.training.loop import LoopConfig
+from grafting.training.team import Team
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+student, teacher = (torch.nn.Conv2d(2, 4, 3, padding=1) for _ in range(2))
+batches = Batches(inputs=torch.randn(12, 2, 4, 4), labels=torch.arange(12) % 3, size=4, seed=0)
+config = FinetuneConfig(loop=LoopConfig(steps=int(sys.argv[2]), lr=1e-2, log_every=1), teacher_share=(1.0, 0.5))
+call = lambda m: lambda z, t, y: m(z)
+finetune(student, call(student), call(teacher), batches, 3, config, Path(sys.argv[1]), team=Team.current())
+"""
+
+
+def _launch(script: Path, count: int, out: Path, steps: int) -> None:
+    launcher = [sys.executable]
+    if count > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={count}", "--master-port=0", "--standalone"]
+    environment = {"ACCELERATE_USE_CPU": "true"}
+    import os
+
+    subprocess.run(
+        [*launcher, str(script), str(out), str(steps)],
+        check=True,
+        capture_output=True,
+        timeout=240,
+        env=os.environ | environment,
+    )
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    for count in (1, 2):
+        _launch(script, count, tmp_path / str(count), 12)
+    one, two = (load_file(tmp_path / str(count) / "state-12.safetensors") for count in (1, 2))
+    start = torch.manual_seed(0) and torch.nn.Conv2d(2, 4, 3, padding=1)
+    assert not torch.allclose(one["model/weight"], start.weight, atol=1e-3)
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_rows_are_a_partition() -> None:
+    batch = torch.arange(6)
+    shares = [Team(device=torch.device("cpu"), rank=rank, size=3).rows(batch) for rank in range(3)]
+    assert torch.equal(torch.cat(shares), batch) and {len(share) for share in shares} == {2}
+    with pytest.raises(ValueError, match="a batch of 6 over 4 processes: give a multiple of 4"):
+        Team(device=torch.device("cpu"), size=4).rows(batch)
