@@ -1,0 +1,95 @@
+"""The gates that descriptors report are what really scales a site's output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
+from torch import nn
+
+from grafting.hosts import HostError, Site, host_for
+
+
+class Constant(nn.Module):
+    """Answers every call with a constant of the input's shape."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full_like(hidden_states, self.value)
+
+
+def _dit() -> tuple[nn.Module, Any]:
+    model = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=3,
+        num_layers=2,
+        sample_size=6,
+        patch_size=2,
+        num_embeds_ada_norm=4,
+    )
+    return model, torch.tensor([1, 4])
+
+
+def _pixart() -> tuple[nn.Module, Any]:
+    model = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=3,
+        out_channels=6,
+        num_layers=2,
+        sample_size=6,
+        patch_size=2,
+        cross_attention_dim=16,
+        caption_channels=12,
+        use_additional_conditions=False,
+    )
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    return model, {"encoder_hidden_states": torch.randn(2, 5, 12), "encoder_attention_mask": mask}
+
+
+@pytest.mark.parametrize("make", [_dit, _pixart])
+@pytest.mark.parametrize("site", [Site(0, "attn"), Site(0, "mlp"), Site(1, "attn"), Site(1, "mlp")])
+def test_gate_is_what_a_unit_output_adds(make: Any, site: Site) -> None:
+    torch.manual_seed(0)
+    model, condition = make()
+    model.eval()
+    host = host_for(model)
+    block = host.blocks(model)[site.block]
+    # Alone in its block, so that nothing after the site depends on what it added.
+    for name in ("attn1", "attn2", "ff"):
+        if isinstance(getattr(block, name, None), nn.Module):
+            setattr(block, name, Constant(0.0))
+    z, t = torch.randn(2, 3, 6, 6), torch.tensor([10, 900])
+    outputs: list[torch.Tensor] = []
+    block.register_forward_hook(lambda module, args, output: outputs.append(output))
+    with torch.no_grad():
+        for value in (0.0, 1.0):
+            host.set(model, site, Constant(value))
+            host.call(model, z, t, condition)
+        gate = host.gates(model, t, condition)[site]
+    assert gate.shape == (2, 1, 16)
+    assert (gate[0] - gate[1]).abs().max() > 1e-4, "the gate depends on the timestep"
+    torch.testing.assert_close(outputs[1] - outputs[0], gate.expand(2, 9, 16), rtol=1e-4, atol=1e-5)
+
+
+def test_pixart_masks_padding_and_refuses_a_bare_condition() -> None:
+    torch.manual_seed(0)
+    model, condition = _pixart()
+    model.eval()
+    host = host_for(model)
+    z, t = torch.randn(2, 3, 6, 6), torch.tensor([10, 900])
+    with torch.no_grad():
+        before = host.call(model, z, t, condition)
+        condition["encoder_hidden_states"][0, 3:] = 7.0
+        after = host.call(model, z, t, condition)
+        condition["encoder_hidden_states"][0, 0] = 7.0
+        moved = host.call(model, z, t, condition)
+    assert torch.equal(before, after) and not torch.equal(before, moved)
+    with pytest.raises(HostError, match="encoder_hidden_states"):
+        host.call(model, z, t, torch.tensor([1, 2]))
