@@ -1,0 +1,281 @@
+"""A recipe says the whole way of a study: frozen data, YAML in and out, every problem reported at once.
+
+    teacher: fashion
+    plan: {edits: [{site: attn, blocks: interleaved 50%, operator: hyena_x}]}
+    distill: {steps: 200, batch: 64}
+    finetune: {steps: 300, batch: 64, lr: 1.0e-4, target: teacher}
+    evaluate: {triples: 2000, samples: 500}
+    controls: [none, untrained]
+
+``plans`` in the place of ``plan`` is a mapping from names to plans, for several hybrids in one study.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from .initialise import STARTS
+from .plan import Plan, PlanError
+from .sampling import Sampling
+from .settings import SettingsError, build, near, override
+from .training.distill import DistillConfig, SiteConfig
+from .training.finetune import FinetuneConfig
+from .training.loop import LoopConfig
+
+CONTROLS = ("procedure", "none", "untrained", "self")
+TARGETS = {"teacher": (1.0, 1.0), "mixture": (1.0, 0.0), "noise": (0.0, 0.0)}
+"""Stage 2's targets: the share of the teacher's output against the noise, at the first and the last step."""
+TRAINED = ("all", "grafted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillStage:
+    """Stage 1: ``batch`` and the settings of :class:`~grafting.training.distill.DistillConfig`."""
+
+    steps: int
+    batch: int = 64
+    attn: SiteConfig = DistillConfig.attn
+    mlp: SiteConfig = DistillConfig.mlp
+    clip: float = 10.0
+    warmup: float = 0.1
+    halve: tuple[float, ...] = (0.25, 0.5, 0.75)
+    gate_weighted: bool = False
+    label_dropout: float = 0.1
+    evaluate_every: int = 50
+    heldout_batches: int = 2
+    floor: float = 0.0
+    patience: int = 3
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        _at_least(self, batch=1)
+        self.config(seed=0)
+
+    def config(self, *, seed: int) -> DistillConfig:
+        """As :func:`grafting.training.distill.distill` takes it. Raises ValueError naming every bad value."""
+        return DistillConfig(seed=seed, **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "batch"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneStage:
+    """Stage 2: its length, its target and what it trains; the rest as in :class:`~grafting.training.loop.LoopConfig`.
+
+    target: ``teacher`` (the teacher's own output), ``noise`` (the paper's), or ``mixture`` (from the one to the other).
+    train: ``all`` weights of a private copy, or the ``grafted`` operators alone.
+    """
+
+    steps: int
+    batch: int = 64
+    lr: float = 1e-4
+    target: str = "teacher"
+    train: str = "all"
+    weight_decay: float = 0.0
+    warmup: float = 0.05
+    schedule: str = "cosine"
+    clip: float | None = 10.0
+    ema: float = 0.9999
+    ema_horizon: float = 0.1
+    label_dropout: float = 0.1
+    variance_weight: float = 0.05
+    precision: str = "fp32"
+    save_every: int = 100
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.target not in TARGETS:
+            problems.append(f"target {self.target!r}: one of {', '.join(TARGETS)}")
+        if self.train not in TRAINED:
+            problems.append(f"train {self.train!r}: one of {', '.join(TRAINED)}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        _at_least(self, batch=1, save_every=1, log_every=1)
+        self.config(seed=0)
+
+    def config(self, *, seed: int) -> FinetuneConfig:
+        """As :func:`grafting.training.finetune.finetune` takes it. Raises ValueError naming every bad value."""
+        loop = LoopConfig(**{f.name: getattr(self, f.name) for f in fields(LoopConfig) if hasattr(self, f.name)})
+        return FinetuneConfig(
+            loop=loop,
+            teacher_share=TARGETS[self.target],
+            variance_weight=self.variance_weight,
+            label_dropout=self.label_dropout,
+            precision=self.precision,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateStage:
+    """What is measured: ``triples`` of the held-out loss, ``samples`` of FID and KID (0: none), ``grid`` pictures.
+
+    The middle entries are those of :class:`~grafting.sampling.Sampling`. labels: ``balanced`` or ``uniform``.
+    """
+
+    triples: int = 1000
+    samples: int = 0
+    grid: int = 40
+    scheduler: Literal["ddpm", "ddim", "dpm++"] = "ddim"
+    steps: int = 20
+    spacing: Literal["linspace", "leading"] = "linspace"
+    guidance: float = 1.0
+    guided_channels: int | None = None
+    clip: bool = False
+    labels: Literal["balanced", "uniform"] = "balanced"
+    batch: int = 50
+
+    def __post_init__(self) -> None:
+        _at_least(self, triples=2, samples=0, grid=0, batch=1)
+        _ = self.sampling
+
+    @property
+    def sampling(self) -> Sampling:
+        """The walk from noise to a sample. Raises ValueError naming every bad value."""
+        return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
+
+    @property
+    def drawn(self) -> int:
+        """How many samples are drawn of each model."""
+        return max(self.samples, self.grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedStage:
+    """Latency of one forward pass over ``batch`` samples. sides: tokens along a side; the model's own where empty."""
+
+    batch: int = 8
+    rounds: int = 5
+    sides: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _at_least(self, batch=1, rounds=2)
+        if any(side < 1 for side in self.sides):
+            raise ValueError(f"sides {list(self.sides)}: at least 1 each")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecipe:
+    """A study: a teacher, the plans that make hybrids of it, how they learn, how all are measured, and the controls.
+
+    teacher: MODEL of :func:`grafting.store.models.open_model`. data: an npz of :func:`grafting.data.write_subset`,
+    where the teacher brings none. calibration: samples whose activations a solved start sees. budget: multiplies the
+    steps of both stages; 0 is the start alone. seed: of everything that is random.
+    """
+
+    teacher: str
+    plans: Mapping[str, Plan]
+    title: str = ""
+    data: str | None = None
+    init: str = "default"
+    seed: int = 0
+    calibration: int = 256
+    budget: float = 1.0
+    distill: DistillStage | None = None
+    finetune: FinetuneStage | None = None
+    evaluate: EvaluateStage = field(default_factory=EvaluateStage)
+    speed: SpeedStage | None = field(default_factory=SpeedStage)
+    controls: tuple[str, ...] = ("none", "untrained")
+
+    def __post_init__(self) -> None:
+        problems = [f"control {name!r}: {near(name, CONTROLS)}" for name in self.controls if name not in CONTROLS]
+        if self.init not in STARTS:
+            problems.append(f"init {self.init!r}: {near(self.init, STARTS)}")
+        if self.calibration < 0 or (self.calibration == 0 and self.init == "solve"):
+            problems.append(f"calibration {self.calibration}: at least 1 where the start is solved, else 0 or more")
+        if not self.budget >= 0:
+            problems.append(f"budget {self.budget}: 0 or above")
+        if not self.plans:
+            problems.append("plan is missing")
+        taken = {"teacher", *CONTROLS} & set(self.plans)
+        problems += [f"plan {name!r}: this name is a control's or the teacher's" for name in sorted(taken)]
+        problems += [
+            f"plan {name!r}: a name of letters, digits, - and _"
+            for name in self.plans
+            if not name or not name.replace("-", "").replace("_", "").isalnum()
+        ]
+        if problems:
+            raise SettingsError(problems)
+        object.__setattr__(self, "plans", types.MappingProxyType(dict(self.plans)))
+
+    @property
+    def stages(self) -> tuple[DistillStage | None, FinetuneStage | None]:
+        """Both stages at this budget: steps multiplied, None where nothing is left of one."""
+        return _scaled(self.distill, self.budget), _scaled(self.finetune, self.budget)
+
+    @classmethod
+    def from_dict(cls, content: Any, where: str = "recipe") -> RunRecipe:
+        """From plain data. Raises SettingsError naming every unknown key, with the nearest, and every bad value."""
+        if not isinstance(content, Mapping):
+            raise SettingsError([f"{where}: {content!r} is no mapping of settings"])
+        problems: list[str] = []
+        plain = {key: value for key, value in content.items() if key not in ("plan", "plans")}
+        if "plan" in content and "plans" in content:
+            problems.append(f"{where}: both plan and plans are given")
+        named = content.get("plans") or ({"hybrid": content["plan"]} if "plan" in content else {})
+        plans: dict[str, Plan] = {}
+        if not isinstance(named, Mapping):
+            problems.append(f"{where}: plans {named!r}: a mapping from names to plans")
+            named = {}
+        for name, plan in named.items():
+            try:
+                plans[str(name)] = Plan.from_dict(plan, f"{where}: plan {name}")
+            except PlanError as error:
+                problems += error.problems
+        known = [*(f.name for f in fields(cls) if f.name != "plans"), "plan", "plans"]
+        if not named:
+            problems.append(f"{where}: plan is missing")
+        made = build(cls, plain, where, problems, {"plans": plans}, known)
+        if problems or made is None:
+            raise SettingsError(list(dict.fromkeys(problems)))
+        return made
+
+    @classmethod
+    def from_yaml(cls, source: str | Path, overrides: Sequence[str] = ()) -> RunRecipe:
+        """From a YAML file (a Path) or text; ``overrides`` are ``key=value`` with dots between levels.
+
+        Raises SettingsError.
+        """
+        import yaml
+
+        text, where = (source.read_text(), str(source)) if isinstance(source, Path) else (source, "recipe")
+        try:
+            content = yaml.safe_load(text)
+            for assignment in overrides:
+                override(content, assignment)
+        except yaml.YAMLError as error:
+            raise SettingsError([f"{where}: not YAML: {' '.join(str(error).split())}"]) from None
+        return cls.from_dict(content, where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_dict` reads back, defaults written out."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data["plans"] = {name: plan.to_dict() for name, plan in self.plans.items()}
+        return _plain({key: asdict(value) if is_dataclass(value) else value for key, value in data.items()})  # type: ignore[arg-type]
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML text."""
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _scaled(stage: Any, budget: float) -> Any:
+    if stage is None or budget == 0:
+        return None
+    return replace(stage, steps=max(1, round(stage.steps * budget)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _at_least(config: Any, **least: int) -> None:
+    problems = [f"{n} {getattr(config, n)}: at least {low}" for n, low in least.items() if getattr(config, n) < low]
+    if problems:
+        raise ValueError("; ".join(problems))

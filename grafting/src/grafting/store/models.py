@@ -1,0 +1,146 @@
+"""MODEL, as every command takes it: a bundled name, a folder, an original checkpoint, or an id of the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..graft import Grafted
+from ..hosts import host_for
+from ..teachers import teacher_folder, teachers
+from .folder import MANIFEST, import_original, load
+
+if TYPE_CHECKING:
+    from ..training.classifier import Classifier
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+AUTOENCODERS = ("autoencoder", "vae")
+"""Subfolders that hold an autoencoder: ours, and that of diffusers' pipelines."""
+
+
+class ModelError(ValueError):
+    """A MODEL that cannot be found or read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A transformer, grafted or not, and what came with it.
+
+    name: as it was asked for. graft: its handle, where it is one. images: an npz of
+    :func:`grafting.data.write_subset`. card: the bundle's ``teacher.json``, empty elsewhere.
+    """
+
+    name: str
+    transformer: nn.Module
+    graft: Grafted | None = None
+    autoencoder: nn.Module | None = None
+    classifier: Classifier | None = None
+    images: Path | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_model(name: str, *, base: str | None = None) -> Model:
+    """Load a model in eval mode, float32.
+
+    Args:
+        name: a bundled teacher; a folder of diffusers (with ``config.json``, or ``transformer`` and ``vae`` in it), of
+            this package's bundles, or of a graft; an original checkpoint's file; or ``owner/name`` on the hub.
+        base: the pretrained model of a graft's delta, where it is not the one that the graft names.
+
+    Raises:
+        ModelError, StoreError, CheckpointError: nothing of that name, or what is there cannot be read.
+    """
+    path = Path(name)
+    if name in teachers():
+        return _plain(teacher_folder(name), name)
+    if (path / MANIFEST).is_file():
+        return _graft(path, base)
+    if path.is_dir():
+        return _plain(path, name)
+    if path.is_file():
+        found = import_original(path)
+        handle = found if isinstance(found, Grafted) else None
+        return Model(name=name, transformer=handle.model if handle else found, graft=handle)  # type: ignore[arg-type]
+    if HUB_ID.fullmatch(name):
+        return _hub(name)
+    ships = ", ".join(teachers()) or "none ships"
+    raise ModelError(f"{name!r} is no bundled teacher ({ships}), no folder or file, and no hub id such as owner/name")
+
+
+def _plain(folder: Path, name: str) -> Model:
+    source = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    if not (source / "config.json").is_file():
+        raise ModelError(f"{name}: neither {MANIFEST} nor config.json is in {folder}, so it holds no model")
+    config = json.loads((source / "config.json").read_text())
+    return Model(name=name, transformer=_transformer(config, str(source)), **_companions(folder))
+
+
+def _graft(folder: Path, base: str | None) -> Model:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    wanted = base or manifest["base"]["name"]
+    if manifest["whole"]:
+        handle = load(folder)
+        # The companions are a convenience: a whole graft is readable where its teacher is gone.
+        home = teacher_folder(wanted) if wanted in teachers() else Path(wanted or "")
+        companions = _companions(home) if wanted and home.is_dir() else {}
+        return Model(name=str(folder), transformer=handle.model, graft=handle, **companions)
+    if not wanted:
+        raise ModelError(f"{folder} holds the changes only and names no pretrained model: give it with --base")
+    teacher = open_model(wanted)
+    handle = load(folder, teacher.transformer)
+    return Model(
+        name=str(folder),
+        transformer=handle.model,
+        graft=handle,
+        autoencoder=teacher.autoencoder,
+        classifier=teacher.classifier,
+        images=teacher.images,
+        card=teacher.card,
+    )
+
+
+def _companions(folder: Path) -> dict[str, Any]:
+    """What lies beside a transformer, as keyword arguments of :class:`Model`."""
+    from ..training.classifier import Classifier
+
+    found: dict[str, Any] = {}
+    for part in AUTOENCODERS:
+        if (folder / part / "config.json").is_file():
+            from diffusers import AutoencoderKL
+
+            found["autoencoder"] = AutoencoderKL.from_pretrained(folder / part).float().eval()
+            break
+    if (folder / "classifier" / "config.json").is_file():
+        found["classifier"] = Classifier.from_pretrained(folder / "classifier").float().eval()
+    if (folder / "images.npz").is_file():
+        found["images"] = folder / "images.npz"
+    if (folder / "teacher.json").is_file():
+        found["card"] = json.loads((folder / "teacher.json").read_text())
+    return found
+
+
+def _hub(name: str) -> Model:
+    from diffusers import AutoencoderKL, DiTTransformer2DModel
+
+    try:
+        config = DiTTransformer2DModel.load_config(name, subfolder="transformer")
+        transformer = _transformer(config, name, subfolder="transformer")
+        autoencoder = AutoencoderKL.from_pretrained(name, subfolder="vae").float().eval()
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{name!r} is no folder here, and was not had from the hub: {reason}") from error
+    return Model(name=name, transformer=transformer, autoencoder=autoencoder)
+
+
+def _transformer(config: Mapping[str, Any], source: str, **where: str) -> nn.Module:
+    import diffusers
+
+    host_for(config)  # refuses a class that no descriptor knows
+    model: nn.Module = getattr(diffusers, config["_class_name"]).from_pretrained(source, **where)
+    return model.float().eval()

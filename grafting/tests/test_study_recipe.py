@@ -1,0 +1,100 @@
+"""Recipes: round trips, and refusals that name everything at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from grafting.recipe import RunRecipe
+from grafting.settings import SettingsError
+
+TEXT = """
+teacher: fashion
+plan: {edits: [{site: attn, blocks: interleaved 50%, operator: hyena_x}]}
+distill: {steps: 200, attn: {lr: 1e-3}}
+finetune: {steps: 300, lr: 2e-4, target: mixture}
+evaluate: {triples: 2000, samples: 500}
+controls: [none, untrained]
+"""
+
+
+def test_recipe_survives_its_own_yaml() -> None:
+    recipe = RunRecipe.from_yaml(TEXT)
+    assert RunRecipe.from_yaml(recipe.to_yaml()) == recipe
+    assert recipe.plans["hybrid"].edits[0].operator == "hyena_x"
+    assert recipe.distill is not None and recipe.distill.attn.lr == 1e-3 and recipe.distill.attn.loss == "l1"
+    assert recipe.finetune is not None and recipe.finetune.config(seed=1).teacher_share == (1.0, 0.0)
+
+
+def test_every_problem_is_told_at_once_with_the_nearest_key() -> None:
+    bad = """
+techer: fashion
+plan: {edits: [{site: attn, blocks: all, operator: hyena_x, option: 3}]}
+distill: {stps: 3, attn: {lr: fast}}
+finetune: {steps: 2, target: tacher}
+evaluate: {steps: 1, samples: many}
+speed: {sides: 3}
+controls: [non]
+"""
+    with pytest.raises(SettingsError) as caught:
+        RunRecipe.from_yaml(bad)
+    message = str(caught.value)
+    for part in (
+        "unknown key 'techer': did you mean 'teacher'",
+        "teacher is missing",
+        "unknown key 'option'",
+        "unknown key 'stps': did you mean 'steps'",
+        "attn: lr is 'fast', must be a number",
+        "target 'tacher': one of teacher, mixture, noise",
+        "samples is 'many', must be a whole number",
+        "sides is 3, must be a list",
+    ):
+        assert part in message, part
+    assert len(caught.value.problems) == len(set(caught.value.problems))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ("controls=[non]", "did you mean 'none'"),
+        ("budget=-1", "budget -1.0: 0 or above"),
+        ("init=slove", "did you mean 'solve'"),
+        ("evaluate.steps=1", "at least 2"),
+        ("distill.clip=0", "clip 0.0: above 0"),
+        ("finetune.lr=-1", "lr -1.0: above 0"),
+        ("plans={teacher: {edits: []}}", "both plan and plans"),
+        ("plan.edits.3.site=mlp", "has no entry '3'"),
+        ("budget", "give key=value"),
+    ],
+)
+def test_bad_values_are_refused(change: str, word: str) -> None:
+    with pytest.raises(SettingsError, match=word):
+        RunRecipe.from_yaml(TEXT, [change])
+
+
+def test_overrides_reach_into_lists_and_missing_sections() -> None:
+    changed = RunRecipe.from_yaml(TEXT, ["plan.edits.0.operator=swa", "speed.sides=[8, 32]", "distill.steps=7"])
+    assert changed.plans["hybrid"].edits[0].operator == "swa" and changed.distill is not None
+    assert changed.distill.steps == 7 and changed.speed is not None and changed.speed.sides == (8, 32)
+
+
+def test_budget_scales_both_stages_and_zero_leaves_the_start_alone() -> None:
+    half = RunRecipe.from_yaml(TEXT, ["budget=0.5"]).stages
+    assert half[0] is not None and half[1] is not None and (half[0].steps, half[1].steps) == (100, 150)
+    assert RunRecipe.from_yaml(TEXT, ["budget=0"]).stages == (None, None)
+
+
+@pytest.mark.parametrize("first", ["import grafting.graft", "from grafting.graft import Switch", "import grafting"])
+def test_public_names_whatever_was_imported_first(first: str) -> None:
+    code = f"""
+{first}
+import grafting, types
+assert all(callable(getattr(grafting, name)) for name in grafting.__all__ if name != "operators")
+from grafting import graft, load, operators, save, ungraft
+from grafting.graft import Grafted
+assert isinstance(graft, types.FunctionType) and isinstance(grafting.graft, types.FunctionType)
+assert operators.build("swa", width=8, heads=2, tokens=4).width == 8 and Grafted.__module__ == "grafting.graft"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
