@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from meningitis.notation import Notation, per_person
 from meningitis.report.style import BLACK, BLUE, VERMILION, new, styled
 
 if TYPE_CHECKING:
-    import sympy
     from matplotlib.figure import Figure
 
     from meningitis.model import Flow, Model
@@ -75,31 +75,10 @@ def positions(model: Model) -> dict[str, Point]:
 
 def flow_labels(model: Model) -> tuple[str, dict[str, str]]:
     """The force of infection in LaTeX (empty where flows of infection share none), and a LaTeX label for each flow."""
-    import sympy as sp
-
-    rates = model.flow_rates()
-    new_ones = [flow for flow in model.flows if flow.new_infection and flow.source is not None]
-    sources = {flow.source for flow in new_ones}
-    force: sympy.Expr | None = None
-    if len(sources) == 1:
-        source = model.symbols[str(next(iter(sources)))]
-        force = sp.factor(sp.simplify(sum((rates[f.name] for f in new_ones), sp.Integer(0)) / source))
-    written = ""
-    labels: dict[str, str] = {}
-    names = dict(model.latex_names)
-    lam = sp.Symbol("lambda_force")
-    names[lam] = r"\lambda"
-    for flow in model.flows:
-        rate = rates[flow.name]
-        each = rate if flow.source is None else sp.simplify(rate / model.symbols[flow.source])
-        if force is not None and flow in new_ones:
-            each = sp.simplify(each / force) * lam
-            if model.state_names and any(model.symbols[s] in each.free_symbols for s in model.state_names):
-                each = lam
-        labels[flow.name] = f"${sp.latex(each, symbol_names=names)}$"
-    if force is not None:
-        written = rf"$\lambda = {sp.latex(force, symbol_names=names, fold_short_frac=False)}$   per day"
-    return written, labels
+    write = Notation(model)
+    force, rates = per_person(model)
+    written = "" if force is None else rf"$\lambda = {write.latex(force)}$   per day"
+    return written, {name: f"${write.latex(rate)}$" for name, rate in rates.items()}
 
 
 def _is_zero(model: Model, flow: Flow, values: Mapping[str, float]) -> bool:
