@@ -1,14 +1,16 @@
 """From a system of expressions to the source of its kernel: lanes in lockstep, stages unrolled.
 
-Everything of a block lies in one flat array `b`: row r, lane l is b[r * W + l], with constant rows, so that the
-compiler sees that rows never overlap and turns each lane loop into vector instructions. Shape legend: W lanes,
-M components (states, then integrals), P parameters, T output times, Q watched states, n sets.
+Everything of W lanes lies in one flat array `b`: row r, lane l is b[r * W + l], with constant rows, so that the
+compiler sees that rows never overlap and turns a loop over the lanes into vector instructions. A whole step is one such
+loop, without a branch. Shape legend: W lanes, M components (states, then integrals), T output times, Q watched states.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import sympy
@@ -19,7 +21,15 @@ from meningitis.engine.tableau import ERROR, INTERPOLANT, A, C
 from meningitis.engine.template import TEMPLATE
 
 LANES = 8
-"""Trajectories per block."""
+"""Trajectories that advance together."""
+
+TASK = 128
+"""Trajectories that the lanes of one task share."""
+
+SCALARS = ("TIME", "AFTER", "STEP", "NEXT", "DUE", "PAST", "ERROR", "LOW", "ACTIVE", "TRIES", "TAKEN", "EVENT")
+"""Rows of one number: start and end of the step, its size and the next one's, the next output time, the last error's
+root, the error, the lowest state, and whether the lane is in use, its attempts, whether the step was taken, whether
+something rare follows from it."""
 
 
 class _Printer(PythonCodePrinter):
@@ -69,35 +79,32 @@ def generate(system: System, lanes: int = LANES) -> str:
     renamed |= {s: sympy.Symbol(f"p{i}", real=True) for i, s in enumerate(parameters)}
     plain = [expression.xreplace(renamed) for expression in (*system.rhs, *system.integrands)]
     hoist = _Hoist(constant=frozenset(renamed[s] for s in parameters))
-    rhs = [hoist(expression) for expression in plain]
-    rows = _Rows(states=len(states), components=len(rhs), parameters=len(parameters), hoisted=len(hoist.found))
-    used = {symbol.name for expression in rhs for symbol in expression.free_symbols}
-    body = _Body(rows=rows, used=used, rhs=rhs, lanes=lanes)
+    body = _Body(
+        rhs=[hoist(expression) for expression in plain],
+        initial=[expression.xreplace(renamed) for expression in system.initial],
+        hoisted=hoist.found,
+        parameters=len(parameters),
+        watched=system.watched,
+        nonnegative=system.nonnegative,
+        lanes=lanes,
+    )
     parts = {
         "LANES": lanes,
-        "STATES": rows.states,
-        "COMPONENTS": rows.components,
-        "PARAMETERS": rows.parameters,
-        "ROWS": rows.total,
-        "Y": rows.y,
-        "NEW": rows.new,
-        "K": rows.k,
-        "P": rows.p,
-        "TIME": rows.time,
-        "STEP": rows.step,
-        "ERROR": rows.error,
-        "NONNEGATIVE": system.nonnegative,
+        "TASK": TASK,
+        "STATES": len(states),
+        "COMPONENTS": body.components,
+        "PARAMETERS": len(parameters),
         "WATCHED": f"({''.join(f'{at}, ' for at in system.watched)})" if system.watched else "(0,)",
         "WATCHES": len(system.watched),
-        "start": body.start([e.xreplace(renamed) for e in system.initial], hoist.found),
-        "first": body.stage(0),
-        "stages": "\n".join(body.stage(at) for at in range(1, 7)),
+        "NONNEGATIVE": system.nonnegative,
+        "rows": body.rows(),
+        "start": body.start(),
+        "stages": body.stages(),
         "error": body.error(),
-        "accept": body.accept(),
-        "weights": body.weights(),
-        "slopes": body.slopes(),
-        "combine": " + ".join(f"w{i} * b[(K + {i * rows.components} + m) * W + l]" for i in range(7)),
-        "slope": " + ".join(f"w{i} * b[(K + {i * rows.components} + m) * W + l]" for i in range(7)),
+        "SHARE": 1 / body.components,
+        "commit": body.commit(),
+        "interpolate": body.interpolate(),
+        "peak": body.peak(),
     }
     text = TEMPLATE
     for name, value in parts.items():
@@ -106,125 +113,122 @@ def generate(system: System, lanes: int = LANES) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rows:
-    states: int
-    components: int
-    parameters: int
-    hoisted: int
-    y: int = 0
-
-    @property
-    def new(self) -> int:
-        return self.components
-
-    @property
-    def k(self) -> int:
-        return 2 * self.components
-
-    @property
-    def p(self) -> int:
-        return 9 * self.components
-
-    @property
-    def q(self) -> int:
-        return self.p + self.parameters
-
-    @property
-    def time(self) -> int:
-        return self.q + self.hoisted
-
-    @property
-    def step(self) -> int:
-        return self.time + 1
-
-    @property
-    def error(self) -> int:
-        return self.time + 2
-
-    @property
-    def total(self) -> int:
-        return self.time + 3
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Body:
-    rows: _Rows
-    used: set[str]
+    """The lines that differ from system to system."""
+
     rhs: Sequence[sympy.Expr]
+    initial: Sequence[sympy.Expr]
+    hoisted: dict[sympy.Expr, sympy.Symbol]
+    parameters: int
+    watched: Sequence[int]
+    nonnegative: bool
     lanes: int
 
-    def at(self, row: int) -> str:
-        return f"b[{row * self.lanes} + l]"
+    @property
+    def components(self) -> int:
+        return len(self.rhs)
 
-    def loop(self, lines: Iterable[str], indent: int) -> str:
-        pad = " " * indent
-        return "\n".join([f"{pad}for l in range({self.lanes}):", *(f"{pad}    {line}" for line in lines)])
+    @cached_property
+    def used(self) -> set[str]:
+        return {symbol.name for expression in self.rhs for symbol in expression.free_symbols}
 
-    def loads(self) -> list[str]:
-        lines = [f"p{i} = {self.at(self.rows.p + i)}" for i in range(self.rows.parameters) if f"p{i}" in self.used]
-        return lines + [f"q{i} = {self.at(self.rows.q + i)}" for i in range(self.rows.hoisted)]
+    def rows(self) -> str:
+        """Assign the first row of each group, and the number of rows."""
+        m = self.components
+        sizes = {"Y": m, "NEW": m, "K": 7 * m, "AT": m, "P": self.parameters, "HOISTED": len(self.hoisted)}
+        sizes |= dict.fromkeys(SCALARS, 1) | {"PEAK": 2 * len(self.watched)}
+        starts = accumulate(sizes.values(), initial=0)
+        return "\n".join(f"{name} = {start}" for name, start in zip((*sizes, "ROWS"), starts, strict=True))
 
-    def evaluate(self, stage: int) -> list[str]:
-        """Assign k of `stage` from y0, y1, ..., p, q and t."""
+    def slopes(self, stage: int) -> list[str]:
+        """Assign k<stage>_<m> from y0, y1, ..., p, q and t."""
         common, reduced = sympy.cse(list(self.rhs), symbols=sympy.numbered_symbols("x", real=True))
         lines = [f"{name} = {_text(expression)}" for name, expression in common]
-        first = self.rows.k + stage * self.rows.components
-        return lines + [f"{self.at(first + m)} = {_text(e)}" for m, e in enumerate(reduced)]
+        return lines + [f"k{stage}_{m} = {_text(expression)}" for m, expression in enumerate(reduced)]
 
-    def combination(self, weights: Sequence[float], m: int) -> str:
-        terms = [f"{w!r} * {self.at(self.rows.k + i * self.rows.components + m)}" for i, w in enumerate(weights)]
-        return " + ".join(terms)
+    def start(self) -> str:
+        lines = [f"p{i} = {_at('P', i)}" for i in range(self.parameters)]
+        lines += [f"q{i} = {_text(expression)}" for i, expression in enumerate(self.hoisted)]
+        lines += [f"{_at('HOISTED', i)} = q{i}" for i in range(len(self.hoisted))]
+        lines += [f"y{m} = {_text(expression)}" for m, expression in enumerate(self.initial)]
+        lines += [f"{_at('NEW', m)} = {f'y{m}' if m < len(self.initial) else 0.0}" for m in range(self.components)]
+        lines += ["t = 0.0", *self.slopes(0)]
+        lines += [f"{_at('K6', m)} = k0_{m}" for m in range(self.components)]
+        return _indented(lines, 4)
 
-    def start(self, initial: Sequence[sympy.Expr], hoisted: dict[sympy.Expr, sympy.Symbol]) -> str:
-        lines = [f"p{i} = {self.at(self.rows.p + i)}" for i in range(self.rows.parameters)]
-        lines += [f"{self.at(m)} = {_text(e)}" for m, e in enumerate(initial)]
-        lines += [f"{self.at(m)} = 0.0" for m in range(len(initial), self.rows.components)]
-        lines += [f"{self.at(self.rows.q + i)} = {_text(e)}" for i, e in enumerate(hoisted)]
-        return self.loop(lines, 4)
-
-    def stage(self, stage: int) -> str:
-        lines = self.loads()
-        h = self.at(self.rows.step)
-        if "t" in self.used:
-            lines.append(f"t = {self.at(self.rows.time)} + {C[stage]!r} * {h}")
-        for m in range(self.rows.components):
-            name = f"y{m}"
-            if stage == 6:  # the solution itself, wanted for every component
-                lines.append(f"{name} = {self.at(m)} + {h} * ({self.combination(A[stage], m)})")
-                lines.append(f"{self.at(self.rows.new + m)} = {name}")
-            elif name in self.used:
-                move = f" + {h} * ({self.combination(A[stage], m)})" if stage else ""
-                lines.append(f"{name} = {self.at(m)}{move}")
-        return self.loop(lines + self.evaluate(stage), 8 if stage else 4)
+    def stages(self) -> str:
+        """From state z and slope k0 to the slopes k1 ... k6 and the state n at the end of the step."""
+        lines = [f"p{i} = {_at('P', i)}" for i in range(self.parameters) if f"p{i}" in self.used]
+        lines += [f"q{i} = {_at('HOISTED', i)}" for i in range(len(self.hoisted))]
+        for m in range(self.components):
+            lines += [f"z{m} = {_at('NEW', m)}", f"{_at('Y', m)} = z{m}"]
+            lines += [f"k0_{m} = {_at('K6', m)}", f"{_at('K', m)} = k0_{m}"]
+        for stage in range(1, 7):
+            if "t" in self.used:
+                lines.append(f"t = t0 + {C[stage]!r} * h")
+            for m in range(self.components):
+                name = f"y{m}"
+                if name in self.used or stage == 6:
+                    lines.append(f"{name} = z{m} + h * ({_sum(A[stage], m)})")
+                if stage == 6:
+                    lines.append(f"n{m} = {name}")
+            lines += self.slopes(stage)
+            if stage < 6:
+                lines += [f"{_at('K', m, stage)} = k{stage}_{m}" for m in range(self.components)]
+        return _indented(lines, 8)
 
     def error(self) -> str:
-        lines = ["total = 0.0"]
-        for m in range(self.rows.components):
-            scale = f"atol + rtol * max(abs({self.at(m)}), abs({self.at(self.rows.new + m)}))"
-            lines.append(f"e = {self.at(self.rows.step)} * ({self.combination(ERROR, m)}) / ({scale})")
-            lines.append("total += e * e")
-        lines.append(f"{self.at(self.rows.error)} = total * {1 / self.rows.components!r}")
-        return self.loop(lines, 8)
+        lines = []
+        for m in range(self.components):
+            lines.append(f"r = h * ({_sum(ERROR, m)}) / (atol + rtol * max(abs(z{m}), abs(n{m})))")
+            lines.append("e = e + r * r")
+        if self.nonnegative:
+            lines += [f"low = min(low, n{m})" for m in range(len(self.initial))]
+        return _indented(lines, 8)
 
-    def accept(self) -> str:
-        last = self.rows.k + 6 * self.rows.components
-        lines = ["keep = accepted[l]"]
-        for m in range(self.rows.components):
-            lines.append(f"{self.at(m)} = {self.at(self.rows.new + m)} if keep else {self.at(m)}")
-            lines.append(f"{self.at(self.rows.k + m)} = {self.at(last + m)} if keep else {self.at(self.rows.k + m)}")
-        return self.loop(lines, 8)
+    def commit(self) -> str:
+        """Where the next step starts, and what is watched: the highest value so far, and whether one lies within."""
+        lines = []
+        for m in range(self.components):
+            lines.append(f"{_at('NEW', m)} = n{m} if good else z{m}")
+            lines.append(f"{_at('K6', m)} = k6_{m} if good else k0_{m}")
+        for q, m in enumerate(self.watched):
+            value, day = _at("PEAK", 2 * q), _at("PEAK", 2 * q + 1)
+            lines.append(f"event = event | (taken & (k0_{m} > 0.0) & (k6_{m} <= 0.0))")
+            lines.append(f"higher = taken & (n{m} > {value})")
+            lines.append(f"{value} = n{m} if higher else {value}")
+            lines.append(f"{day} = after if higher else {day}")
+        return _indented(lines, 8)
 
-    def weights(self) -> str:
+    def interpolate(self) -> str:
         lines = []
         for i, (r1, r2, r3, r4) in enumerate(INTERPOLANT):
-            lines.append(f"    w{i} = x * ({r1!r} + x * ({r2!r} + x * ({r3!r} + x * {r4!r})))")
-        return "\n".join(lines)
+            lines.append(f"w{i} = h * (x * ({r1!r} + x * ({r2!r} + x * ({r3!r} + x * {r4!r}))))")
+        for m in range(self.components):
+            terms = [f"w{i} * {_at('K', m, i)}" for i in range(7)]
+            lines.append(f"{_at('AT', m)} = {_at('Y', m)} + ({' + '.join(terms)})")
+        return _indented(lines, 8)
 
-    def slopes(self) -> str:
-        lines = []
-        for i, (r1, r2, r3, r4) in enumerate(INTERPOLANT):
-            lines.append(f"    w{i} = {r1!r} + x * ({2 * r2!r} + x * ({3 * r3!r} + x * {4 * r4!r}))")
-        return "\n".join(lines)
+    def peak(self) -> str:
+        """Coefficients c0 ... c3 of the slope of component m over the position in the step."""
+        lines = [f"k{i} = b[(K + {i} * M + m) * W + l]" for i in range(7)]
+        for power in range(4):
+            terms = [f"{(power + 1) * row[power]!r} * k{i}" for i, row in enumerate(INTERPOLANT) if row[power]]
+            lines.append(f"c{power} = {' + '.join(terms)}")
+        return _indented(lines, 4)
+
+
+def _at(group: str, offset: int, stage: int = 0) -> str:
+    first = f"{group} + {stage} * M" if stage else group
+    return f"b[({first} + {offset}) * W + l]"
+
+
+def _sum(weights: Sequence[float], m: int) -> str:
+    return " + ".join(f"{weight!r} * k{i}_{m}" for i, weight in enumerate(weights))
+
+
+def _indented(lines: Iterable[str], indent: int) -> str:
+    return "\n".join(" " * indent + line for line in lines)
 
 
 def _text(expression: sympy.Expr) -> str:

@@ -15,6 +15,9 @@ from typing import Any
 from meningitis.engine.codegen import LANES, generate
 from meningitis.engine.system import System
 
+FORMAT = 2
+"""Number of the calling convention of `solve`; part of a kernel's name, beside its source."""
+
 
 def cache_folder() -> Path:
     """The folder of generated kernels: $XDG_CACHE_HOME/meningitis/kernels, or ~/.cache/meningitis/kernels."""
@@ -29,7 +32,7 @@ def kernel(system: System, lanes: int = LANES) -> Callable[..., None]:
     from numba.core.registry import cpu_target
 
     source = generate(system, lanes)
-    key = "\n".join(("1", source, numba.__version__, str(cpu_target.target_context.codegen().magic_tuple())))
+    key = "\n".join((str(FORMAT), source, numba.__version__, str(cpu_target.target_context.codegen().magic_tuple())))
     name = f"kernel_{hashlib.sha256(key.encode()).hexdigest()[:20]}"
     folder = cache_folder()
     try:

@@ -206,11 +206,13 @@ def run(
         raise ValueError(f"rtol must be in (0, 1) and atol above 0, not {rtol:g} and {atol:g}")
     sets = np.ascontiguousarray(np.stack(list(parameters.values()), axis=1))
     n, components = len(sets), len(system.rhs) + len(system.integrands)
-    out = np.full((n, at.size, components), np.nan)
-    peaks = np.full((n, len(system.watched), 2), np.nan)
+    out = np.empty((n, at.size, components))  # the kernel writes every number, NaN after a failure
+    peaks = np.empty((n, len(system.watched), 2))
     status = np.zeros(n, dtype=np.int64)
     steps = np.zeros(n, dtype=np.int64)
     if reference is not None:
+        out.fill(np.nan)
+        peaks.fill(np.nan)
         solve_scipy(system, sets, at, reference, rtol, atol, out, peaks, status, steps, range(n))
     else:
         _on_threads(threads, kernel(system), (sets, at, end, rtol, atol, max_steps, out, peaks, status, steps))

@@ -11,179 +11,233 @@ import numpy as np
 from numba import njit, prange
 
 W = <<LANES>>
+TASK = <<TASK>>
 S = <<STATES>>
 M = <<COMPONENTS>>
 NP = <<PARAMETERS>>
-ROWS = <<ROWS>>
-NEW = <<NEW>>
-K = <<K>>
-P = <<P>>
-TIME = <<TIME>>
-STEP = <<STEP>>
-ERROR = <<ERROR>>
+<<rows>>
+K6 = K + 6 * M
 WATCHED = <<WATCHED>>
 Q = <<WATCHES>>
 NONNEGATIVE = <<NONNEGATIVE>>
 
-OK, STEPS, NAN, NEGATIVE, TINY = 0, 1, 2, 3, 4
+OK, STEPS, NAN, NEGATIVE, TINY, GOING = 0, 1, 2, 3, 4, -2
 
 
-@njit(inline="always")
-def interpolate(b, l, h, x, row):
-<<weights>>
-    for m in range(M):
-        row[m] = b[m * W + l] + h * (<<combine>>)
-
-
-@njit
-def value(b, l, h, x, m):
-<<weights>>
-    return b[m * W + l] + h * (<<combine>>)
-
-
-@njit
-def slope(b, l, x, m):
-<<slopes>>
-    return <<slope>>
-
-
-@njit
-def peak_within(b, l, h, m):
-    """Position in [0, 1] of the maximum inside a step that rises first and falls at its end."""
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = 0.5 * (low + high)
-        if slope(b, l, middle, m) > 0.0:
-            low = middle
-        else:
-            high = middle
-    return 0.5 * (low + high)
-
-
-@njit
-def block(sets, first, n, times, end, rtol, atol, max_steps, out, peaks, status, steps):
-    b = np.zeros(ROWS * W)
-    accepted = np.zeros(W, dtype=np.bool_)
-    active = np.zeros(W, dtype=np.bool_)
-    refused = np.zeros(W, dtype=np.bool_)
-    last = np.ones(W)
-    pointer = np.zeros(W, dtype=np.int64)
-    T = times.size
+@njit(error_model="numpy")
+def advance(b, end, rtol, atol, most):
+    """Try one step in every lane, without a branch: straight-line arithmetic and selections become vector code."""
     for l in range(W):
-        source = min(first + l, n - 1)  # padding repeats the last set and writes nothing
-        for i in range(NP):
-            b[(P + i) * W + l] = sets[source, i]
-        active[l] = first + l < n
-<<start>>
-<<first>>
-    for l in range(W):
-        d0 = 0.0
-        d1 = 0.0
-        for m in range(M):
-            scale = atol + rtol * abs(b[m * W + l])
-            d0 += (b[m * W + l] / scale) ** 2
-            d1 += (b[(K + m) * W + l] / scale) ** 2
-        h = 0.01 * math.sqrt(d0 / d1) if d0 > 1e-10 and d1 > 1e-10 else 1e-6
-        # A component that starts at zero has atol for its scale and would ask for an absurdly small first step.
-        b[STEP * W + l] = min(max(h, 1e-3 * rtol ** 0.2), end) if h == h else 1e-6
-        if active[l]:
-            g = first + l
-            for q in range(Q):
-                peaks[g, q, 0] = b[WATCHED[q] * W + l]
-                peaks[g, q, 1] = 0.0
-            for m in range(S):
-                v = b[m * W + l]
-                if not math.isfinite(v):
-                    status[g] = NAN
-                    active[l] = False
-                elif NONNEGATIVE and v < -10.0 * atol:
-                    status[g] = NEGATIVE
-                    active[l] = False
-            while active[l] and pointer[l] < T and times[pointer[l]] <= 0.0:
-                for m in range(M):
-                    out[g, pointer[l], m] = b[m * W + l]
-                pointer[l] += 1
-            if end <= 0.0:
-                active[l] = False
-    running = False
-    for l in range(W):
-        running = running or active[l]
-    while running:
+        t0 = b[AFTER * W + l]
+        h = b[NEXT * W + l]
+        b[TIME * W + l] = t0
+        b[STEP * W + l] = h
 <<stages>>
+        # Mean square of the components' errors over their scales, and the lowest state.
+        e = 0.0
+        low = 0.0
 <<error>>
-        running = False
+        e = e * <<SHARE>>
+        whole = low >= -10.0 * atol
+        good = (e <= 1.0) & whole
+        active = b[ACTIVE * W + l] > 0.0
+        taken = good & active
+        after = end if t0 + h >= end * (1.0 - 1e-15) else t0 + h
+        after = after if taken else t0
+        # PI control (Hairer & Wanner II, IV.2): exponents 1/8 and 1/16 of the norm, which is the root of e. Square
+        # roots are rounded correctly everywhere and are vector instructions, unlike powers. PAST is negative after a
+        # refusal, when a step may not grow.
+        root = math.sqrt(math.sqrt(math.sqrt(e if e > 1e-12 else 1e-12)))
+        half = math.sqrt(root)
+        past = b[PAST * W + l]
+        grow = 0.9 * abs(past) / half
+        most_growth = 5.0 if past > 0.0 else 1.0
+        grow = grow if grow > 0.2 else 0.2
+        grow = grow if grow < most_growth else most_growth
+        shrink = 0.9 / root
+        shrink = shrink if shrink > 0.2 else 0.2
+        shrink = shrink if e < math.inf else 0.1
+        shrink = shrink if whole else 0.5
+        h1 = h * (grow if good else shrink)
+        h1 = end - after if good & (after + 1.01 * h1 >= end) else h1
+        tries = b[TRIES * W + l] + 1.0
+        b[PAST * W + l] = math.sqrt(half) if good else -abs(past)
+        b[AFTER * W + l] = after
+        b[NEXT * W + l] = h1 if active else 0.0
+        b[ERROR * W + l] = e
+        b[LOW * W + l] = low
+        b[TRIES * W + l] = tries
+        b[TAKEN * W + l] = 1.0 if taken else 0.0
+        lost = (tries >= most) | ((not good) & (h1 < 1e-14 * max(t0, 1.0)))
+        event = active & (lost | (after >= end))
+<<commit>>
+        b[EVENT * W + l] = 1.0 if event else 0.0
+
+
+@njit(error_model="numpy")
+def interpolate(b):
+    """Every lane's components at its next output time, in rows AT; meaningless where that lies outside the step."""
+    for l in range(W):
+        h = b[STEP * W + l]
+        x = (b[DUE * W + l] - b[TIME * W + l]) / h
+<<interpolate>>
+
+
+@njit(error_model="numpy")
+def start(b, l):
+    """A lane's state (rows NEW) and slope (rows K6) at time zero from its parameters."""
+<<start>>
+
+
+@njit(error_model="numpy")
+def peak(b, l, m):
+    """Position in (0, 1) and value of the maximum of component m in a step that rises first and falls at its end."""
+<<peak>>
+    low, high, x = 0.0, 1.0, 0.5
+    for _ in range(60):  # Newton's method on the derivative, kept within the bracket by halving
+        slope = c0 + x * (c1 + x * (c2 + x * c3))
+        if slope > 0.0:
+            low = x
+        else:
+            high = x
+        move = slope / (c1 + x * (2.0 * c2 + x * (3.0 * c3)))
+        after = x - move
+        if not (low < after < high):
+            after = 0.5 * (low + high)
+        if abs(after - x) < 1e-14:
+            break
+        x = after
+    value = b[(Y + m) * W + l] + b[STEP * W + l] * (x * (c0 + x * (c1 / 2.0 + x * (c2 / 3.0 + x * (c3 / 4.0)))))
+    return x, value
+
+
+@njit(error_model="numpy")
+def load(b, l, g, sets, times, end, rtol, atol, out, pointer):
+    """Put set g into lane l and write its outputs at time zero. Returns its status."""
+    for i in range(NP):
+        b[(P + i) * W + l] = sets[g, i]
+    start(b, l)
+    state = OK
+    d0 = 0.0
+    d1 = 0.0
+    for m in range(M):
+        v = b[(NEW + m) * W + l]
+        if not math.isfinite(v):
+            state = NAN
+        elif NONNEGATIVE and m < S and v < -10.0 * atol and state == OK:
+            state = NEGATIVE
+        scale = atol + rtol * abs(v)
+        d0 += (v / scale) ** 2
+        d1 += (b[(K6 + m) * W + l] / scale) ** 2
+    h = 0.01 * math.sqrt(d0 / d1) if d0 > 1e-10 and d1 > 1e-10 else 1e-6
+    # A component that starts at zero has atol for its scale and would ask for an absurdly small first step.
+    b[NEXT * W + l] = min(max(h, 1e-3 * rtol ** 0.2), end) if h == h else 1e-6
+    b[AFTER * W + l] = 0.0
+    b[PAST * W + l] = 1.0
+    b[TRIES * W + l] = 0.0
+    b[ACTIVE * W + l] = 1.0
+    for q in range(Q):
+        b[(PEAK + 2 * q) * W + l] = b[(NEW + WATCHED[q]) * W + l]
+        b[(PEAK + 2 * q + 1) * W + l] = 0.0
+    pointer[l] = 0
+    while state == OK and pointer[l] < times.size and times[pointer[l]] <= 0.0:
+        for m in range(M):
+            out[g, pointer[l], m] = b[(NEW + m) * W + l]
+        pointer[l] += 1
+    b[DUE * W + l] = times[pointer[l]] if pointer[l] < times.size else math.inf
+    return state
+
+
+@njit(error_model="numpy")
+def retire(b, l, g, state, out, pointer, peaks, status, steps):
+    """Write what remains to be said of set g."""
+    for q in range(Q):
+        peaks[g, q, 0] = b[(PEAK + 2 * q) * W + l]
+        peaks[g, q, 1] = b[(PEAK + 2 * q + 1) * W + l]
+    status[g] = state
+    steps[g] = int(b[TRIES * W + l])
+    for i in range(pointer[l], out.shape[1]):
+        for m in range(M):
+            out[g, i, m] = math.nan
+    b[ACTIVE * W + l] = 0.0
+    b[NEXT * W + l] = 0.0
+    b[DUE * W + l] = math.inf
+
+
+@njit(error_model="numpy")
+def outcome(b, l, end, atol, most):
+    """Status of a lane that is done after this step, or GOING."""
+    if b[AFTER * W + l] >= end:
+        return OK
+    if b[TAKEN * W + l] == 0.0 and b[NEXT * W + l] < 1e-14 * max(b[TIME * W + l], 1.0):
+        if b[LOW * W + l] < -10.0 * atol:
+            return NEGATIVE
+        return TINY if b[ERROR * W + l] < math.inf else NAN
+    return STEPS if b[TRIES * W + l] >= most else GOING
+
+
+@njit(error_model="numpy")
+def refill(b, l, g, last, sets, times, end, rtol, atol, out, pointer, peaks, status, steps):
+    """Give lane l the first set from g on that can start. Returns that set, or `last` if there is none."""
+    while g < last:
+        state = load(b, l, g, sets, times, end, rtol, atol, out, pointer)
+        if state == OK and end > 0.0:
+            break
+        retire(b, l, g, state, out, pointer, peaks, status, steps)
+        g += 1
+    return g
+
+
+@njit(error_model="numpy")
+def task(sets, first, last, times, end, rtol, atol, most, out, peaks, status, steps):
+    """Sets first to last - 1 in W lanes; a lane that is done takes the next set."""
+    b = np.zeros(ROWS * W)
+    b[DUE * W : (DUE + 1) * W] = math.inf  # a lane that never gets a set has no outputs
+    pointer = np.zeros(W, dtype=np.int64)
+    owner = np.zeros(W, dtype=np.int64)
+    g = first
+    busy = 0
+    for l in range(W):
+        owner[l] = refill(b, l, g, last, sets, times, end, rtol, atol, out, pointer, peaks, status, steps)
+        busy += owner[l] < last
+        g = owner[l] + 1
+    while busy > 0:
+        advance(b, end, rtol, atol, float(most))
+        due = 0
         for l in range(W):
-            accepted[l] = False
-            if not active[l]:
-                b[STEP * W + l] = 0.0
-                continue
-            g = first + l
-            steps[g] += 1
-            t = b[TIME * W + l]
-            h = b[STEP * W + l]
-            error = b[ERROR * W + l]
-            good = error <= 1.0
-            low = 0.0
-            if NONNEGATIVE and good:
-                for m in range(S):
-                    low = min(low, b[(NEW + m) * W + l])
-                good = low >= -10.0 * atol
-            if good:
-                accepted[l] = True
-                close = t + h >= end * (1.0 - 1e-15)
-                after = end if close else t + h
-                while pointer[l] < T and times[pointer[l]] <= after:
-                    if times[pointer[l]] == after:
-                        for m in range(M):
-                            out[g, pointer[l], m] = b[(NEW + m) * W + l]
-                    else:
-                        interpolate(b, l, h, (times[pointer[l]] - t) / h, out[g, pointer[l]])
+            due += b[DUE * W + l] <= b[AFTER * W + l]
+        while due > 0:
+            interpolate(b)
+            due = 0
+            for l in range(W):
+                if b[DUE * W + l] <= b[AFTER * W + l]:
+                    for m in range(M):
+                        out[owner[l], pointer[l], m] = b[(AT + m) * W + l]
                     pointer[l] += 1
+                    b[DUE * W + l] = times[pointer[l]] if pointer[l] < times.size else math.inf
+                    due += b[DUE * W + l] <= b[AFTER * W + l]
+        for l in range(W):
+            if b[EVENT * W + l] == 0.0:
+                continue
+            if b[TAKEN * W + l] > 0.0:
                 for q in range(Q):
                     m = WATCHED[q]
-                    x = 1.0
-                    if b[(K + m) * W + l] > 0.0 and b[(K + 6 * M + m) * W + l] <= 0.0:
-                        x = peak_within(b, l, h, m)
-                    high = value(b, l, h, x, m) if x < 1.0 else b[(NEW + m) * W + l]
-                    if high > peaks[g, q, 0]:
-                        peaks[g, q, 0] = high
-                        peaks[g, q, 1] = t + x * h
-                b[TIME * W + l] = after
-                # PI control (Hairer & Wanner II, IV.2); errors are squared, hence half exponents.
-                small = max(error, 1e-12)
-                grow = 0.9 * small ** -0.07 * last[l] ** 0.04
-                grow = min(5.0, max(0.2, grow))
-                if refused[l]:
-                    grow = min(1.0, grow)
-                refused[l] = False
-                last[l] = small
-                h *= grow
-                if close:
-                    active[l] = False
-                elif after + 1.01 * h >= end:
-                    h = end - after
-            else:
-                refused[l] = True
-                if low < 0.0:
-                    h *= 0.5
-                elif error == error and error < math.inf:
-                    h *= max(0.2, 0.9 * error ** -0.1)
-                else:
-                    h *= 0.1
-                if h < 1e-14 * max(t, 1.0):
-                    status[g] = NEGATIVE if low < 0.0 else (TINY if error < math.inf else NAN)
-                    active[l] = False
-            if active[l] and steps[g] >= max_steps:
-                status[g] = STEPS
-                active[l] = False
-            b[STEP * W + l] = h
-            running = running or active[l]
-<<accept>>
+                    if b[(K + m) * W + l] > 0.0 and b[(K6 + m) * W + l] <= 0.0:
+                        x, value = peak(b, l, m)
+                        if value > b[(PEAK + 2 * q) * W + l]:
+                            b[(PEAK + 2 * q) * W + l] = value
+                            b[(PEAK + 2 * q + 1) * W + l] = b[TIME * W + l] + x * b[STEP * W + l]
+            state = outcome(b, l, end, atol, most)
+            if state != GOING:
+                retire(b, l, owner[l], state, out, pointer, peaks, status, steps)
+                owner[l] = refill(b, l, g, last, sets, times, end, rtol, atol, out, pointer, peaks, status, steps)
+                busy -= owner[l] >= last
+                g = owner[l] + 1
 
 
-@njit(cache=True, parallel=True)
-def solve(sets, times, end, rtol, atol, max_steps, out, peaks, status, steps):
+@njit(cache=True, parallel=True, error_model="numpy")
+def solve(sets, times, end, rtol, atol, most, out, peaks, status, steps):
     n = sets.shape[0]
-    for j in prange((n + W - 1) // W):
-        block(sets, j * W, n, times, end, rtol, atol, max_steps, out, peaks, status, steps)
+    for j in prange((n + TASK - 1) // TASK):
+        task(sets, j * TASK, min((j + 1) * TASK, n), times, end, rtol, atol, most, out, peaks, status, steps)
 '''
