@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from grafting.recipe import RunRecipe
 from grafting.settings import SettingsError
+from grafting.study.recipe import RunRecipe
 
 TEXT = """
 teacher: fashion

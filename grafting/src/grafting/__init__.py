@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from .graft import graft as graft
     from .graft import ungraft as ungraft
     from .plan import Plan as Plan
-    from .recipe import RunRecipe as RunRecipe
     from .sampling import Pipeline as Pipeline
     from .store.folder import load as load
     from .store.folder import save as save
     from .store.models import open_model as open_model
+    from .study import RunRecipe as RunRecipe
+    from .study import run as run
     from .teachers import load_bundle as load_bundle
     from .teachers import load_teacher as load_teacher
     from .training.distill import distill as distill
@@ -30,7 +31,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Pipeline": "sampling",
     "Plan": "plan",
-    "RunRecipe": "recipe",
+    "RunRecipe": "study",
     "distill": "training.distill",
     "finetune": "training.finetune",
     "graft": "graft",
@@ -38,6 +39,7 @@ _HOMES = {
     "load_bundle": "teachers",
     "load_teacher": "teachers",
     "open_model": "store.models",
+    "run": "study",
     "save": "store.folder",
     "ungraft": "graft",
 }

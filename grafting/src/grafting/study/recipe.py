@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .initialise import STARTS
-from .plan import Plan, PlanError
-from .sampling import Sampling
-from .settings import SettingsError, build, near, override
-from .training.distill import DistillConfig, SiteConfig
-from .training.finetune import FinetuneConfig
-from .training.loop import LoopConfig
+from ..initialise import STARTS
+from ..plan import Plan, PlanError
+from ..sampling import Sampling
+from ..settings import SettingsError, build, near, override
+from ..training.distill import DistillConfig, SiteConfig
+from ..training.finetune import FinetuneConfig
+from ..training.loop import LoopConfig
 
 CONTROLS = ("procedure", "none", "untrained", "self")
 TARGETS = {"teacher": (1.0, 1.0), "mixture": (1.0, 0.0), "noise": (0.0, 0.0)}

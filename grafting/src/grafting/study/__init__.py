@@ -1,0 +1,61 @@
+"""A recipe run from end to end: hybrids and controls taught, measured beside their teacher, and shown on one page.
+
+    out/recipe.yaml            what was run
+    out/NAME/                  a model: the teacher, every hybrid, every control
+        settings.json          what its training depends on, written first
+        distill/ finetune/     states of a training under way, removed when it is done
+        model/                 what was learnt (a graft, or a plain model for the control procedure)
+        train.json             curves and FLOPs
+        losses.safetensors     held-out losses, and denoise.json
+        samples.safetensors    and sample.json; grid.png; quality.json
+    out/speed-NAME.json        latencies
+    out/results.json           the figures, and report.html
+
+Every JSON file holds the hash of what it depends on and is written after what it stands for, so a run killed anywhere
+goes on where it was, and a measurement under other settings is made again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..files import write_text_atomic
+from ..report import Results, write_page, write_results
+from .assemble import assemble
+from .bench import Say, Study
+from .entries import Entry, entries
+from .parts import StudyError
+from .recipe import RunRecipe
+
+__all__ = ["Entry", "RunRecipe", "Study", "StudyError", "entries", "run"]
+
+
+def run(recipe: RunRecipe, out: Path, *, resume: bool = True, say: Say = print) -> Results:
+    """Run ``recipe`` in the folder ``out``, or go on with what is there; returns what ``out/results.json`` holds.
+
+    resume: whether ``out`` may hold a run already. say: gets a line per part.
+
+    Raises:
+        StudyError, PlanError, ModelError: the recipe does not fit the teacher or its data, or ``out`` holds a model
+            that was trained under other settings.
+    """
+    if (out / "recipe.yaml").is_file() and not resume:
+        raise StudyError(f"{out} holds a run: resume it, or name another folder")
+    study = Study(recipe, out, say)
+    write_text_atomic(out / "recipe.yaml", recipe.to_yaml())
+    for entry in study.entries:
+        study.train(entry)
+    for entry in study.entries:
+        study.denoise(entry)
+    for entry in study.entries:
+        study.sample(entry)
+        study.judge(entry)
+    if recipe.speed is not None:
+        for entry in study.entries:
+            study.time(entry)
+    results = assemble(study)
+    study.publish(results)
+    write_results(out / "results.json", results)
+    write_page(out / "report.html", results)
+    say(f"the page: {out / 'report.html'}")
+    return results

@@ -1,0 +1,168 @@
+"""From the parts of a study to the figures of its page."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..cost import plan_cost
+from ..hosts import shape_of
+from ..measure.denoising import mean_loss, paired_difference
+from ..measure.quality import Estimate
+from ..report import Cost, Curve, Figure, ModelResult, Results, SiteMap, SpeedRow, figures_of
+from .bench import Study
+from .entries import Entry, summary
+from .recipe import RunRecipe
+from .stages import stage_one_flops, stage_two_flops, start_flops
+
+PASSES = 3
+"""A training step costs a forward pass and a backward one of twice that."""
+
+
+def assemble(study: Study) -> Results:
+    """Everything that was measured, under one label; nothing is measured here that is on disk already."""
+    recipe, teacher = study.recipe, study.entries[0]
+    run = label(recipe)
+    losses = {entry.name: study.denoise(entry) for entry in study.entries}
+    learnt = {entry.name: study.train(entry) for entry in study.entries}
+    models = []
+    for entry in study.entries:
+        quality = study.judge(entry)
+        difference = paired_difference(losses[entry.name], losses[teacher.name])
+        models.append(
+            ModelResult(
+                name=entry.name,
+                role=entry.role,
+                run=run,
+                description=_description(entry, learnt[entry.name]),
+                figures=figures_of(quality) if quality else {},
+                protocol=quality["protocol"]["text"] if quality else "",
+                denoising=_figure(mean_loss(losses[entry.name])),
+                denoising_difference=None if entry is teacher else _figure(difference),
+                grid=f"{entry.name}/grid.png" if recipe.evaluate.grid else None,
+            )
+        )
+    hybrids = [entry for entry in study.entries if entry.role == "hybrid"]
+    speed = [SpeedRow(model=entry.name, run=run, **row) for entry in hybrids for row in study.time(entry)]
+    plans = [summary(plan) for plan in recipe.plans.values()]
+    return Results(
+        title=recipe.title or f"{recipe.teacher}: {' | '.join(plans)}",
+        run=run,
+        summary=" ".join(verdict(study, entry, losses) for entry in hybrids),
+        models=tuple(models),
+        curves=tuple(curve for entry in study.entries for curve in _curves(entry, learnt[entry.name], run)),
+        maps=tuple(_map(study, entry, run) for entry in hybrids),
+        speed=tuple(speed),
+        costs=tuple(cost for entry in hybrids for cost in _costs(study, entry, learnt[entry.name], run)),
+        notes=_notes(study, learnt),
+        provenance=_provenance(study),
+    )
+
+
+def label(recipe: RunRecipe) -> str:
+    """What a run is called wherever one of its figures is shown."""
+    one, two = recipe.stages
+    steps = [f"{stage.steps} steps of stage {k}" for k, stage in ((1, one), (2, two)) if stage is not None]
+    return f"{', '.join(steps) or 'solved start alone'}, seed {recipe.seed}"
+
+
+def verdict(study: Study, entry: Entry, losses: Mapping[str, torch.Tensor]) -> str:
+    """One sentence: what the hybrid lost, and whether it beats *none* and *untrained* beyond their paired intervals."""
+    mine = paired_difference(losses[entry.name], losses["teacher"])
+    text = f"{entry.name} ({entry.description}): held-out loss {mine.value:+.4f} against the teacher's"
+    told = []
+    for control in ("none", "untrained"):
+        names = [name for name in (control, f"{entry.name}-{control}") if name in losses]
+        for name in names:
+            apart = paired_difference(losses[entry.name], losses[name])
+            assert apart.high is not None and apart.low is not None
+            if apart.high < 0:
+                told.append(f"it beats {name} by {-apart.value:.4f} ({-apart.high:.4f} … {-apart.low:.4f})")
+            else:
+                told.append(f"it does not beat {name} beyond the interval ({apart.low:+.4f} … {apart.high:+.4f})")
+    return "; ".join([text, *told]) + "."
+
+
+def _figure(estimate: Estimate) -> Figure:
+    return Figure(value=estimate.value, low=estimate.low, high=estimate.high)
+
+
+def _description(entry: Entry, learnt: Mapping[str, Any]) -> str:
+    if learnt.get("same"):
+        return f"{entry.description}; on its own output as target that is the teacher, bit for bit"
+    return entry.description
+
+
+def _curves(entry: Entry, learnt: Mapping[str, Any], run: str) -> list[Curve]:
+    return [
+        Curve(
+            name=name,
+            run=run,
+            stage=f"{entry.name}: {stage}",
+            steps=tuple(points["steps"]),
+            losses=tuple(points["losses"]),
+        )
+        for stage, lines in learnt.get("curves", {}).items()
+        for name, points in lines.items()
+    ]
+
+
+def _map(study: Study, entry: Entry, run: str) -> SiteMap:
+    assert entry.plan is not None
+    depth = shape_of(study.teacher).depth
+    sites: dict[str, list[str | None]] = {"attn": [None] * depth, "mlp": [None] * depth}
+    for found in entry.plan.resolve(study.teacher):
+        sites[found.site.kind][found.site.block] = found.operator
+    return SiteMap(model=entry.name, run=run, sites={kind: tuple(row) for kind, row in sites.items()})
+
+
+def _costs(study: Study, entry: Entry, learnt: Mapping[str, Any], run: str) -> list[Cost]:
+    """Of a hybrid, where the teacher's card says how many samples it was trained on."""
+    samples = study.model.card.get("samples")
+    if not isinstance(samples, int) or entry.plan is None:
+        return []
+    cost, parts = plan_cost(entry.plan, study.teacher), {}
+    one, two = study.recipe.stages
+    if learnt["started"]:
+        parts["solved start"] = start_flops(cost, study.recipe.calibration)
+    if "stage 1" in learnt["curves"] and one is not None:
+        parts["stage 1"] = stage_one_flops(cost, one)
+    if learnt["finetuned"] and two is not None:
+        operators = sum(site.flops_after for site in cost.sites)
+        parts["stage 2"] = stage_two_flops(cost.flops_before, cost.flops_after, operators, two)
+    whole = PASSES * cost.flops_before * samples
+    return [Cost(model=entry.name, run=run, parts=parts, teacher_training=whole)] if parts else []
+
+
+def _notes(study: Study, learnt: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    notes = []
+    for name, outcome in learnt.items():
+        if outcome.get("started"):
+            notes.append(f"{name}, variance explained at the solved start: {_shares(outcome['started'])}.")
+        if outcome.get("explained"):
+            notes.append(f"{name}, variance explained after stage 1, held out: {_shares(outcome['explained'])}.")
+    if "procedure" in study.recipe.controls and "procedure" not in learnt:
+        notes.append("The control procedure is left out: there is no stage 2 at this budget.")
+    if not isinstance(study.model.card.get("samples"), int):
+        notes.append("The teacher's card does not say how many samples it was trained on: no share of cost is shown.")
+    return tuple(notes)
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{site} {share:.3f}" for site, share in shares.items())
+
+
+def _provenance(study: Study) -> dict[str, str]:
+    import diffusers
+
+    return {
+        "teacher": f"{study.recipe.teacher}, tensors' SHA-256 {study.source[:16]}",
+        "images": f"{study.material.path.name}, SHA-256 {study.material.identity['images'] or ''}"[:60],
+        "versions": f"grafting {__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "recipe": study.recipe.to_yaml(),
+    }

@@ -1,0 +1,349 @@
+"""A recipe opened on its teacher and its data: every part of every model, made once and kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ..files import save_safetensors_atomic, write_bytes_atomic
+from ..graft import Grafted, tensors_hash, ungraft
+from ..measure.denoising import Triples, denoising_losses, mean_loss
+from ..measure.quality import ClassifierExtractor, Features, Protocol, collect, evaluate, recognition
+from ..measure.quality.evaluate import paired_fid_difference
+from ..report import Results, grid_png
+from ..sampling import Pipeline, draw_labels
+from ..store.folder import load, save
+from ..store.models import open_model
+from ..training.loop import Progress
+from .entries import Entry, entries
+from .parts import StudyError, claim, key_of, part
+from .recipe import RunRecipe
+from .stages import Material, begin, denoiser, learns, null_class, stage_one, stage_two
+
+Say = Callable[[str], None]
+CURVE_POINTS = 200
+SAMPLE_CHUNK = 250
+"""Samples between two saves."""
+
+
+class Study:
+    """A recipe opened on its teacher and its data; each method is one part of one model, made once."""
+
+    def __init__(self, recipe: RunRecipe, out: Path, say: Say = print) -> None:
+        self.recipe, self.out, self.say = recipe, out, say
+        self.model = open_model(recipe.teacher)
+        if self.model.graft is not None:
+            raise StudyError(f"teacher {recipe.teacher} is a graft already: a study starts from a pretrained model")
+        self.teacher = self.model.transformer
+        self.null = null_class(self.teacher)
+        self.material = Material(self.model, recipe.data)
+        self.entries = entries(recipe)
+        self.source = tensors_hash(self.teacher.state_dict())
+        self._check()
+
+    def _check(self) -> None:
+        problems = []
+        for name, plan in self.recipe.plans.items():
+            problems += [f"plan {name}: {problem}" for problem in plan.check(self.teacher).problems]
+        wanted, have = self.recipe.evaluate.samples, len(self.material.images(train=False).labels)
+        if wanted > have:
+            problems.append(f"samples {wanted}: the floor needs as many held-out images, and there are {have}")
+        if wanted and self.model.classifier is None:
+            problems.append(f"samples {wanted}: {self.recipe.teacher} brings no classifier to judge them; ask for 0")
+        fine = self.recipe.stages[1]
+        if fine is not None and fine.train == "grafted" and "procedure" in self.recipe.controls:
+            problems.append("control procedure: with train: grafted nothing of the unchanged teacher trains")
+        if problems:
+            raise StudyError("; ".join(problems))
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def settings(self, entry: Entry) -> dict[str, Any]:
+        """What the weights of a model depend on."""
+        found: dict[str, Any] = {"teacher": self.source}
+        if entry.role == "teacher":
+            return found
+        one, two = self.recipe.stages if entry.learns else (None, None)
+        found |= {"material": self.material.identity, "seed": self.recipe.seed}
+        if entry.plan is not None:
+            found |= {"plan": entry.plan.to_dict(), "init": entry.init, "calibration": self.recipe.calibration}
+            found["distill"] = one and asdict(one)
+        found["finetune"] = two and asdict(two)
+        plain: dict[str, Any] = json.loads(json.dumps(found))
+        for stage in ("distill", "finetune"):
+            if plain.get(stage):
+                del plain[stage]["save_every"]  # says when to write, not what
+        return plain
+
+    def train(self, entry: Entry) -> dict[str, Any]:
+        """Make one model and save it in ``out/NAME/model``; returns curves and shares explained."""
+        if entry.role == "teacher":
+            return {}
+        folder, settings = self.out / entry.name, self.settings(entry)
+        claim(folder / "settings.json", settings)
+        outcome = part(folder / "train.json", settings, lambda: self._train(entry, folder))
+        for state in ("distill", "finetune"):
+            shutil.rmtree(folder / state, ignore_errors=True)
+        return outcome
+
+    def _train(self, entry: Entry, folder: Path) -> dict[str, Any]:
+        recipe, seed = self.recipe, self.recipe.seed
+        one, two = recipe.stages if entry.learns else (None, None)
+        outcome: dict[str, Any] = {"curves": {}, "explained": {}, "started": {}, "finetuned": two is not None}
+        if entry.plan is None:
+            assert two is not None
+            if two.target == "teacher" and two.weight_decay == 0:
+                # The teacher matches itself exactly: every gradient is zero and every step stays where it is.
+                return outcome | {"same": True}
+            self.say(f"{entry.name}: stage 2, {two.steps} steps")
+            trained, loop = stage_two(self.teacher, two, self.material, seed=seed + 1, out=folder / "finetune")
+            trained.save_pretrained(folder / "model")  # type: ignore[union-attr, operator]
+            outcome["curves"]["stage 2"] = {entry.name: _thin([(row["step"], row["loss"]) for row in loop.log])}
+            return outcome
+        handle = begin(
+            self.teacher, entry.plan, self.material, init=entry.init, seed=seed, calibration=recipe.calibration
+        )
+        try:
+            outcome["started"] = {site.name: share for site, share in handle.explained.items()}
+            if one is not None and learns(handle):
+                self.say(f"{entry.name}: stage 1, {len(handle.switches)} sites, {one.steps} steps")
+                reports = stage_one(handle, one, self.material, seed=seed, out=folder / "distill")
+                outcome["explained"] = {name: report.explained for name, report in reports.items()}
+                outcome["curves"]["stage 1"] = {name: _thin(report.curve) for name, report in reports.items()}
+            student: Grafted | nn.Module = handle
+            if two is not None and (two.train == "all" or learns(handle)):
+                self.say(f"{entry.name}: stage 2, {two.steps} steps")
+                student, loop = stage_two(handle, two, self.material, seed=seed + 1, out=folder / "finetune")
+                outcome["curves"]["stage 2"] = {entry.name: _thin([(row["step"], row["loss"]) for row in loop.log])}
+            else:
+                outcome["finetuned"] = False
+            assert isinstance(student, Grafted)
+            save(student, folder / "model", base=recipe.teacher)
+        finally:
+            ungraft(self.teacher)
+        return outcome
+
+    @contextmanager
+    def opened(self, entry: Entry) -> Iterator[tuple[nn.Module, Grafted | None]]:
+        """A model as it was saved, with its handle; a delta stands in the teacher while this is open."""
+        folder = self.out / entry.name
+        if entry.role == "teacher" or self.train(entry).get("same"):
+            yield self.teacher, None
+        elif entry.plan is None:
+            yield type(self.teacher).from_pretrained(folder / "model").eval(), None  # type: ignore[attr-defined]
+        else:
+            handle = load(folder / "model", self.teacher)
+            try:
+                yield handle.model, handle
+            finally:
+                if not handle.private:
+                    ungraft(self.teacher)
+
+    # -- measuring -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def triples(self) -> Triples:
+        """The held-out triples that every model is judged on."""
+        z, y = self.material.latents(train=False), self.material.images(train=False).labels
+        return Triples.draw(z, y, n=self.recipe.evaluate.triples, seed=self.recipe.seed)
+
+    def denoise(self, entry: Entry) -> torch.Tensor:
+        """(triples,) held-out losses of one model."""
+        folder = self.out / entry.name
+        settings = self.settings(entry) | {
+            "triples": self.recipe.evaluate.triples,
+            "triples' seed": self.recipe.seed,
+            "material": self.material.identity,
+        }
+
+        def make() -> dict[str, Any]:
+            self.say(f"{entry.name}: held-out loss on {len(self.triples)} triples")
+            with self.opened(entry) as (model, _):
+                progress = Progress(len(self.triples), 0, f"{entry.name}: held-out loss")
+                losses = denoising_losses(
+                    denoiser(model),
+                    self.triples,
+                    batch_size=self.recipe.evaluate.batch,
+                    progress=lambda done, _: progress.show(done),
+                )
+            save_safetensors_atomic(folder / "losses.safetensors", {"losses": losses})
+            return asdict(mean_loss(losses))
+
+        part(folder / "denoise.json", settings, make)
+        return load_file(folder / "losses.safetensors")["losses"]
+
+    def labels(self) -> torch.Tensor:
+        """(drawn,) asked classes, the same for every model."""
+        config = self.recipe.evaluate
+        return draw_labels(config.drawn, self.null, config.labels, self.recipe.seed)
+
+    def _sampling(self, entry: Entry) -> dict[str, Any]:
+        config = self.recipe.evaluate
+        return self.settings(entry) | {
+            "sampling": asdict(config.sampling),
+            "labels": config.labels,
+            "drawn": config.drawn,
+            "samples' seed": self.recipe.seed,
+            "decoder": self.material.identity["autoencoder"],
+        }
+
+    def sample(self, entry: Entry) -> torch.Tensor | None:
+        """(drawn, C, H, W) images of one model, kept in half precision, and their grid; None where none are drawn."""
+        config, folder = self.recipe.evaluate, self.out / entry.name
+        if config.drawn == 0:
+            return None
+        settings = self._sampling(entry)
+        chunks = folder / f"chunks-{key_of(settings)[:12]}"
+
+        def make() -> dict[str, Any]:
+            self.say(f"{entry.name}: {config.drawn} samples, {config.sampling.describe()}")
+            with self.opened(entry) as (model, _):
+                images = self._draw(Pipeline(model, self.model.autoencoder), entry.name, chunks)
+            save_safetensors_atomic(folder / "samples.safetensors", {"images": images})
+            return {"n": len(images)}
+
+        part(folder / "sample.json", settings, make)
+        shutil.rmtree(chunks, ignore_errors=True)
+        images = load_file(folder / "samples.safetensors")["images"].float()
+        if config.grid:
+            columns = min(10, config.grid)
+            picture = grid_png(images[: config.grid, : 3 if images.shape[1] >= 3 else 1], columns=columns)
+            write_bytes_atomic(folder / "grid.png", picture)
+        return images
+
+    def _draw(self, pipeline: Pipeline, name: str, chunks: Path) -> torch.Tensor:
+        config, labels, parts = self.recipe.evaluate, self.labels(), []
+        walks = sum(-(-len(part) // config.batch) for part in labels.split(SAMPLE_CHUNK))
+        total, done = walks * config.sampling.steps, 0
+        progress = Progress(total, 0, f"{name}: samples")
+        for start in range(0, len(labels), SAMPLE_CHUNK):
+            chunk, path = labels[start : start + SAMPLE_CHUNK], chunks / f"{start:06d}.safetensors"
+            if not path.is_file():
+                before = done
+                images = pipeline(
+                    chunk,
+                    sampling=config.sampling,
+                    seed=self.recipe.seed,
+                    first_index=start,
+                    batch_size=config.batch,
+                    progress=lambda steps, _, before=before: progress.show(before + steps),  # type: ignore[misc]
+                )
+                save_safetensors_atomic(path, {"images": images.half()})
+            done += -(-len(chunk) // config.batch) * config.sampling.steps
+            parts.append(load_file(path)["images"])
+        return torch.cat(parts)
+
+    @cached_property
+    def extractor(self) -> ClassifierExtractor:
+        """The judge beside the teacher."""
+        assert self.model.classifier is not None
+        return ClassifierExtractor(self.model.classifier, name=f"{self.recipe.teacher}-classifier")
+
+    @cached_property
+    def reference(self) -> Features:
+        """Features of the training images, what FID and KID compare to."""
+        return collect(self.extractor, self.material.images(train=True).images)
+
+    def features(self, entry: Entry) -> Features:
+        """Features of one model's samples."""
+        images = self.sample(entry)
+        assert images is not None
+        return collect(self.extractor, images[: self.recipe.evaluate.samples])
+
+    @cached_property
+    def _teacher_features(self) -> Features:
+        return self.features(self.entries[0])
+
+    def judge(self, entry: Entry) -> dict[str, Any] | None:
+        """FID, KID and recognition of one model's samples beside the floor; None where none are asked for."""
+        n = self.recipe.evaluate.samples
+        if n == 0:
+            return None
+        assert self.model.classifier is not None
+        settings = self._sampling(entry) | {
+            "n": n,
+            "judge": tensors_hash(self.model.classifier.state_dict()),
+            "material": self.material.identity,
+        }
+        return part(self.out / entry.name / "quality.json", settings, lambda: self._judge(entry, n))
+
+    def _judge(self, entry: Entry, n: int) -> dict[str, Any]:
+        self.say(f"{entry.name}: quality of {n} samples")
+        config, labels = self.recipe.evaluate, self.labels()[:n]
+        real = self.material.images(train=False)
+        protocol = Protocol(
+            n=n,
+            sampling=config.sampling,
+            labels=config.labels,
+            extractor=self.extractor.name,
+            extractor_label=self.extractor.label,
+            reference=f"{len(self.reference)} training images",
+            seed=self.recipe.seed,
+        )
+        features, floor = self.features(entry), collect(self.extractor, real.images[:n])
+        quality = evaluate(features, self.reference, floor, protocol, labels=labels)
+        outcome = quality.to_dict()
+        assert features.logits is not None and floor.logits is not None
+        found = recognition(features.logits, labels)
+        outcome["per_class"] = {str(label): share for label, share in found.per_class.items()}
+        outcome["floors"]["recognised"] = recognition(floor.logits, real.labels[:n]).share
+        if entry.role != "teacher":
+            paired = paired_fid_difference(features, self._teacher_features, self.reference)
+            outcome["figures"]["FID − teacher's"] = asdict(paired)
+        return outcome
+
+    # -- speed ---------------------------------------------------------------------------------------------------
+
+    def time(self, entry: Entry) -> list[dict[str, Any]]:
+        """Latency of one hybrid beside its teacher, interleaved, with the time bound; empty for other models."""
+        from .timing import speed_rows
+
+        speed = self.recipe.speed
+        if entry.role != "hybrid" or speed is None:
+            return []
+        settings = {"plan": entry.plan and entry.plan.to_dict(), "teacher": self.source} | asdict(speed)
+        settings = json.loads(json.dumps(settings | {"threads": torch.get_num_threads()}))
+
+        def make() -> dict[str, Any]:
+            self.say(f"{entry.name}: speed, {speed.rounds} rounds")
+            with self.opened(entry) as (_, handle):
+                assert handle is not None
+                return {"rows": speed_rows(handle, self.teacher, speed)}
+
+        found: list[dict[str, Any]] = part(self.out / f"speed-{entry.name}.json", settings, make)["rows"]
+        return found
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def publish(self, results: Results) -> None:
+        """Write the figures of every hybrid into its own manifest and card."""
+        for entry in self.entries:
+            if entry.role != "hybrid":
+                continue
+            (found,) = (model for model in results.models if model.name == entry.name)
+            figures: dict[str, Any] = {name: figure.value for name, figure in found.figures.items()}
+            if found.denoising_difference is not None:
+                figures["held-out loss minus the teacher's"] = found.denoising_difference.value
+            protocol = {"recipe": self.recipe.to_dict(), "samples": found.protocol}
+            with self.opened(entry) as (_, handle):
+                assert handle is not None
+                folder = self.out / entry.name / "model"
+                save(handle, folder, base=self.recipe.teacher, protocol=protocol, results=figures)
+
+
+def _thin(points: Any) -> dict[str, list[float]]:
+    """At most a few hundred (step, loss) pairs of a curve, the last one among them."""
+    listed = list(points)
+    every = max(1, -(-len(listed) // CURVE_POINTS))
+    kept = [point for k, point in enumerate(listed) if k % every == 0 or k == len(listed) - 1]
+    return {"steps": [int(step) for step, _ in kept], "losses": [float(loss) for _, loss in kept]}

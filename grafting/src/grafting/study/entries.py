@@ -1,0 +1,68 @@
+"""The models of a study: the teacher, the hybrids, and the controls that a hybrid must be read beside.
+
+*procedure*: the teacher through the same stage 2, the price of finetuning. *none*: zero at the grafted sites with the
+same stage 2, what the sites are worth. *untrained*: a random start. *self*: operators of the teacher's own kind from a
+random start through both stages, the price of the whole procedure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..plan import Plan
+from .recipe import RunRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One model of a study. plan: None for the teacher and for *procedure*. learns: takes part in the two stages."""
+
+    name: str
+    role: str
+    description: str
+    plan: Plan | None = None
+    init: str = "default"
+    learns: bool = True
+
+
+def entries(recipe: RunRecipe) -> list[Entry]:
+    """The teacher, the hybrids, the controls; where there are several plans a control is named after its own."""
+    found = [Entry(name="teacher", role="teacher", description="pretrained", learns=False)]
+    for name, plan in recipe.plans.items():
+        found.append(
+            Entry(name=name, role="hybrid", description=plan.name or summary(plan), plan=plan, init=recipe.init)
+        )
+    for control in recipe.controls:
+        if control == "procedure":
+            if recipe.stages[1] is not None:
+                found.append(
+                    Entry(name=control, role="control", description="the teacher unchanged, through the same stage 2")
+                )
+            continue
+        for name, plan in recipe.plans.items():
+            found.append(_control(control, f"{name}-{control}" if len(recipe.plans) > 1 else control, plan))
+    return found
+
+
+def _control(control: str, name: str, plan: Plan) -> Entry:
+    if control == "untrained":
+        text = "the hybrid from a random start, no training"
+        return Entry(name=name, role="control", description=text, plan=plan, init="random", learns=False)
+    if control == "none":
+        text = "zero in the place of the grafted sites, the same stage 2"
+        edits = tuple(replace(edit, operator="none", options={}) for edit in plan.edits)
+    else:
+        text = "operators of the teacher's own kind from a random start, the same two stages"
+        kinds = {"attn": "mha", "mlp": "mlp"}
+        edits = tuple(replace(edit, operator=kinds[edit.site], options={}) for edit in plan.edits)
+    return Entry(name=name, role="control", description=text, plan=Plan(edits=edits), init="random")
+
+
+def summary(plan: Plan) -> str:
+    """A plan in a few words."""
+    parts = []
+    for edit in plan.edits:
+        options = f" ({', '.join(f'{key} {value}' for key, value in edit.options.items())})" if edit.options else ""
+        blocks = edit.blocks if isinstance(edit.blocks, str) else f"blocks {', '.join(map(str, edit.blocks))}"
+        parts.append(f"{edit.operator}{options} at {edit.site}, {blocks}")
+    return "; ".join(parts)

@@ -1,0 +1,53 @@
+"""Work done once: an outcome on disk with the hash of what it depends on, written after what it stands for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import write_json_atomic
+
+
+class StudyError(ValueError):
+    """A study that cannot be run as asked, told before anything is trained."""
+
+
+def part(path: Path, settings: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``make`` returns, from ``path`` where that was made under the same settings."""
+    key = key_of(settings)
+    if path.is_file():
+        saved = json.loads(path.read_text())
+        if saved["key"] == key:
+            outcome: dict[str, Any] = saved["outcome"]
+            return outcome
+    outcome = make()
+    write_json_atomic(path, {"key": key, "outcome": outcome})
+    return outcome
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def claim(path: Path, settings: Mapping[str, Any]) -> None:
+    """Note what a folder is for; refuse one that is for something else, whose states would be mixed."""
+    if path.is_file():
+        there = json.loads(path.read_text())
+        if there != settings:
+            old, new = _flat(there), _flat(settings)
+            changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+            named = ", ".join(f"{key} {old.get(key)} there, {new.get(key)} now" for key in changed[:3])
+            raise StudyError(
+                f"{path.parent} holds a model of other settings ({named}): name another folder or remove it"
+            )
+    else:
+        write_json_atomic(path, settings)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {k: v for key, entry in value.items() for k, v in _flat(entry, f"{prefix}{key}.").items()}
+    return {prefix[:-1]: value}

@@ -1,0 +1,184 @@
+"""Both stages over an opened model: what they learn from, how they are called, what they cost.
+
+Shapes: images (n, C, H, W) in [-1, 1], latents (n, C', h, w), labels (n,) int64.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..cost import PlanCost
+from ..data import Batches, FashionMNIST, read_subset
+from ..diffusion import Denoiser
+from ..files import sha256
+from ..graft import Grafted, graft, tensors_hash
+from ..hosts import host_for
+from ..plan import Plan
+from ..store.models import Model, ModelError
+from ..training.distill import SiteReport, distill
+from ..training.finetune import finetune
+from ..training.loop import Loop
+from ..training.pretrain import encode
+from .recipe import DistillStage, FinetuneStage
+
+CALIBRATION_BATCH = 64
+
+
+def null_class(model: nn.Module) -> int:
+    """The label that stands for "no class". Raises ModelError for a model that is not class-conditional."""
+    classes = getattr(model.config, "num_embeds_ada_norm", None)
+    if classes is None or host_for(model).family != "DiT":
+        raise ModelError(f"{type(model).__name__} is not conditioned on classes: this works on DiTs")
+    return int(classes)
+
+
+def denoiser(model: nn.Module) -> Denoiser:
+    """The model as (z_t, t, y) to its output (B, C or 2C, H, W)."""
+    host = host_for(model)
+    return lambda z, t, y: host.call(model, z, t, y)
+
+
+class Material:
+    """The images of a study and their latents, read and encoded when first asked for.
+
+    Raises ModelError where neither the model nor ``data`` has images, or they do not fit the model.
+    """
+
+    def __init__(self, model: Model, data: str | None = None) -> None:
+        path = Path(data) if data else model.images
+        if path is None:
+            raise ModelError(f"{model.name} brings no images: name an npz of grafting.data.write_subset as data")
+        if not path.is_file():
+            raise ModelError(f"data {path}: no such file")
+        self.model, self.path = model, path
+        self._images: dict[bool, FashionMNIST] = {}
+        self._latents: dict[bool, torch.Tensor] = {}
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """Hashes of the images and of the autoencoder."""
+        autoencoder = self.model.autoencoder
+        hashed = None if autoencoder is None else tensors_hash(autoencoder.state_dict())
+        return {"images": sha256(self.path), "autoencoder": hashed}
+
+    def images(self, *, train: bool) -> FashionMNIST:
+        """The training half or the held-out half."""
+        if train not in self._images:
+            found = read_subset(self.path, train=train)
+            classes = null_class(self.model.transformer)
+            if int(found.labels.max()) >= classes:
+                raise ModelError(f"{self.path}: label {int(found.labels.max())}, the model knows 0 to {classes - 1}")
+            self._images[train] = found
+        return self._images[train]
+
+    def latents(self, *, train: bool) -> torch.Tensor:
+        """Scaled latents; the images themselves where there is no autoencoder."""
+        if train not in self._latents:
+            images, autoencoder = self.images(train=train).images, self.model.autoencoder
+            z = images
+            if autoencoder is not None:
+                z = encode(autoencoder, images) * autoencoder.config.scaling_factor  # type: ignore[union-attr, operator]
+            config = self.model.transformer.config
+            wanted = (config.in_channels, config.sample_size, config.sample_size)  # type: ignore[union-attr]
+            if tuple(z.shape[1:]) != wanted:
+                raise ModelError(f"{self.path}: latents of {tuple(z.shape[1:])}, the transformer takes {wanted}")
+            self._latents[train] = z
+        return self._latents[train]
+
+    def batches(self, size: int, seed: int, *, train: bool = True) -> Batches:
+        """Latents and labels by step."""
+        return Batches(inputs=self.latents(train=train), labels=self.images(train=train).labels, size=size, seed=seed)
+
+
+def begin(model: nn.Module, plan: Plan, material: Material, *, init: str, seed: int, calibration: int) -> Grafted:
+    """Graft ``plan`` into ``model``, in place, started by ``init`` over ``calibration`` samples (none for 0)."""
+    size = min(CALIBRATION_BATCH, max(calibration, 1))
+    batches = material.batches(size, seed) if calibration and init in ("default", "solve") else None
+    count = -(-calibration // size)
+    return graft(model, plan, init=init, seed=seed, calibration=batches, calibration_batches=count)
+
+
+def learns(handle: Grafted) -> bool:
+    """Whether any new operator has weights; the control *none* has not."""
+    return any(True for operator in handle.operators().values() for _ in operator.parameters())
+
+
+def stage_one(
+    handle: Grafted, stage: DistillStage, material: Material, *, seed: int, out: Path | None
+) -> dict[str, SiteReport]:
+    """Distil every site; held-out errors are those of the held-out images."""
+    return distill(
+        handle,
+        material.batches(stage.batch, seed),
+        null_class(handle.model),
+        stage.config(seed=seed),
+        out,
+        material.batches(stage.batch, seed, train=False),
+    )
+
+
+def stage_two(
+    source: Grafted | nn.Module, stage: FinetuneStage, material: Material, *, seed: int, out: Path | None
+) -> tuple[Grafted | nn.Module, Loop]:
+    """Finetune a hybrid, or a plain model as the control *procedure*; returns what was trained and its loop.
+
+    With ``train: all`` a private copy is trained and ``source`` stays. Raises ValueError where nothing can be trained,
+    or a graft of its own weights has no teacher to match.
+    """
+    trained: Grafted | nn.Module = source
+    if isinstance(source, nn.Module):
+        teacher: Denoiser | None = denoiser(source)
+        network = trained = copy.deepcopy(source)
+        network.requires_grad_(True)
+    else:
+        teacher = None if source.private else _inner_teacher(source)
+        if stage.train == "all":
+            trained = source.own_copy()
+        else:
+            source.train_grafted()
+        assert isinstance(trained, Grafted)
+        network = trained.model
+    batches = material.batches(stage.batch, seed)
+    loop = finetune(network, denoiser(network), teacher, batches, null_class(network), stage.config(seed=seed), out)
+    return trained, loop
+
+
+def _inner_teacher(handle: Grafted) -> Denoiser:
+    call: Callable[..., torch.Tensor] = denoiser(handle.model)
+
+    def teacher(z: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with handle.teacher():
+            return call(z, t, y)
+
+    return teacher
+
+
+def start_flops(cost: PlanCost, calibration: int) -> float:
+    """A teacher pass and the new operators' features per calibration sample."""
+    return calibration * (cost.flops_before + _operators(cost))
+
+
+def stage_one_flops(cost: PlanCost, stage: DistillStage) -> float:
+    """The teacher's pass, the operators forward and backward (twice the forward), and the held-out passes."""
+    evaluations = 1 + -(-stage.steps // stage.evaluate_every)
+    taught = stage.steps * stage.batch * (cost.flops_before + 3 * _operators(cost))
+    return taught + evaluations * stage.heldout_batches * stage.batch * (cost.flops_before + _operators(cost))
+
+
+def stage_two_flops(before: float, after: float, operators: float, stage: FinetuneStage) -> float:
+    """The student forward and backward, and the teacher's pass where the target needs it.
+
+    before, after, operators: FLOPs of one pass of the teacher, of the student, and of the new operators. Where only
+    these train, the rest of the backward pass computes gradients of inputs and none of weights.
+    """
+    backward = 2 * after if stage.train == "all" else after + operators
+    return stage.steps * stage.batch * (after + backward + (before if stage.target != "noise" else 0))
+
+
+def _operators(cost: PlanCost) -> int:
+    return sum(site.flops_after for site in cost.sites)

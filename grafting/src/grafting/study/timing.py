@@ -1,0 +1,65 @@
+"""Speed of a hybrid beside its teacher and its two bounds, at one or several resolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..cost import plan_cost
+from ..graft import Grafted
+from ..measure.speed import latency, time_bound
+from ..operators import Operator
+from .recipe import SpeedStage
+
+
+def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[dict[str, Any]]:
+    """One row per side that the hybrid can run at: the numbers of :class:`grafting.report.SpeedRow`.
+
+    teacher: the pretrained model, the same module as the hybrid's where that is a delta. The FLOP bound is that of the
+    operators' own formulas or that of lost attention cores, whichever is larger; the time bound exists where the plan
+    edits attention alone.
+    """
+    host, config = handle.host, handle.model.config
+    own = host.grid_of(handle.model)[0]
+    tied = any(isinstance(op, Operator) and op.needs_tokens for op in handle.operators().values())
+    found = []
+    for side in speed.sides or (own,):
+        if tied and side != own:
+            continue
+        size = side * config.patch_size  # type: ignore[union-attr, operator]
+        z = torch.randn(speed.batch, config.in_channels, size, size)  # type: ignore[union-attr, arg-type]
+        t, y = torch.full((speed.batch,), 500), torch.zeros(speed.batch, dtype=torch.int64)
+
+        def hybrid(z: torch.Tensor = z, t: torch.Tensor = t, y: torch.Tensor = y) -> None:
+            host.call(handle.model, z, t, y)
+
+        def original(z: torch.Tensor = z, t: torch.Tensor = t, y: torch.Tensor = y) -> None:
+            if handle.private:
+                host.call(teacher, z, t, y)
+            else:
+                with handle.teacher():
+                    host.call(teacher, z, t, y)
+
+        timed = latency({"teacher": original, "hybrid": hybrid}, rounds=speed.rounds)
+        cost = plan_cost(handle.plan, handle.model, grid=(side, side))
+        attention_only = all(site.kind == "attn" for site in handle.switches)
+        bound = None
+        if attention_only:
+            cores = [host.get(teacher, site) for site in handle.switches]
+            bound = time_bound(original, cores, rounds=speed.rounds).speedup
+        ours, theirs = timed["hybrid"], timed["teacher"]
+        found.append(
+            {
+                "setting": f"{side * side:,} tokens, batch {speed.batch}, {ours.threads} threads, float32",
+                "speedup": ours.speedup_over(theirs),
+                "seconds": ours.minimum,
+                "teacher_seconds": theirs.minimum,
+                "low": theirs.low / ours.high,
+                "high": theirs.high / ours.low,
+                "flop_bound": max(cost.flop_ratio, cost.core_bound),
+                "time_bound": bound,
+            }
+        )
+    return found

@@ -1,0 +1,237 @@
+"""Studies from end to end on a tiny random model: what is measured, what is kept, what is made once."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grafting.measure.denoising import denoising_losses
+from grafting.plan import PlanError
+from grafting.report import Results, read_results
+from grafting.settings import SettingsError
+from grafting.store.models import open_model
+from grafting.study import RunRecipe, Study, StudyError, run
+from grafting.study.stages import denoiser
+
+TEXT = """
+plan: {edits: [{site: attn, blocks: interleaved 50%, operator: hyena_x}]}
+calibration: 32
+distill: {steps: 6, batch: 8, evaluate_every: 3, save_every: 1}
+finetune: {steps: 6, batch: 8, lr: 1e-3, target: noise, save_every: 1, log_every: 1}
+evaluate: {triples: 40, samples: 24, steps: 3, grid: 6, batch: 12}
+speed: {batch: 2, rounds: 2, sides: [4, 6]}
+controls: [procedure, none, untrained, self]
+"""
+
+
+def recipe(teacher: Path, *changes: str) -> RunRecipe:
+    return RunRecipe.from_yaml(f"teacher: {teacher}\n{TEXT}", changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    out = tmp_path_factory.mktemp("study") / "out"
+    return out, run(recipe(tiny_teacher), out, say=lambda line: None)
+
+
+def test_every_model_is_measured_and_the_file_is_what_was_returned(finished: tuple[Path, Results]) -> None:
+    out, results = finished
+    assert [(m.name, m.role) for m in results.models] == [
+        ("teacher", "teacher"),
+        ("hybrid", "hybrid"),
+        ("procedure", "control"),
+        ("none", "control"),
+        ("untrained", "control"),
+        ("self", "control"),
+    ]
+    assert read_results(out / "results.json") == results
+    for model in results.models:
+        assert model.denoising is not None and model.grid is not None and (out / model.grid).is_file()
+        assert {"fid", "fid_minus_floor", "recognised"} <= set(model.figures) and model.figures["fid"].floor is not None
+        assert "not Inception FID" in model.protocol and "N = 24" in model.protocol
+        assert (model.denoising_difference is None) == (model.role == "teacher")
+    assert {curve.stage for curve in results.curves} >= {"hybrid: stage 1", "hybrid: stage 2", "procedure: stage 2"}
+    assert results.maps[0].sites == {"attn": (None, "hyena_x", None, "hyena_x"), "mlp": (None,) * 4}
+    assert [row.setting.split(",")[0] for row in results.speed] == ["16 tokens", "36 tokens"]
+
+
+def test_the_page_shows_them(finished: tuple[Path, Results]) -> None:
+    out, results = finished
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png") == 6 and "<script" not in page and 'src="http' not in page
+    for word in (
+        "hybrid",
+        "untrained",
+        "FID − floor",
+        "not Inception FID",
+        "time bound",
+        "of the teacher&#39;s training",
+    ):
+        assert word in page or word.replace("&#39;", "'") in page, word
+    assert results.summary.split(";")[0] in page.replace("&#39;", "'")
+
+
+def test_what_was_measured_is_what_was_saved(finished: tuple[Path, Results], tiny_teacher: Path) -> None:
+    """An independent reading of the saved hybrid gives the reported loss; its card carries the figures."""
+    out, results = finished
+    study = Study(recipe(tiny_teacher), out)
+    model = open_model(str(out / "hybrid" / "model"))
+    assert model.graft is not None and model.graft.private and model.classifier is not None
+    losses = denoising_losses(denoiser(model.transformer), study.triples)
+    hybrid = next(m for m in results.models if m.name == "hybrid")
+    assert hybrid.denoising is not None and hybrid.denoising.value == pytest.approx(losses.mean().item(), abs=1e-6)
+    manifest = json.loads((out / "hybrid" / "model" / "graft.json").read_text())
+    assert manifest["results"]["fid"] == hybrid.figures["fid"].value
+    assert manifest["protocol"]["recipe"]["plans"]["hybrid"]["edits"][0]["operator"] == "hyena_x"
+
+
+def test_controls_are_what_they_say(finished: tuple[Path, Results], tiny_teacher: Path) -> None:
+    out, _ = finished
+    teacher = open_model(str(tiny_teacher)).transformer
+    operators: dict[str, Any] = {}
+    for name in ("hybrid", "none", "untrained", "self"):
+        loaded = open_model(str(out / name / "model"))
+        assert loaded.graft is not None
+        operators[name] = [type(op).__name__ for op in loaded.graft.operators().values()]
+        if name == "untrained":
+            assert not loaded.graft.private  # a delta: the rest is the teacher, untouched
+    assert operators["none"] == ["Nothing"] * 2 and operators["untrained"] == operators["hybrid"]
+    assert operators["self"] != operators["hybrid"]
+    procedure = open_model(str(out / "procedure" / "model")).transformer
+    pairs = zip(procedure.state_dict().items(), teacher.state_dict().items(), strict=True)
+    assert any(not torch.equal(a, b) for (_, a), (_, b) in pairs)
+
+
+def test_cost_counts_every_pass(finished: tuple[Path, Results], tiny_teacher: Path) -> None:
+    """Counted by torch's own counter over the forward passes of the teacher, of hyena_x and of the hybrid."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    out, results = finished
+    (cost,) = results.costs
+    model = open_model(str(out / "untrained" / "model"))
+    assert model.graft is not None
+
+    def passes(n: int) -> dict[str, int]:
+        z, t, y = torch.zeros(n, 1, 4, 4), torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
+        with FlopCounterMode(display=False) as hybrid, torch.no_grad():
+            model.transformer(z, timestep=t, class_labels=y)
+        operators = 0
+        for operator in model.graft.operators().values():  # type: ignore[union-attr]
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                operator(torch.zeros(n, 16, 32))
+            operators += counter.get_total_flops()
+        return {"hybrid": hybrid.get_total_flops() // n, "operators": operators // n}
+
+    counted = passes(4)
+    stage_two = 3 * counted["hybrid"] * 6 * 8
+    # CPU attention counts as nothing: two sites of 4 N^2 D are added by hand.
+    assert cost.parts["stage 2"] == pytest.approx(stage_two + 3 * 2 * 4 * 16**2 * 32 * 6 * 8, rel=0.02)
+    assert set(cost.parts) == {"solved start", "stage 1", "stage 2"} and 0 < cost.share < 0.01
+
+
+def test_a_second_run_makes_nothing_and_other_measurements_only_themselves(
+    finished: tuple[Path, Results], tiny_teacher: Path
+) -> None:
+    out, results = finished
+    said: list[str] = []
+    again = run(recipe(tiny_teacher), out, say=said.append)
+    assert said == [f"the page: {out / 'report.html'}"] and again == results
+    with pytest.raises(StudyError, match="holds a run"):
+        run(recipe(tiny_teacher), out, resume=False)
+    said.clear()
+    changed = run(recipe(tiny_teacher, "evaluate.triples=20"), out, say=said.append)
+    assert len(said) == len(results.models) + 1 and all("20 triples" in line for line in said[:-1])
+    assert changed.models[1].figures == results.models[1].figures
+    with pytest.raises(StudyError, match=r"hybrid holds a model of other settings \(finetune.steps 6 there, 7 now\)"):
+        run(recipe(tiny_teacher, "finetune.steps=7"), out, say=said.append)
+    run(recipe(tiny_teacher), out, say=said.append)
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_figures(
+    finished: tuple[Path, Results], tiny_teacher: Path, tmp_path: Path
+) -> None:
+    _, results = finished
+    out, file = tmp_path / "out", tmp_path / "recipe.yaml"
+    file.write_text(recipe(tiny_teacher).to_yaml())
+    code = f"""
+from pathlib import Path
+import torch
+torch.set_num_threads({torch.get_num_threads()})
+from grafting.study import RunRecipe, run
+print("ready", flush=True)
+run(RunRecipe.from_yaml(Path({str(file)!r})), Path({str(out)!r}))
+"""
+    kills = 0
+    for attempt in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(random.random() * 2.5 + attempt)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert kills
+    resumed = run(recipe(tiny_teacher), out, say=lambda line: None)
+    assert resumed.models == results.models and resumed.curves == results.curves
+
+
+def test_solved_start_alone_and_grafted_only_training(tiny_teacher: Path, tmp_path: Path) -> None:
+    small = ("controls=[none]", "evaluate={triples: 20, grid: 0}", "speed=null")
+    solved = run(recipe(tiny_teacher, "budget=0", *small), tmp_path / "solved", say=lambda line: None)
+    assert solved.run.startswith("solved start alone") and not solved.curves
+    assert "solved start" in solved.costs[0].parts and len(solved.costs[0].parts) == 1
+    changes = (
+        "finetune.train=grafted",
+        "finetune.target=teacher",
+        "plan.edits.0.site=mlp",
+        "plan.edits.0.operator=mlp",
+    )
+    grafted = run(recipe(tiny_teacher, *changes, *small), tmp_path / "grafted", say=lambda line: None)
+    delta = (tmp_path / "grafted" / "hybrid" / "model" / "graft.safetensors").stat().st_size
+    whole = (tiny_teacher / "transformer" / "diffusion_pytorch_model.safetensors").stat().st_size
+    assert delta < whole / 3 and grafted.models[1].denoising is not None
+
+
+def test_two_plans_share_one_page(tiny_teacher: Path, tmp_path: Path) -> None:
+    text = f"""
+teacher: {tiny_teacher}
+plans:
+  half: {{edits: [{{site: attn, blocks: interleaved 50%, operator: local_mean}}]}}
+  all: {{edits: [{{site: attn, blocks: all, operator: local_mean}}]}}
+finetune: {{steps: 2, batch: 4}}
+evaluate: {{triples: 20, grid: 2, steps: 2}}
+speed: null
+controls: [procedure, none]
+"""
+    results = run(RunRecipe.from_yaml(text), tmp_path, say=lambda line: None)
+    assert [m.name for m in results.models] == ["teacher", "half", "all", "procedure", "half-none", "all-none"]
+    procedure = results.models[3]
+    assert "bit for bit" in procedure.description and procedure.denoising == results.models[0].denoising
+    assert "half-none" in results.summary and "all-none" in results.summary
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        (("plan.edits.0.operator=hyena_z",), "hyena_z"),
+        (("plan.edits.0.blocks=[9]",), "9"),
+        (("evaluate.samples=49",), "samples 49: the floor needs as many held-out images, and there are 48"),
+        (("data=nowhere.npz",), "nowhere.npz"),
+        (("finetune.train=grafted",), "control procedure"),
+        (("teacher=nothing",), "'nothing' is no bundled teacher"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_made(
+    tiny_teacher: Path, tmp_path: Path, changes: tuple[str, ...], word: str
+) -> None:
+    with pytest.raises((StudyError, PlanError, SettingsError, ValueError), match=word):
+        run(recipe(tiny_teacher, *changes), tmp_path / "out", say=lambda line: None)
+    assert not (tmp_path / "out").exists()
