@@ -7,7 +7,7 @@ loop, without a branch. Shape legend: W lanes, M components (states, then integr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -143,14 +143,14 @@ class _Body:
     def slopes(self, stage: int) -> list[str]:
         """Assign k<stage>_<m> from y0, y1, ..., p, q and t."""
         common, reduced = sympy.cse(list(self.rhs), symbols=sympy.numbered_symbols("x", real=True))
-        lines = [f"{name} = {_text(expression)}" for name, expression in common]
-        return lines + [f"k{stage}_{m} = {_text(expression)}" for m, expression in enumerate(reduced)]
+        lines = [f"{name} = {printed(expression)}" for name, expression in common]
+        return lines + [f"k{stage}_{m} = {printed(expression)}" for m, expression in enumerate(reduced)]
 
     def start(self) -> str:
         lines = [f"p{i} = {_at('P', i)}" for i in range(self.parameters)]
-        lines += [f"q{i} = {_text(expression)}" for i, expression in enumerate(self.hoisted)]
+        lines += [f"q{i} = {printed(expression)}" for i, expression in enumerate(self.hoisted)]
         lines += [f"{_at('HOISTED', i)} = q{i}" for i in range(len(self.hoisted))]
-        lines += [f"y{m} = {_text(expression)}" for m, expression in enumerate(self.initial)]
+        lines += [f"y{m} = {printed(expression)}" for m, expression in enumerate(self.initial)]
         lines += [f"{_at('NEW', m)} = {f'y{m}' if m < len(self.initial) else 0.0}" for m in range(self.components)]
         lines += ["t = 0.0", *self.slopes(0)]
         lines += [f"{_at('K6', m)} = k0_{m}" for m in range(self.components)]
@@ -231,5 +231,7 @@ def _indented(lines: Iterable[str], indent: int) -> str:
     return "\n".join(" " * indent + line for line in lines)
 
 
-def _text(expression: sympy.Expr) -> str:
-    return str(_Printer({"fully_qualified_modules": True}).doprint(sympy.sympify(expression)))
+def printed(expression: sympy.Expr, names: Mapping[sympy.Symbol, str] | None = None) -> str:
+    """The expression as Python source, with symbols written as `names` says."""
+    renamed = {symbol: sympy.Symbol(name, real=True) for symbol, name in (names or {}).items()}
+    return str(_Printer({"fully_qualified_modules": True}).doprint(sympy.sympify(expression).xreplace(renamed)))

@@ -1,0 +1,97 @@
+"""The benchmark measures what it says: the same task on every route, an honest reference, absent peers named."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+from meningitis import benchmark
+from meningitis.benchmark import routes
+from meningitis.benchmark.accuracy import stacked_reference, worst_deviation
+from meningitis.benchmark.sbml import sbml
+from meningitis.engine.reference import functions
+
+TASK = routes.Task.drawn(60, seed=4)
+
+
+def value(node, at):
+    """Evaluate content MathML by hand."""
+    kind = node.tag.split("}")[1]
+    if kind == "ci":
+        return at[node.text]
+    if kind == "cn":
+        return float(node.text)
+    operator, *arguments = node
+    values = [value(argument, at) for argument in arguments]
+    name = operator.tag.split("}")[1]
+    return {"plus": sum, "times": np.prod, "power": lambda pair: pair[0] ** pair[1]}[name](values)
+
+
+def test_sbml_says_the_same_equations():
+    f, _ = functions(TASK.system)
+    states, p = TASK.starts[0][:6] + 3.0, TASK.table[0]
+    at = {f"y{m}": v for m, v in enumerate(states)} | {f"p{k}": v for k, v in enumerate(p)}
+    rules = [node for node in ElementTree.fromstring(sbml(TASK.system)).iter() if node.tag.endswith("rateRule")]
+    assert [rule.get("variable") for rule in rules] == [f"y{m}" for m in range(9)]
+    mine = [value(rule[0][0], at) for rule in rules]
+    np.testing.assert_allclose(mine, f(0.0, states.tolist(), p.tolist()), rtol=1e-12)
+
+
+def test_the_stacked_reference_is_dop853_of_each_set():
+    f, _ = functions(TASK.system)
+    stacked = stacked_reference(TASK, slice(0, 3))
+    for i in range(3):
+        p = TASK.table[i].tolist()
+        alone = solve_ivp(
+            lambda t, y, p=p: f(t, y[:6].tolist(), p),
+            (0, routes.DAYS),
+            TASK.starts[i],
+            method="DOP853",
+            t_eval=TASK.times,
+            rtol=1e-11,
+            atol=1e-11,
+        ).y.T
+        assert (np.abs(stacked[i] - alone).max(axis=0) / np.abs(alone).max(axis=0)).max() < 1e-9
+    assert 1e-9 < worst_deviation(TASK, 60) < 1e-5
+
+
+def test_a_quick_run_names_what_is_absent_and_writes_its_numbers(monkeypatch, tmp_path):
+    def missing(task, quick):
+        raise routes.Absent("not here")
+
+    def broken(task, quick):
+        raise RuntimeError("of another version")
+
+    peers = {"LSODA": routes.PEERS["scipy solve_ivp LSODA"], "one": missing, "other": broken}
+    monkeypatch.setattr(benchmark, "PEERS", peers)
+    monkeypatch.setattr(benchmark, "SIZES", {True: (200,)})
+    monkeypatch.setattr(benchmark, "COMMANDS", {"help": ("--help",), "nonsense": ("nonsense",)})
+    said = []
+    found = benchmark.run(quick=True, path=tmp_path / "numbers.json", say=said.append)
+    assert json.loads((tmp_path / "numbers.json").read_text()) == found
+    mine, *_, peer = found["routes"]
+    assert (mine["route"], mine["threads"], mine["deviation"]) == ("meningitis", 1, 0.0)
+    assert peer["deviation"] < 1e-4
+    assert peer["ratios"]["1"] == pytest.approx(peer["us"] / mine["us"])
+    assert peer["ratios"]["1"] > 50
+    assert found["absent"]["one"] == "not here"
+    assert "RuntimeError: of another version" in found["absent"]["other"]
+    assert found["accuracy"]["worst"] < found["accuracy"]["allowed"]
+    assert found["sizes"][0]["sets"] == 200
+    assert found["commands"]["nonsense"] is None
+    assert found["commands"]["help"] < 5
+    assert any(line.startswith("absent: one") for line in said)
+
+
+@pytest.mark.parametrize("name", ["roadrunner CVODE", "numbalsoda lsoda", "numbalsoda dop853", "diffrax Tsit5, vmap"])
+def test_peers_agree_where_they_are_installed(name):
+    try:
+        route = routes.PEERS[name](TASK, True)
+    except routes.Absent as reason:
+        pytest.skip(str(reason))
+    mine = routes.engine_route(TASK, 1)
+    other = route.outputs(route.solve())
+    truth = mine.outputs(mine.solve())[: len(other)]
+    assert (np.abs(other - truth).max(axis=1) / np.abs(truth).max(axis=1)).max() < 1e-3
