@@ -173,6 +173,19 @@ def test_profiles_against_equations_by_hand() -> None:
     assert found.critical == pytest.approx(v["carrier_conversion_rate"] / v["stage_progression_rate"])
     with pytest.raises(ValueError, match="no parameter"):
         analysis.profiles(GENERALISED, v, {"nonsense": [1.0]})
+    with pytest.raises(ValueError, match="carrier_odds has no values"):
+        analysis.profiles(GENERALISED, v, {"carrier_odds": []})
+
+
+def test_a_profile_without_a_sweep_is_one_run_whose_peak_crosses_the_threshold() -> None:
+    v = GENERALISED.values()
+    found = analysis.profiles(GENERALISED, v, days=200)
+    assert found.stage1.shape == (1, 201) and found.sweep == {}
+    below = found.stage1[0, 5:] < found.threshold[0, 5:]
+    crossed = float(found.times[5:][below].max())
+    peak = analysis.events(GENERALISED, v).day("prevalence peak")
+    assert peak is not None
+    assert crossed <= peak <= crossed + 1
 
 
 def test_crossings_are_found_in_their_direction() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,31 @@ def test_the_claims_are_judged_by_the_numbers(results: Any) -> None:
     assert claims["key parameters, basic, R0"]["holds"] is False
     assert claims["p = 0 adequate"]["ever_infected"] == pytest.approx(1, abs=0.05)
     assert claims["p = 0 adequate"]["cases"] > 10
+
+
+def test_the_page_begins_with_the_verdicts(page: str) -> None:
+    summary = page[page.index('class="summary"') : page.index("<nav")]
+    assert [*re.findall(r'class="verdict">([^<]+)\.<', summary)][:2] == ["Holds", "Mixed"]
+    assert summary.count('class="claim') == 5 == page.count('class="claim') - 5
+    assert "Depends on the outcome" in summary
+
+
+def test_formulas_are_set_with_symbols(page: str) -> None:
+    assert page.count("<math") > 30 and "<mi>β</mi>" in page
+    for name in ("transmission_rate", "stage2_death_rate"):
+        assert all(name not in formula for formula in re.findall(r"<math.*?</math>", page, re.DOTALL))
+    for formula in re.findall(r"<math.*?</math>", page, re.DOTALL):
+        ET.fromstring(formula.replace("&nbsp;", " "))
+
+
+def test_events_have_a_row_for_each_scenario(out: Path, page: str) -> None:
+    table = page[page.index("<b>Table 4.</b>") :]
+    table = table[: table.index("</table>")]
+    assert table.count("<tr>") == 1 + 8
+    assert "11\N{NO-BREAK SPACE}Jan\N{NO-BREAK SPACE}2027 (W02)" in table
+    rows = pd.read_csv(out / "tables" / "events.csv")
+    first = rows[(rows["model"] == "basic") & (rows["scenario"] == "epidemic")].set_index("event")
+    assert first.loc["alert threshold", "day"] == 42 and first.loc["alert threshold", "date"] == "2027-01-11"
 
 
 def test_provenance_is_enough_to_run_it_again(results: Any) -> None:

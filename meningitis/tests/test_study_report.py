@@ -17,9 +17,11 @@ from meningitis.report.style import to_svg
 def page(out: Path) -> str:
     report = Report(out=out, title="A <title>", lead="Lead.")
     report.section("Section")
-    report.claim("it holds.", holds=False, verdict="Does not hold.", conditions="Where & when.")
+    report.claim("it holds.", holds=False, verdict="Does not hold", condition="Where & when.")
+    report.formulas([("<mi>a</mi>", "<mi>b</mi>"), ("<mi>c</mi><mo>&lt;</mo>", "<mi>d</mi>")], "Formulas & more.")
     report.figure("flow", flow_diagram(GENERALISED), "The model.")
     report.table("numbers", pd.DataFrame({"name": ["<b>"], "value": [1234.5678]}), "Numbers.")
+    report.table("other", pd.DataFrame({"x": [1]}), "Other.", pd.DataFrame({"shown instead": ["here"]}))
     return report.write({"a": np.array([1.0, np.nan])}).read_text()
 
 
@@ -31,6 +33,9 @@ def test_the_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     assert "A &lt;title&gt;" in text and "&lt;b&gt;" in text and "1,235" in text
     assert (tmp_path / "figures" / "flow.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / "tables" / "numbers.csv").read_text() == "name,value\n<b>,1234.5678\n"
+    assert "shown instead" in text and (tmp_path / "tables" / "other.csv").read_text() == "x\n1\n"
+    assert "<mi>a</mi><mo>=</mo><mi>b</mi>" in text and "<mo>&lt;</mo><mi>d</mi>" in text
+    assert text.count("Where &amp; when.") == 2  # in the summary and in its section
     assert json.loads((tmp_path / "results.json").read_text()) == {"a": [1.0, None]}
     assert not list(tmp_path.rglob(".*"))
 

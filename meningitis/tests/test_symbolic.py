@@ -19,6 +19,7 @@ from meningitis.symbolic import (
     next_generation,
     r0,
     r0_numeric,
+    reproduction_along,
     thresholds,
 )
 from meningitis.symbolic.growth import numeric_matrices
@@ -196,6 +197,26 @@ def test_thresholds_are_those_of_the_specification() -> None:
     assert sp.simplify(found.critical_ratio - phi / a1) == 0
     assert sp.simplify(found.early_ratio - phi / (rate + a1)) == 0
     assert sp.simplify(found.q - (s["I1"] + s["stage2_infectiousness"] * s["I2"]) / s["C"]) == 0
+
+
+def test_thresholds_and_r_along_a_run_are_the_formulas() -> None:
+    v = GENERALISED.values(overrides={"direct_fraction": 0.05, "stage2_infectiousness": 0.6, "carrier_odds": 0.8})
+    state = {
+        "S": np.array([9e4, 3e4]),
+        "C": np.array([50.0, 800.0]),
+        "I1": np.array([1.0, 9.0]),
+        "I2": np.array([2, 5]),
+    }
+    state |= {"R": np.array([1e4, 7e4]), "D": np.zeros(2)}
+    q = (state["I1"] + 0.6 * state["I2"]) / state["C"]
+    share, force = state["S"] / v["population"], v["transmission_rate"] * (0.8 + q)
+    phi, leaves = v["carrier_conversion_rate"], v["carrier_conversion_rate"] + v["carrier_immunity_rate"]
+    found = thresholds(GENERALISED).along(GENERALISED, v, state)
+    assert found["carriers_spread"] == pytest.approx(leaves / (0.95 * force))
+    assert found["stage1_spreads"] == pytest.approx((phi + 0.05 * share * force) / v["stage_progression_rate"])
+    basic = thresholds(BASIC).along(BASIC, v, state)
+    assert basic["stage1_spreads"] == pytest.approx(np.full(2, phi / v["stage_progression_rate"]))
+    assert reproduction_along(GENERALISED, v, state) == pytest.approx(spec_r0(v) * share)
 
 
 def test_early_ratio_of_the_eigenvector_is_the_formula() -> None:

@@ -167,14 +167,14 @@ class MathML(Text):
         signs = [f"<mo>{'−' if minus else '+'}</mo>" for minus, _ in terms]
         if not terms[0][0]:
             signs[0] = ""
-        elif len(terms):
+        else:
             signs[0] = '<mo form="prefix">−</mo>'
         return "".join(sign + term for sign, (_, term) in zip(signs, terms, strict=True))
 
     def matrix(self, rows: Sequence[Sequence[str]]) -> str:
-        """A matrix in square brackets."""
+        """A matrix; its brackets are the borders of class `matrix`, since `mo` grows only where a font for maths is."""
         cells = "".join("<mtr>" + "".join(f"<mtd>{cell}</mtd>" for cell in row) + "</mtr>" for row in rows)
-        return f"<mrow><mo>[</mo><mtable>{cells}</mtable><mo>]</mo></mrow>"
+        return f'<mtable class="matrix">{cells}</mtable>'
 
 
 class Notation:

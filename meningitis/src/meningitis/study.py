@@ -3,46 +3,24 @@
 from __future__ import annotations
 
 import datetime as dt
-import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from meningitis import analysis, models
 from meningitis.calendar import WeekSystem
+from meningitis.chapters import CHAPTERS, Work
 from meningitis.model import Model
+from meningitis.models import BASIC, GENERALISED
 from meningitis.report import Report
-
-RTOL, ATOL = 1e-6, 1e-8
-LIBRARIES = ("meningitis", "numpy", "scipy", "sympy", "numba", "pandas", "matplotlib")
-
-
-@dataclass(kw_only=True)
-class Work:
-    """What every chapter needs: the page, the results so far and the settings."""
-
-    report: Report
-    seed: int
-    sobol_n: int
-    lhs_n: int
-    start: dt.date | None
-    weeks: WeekSystem
-    results: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def models(self) -> tuple[Model, Model]:
-        """The basic and the generalised model."""
-        return models.BASIC, models.GENERALISED
 
 
 def study(
     out: Path,
     *,
+    models: tuple[Model, ...] = (BASIC, GENERALISED),
+    scenario: str | None = None,
+    overrides: Mapping[str, float | str] | None = None,
+    days: float | None = None,
     seed: int = 1,
     sobol_n: int = 4096,
     lhs_n: int = 2000,
@@ -52,59 +30,48 @@ def study(
 ) -> Path:
     """Run the whole study and write figures/, tables/, results.json and, last, report.html under `out`.
 
-    Returns the page's path. Raises ValueError for unusable sample sizes, OSError where `out` cannot be written.
+    `models`: the fuller one last; chapters that need what a declaration lacks say so. `scenario`, `overrides` and
+    `days` change what single runs start from, every scenario's values, and the length of every run.
+    Returns the page's path. Raises ModelError for unknown scenarios or values out of bounds, ValueError for unusable
+    sample sizes, OSError where `out` cannot be written.
     """
     if sobol_n < 2 or sobol_n & (sobol_n - 1):
         raise ValueError(f"sobol-n is {sobol_n}, but must be a power of two such as 4096")
     if lhs_n < 50:
         raise ValueError(f"lhs-n is {lhs_n}, but must be at least 50")
-    from meningitis import chapters
-
     began = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
+    shipped = models == (BASIC, GENERALISED)
     report = Report(
         out=out,
-        title="A deterministic model for meningitis epidemics: the whole study",
+        title="A deterministic model for meningitis epidemics"
+        if shipped
+        else f"A study of the model {models[-1].name}",
         lead="Basic and generalised model with carriers and two stages of illness, after Yaga & Saporu (arXiv "
-        "2304.00148). Structure from the paper's abstract; readings of our own and assumed values are marked as such.",
+        "2304.00148). The structure is that of the paper's abstract; readings of our own and assumed values are marked "
+        "as such. Parameters are not fitted to any place: nothing here is a forecast."
+        if shipped
+        else models[-1].title or models[-1].description,
     )
-    work = Work(report=report, seed=seed, sobol_n=sobol_n, lhs_n=lhs_n, start=start, weeks=weeks)
-    for place, (title, chapter) in enumerate(chapters.CHAPTERS, start=1):
+    work = Work(
+        report=report,
+        models=models,
+        seed=seed,
+        sobol_n=sobol_n,
+        lhs_n=lhs_n,
+        start=start,
+        weeks=weeks,
+        scenario=scenario,
+        overrides=dict(overrides or {}),
+        days=days,
+    )
+    models[-1].values(scenario, work.overrides)  # what it refuses, it refuses before anything is written
+    out.mkdir(parents=True, exist_ok=True)
+    for place, (title, chapter) in enumerate(CHAPTERS, start=1):
         if progress:
-            progress(f"{place}/{len(chapters.CHAPTERS)} {title} ({time.perf_counter() - began:.1f} s)")
+            progress(f"{place}/{len(CHAPTERS)} {title} ({time.perf_counter() - began:.1f} s)")
         report.section(title)
         chapter(work)
     page = report.write(work.results)
     if progress:
         progress(f"done in {time.perf_counter() - began:.1f} s")
     return page
-
-
-def global_sensitivity(
-    model: Model, values: Mapping[str, float], days: float, *, lhs: int, sobol: int, seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Tables of PRCC and of Sobol indices with 95 % intervals, by outcome and parameter, with LaTeX symbols."""
-    symbols = {p.name: p.symbol for p in model.parameters}
-    ranks = analysis.prcc(model, n=lhs, seed=seed, values=values, days=days).frame()
-    shares = analysis.sobol(model, n=sobol, seed=seed, values=values, days=days).frame()
-    for table in (ranks, shares):
-        table.insert(2, "symbol", table["parameter"].map(symbols))
-    return ranks, shares
-
-
-def provenance(work: Work) -> dict[str, Any]:
-    """What is needed to run the same study again: declarations, values, seed, sizes, tolerances, versions."""
-    return {
-        "models": {
-            m.name: {"hash": m.hash, "scenarios": {s.name: m.values(s.name) for s in m.scenarios}} for m in work.models
-        },
-        "seed": work.seed,
-        "sobol_n": work.sobol_n,
-        "lhs_n": work.lhs_n,
-        "tolerances": {"rtol": RTOL, "atol_persons": ATOL},
-        "start": work.start,
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
-    }
-
-
-__all__ = ["Work", "global_sensitivity", "provenance", "study"]

@@ -200,16 +200,14 @@ def _thresholds(arguments: argparse.Namespace) -> None:
 
 
 def _sensitivity(arguments: argparse.Namespace) -> None:
-    from meningitis import symbolic
+    from meningitis import analysis, symbolic
 
     model = model_of(arguments)
     values = values_of(model, arguments)
     if not arguments.worldwide:
         put(arguments, symbolic.elasticities(model).frame(values), words="normalised indices of R0")
         return
-    from meningitis.study import global_sensitivity
-
-    ranks, shares = global_sensitivity(
+    ranks, shares = analysis.global_sensitivity(
         model, values, days_of(model, arguments), lhs=arguments.lhs_n, sobol=arguments.sobol_n, seed=arguments.seed
     )
     both = ranks.merge(shares, on=["outcome", "parameter", "symbol"], how="outer", suffixes=("_prcc", "_sobol"))
@@ -243,11 +241,7 @@ def _profile(arguments: argparse.Namespace) -> None:
         sweep[model.parameter(name).name] = [float(parse_quantity(part.strip())) for part in text.split(",")]
         for value in sweep[name]:
             model.values(arguments.scenario, {name: value})
-    days = days_of(model, arguments)
-    values = values_of(model, arguments)
-    # Without a sweep, one set: the values themselves.
-    single = {model.parameter_names[0]: [values[model.parameter_names[0]]]}
-    found = analysis.profiles(model, values, sweep or single, days=days, step=7.0)
+    found = analysis.profiles(model, values_of(model, arguments), sweep, days=days_of(model, arguments), step=7.0)
     put(arguments, found.frame(), found.to_dict())
 
 

@@ -2,7 +2,8 @@
 
 from meningitis.analysis.adequacy import Adequacy, adequacy
 from meningitis.analysis.compare import Bands, Comparison, bands, compare
-from meningitis.analysis.events import Event, Events, events
+from meningitis.analysis.events import IMPLICIT, Event, Events, events
+from meningitis.analysis.importance import global_sensitivity
 from meningitis.analysis.infected import (
     EverInfected,
     ever_infected,
@@ -19,6 +20,7 @@ from meningitis.analysis.sobol import Sobol, sobol
 from meningitis.analysis.surveillance import who_thresholds
 
 __all__ = [
+    "IMPLICIT",
     "OUTCOMES",
     "PRCC",
     "Adequacy",
@@ -38,6 +40,7 @@ __all__ = [
     "final_size_exact",
     "final_susceptible",
     "first_integral",
+    "global_sensitivity",
     "infection_potential",
     "local_sensitivity",
     "outcomes",

@@ -20,8 +20,9 @@ from meningitis.symbolic.nextgen import infected_states
 class Profiles:
     """Ratios for each parameter set (n) at each time (T).
 
-    stage1: I1/C; both: all ill over carriers, (I1 + I2)/C; NaN where there are no carriers. critical and early (n,) are
-    for I1/C only; early is NaN where the infection does not grow.
+    stage1: I1/C; both: all ill over carriers, (I1 + I2)/C; NaN where there are no carriers. For I1/C only: threshold
+    (n, T), below which stage I spreads at that time; critical (n,), the same without direct infection; early (n,), NaN
+    where the infection does not grow.
     """
 
     times: Array
@@ -29,20 +30,22 @@ class Profiles:
     stage1: Array
     both: Array
     prevalence: Array
+    threshold: Array
     critical: Array
     early: Array
 
     def frame(self) -> pd.DataFrame:
-        """Long table: set, swept values, day, stage1, both, prevalence."""
+        """Long table: set, swept values, day, stage1, both, threshold, prevalence."""
         n, points = self.stage1.shape
         table: dict[str, Any] = {"set": np.repeat(np.arange(n), points)}
         table |= {name: np.repeat(values, points) for name, values in self.sweep.items()}
         table |= {"day": np.tile(self.times, n), "stage1": self.stage1.ravel(), "both": self.both.ravel()}
-        return pd.DataFrame(table | {"prevalence": self.prevalence.ravel()})
+        return pd.DataFrame(table | {"threshold": self.threshold.ravel(), "prevalence": self.prevalence.ravel()})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, lists of lists."""
-        arrays = {name: getattr(self, name).tolist() for name in ("times", "stage1", "both", "critical", "early")}
+        names = ("times", "stage1", "both", "threshold", "critical", "early")
+        arrays = {name: getattr(self, name).tolist() for name in names}
         return arrays | {"sweep": {name: values.tolist() for name, values in self.sweep.items()}}
 
 
@@ -56,7 +59,8 @@ def profiles(
 ) -> Profiles:
     """Case-carrier ratios for every combination of the swept parameter values (none: `values` alone).
 
-    Raises: ValueError for an unknown parameter, or a declaration without a case fed by a carrier compartment.
+    Raises: ValueError for an unknown parameter, one without values, or a declaration without a case fed by a carrier
+    compartment.
     """
     pair = case_and_carrier(model)
     if pair is None:
@@ -69,7 +73,7 @@ def profiles(
     times = np.arange(0.0, days + 1e-9, step)
     run = simulate(model, parameters={**values, **grid}, times=times)
     ill = [name for name in infected_states(model) if name != carrier]
-    stage1, both, prevalence = (np.empty((size, times.size)) for _ in range(3))
+    stage1, both, prevalence, threshold = (np.empty((size, times.size)) for _ in range(4))
     critical, early = np.empty(size), np.empty(size)
     conditions = thresholds(model)
     for k in range(size):
@@ -78,9 +82,17 @@ def profiles(
         prevalence[k] = sum(held[name] for name in ill)
         stage1[k], both[k] = held[case] / carriers, prevalence[k] / carriers
         here = {**values, **{name: float(column[k]) for name, column in grid.items()}}
+        threshold[k] = conditions.along(model, here, held)["stage1_spreads"]
         critical[k] = conditions.evaluate(model, here)["critical_ratio"]
         speed = growth(model, here)
         early[k] = speed.early_ratio if speed.rate > 0 and speed.early_ratio is not None else np.nan
     return Profiles(
-        times=times, sweep=grid, stage1=stage1, both=both, prevalence=prevalence, critical=critical, early=early
+        times=times,
+        sweep=grid,
+        stage1=stage1,
+        both=both,
+        prevalence=prevalence,
+        threshold=threshold,
+        critical=critical,
+        early=early,
     )

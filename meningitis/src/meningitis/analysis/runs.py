@@ -51,8 +51,14 @@ def first_crossing(
 
 
 def grid_of(sweep: Mapping[str, Sequence[float]]) -> dict[str, Array]:
-    """All combinations of the swept values, as one array (n,) for each parameter."""
-    rows = np.array(list(product(*sweep.values())), dtype=np.float64).reshape(-1, len(sweep))
+    """All combinations of the swept values, as one array (n,) for each parameter.
+
+    Raises: ValueError for a parameter without values.
+    """
+    empty = [name for name, values in sweep.items() if len(values) == 0]
+    if empty:
+        raise ValueError(f"the sweep over {', '.join(empty)} has no values")
+    rows = np.array(list(product(*sweep.values())), dtype=np.float64)
     return {name: rows[:, k] for k, name in enumerate(sweep)}
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE = "report.html"
+NUMBER = re.compile(r"[−+]?[\d.,]+(e[−+]?\d+)?|[–·]|≈ 0")
+"""A cell that is set flush right where all of its column are such."""
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -61,9 +65,9 @@ def to_json(value: Any) -> str:
 
 def show(value: Any) -> str:
     """A table's cell: four significant figures, no trailing noise, a dash for nothing."""
-    if value is None:
+    if value is None or value != value:
         return "–"
-    if isinstance(value, bool):
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool":
         return "yes" if value else "no"
     if isinstance(value, float) or hasattr(value, "dtype"):
         number = float(value)
@@ -85,6 +89,7 @@ class Report:
     title: str
     lead: str
     sections: list[dict[str, Any]] = field(default_factory=list)
+    claims: list[dict[str, Any]] = field(default_factory=list)
     figures: int = 0
     tables: int = 0
 
@@ -99,13 +104,21 @@ class Report:
         """Add a paragraph."""
         self._add(kind="text", text=words)
 
-    def code(self, words: str) -> None:
-        """Add text whose spaces and line breaks matter."""
-        self._add(kind="code", text=words)
+    def formulas(self, rows: Sequence[tuple[str, str]], caption: str) -> None:
+        """Add equations, each a left and a right side as the inside of a MathML element.
 
-    def claim(self, said: str, *, holds: bool, verdict: str, conditions: str) -> None:
-        """Add a claim of the paper with our verdict and the conditions under which it was reached."""
-        self._add(kind="claim", said=said, holds=holds, verdict=verdict, conditions=conditions)
+        A left side that ends in a relation of its own, such as <, gets no equals sign.
+        """
+        relations = ("<mo>&lt;</mo>", "<mo>&gt;</mo>")
+        equations = [left + ("" if left.endswith(relations) else "<mo>=</mo>") + right for left, right in rows]
+        self._add(kind="formulas", equations=equations, caption=caption)
+
+    def claim(self, said: str, *, holds: bool | None, verdict: str, condition: str) -> None:
+        """Add a claim of the paper with our verdict (None: it depends) and the condition; the page begins with all."""
+        claim = {"said": said, "verdict": verdict, "condition": condition, "section": len(self.sections)}
+        claim["mark"] = {True: "yes", False: "no", None: "mixed"}[holds]
+        self.claims.append(claim)
+        self._add(kind="claim", claim=claim)
 
     def figure(self, name: str, figure: Figure, caption: str) -> None:
         """Write NAME.svg and NAME.pdf and add the figure to the page."""
@@ -119,14 +132,16 @@ class Report:
         inline = svg[svg.index("<svg") :]
         self._add(kind="figure", name=name, svg=inline, caption=caption, number=self.figures)
 
-    def table(self, name: str, frame: pd.DataFrame, caption: str) -> None:
-        """Write NAME.csv (all digits) and add the table, rounded, to the page."""
-        from pandas.api.types import is_numeric_dtype
-
+    def table(self, name: str, frame: pd.DataFrame, caption: str, shown: pd.DataFrame | None = None) -> None:
+        """Write NAME.csv (all digits) and add the table, rounded, to the page; `shown` there in its stead."""
         write_atomically(self.out / "tables" / f"{name}.csv", frame.to_csv(index=False))
         self.tables += 1
-        heads = [{"text": str(c).replace("_", " "), "number": bool(is_numeric_dtype(frame[c]))} for c in frame.columns]
-        rows = [[show(cell) for cell in row] for row in frame.itertuples(index=False)]
+        shown = frame if shown is None else shown
+        rows = [[show(cell) for cell in row] for row in shown.itertuples(index=False)]
+        heads = [
+            {"text": str(c).replace("_", " "), "number": all(NUMBER.fullmatch(row[k]) for row in rows)}
+            for k, c in enumerate(shown.columns)
+        ]
         self._add(kind="table", name=name, heads=heads, rows=rows, caption=caption, number=self.tables)
 
     def write(self, results: dict[str, Any]) -> Path:
@@ -136,6 +151,6 @@ class Report:
         write_atomically(self.out / "results.json", to_json(results))
         source = resources.files("meningitis.report").joinpath("page.html").read_text(encoding="utf-8")
         template = Environment(autoescape=True).from_string(source)
-        page = template.render(title=self.title, lead=self.lead, sections=self.sections)
+        page = template.render(title=self.title, lead=self.lead, claims=self.claims, sections=self.sections)
         write_atomically(self.out / PAGE, page)
         return self.out / PAGE

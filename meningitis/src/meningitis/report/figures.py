@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from meningitis.calendar import WeekSystem, date_of, epi_week
-from meningitis.report.style import BLACK, BLUE, ORANGE, SKY, VERMILION, new, strokes, styled
+from meningitis.report.style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILION, new, strokes, styled
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
+
+    from meningitis.analysis import Profiles
 
     Array = NDArray[np.float64]
 
@@ -57,8 +60,8 @@ def incidence(
         for level, word in ((alert, "alert threshold"), (epidemic, "epidemic threshold")):
             axes.axhline(level, color=BLACK, linewidth=0.8, linestyle=(0, (1, 2)))
             axes.text(7 * weeks, level, f"{word} {level:g}", ha="right", va="bottom", fontsize=7.5)
-        axes.set_yscale("log")
         axes.set_ylim(1e-3, 3 * max(top, epidemic))
+        plain_log(axes)
         axes.set_ylabel("cases per 100,000 per week")
         time_axis(axes, 7 * weeks, start, system)
         axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -66,37 +69,45 @@ def incidence(
 
 
 def ratio_and_events(
-    times: Array,
-    stage1: Array,
-    both: Array,
-    early: float,
-    critical: float,
+    run: Profiles,
+    ratio: str,
     events: Sequence[tuple[str, float | None]],
-    prevalence: Array,
     *,
     start: dt.date | None = None,
     system: WeekSystem = "iso",
 ) -> Figure:
-    """One run: ratios of cases to carriers (upper) and persons ill (lower), with events marked by letters on both."""
+    """The first run of `run`: cases per carrier (upper) and persons ill (lower), events marked by letters on both.
+
+    `ratio` is the LaTeX of the ratio that the early and the critical ratio belong to.
+    """
     with styled():
-        figure, (upper, lower) = new(7.0, 5.0, 2, 1, sharex=True, height_ratios=[3, 2])
-        upper.plot(times, 1000 * stage1, color=BLUE, label="$I_1/C$")
-        upper.plot(times, 1000 * both, color=VERMILION, linestyle="--", label="$(I_1+I_2)/C$")
-        for level, word, line in ((early, "early ratio", ":"), (critical, "critical ratio", "-.")):
+        figure, (upper, lower) = new(7.4, 4.9, 2, 1, sharex=True, height_ratios=[3, 2])
+        times = run.times
+        upper.plot(times, 1000 * run.stage1[0], color=BLUE, label=f"${ratio}$")
+        upper.plot(times, 1000 * run.both[0], color=VERMILION, linestyle="--", label="all ill per carrier")
+        levels = [(float(run.early[0]), "early ratio", ":"), (float(run.critical[0]), "critical ratio", "-.")]
+        for level, word, line in levels:
             if np.isfinite(level):
-                upper.axhline(1000 * level, color=BLACK, linewidth=1.0, linestyle=line, label=f"{word}, for $I_1/C$")
-        top = 3 * 1000 * max(critical, float(np.nanmax(stage1[times <= 0.6 * times[-1]])))
-        upper.set_ylim(0, top)
-        upper.set_ylabel("cases per 1,000 carriers")
-        upper.legend(loc="lower right", ncols=2)
-        lower.plot(times, prevalence, color=BLUE)
-        lower.set_ylabel("persons ill, $I_1+I_2$")
+                upper.axhline(1000 * level, color=BLACK, linewidth=1.0, linestyle=line, label=word)
+        if np.nanmax(np.abs(run.threshold[0] / run.critical[0] - 1)) > 0.01:
+            upper.plot(
+                times,
+                1000 * run.threshold[0],
+                color=GREEN,
+                linestyle=(0, (5, 1, 1, 1)),
+                label="stage I spreads\nbelow this",
+            )
+        upper.set_ylim(0, 1.15 * 1000 * max(float(np.nanmax(x)) for x in (run.both[0], run.critical, run.early)))
+        upper.set_ylabel("per 1,000 carriers")
+        upper.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
+        lower.plot(times, run.prevalence[0], color=BLUE)
+        lower.set_ylabel("persons ill")
         lower.set_ylim(0, None)
         happened = [(name, day) for name, day in events if day is not None]
         for k, (_, day) in enumerate(happened):
             for axes in (upper, lower):
                 axes.axvline(day, color="#666666", linewidth=0.8, linestyle=(0, (2, 2)))
-            raised = 1.02 if k % 2 == 0 else 1.08
+            raised = 1.02 + 0.06 * (k % 3)
             upper.text(day, raised, "abcdefghij"[k], transform=upper.get_xaxis_transform(), ha="center", fontsize=8)
         words = [f"{'abcdefghij'[k]} {name} (day {day:.0f})" for k, (name, day) in enumerate(happened)]
         half = (len(words) + 1) // 2
@@ -105,31 +116,45 @@ def ratio_and_events(
     return figure
 
 
-def ratio_sweeps(times: Array, panels: Mapping[str, tuple[Sequence[str], Array, Array, Array]]) -> Figure:
-    """I1/C over time in panels, one per swept parameter: labels, ratios (n, T), critical (n,) and early (n,) ratios."""
+def ratio_sweeps(panels: Mapping[str, tuple[Sequence[str], Profiles]], ratio: str) -> Figure:
+    """Cases per carrier over time, a panel for each swept parameter: labels of its values, and their runs."""
     with styled():
-        columns = 2
-        rows = (len(panels) + 1) // columns
-        figure, grid = new(7.4, 2.7 * rows, rows, columns, sharex=True, squeeze=False)
-        for axes, (title, (labels, ratio, critical, early)) in zip(grid.ravel(), panels.items(), strict=False):
+        columns = min(2, len(panels))
+        rows = -(-len(panels) // columns)
+        figure, grid = new(7.6, 0.4 + 2.5 * rows, rows, columns, sharex=True, squeeze=False)
+        for axes, (title, (labels, run)) in zip(grid.ravel(), panels.items(), strict=False):
             for k, (label, stroke) in enumerate(zip(labels, strokes(), strict=False)):
-                axes.plot(times, 1000 * ratio[k], label=label, **stroke)
-                axes.axhline(1000 * critical[k], color=stroke["color"], linewidth=0.7, linestyle="-.")
-                if np.isfinite(early[k]):
-                    axes.axhline(1000 * early[k], color=stroke["color"], linewidth=0.7, linestyle=":")
-            axes.set_yscale("log")
-            axes.set_title(title, fontsize=9)
-            axes.legend(fontsize=7)
-            time_axis(axes, float(times[-1]))
+                axes.plot(run.times, 1000 * run.stage1[k], label=label, **stroke)
+                axes.axhline(1000 * run.critical[k], color=stroke["color"], linewidth=0.7, linestyle="-.")
+                if np.isfinite(run.early[k]):
+                    axes.axhline(1000 * run.early[k], color=stroke["color"], linewidth=0.7, linestyle=":")
+            low, high = float(np.nanmin(run.stage1[:, 7:])), float(np.nanmax(run.stage1))
+            axes.set_ylim(500 * min(low, float(run.critical.min())), 2200 * max(high, float(run.critical.max())))
+            plain_log(axes)
+            axes.set_title("\n".join(wrap(title, 58)), fontsize=8, fontweight="normal")
+            # Above the curves, where the limits leave room for one line.
+            axes.legend(fontsize=6.5, ncols=3, loc="upper center", handlelength=2.2, columnspacing=1.0, borderaxespad=0)
+            time_axis(axes, float(run.times[-1]))
             axes.set_xticks(axes.get_xticks()[::2])  # half as many: the panels are narrow
             axes.xaxis.set_major_formatter(lambda day, _: f"{day / 7:.0f}")
         for axes in grid.ravel()[len(panels) :]:
             axes.axis("off")
         for axes in grid[:, 0]:
-            axes.set_ylabel("$I_1$ per 1,000 $C$")
+            axes.set_ylabel(f"1,000 ${ratio}$")
         for axes in grid[:-1].ravel():
             axes.set_xlabel("")
     return figure
+
+
+def plain_log(axes: Any) -> None:
+    """A vertical log axis whose ticks are plain numbers at 1, 2, 5, 10, ..."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    decades = np.log10(axes.get_ylim()[1] / axes.get_ylim()[0])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.10g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def tornado(indices: Mapping[str, Mapping[str, float]]) -> Figure:
@@ -146,7 +171,9 @@ def tornado(indices: Mapping[str, Mapping[str, float]]) -> Figure:
             hatch = None if k == 0 else "////"
             colour = BLUE if k == 0 else "white"
             axes.barh(places, widths, height, label=label, color=colour, edgecolor=BLUE, hatch=hatch, linewidth=0.8)
-            for place, width in zip(places, widths, strict=True):
+            for name, place, width in zip(order, places, widths, strict=True):
+                if name not in table:
+                    continue
                 side = "left" if width >= 0 else "right"
                 axes.text(width, place, f" {width:+.2g} ", va="center", ha=side, fontsize=6.5)
         axes.axvline(0, color=BLACK, linewidth=0.8)

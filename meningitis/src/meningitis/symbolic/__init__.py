@@ -4,10 +4,19 @@ from meningitis.symbolic.control import Control, control, critical_value
 from meningitis.symbolic.elasticity import Elasticities, elasticities
 from meningitis.symbolic.equilibria import Equilibria, Equilibrium, equilibria
 from meningitis.symbolic.growth import Growth, case_and_carrier, growth, initial_state
-from meningitis.symbolic.nextgen import NextGeneration, NumericR0, effective_r, next_generation, r0, r0_numeric
-from meningitis.symbolic.thresholds import Thresholds, thresholds
+from meningitis.symbolic.nextgen import (
+    NextGeneration,
+    NumericR0,
+    effective_r,
+    next_generation,
+    r0,
+    r0_numeric,
+    reproduction_along,
+)
+from meningitis.symbolic.thresholds import SHARE, Thresholds, thresholds
 
 __all__ = [
+    "SHARE",
     "Control",
     "Elasticities",
     "Equilibria",
@@ -27,5 +36,6 @@ __all__ = [
     "next_generation",
     "r0",
     "r0_numeric",
+    "reproduction_along",
     "thresholds",
 ]

@@ -222,6 +222,17 @@ def effective_r(model: Model) -> sp.Expr:
     return radius
 
 
+def reproduction_along(
+    model: Model, values: Mapping[str, float], states: Mapping[str, ArrayLike]
+) -> NDArray[np.float64]:
+    """R(t) at each state (T,), persons by compartment. Raises: ValueError where only the numeric form exists."""
+    at = {model.symbols[name]: values[name] for name in model.parameter_names}
+    symbols = [model.symbols[name] for name in model.state_names]
+    people = [np.asarray(states[name], dtype=np.float64) for name in model.state_names]
+    found = sp.lambdify(symbols, effective_r(model).subs(at), "numpy")(*people)
+    return np.broadcast_to(np.asarray(found, dtype=np.float64), people[0].shape)
+
+
 @dataclass(frozen=True, kw_only=True)
 class NumericR0:
     """R0 over arrays of parameters: call it with a mapping name -> float or array (all broadcast together)."""

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import sympy as sp
+from numpy.typing import ArrayLike, NDArray
 
 from meningitis.model import Model
 from meningitis.symbolic.growth import case_and_carrier, early_ratio
@@ -69,6 +71,27 @@ class Thresholds:
         at |= {sp.Symbol(name): value for name, value in symbols.items()}
         numbers = {name: value.subs(at) for name, value in self._items().items()}
         return {name: float(value) for name, value in numbers.items() if not value.free_symbols}
+
+    def along(
+        self, model: Model, values: Mapping[str, float], states: Mapping[str, ArrayLike]
+    ) -> dict[str, NDArray[np.float64]]:
+        """`carriers_spread` (share of the population) and `stage1_spreads` (persons per carrier) at each state (T,).
+
+        `states` holds persons by compartment. Where there are no carriers, q is infinite and so is what follows of it.
+        """
+        at = {model.symbols[name]: values[name] for name in model.parameter_names}
+        names = model.state_names
+        people = [np.asarray(states[name], dtype=np.float64) for name in names]
+        population = float(sp.Add(*model.initial_state().values()).subs(at))
+        share = np.asarray(states[self.susceptible], dtype=np.float64) / population
+        symbols = [model.symbols[name] for name in names]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            q = sp.lambdify(symbols, self.q.subs(at), "numpy")(*people)
+            return {
+                name: np.broadcast_to(sp.lambdify([Q, SHARE], value.subs(at), "numpy")(q, share), share.shape)
+                for name, value in self._items().items()
+                if name in ("carriers_spread", "stage1_spreads")
+            }
 
 
 def thresholds(model: Model) -> Thresholds:

@@ -1,0 +1,179 @@
+"""Chapters on single runs: the course of a season, case-carrier ratios, the order of events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from meningitis import analysis, symbolic
+from meningitis.calendar import date_of, epi_week
+from meningitis.chapters.work import KEY, Work
+from meningitis.engine import simulate
+from meningitis.model import Model, Parameter
+from meningitis.notation import Notation
+from meningitis.report import figures
+
+FACTORS = {"transmission_rate": (0.7, 1.0, 1.3), "carrier_odds": (0.5, 1.0, 1.5)}
+"""Multiples of a parameter's value that the ratio figures sweep over; a tenth to ten times for the others."""
+
+
+def course(work: Work) -> None:
+    """Weekly incidence and totals of every scenario."""
+    rows = []
+    for model in work.models:
+        curves = {}
+        for name in work.scenarios(model):
+            scenario, values, days = model.scenario(name), work.values(model, name), work.length(model, name)
+            found = {key: float(column[0]) for key, column in analysis.outcomes(model, values, days=days).items()}
+            run = simulate(model, parameters=values, times=np.arange(0.0, days + 1e-9, 7.0))
+            N = sum(float(run[state][0, 0]) for state in model.state_names)
+            rows.append(
+                {
+                    "model": model.name,
+                    "scenario": scenario.name,
+                    "season": scenario.season,
+                    "weekly_peak_per_100000": found["peak_weekly_incidence"] / N * 1e5,
+                    "peak_week": int(found["peak_week"]),
+                    "cases": found["cases"],
+                    "deaths": found["deaths"],
+                    "ever_infected_%": 100 * found["ever_infected"] / N,
+                }
+            )
+            curves[scenario.name] = np.diff(run["cases"][0]) / N * 1e5
+        work.report.figure(
+            f"incidence-{model.name}",
+            figures.incidence(curves, 3, 10, start=work.start, system=work.weeks),
+            f"Weekly incidence of illness in the {model.name} model, with WHO's operational thresholds for "
+            "districts of 30,000–100,000. Weeks are differences of the cumulative count. Log scale.",
+        )
+    table = pd.DataFrame(rows)
+    work.results["course"] = table.to_dict("records")
+    heads = (
+        "model", "scenario", "season", "weekly peak per 100,000", "week of the peak", "cases", "deaths",
+        "ever infected (%)",
+    )  # fmt: skip
+    work.report.table(
+        "course",
+        table,
+        "Totals by scenario. The season is a label: the model knows none.",
+        table.set_axis(list(heads), axis="columns"),
+    )
+
+
+def ratios(work: Work) -> None:
+    """Case-carrier ratios, the events along each run, and the claim that a ratio forewarns of an epidemic."""
+    fitting = [model for model in work.models if symbolic.case_and_carrier(model) is not None]
+    if not fitting:
+        work.report.text("No carrier compartment feeds a case compartment here, so there is no ratio of the two.")
+        return
+    kept = {}
+    for model in fitting:
+        for name in work.scenarios(model):
+            kept[model.name, model.scenario(name).name] = analysis.events(
+                model, work.values(model, name), work.length(model, name), start=work.start
+            )
+    for model in fitting:
+        _figures(work, model, kept[model.name, model.scenario(work.scenario).name])
+    _table(work, kept)
+    for ratio in ("early ratio", "critical ratio", analysis.IMPLICIT):
+        told = {"/".join(where): found.claim.get(ratio) for where, found in kept.items()}
+        _claim(work, ratio, {where: bool(held) for where, held in told.items() if held is not None})
+    for warning in dict.fromkeys(w for found in kept.values() for w in found.warnings):
+        work.report.text(f"Note: {warning}.")
+
+
+def _figures(work: Work, model: Model, happened: analysis.Events) -> None:
+    values, days = work.values(model), work.length(model)
+    run = analysis.profiles(model, values, days=days)
+    case, carrier = (Notation(model).latex(model.symbols[x]) for x in symbolic.case_and_carrier(model) or ())
+    work.report.figure(
+        f"ratio-{model.name}",
+        figures.ratio_and_events(
+            run, f"{case}/{carrier}", [(e.name, e.day) for e in happened.events], start=work.start, system=work.weeks
+        ),
+        f"Cases to carriers along the {model.scenario(work.scenario).name} scenario, {model.name} model. The early "
+        "ratio, the critical ratio and the threshold below which stage I spreads belong to the first curve only. "
+        "Vertical lines are the events named above the panel.",
+    )
+    sweeps = {}
+    for p in model.parameters:
+        if p.name in (*KEY, "direct_fraction") and values[p.name] > 0:
+            grid = [values[p.name] * x for x in FACTORS.get(p.name, (0.1, 1.0, 10.0))]
+            if p.bounds[0] <= min(grid) and max(grid) <= p.bounds[1]:
+                part = analysis.profiles(model, values, {p.name: grid}, days=days)
+                sweeps[f"${p.symbol}$: {p.meaning}"] = ([_value(p, x) for x in grid], part)
+    if sweeps:
+        work.report.figure(
+            f"ratio-sweeps-{model.name}",
+            figures.ratio_sweeps(sweeps, f"{case}/{carrier}"),
+            f"Cases in stage I per 1,000 carriers over time for swept parameters, {model.name} model; dash-dotted the "
+            "critical ratio, dotted the early ratio, in each curve's colour (equal ones cover each other).",
+        )
+
+
+def _value(p: Parameter, x: float) -> str:
+    return f"${p.symbol}$ = {365 * x:.3g}/year" if p.unit == "1/day" else f"${p.symbol}$ = {x:.3g}"
+
+
+def _table(work: Work, kept: dict[tuple[str, str], analysis.Events]) -> None:
+    rows: list[dict[str, Any]] = []
+    for (model, scenario), found in kept.items():
+        rows += [
+            {
+                "model": model, "scenario": scenario, "event": e.name, "day": e.day, "date": e.date,
+                "value": e.value, "of": e.unit,
+            }
+            for e in found.events
+        ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    names = list(dict.fromkeys(table["event"]))
+    shown: list[dict[str, str | None]] = [
+        {"model": model, "scenario": scenario, **{name: _when(work, found.day(name)) for name in names}}
+        for (model, scenario), found in kept.items()
+    ]
+    work.results["events"] = table.to_dict("records")
+    form = "dates with epidemiological weeks" if work.start else "days since the start"
+    work.report.table(
+        "events",
+        table,
+        f"When each event happens, {form}; a dash: never. Surveillance events are dated at the end of their week, when "
+        "they are known, the weekly peak in its middle.",
+        pd.DataFrame(shown),
+    )
+
+
+def _when(work: Work, day: float | None) -> str | None:
+    if day is None:
+        return None
+    if work.start is None:
+        return f"{day:.1f}"
+    date = date_of(day, work.start)
+    return f"{date.day}\N{NO-BREAK SPACE}{date:%b}\N{NO-BREAK SPACE}{date:%Y} (W{epi_week(date, work.weeks)[1]:02d})"
+
+
+def _claim(work: Work, ratio: str, told: dict[str, bool]) -> None:
+    if not told:
+        return
+    yes, no = [w for w, held in told.items() if held], [w for w, held in told.items() if not held]
+    work.results.setdefault("claims", {})[f"{ratio} before epidemic threshold"] = told
+    what = {
+        "early ratio": "the ratio of the exponential phase",
+        "critical ratio": "stage-I prevalence peaks there in the basic model; with direct infection it is passed at "
+        "once and forewarns of nothing",
+        analysis.IMPLICIT: "the true condition for stage I where some fall ill at once; crossed at the prevalence peak",
+    }[ratio]
+    work.report.claim(
+        "A critical case–carrier ratio is attained before cases grow to an epidemic level"
+        f" — read as the {ratio} ({what}).",
+        holds=None if yes and no else bool(yes),
+        verdict="Holds" if not no else "Does not hold" if not yes else "Mixed",
+        condition=f"Before the epidemic threshold in {_listed(yes)}; after it or never in {_listed(no)}. Runs "
+        "that never reach that threshold say nothing.",
+    )
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words) or "none"

@@ -1,0 +1,126 @@
+"""Chapters on totals: ever infected, whether p = 0 is adequate, control and uncertainty."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from meningitis import analysis, symbolic
+from meningitis.chapters.work import OUTCOME_WORDS, Work
+from meningitis.report import figures, write_atomically
+
+YEARS = 3 * 365.0
+"""Days after which an outbreak counts as over for the integrator; the exact relation needs none."""
+SAME = 0.05
+"""Relative difference below which p = 0 counts as adequate for an outcome."""
+
+
+def infected(work: Work) -> None:
+    """Total ever infected over carrier odds and the proportion ill at once, by integrator and exactly."""
+    model = work.fullest
+    if "carrier_odds" not in model.parameter_names:
+        work.report.text("This chapter varies carrier_odds and direct_fraction, which the model does not have.")
+        return
+    direct = "direct_fraction" in model.parameter_names
+    epsilon, p = np.linspace(0.2, 2.0, 37), np.linspace(0.0, 1.0, 41) if direct else np.zeros(1)
+    found = analysis.ever_infected(model, work.values(model), list(epsilon), list(p), days=YEARS)
+    if direct:
+        work.report.figure(
+            "ever-infected-curves",
+            figures.ever_infected_curves(epsilon, p, found.exact),
+            "Share of the population ever infected when the outbreak is over (exact relation); p = 0 is the basic "
+            "model.",
+        )
+        work.report.figure(
+            "ever-infected-map", figures.ever_infected_map(epsilon, p, found.exact), "The same as a map."
+        )
+    some, few = (slice(0, None, 4), [0, 4, 10, 20, 40]) if direct else (slice(0, None, 4), [0])
+    shown = pd.DataFrame(
+        {"ε": [f"{x:.2g}" for x in epsilon[some]]}
+        | {f"p = {p[j]:.2g}": [f"{100 * x:.1f}" for x in found.exact[some, j]] for j in few}
+    )
+    gap = float(np.max(np.abs(found.integrated - found.exact)))
+    work.report.table(
+        "ever-infected",
+        found.frame(),
+        "Share ever infected when the outbreak is over, % of the population. The file has every point, by integrator "
+        "(three years) and exactly.",
+        shown,
+    )
+    for other in work.models[:-1]:
+        table = analysis.ever_infected(other, work.values(other), list(epsilon), days=YEARS).frame()
+        write_atomically(work.report.out / "tables" / f"ever-infected-{other.name}.csv", table.to_csv(index=False))
+    work.results["ever_infected"] = {model.name: found.to_dict(), "largest_gap": gap}
+    work.report.text(
+        f"Largest difference between three integrated years and the exact end over the whole map: {gap:.2g} of the "
+        "population; near R = 1 an outbreak takes longer than that."
+    )
+
+
+def adequacy(work: Work) -> None:
+    """Outcomes over p, at equal conversion and at equal early cases, and whether p = 0 is adequate for each."""
+    model = work.fullest
+    if "direct_fraction" not in model.parameter_names:
+        work.report.text("This chapter varies direct_fraction, which the model does not have.")
+        return
+    found = analysis.adequacy(model, work.values(model), days=work.length(model))
+    table = found.frame()
+    work.results["adequacy"] = table.to_dict("records")
+    names = {name: OUTCOME_WORDS[name] for name in found.equal}
+    work.report.figure(
+        "adequacy",
+        figures.relative_to_basic(
+            found.p,
+            {names[name]: values / values[0] for name, values in found.equal.items()},
+            {names[name]: values / values[0] for name, values in found.rescaled.items()},
+        ),
+        f"Outcomes against p = 0. Early cases are those of the first {found.early_days:g} days; where p alone gives "
+        "more of them than p = 0 did, no φ makes them equal and the right panel ends.",
+    )
+    shown = table.rename(columns={"direct_fraction": "p", "carrier_conversion_rate": "φ (per day)", **names})
+    work.report.table("adequacy", table, "The same in persons; a dash where no φ gives equal early cases.", shown)
+    last = {name: float(values[-1] / values[0]) for name, values in found.equal.items()}
+    work.results.setdefault("claims", {})["p = 0 adequate"] = last
+    good = [names[name] for name, ratio in last.items() if abs(ratio - 1) <= SAME]
+    bad = [f"{names[name]} ({ratio:.3g} times)" for name, ratio in last.items() if abs(ratio - 1) > SAME]
+    work.report.claim(
+        "Is the basic model (p = 0) adequate?",
+        holds=None if good and bad else bool(good),
+        verdict="Adequate" if not bad else "Not adequate" if not good else "Depends on the outcome",
+        condition=f"Going from p = 0 to p = {found.p[-1]:g} at equal φ changes by at most {100 * SAME:g} %: "
+        f"{', '.join(good) or 'nothing'}; by more: {', '.join(bad) or 'nothing'}.",
+    )
+
+
+def control(work: Work) -> None:
+    """What an intervention averts, and percentile bands over sampled parameters."""
+    model = work.fullest
+    values = work.values(model)
+    lever = "transmission_rate" if "transmission_rate" in values else model.parameter_names[0]
+    other = {**values, lever: 0.8 * values[lever]}
+    found = analysis.compare(model, values, other, days=work.length(model))
+    work.results["compare"] = found.to_dict()
+    work.report.table(
+        "compare",
+        found.frame(),
+        f"An example of two parameter sets of the {model.name} model: {lever} as it is (a) and lowered by a fifth (b). "
+        f"Cases averted {found.cases_averted:,.0f}, deaths averted {found.deaths_averted:,.0f}.",
+        found.frame().assign(outcome=[OUTCOME_WORDS[name] for name in found.a]),
+    )
+    for each in work.models:
+        band = analysis.bands(
+            each, n=min(work.lhs_n, 1000), seed=work.seed, values=work.values(each), days=work.length(each)
+        )
+        persons = sum(symbolic.initial_state(each, work.values(each)).values())
+        work.report.figure(
+            f"bands-{each.name}",
+            figures.percentile_bands(
+                band.times[1:],
+                dict(zip(band.percentiles, 1e5 * band.series["weekly_cases"][:, 1:] / persons, strict=True)),
+                "cases per 100,000 per week",
+                start=work.start,
+                system=work.weeks,
+            ),
+            f"Weekly incidence over {band.n:,} draws from the declared distributions, {each.name} model. Pointwise "
+            "bands, not curves: no single outbreak follows them.",
+        )

@@ -1,0 +1,224 @@
+"""Chapters on the declaration itself: the models, their thresholds and reproduction numbers, provenance."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import sympy as sp
+
+from meningitis import symbolic
+from meningitis.chapters.work import Work
+from meningitis.engine import simulate
+from meningitis.model import Model
+from meningitis.notation import FORCE, Notation, abbreviated, equations, per_person
+from meningitis.report import figures, show
+from meningitis.report.diagram import flow_diagram
+
+RTOL, ATOL = 1e-6, 1e-8
+LIBRARIES = ("meningitis", "numpy", "scipy", "sympy", "numba", "pandas", "matplotlib")
+
+
+def the_models(work: Work) -> None:
+    """Flow diagram, equations and parameters of each model."""
+    for model in work.models:
+        work.report.figure(
+            f"flow-{model.name}",
+            flow_diagram(model, work.values(model)),
+            f"{model.title or model.name}. Arrows carry rates per person and day; dashed arrows are zero at these "
+            "values. Thick boxes are infected and enter the next-generation matrix.",
+        )
+        write = Notation(model)
+        force, _ = per_person(model)
+        rows = [] if force is None else [(write.math(FORCE), write.math(force))]
+        derivative = {name: f"<mfrac><mrow><mi>d</mi>{write.math(s)}</mrow><mrow><mi>d</mi><mi>t</mi></mrow></mfrac>"
+                      for name, s in model.symbols.items()}  # fmt: skip
+        rows += [(derivative[name], write.math(rate)) for name, rate in equations(model).items()]
+        work.report.formulas(rows, f"Equations of the {model.name} model: persons and days.")
+    model, values = work.fullest, work.values(work.fullest)
+    write = Notation(model)
+    table = pd.DataFrame(
+        [
+            {
+                "symbol": write.text(model.symbols[p.name]),
+                "parameter": p.name,
+                "value": values[p.name],
+                "unit": p.unit,
+                "distribution": p.distribution.kind,
+                "low": p.distribution.low,
+                "high": p.distribution.high,
+                "meaning": p.meaning,
+                "source": p.source,
+            }
+            for p in model.parameters
+        ]
+    )
+    given = list(dict.fromkeys(source for source in table["source"] if source != "assumed"))
+    number = {source: f"[{at}]" for at, source in enumerate(given, start=1)}
+    sampled = [
+        "fixed" if kind == "fixed" else f"{kind}, {show(low)} to {show(high)}"
+        for kind, low, high in table[["distribution", "low", "high"]].itertuples(index=False)
+    ]
+    work.report.table(
+        "parameters",
+        table,
+        f"Parameters of the {model.name} model. Sources: "
+        + " ".join(f"{number[source]} {source}." for source in given)
+        + " All others are assumed.",
+        pd.DataFrame(
+            {
+                "": table["symbol"],
+                "meaning": table["meaning"],
+                "value": table["value"],
+                "unit": table["unit"].replace("1", ""),
+                "sampled": sampled,
+                "source": [number.get(source, "assumed") for source in table["source"]],
+                "name": table["parameter"],
+            }
+        ),
+    )
+
+
+def thresholds(work: Work) -> None:
+    """F, V, K, R0 and the conditions for growth, in symbols and, by scenario, in numbers."""
+    rows, found = [], {}
+    for model in work.models:
+        found[model.name] = _formulas(work, model)
+        for scenario in work.scenarios(model):
+            values = work.values(model, scenario)
+            speed, control = symbolic.growth(model, values), symbolic.control(model, values)
+            rows.append(
+                {
+                    "model": model.name,
+                    "scenario": scenario or "default",
+                    "R0": control.r0,
+                    "R_at_start": speed.reproduction,
+                    "growth_per_day": speed.rate,
+                    "doubling_days": speed.doubling_time if speed.rate > 0 else None,
+                    "generation_days": speed.generation_time,
+                    "immune_share_needed": control.herd_immunity,
+                    "beta_at_R0_1": control.critical.get("transmission_rate"),
+                }
+            )
+    table = pd.DataFrame(rows)
+    work.results["thresholds"] = found
+    work.results["reproduction"] = table.to_dict("records")
+    heads = (
+        "model", "scenario", "R₀", "R at start", "growth (per day)", "doubling time (days)", "generation time (days)",
+        "immune share needed", "β at R₀ = 1 (per day)",
+    )  # fmt: skip
+    shown = table.set_axis(list(heads), axis="columns").dropna(axis="columns", how="all")
+    work.report.table(
+        "reproduction",
+        table,
+        "Reproduction numbers and control. R₀ takes everyone as susceptible; R at the start counts the immune. The "
+        "immune share needed is 1 − 1/R₀.",
+        shown,
+    )
+    if symbolic.case_and_carrier(work.fullest) is not None:
+        _spread(work, work.fullest)
+
+
+def _formulas(work: Work, model: Model) -> dict[str, Any]:
+    derived = symbolic.next_generation(model)
+    write = Notation(model, {symbolic.SHARE: "s", sp.Symbol("r"): "r"})
+    expressions: dict[str, Any] = {"F": derived.F, "V": derived.V}
+    if derived.r0 is not None:
+        expressions |= {"K": derived.K, "R0": derived.r0}
+    kept = {"matrices": derived.to_dict()}
+    pair = symbolic.case_and_carrier(model)
+    if pair is not None:
+        conditions = symbolic.thresholds(model)
+        kept["thresholds"] = conditions.to_dict()
+        case, carrier = (model.symbols[name] for name in pair)
+        ratio = write.math(case / carrier)
+        expressions |= {
+            "carriers": conditions.carriers_spread, "cases": conditions.stage1_spreads,
+            "critical": conditions.critical_ratio, "early": conditions.early_ratio, "q": conditions.q,
+        }  # fmt: skip
+    short, rates = abbreviated(model, expressions)
+    infected = write.math(sp.Matrix([[model.symbols[name] for name in derived.infected]]))
+    rows = [("<mi>x</mi>", infected), *((f"<mi>{name}</mi>", write.math(short[name])) for name in ("F", "V"))]
+    if derived.r0 is not None:
+        inverse = "<msup><mi>V</mi><mrow><mo>−</mo><mn>1</mn></mrow></msup>"
+        rows.append((f"<mi>K</mi><mo>=</mo><mi>F</mi>{inverse}", write.math(short["K"])))
+        rows.append(("<msub><mi>R</mi><mn>0</mn></msub>", write.math(short["R0"])))
+    rows += [(write.math(symbol), write.math(rate)) for symbol, rate in rates.items()]
+    work.report.formulas(
+        rows,
+        f"The {model.name} model: new infections F, transfers V and next-generation matrix K for the infected "
+        f"compartments x, derived from the declaration. {derived.reason}",
+    )
+    if pair is not None:
+        s = write.math(model.symbols[conditions.susceptible])
+        share = f"<mfrac><mrow>{s}</mrow><mi>N</mi></mfrac>"
+        work.report.formulas(
+            [
+                (f"{share}<mo>&gt;</mo>", write.math(short["carriers"])),
+                (f"{ratio}<mo>&lt;</mo>", write.math(short["cases"])),
+                (f"<mtext>critical&nbsp;</mtext>{ratio}", write.math(short["critical"])),
+                (f"<mtext>early&nbsp;</mtext>{ratio}", write.math(short["early"])),
+                ("<mi>q</mi>", write.math(short["q"])),
+                ("<mi>s</mi>", share),
+            ],
+            f"Carriers spread while the first holds, infectives in stage I while the second does. The critical ratio "
+            f"is the second without direct infection; the early ratio is that of exponential growth at rate r "
+            f"({model.name} model{', without direct infection' if short['cases'] != short['critical'] else ''}).",
+        )
+    return kept
+
+
+def _spread(work: Work, model: Model) -> None:
+    values = work.values(model)
+    run = simulate(model, parameters=values, times=np.arange(0.0, work.length(model) + 1))
+    states = {name: run[name][0] for name in model.state_names}
+    conditions = symbolic.thresholds(model)
+    along = conditions.along(model, values, states)
+    share = states[conditions.susceptible] / values["population"]
+    work.report.figure(
+        "spread-threshold",
+        figures.spread_threshold(
+            run.times,
+            share,
+            along["carriers_spread"],
+            symbolic.reproduction_along(model, values, states),
+            start=work.start,
+            system=work.weeks,
+        ),
+        f"Carriers spread while S/N is above {Notation(model).text(conditions.carriers_spread)}. Lower panel: R(t). "
+        f"{model.name.capitalize()} model, {model.scenario(work.scenario).name} scenario.",
+    )
+
+
+def origins(work: Work) -> None:
+    """What is needed to run the study again."""
+    facts = provenance(work)
+    work.results["provenance"] = facts
+    flat = [{"item": f"hash of model {name}", "value": entry["hash"]} for name, entry in facts["models"].items()]
+    flat += [
+        {"item": key.replace("_", " "), "value": str(facts[key])} for key in ("seed", "sobol_n", "lhs_n", "tolerances")
+    ]
+    flat += [{"item": name, "value": version} for name, version in facts["versions"].items()]
+    work.report.table("provenance", pd.DataFrame(flat), "What is needed to run the study again; more in results.json.")
+
+
+def provenance(work: Work) -> dict[str, Any]:
+    """Declarations, values, seed, sizes, tolerances, versions."""
+    return {
+        "models": {
+            m.name: {
+                "hash": m.hash,
+                "scenarios": {name or "default": work.values(m, name) for name in work.scenarios(m)},
+            }
+            for m in work.models
+        },
+        "seed": work.seed,
+        "sobol_n": work.sobol_n,
+        "lhs_n": work.lhs_n,
+        "tolerances": {"rtol": RTOL, "atol_persons": ATOL},
+        "start": work.start,
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
+    }

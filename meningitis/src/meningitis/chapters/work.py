@@ -1,0 +1,60 @@
+"""What every chapter of the study is given: the models, the values in force, the page and the results so far."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from meningitis.analysis.outcomes import OUTCOMES
+from meningitis.calendar import WeekSystem
+from meningitis.model import Model
+
+if TYPE_CHECKING:
+    from meningitis.report import Report
+
+OUTCOME_WORDS = dict(
+    zip(OUTCOMES, ("R₀", "weekly peak", "week of the peak", "cases", "deaths", "ever infected"), strict=True)
+)
+KEY = {"transmission_rate": "β", "carrier_odds": "ε", "carrier_conversion_rate": "φ"}
+"""The parameters that the paper names as key."""
+
+
+@dataclass(kw_only=True)
+class Work:
+    """The models, the fuller one last; the settings; the page; the results, which chapters add to.
+
+    scenario: the one that the analyses of a single parameter set take (None: each model's first); overrides: values on
+    top of every scenario's, where a model has the parameter; days: the length of every run (None: the scenario's).
+    """
+
+    report: Report
+    models: tuple[Model, ...]
+    seed: int
+    sobol_n: int
+    lhs_n: int
+    start: dt.date | None
+    weeks: WeekSystem
+    scenario: str | None = None
+    overrides: Mapping[str, float | str] = field(default_factory=dict)
+    days: float | None = None
+    results: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fullest(self) -> Model:
+        """The model that has the parameters of all."""
+        return self.models[-1]
+
+    def values(self, model: Model, scenario: str | None = None) -> dict[str, float]:
+        """Values of a scenario (None: the study's) with the overrides that the model knows."""
+        known = {name: value for name, value in self.overrides.items() if name in model.parameter_names}
+        return model.values(scenario or self.scenario, known)
+
+    def length(self, model: Model, scenario: str | None = None) -> float:
+        """Days of a run."""
+        return float(model.scenario(scenario or self.scenario).days) if self.days is None else self.days
+
+    def scenarios(self, model: Model) -> tuple[str | None, ...]:
+        """Names of the model's scenarios; a model without any has one that is not named."""
+        return tuple(scenario.name for scenario in model.scenarios) or (None,)
