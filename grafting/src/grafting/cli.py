@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Verb = Callable[[argparse.Namespace], None]
+MODEL = "a bundled teacher, a folder of diffusers or of a graft, or an id of the hub"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.run(parsed)
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"grafting {parsed.verb}: {error}", file=sys.stderr)
         return 2
     return 0
@@ -42,14 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--tokens", type=int, default=256)
 
     made = verb("inspect", _inspect, "show a model's sites, sizes and cost")
-    made.add_argument("model", metavar="MODEL", help="a folder, a bundled teacher or a bundled configuration")
+    made.add_argument("model", metavar="MODEL", help=f"{MODEL}, or a bundled configuration")
 
     made = verb("plan", _plan, "check a plan on a model and show its cost and bounds")
-    made.add_argument("model", metavar="MODEL", help="a folder, a bundled teacher or a bundled configuration")
-    made.add_argument("--plan", type=Path, metavar="FILE", help="a plan in YAML; else --operator, --site and --blocks")
-    made.add_argument("--operator", default="hyena_x")
-    made.add_argument("--site", default="attn")
-    made.add_argument("--blocks", default="interleaved 50%", help="a pattern, such as 'last 25%%'")
+    made.add_argument("model", metavar="MODEL", help=f"{MODEL}, or a bundled configuration")
+    _plan_options(made)
     made.add_argument("--side", type=int, metavar="N", help="tokens along one side of a square, for another size")
     made.add_argument("--json", action="store_true")
 
@@ -58,11 +56,102 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True, help="the run's folder; a run found there is continued")
     made.add_argument("--until", type=int, metavar="STEP", help="stop after this step; the same command goes on")
 
+    made = verb("distill", _verb("distill"), "stage 1: graft a model and teach its new operators")
+    made.add_argument("model", metavar="MODEL", help=MODEL)
+    _plan_options(made)
+    made.add_argument("--init", default="default", help="default, random, copy or solve")
+    made.add_argument("--calibration", type=int, default=256, metavar="N", help="samples that a solved start sees")
+    _stage_options(made, steps=200)
+
+    made = verb("finetune", _verb("finetune"), "stage 2: finetune a graft end to end")
+    made.add_argument("model", metavar="GRAFT", help="the folder of a graft")
+    made.add_argument("--base", metavar="MODEL", help="its pretrained model, where the graft does not name it")
+    _stage_options(made, steps=300)
+
+    made = verb("sample", _verb("sample"), "draw a grid of samples")
+    made.add_argument("model", metavar="MODEL", help=MODEL)
+    made.add_argument("--out", type=Path, required=True, metavar="PNG")
+    made.add_argument("--count", type=int, default=40, help="samples over the classes in turn (default 40)")
+    made.add_argument("--labels", type=_integers, metavar="L,L,…", help="the classes to draw, instead")
+    made.add_argument("--columns", type=int, metavar="N")
+    made.add_argument("--zoom", type=int, default=2, metavar="N")
+    _sampling_options(made)
+
+    made = verb("evaluate", _verb("evaluate"), "held-out loss, and FID, KID and recognition of samples")
+    made.add_argument("model", metavar="MODEL", help=MODEL)
+    made.add_argument("--against", metavar="MODEL", help="for the paired difference; a graft's own teacher by default")
+    made.add_argument("--triples", type=int, default=1000, metavar="N", help="of the held-out loss (default 1000)")
+    made.add_argument("--samples", type=int, default=0, metavar="N", help="judged by the classifier (default 0)")
+    made.add_argument("--data", metavar="NPZ", help="images, where the model brings none")
+    made.add_argument("--json", action="store_true")
+    _sampling_options(made)
+
+    made = verb("profile", _verb("profile"), "parameters, FLOPs, latency, memory and time bound")
+    made.add_argument("model", metavar="MODEL", help=MODEL)
+    made.add_argument("--base", metavar="MODEL", help="a graft's pretrained model, where the graft does not name it")
+    made.add_argument("--batch", type=int, default=8)
+    made.add_argument("--side", type=int, metavar="N", help="tokens along one side of a square, for another size")
+    made.add_argument("--rounds", type=int, default=10)
+    made.add_argument("--json", action="store_true")
+
+    made = verb("run", _run, "a recipe from end to end: graft, distil, finetune, measure, report")
+    made.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped one")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; dots go down")
+    made.add_argument("--budget", type=float, help="multiplies the steps of both stages; 0 solves the start only")
+    made.add_argument("--out", type=Path, help="the run's folder (default: out/ and the recipe's name)")
+    made.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+
+    made = verb("report", _verb("report"), "write the page of a finished run again")
+    made.add_argument("out", type=Path, metavar="OUT", help="the run's folder")
+
     made = verb("recipes", _recipes, "list the shipped recipes or copy one")
     made.add_argument("action", choices=["ls", "cp"])
     made.add_argument("name", nargs="?")
     made.add_argument("target", nargs="?", type=Path, default=Path())
     return parser
+
+
+def _plan_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--plan", type=Path, metavar="FILE", help="a plan in YAML; else --operator, --site and --blocks")
+    made.add_argument("--operator", default="hyena_x")
+    made.add_argument("--site", default="attn")
+    made.add_argument("--blocks", default="interleaved 50%", help="a pattern, such as 'last 25%%'")
+
+
+def _stage_options(made: argparse.ArgumentParser, *, steps: int) -> None:
+    made.add_argument("--out", type=Path, required=True, help="the graft's folder; a run found there is continued")
+    made.add_argument("--steps", type=int, default=steps)
+    made.add_argument("--batch", type=int, default=64)
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the stage")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--data", metavar="NPZ", help="images, where the model brings none")
+
+
+def _sampling_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--base", metavar="MODEL", help="a graft's pretrained model, where the graft does not name it")
+    made.add_argument("--scheduler", default="ddim", help="ddim, ddpm or dpm++")
+    made.add_argument("--steps", type=int, default=20)
+    made.add_argument("--guidance", type=float, default=1.0, help="1 is off")
+    made.add_argument("--seed", type=int, default=0)
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _verb(name: str) -> Verb:
+    def run(arguments: argparse.Namespace) -> None:
+        from . import verbs
+
+        getattr(verbs, name)(arguments)
+
+    return run
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from . import verbs
+
+    verbs.run(arguments, _recipe_source(arguments.recipe))
 
 
 def _operators(arguments: argparse.Namespace) -> None:
@@ -83,18 +172,11 @@ def _operators(arguments: argparse.Namespace) -> None:
 
 
 def _config(name: str) -> dict[str, Any]:
-    """A configuration from a folder, a bundled teacher or a bundled configuration, without loading weights."""
-    from .hosts import HostError, bundled_config, bundled_configs
+    """A configuration of a model, without loading weights."""
+    from .hosts import bundled_config, bundled_configs
+    from .store.models import config_of
 
-    bundled = Path(str(files("grafting") / "assets" / name / "transformer"))
-    for path in (bundled / "config.json", Path(name) / "config.json", Path(name) / "transformer" / "config.json"):
-        if path.is_file():
-            content: dict[str, Any] = json.loads(path.read_text())
-            return content
-    if name in bundled_configs():
-        return bundled_config(name)
-    known = ", ".join(bundled_configs())
-    raise HostError(f"{name!r} is no folder with a config.json, no bundled teacher, and none of {known}")
+    return bundled_config(name) if name in bundled_configs() else config_of(name)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -114,13 +196,9 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from .cost import plan_cost, table
-    from .plan import Plan
+    from .verbs import plan_of
 
-    if arguments.plan:
-        plan = Plan.from_yaml(arguments.plan)
-    else:
-        edit = {"site": arguments.site, "blocks": arguments.blocks, "operator": arguments.operator}
-        plan = Plan.from_dict({"edits": [edit]})
+    plan = plan_of(arguments)
     if arguments.side is not None and arguments.side < 1:
         raise ValueError(f"--side {arguments.side}: must be at least 1")
     grid = (arguments.side, arguments.side) if arguments.side else None
@@ -134,6 +212,14 @@ def _recipe_text(name: str) -> str:
     return (files("grafting") / "recipes" / f"{name}.yaml").read_text()
 
 
+def _recipe_source(recipe: str) -> str:
+    """The text of a file, or of a shipped recipe."""
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") and not path.is_file():
+        raise ValueError(f"recipe {recipe}: no such file; shipped are {', '.join(_recipe_names())}")
+    return path.read_text() if path.is_file() else _recipe_text(recipe)
+
+
 def _recipe_names() -> list[str]:
     folder = files("grafting") / "recipes"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
@@ -144,8 +230,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
     from .training.pretrain import PretrainRecipe, pretrain
 
-    path = Path(arguments.recipe)
-    content = yaml.safe_load(path.read_text() if path.is_file() else _recipe_text(arguments.recipe))
+    content = yaml.safe_load(_recipe_source(arguments.recipe))
     if not isinstance(content, dict):
         raise ValueError(f"{arguments.recipe}: no mapping of settings")
     pretrain(PretrainRecipe.from_dict(content, arguments.recipe), arguments.out, until=arguments.until)

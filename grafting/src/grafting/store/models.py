@@ -69,8 +69,29 @@ def open_model(name: str, *, base: str | None = None) -> Model:
         return Model(name=name, transformer=handle.model if handle else found, graft=handle)  # type: ignore[arg-type]
     if HUB_ID.fullmatch(name):
         return _hub(name)
+    raise ModelError(_unknown(name))
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """The configuration of a MODEL, without its weights. Raises ModelError as :func:`open_model` does."""
+    folder = teacher_folder(name) if name in teachers() else Path(name)
+    if (folder / MANIFEST).is_file():
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return {"_class_name": manifest["class"], **manifest["config"]}
+    for path in (folder / "config.json", folder / "transformer" / "config.json"):
+        if path.is_file():
+            content: dict[str, Any] = json.loads(path.read_text())
+            return content
+    if folder.exists():
+        raise ModelError(f"{name}: neither {MANIFEST} nor config.json is there, so it is no model to plan for")
+    if HUB_ID.fullmatch(name):
+        return _hub_config(name)
+    raise ModelError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
     ships = ", ".join(teachers()) or "none ships"
-    raise ModelError(f"{name!r} is no bundled teacher ({ships}), no folder or file, and no hub id such as owner/name")
+    return f"{name!r} is no bundled teacher ({ships}), no folder or file, and no hub id such as owner/name"
 
 
 def _plain(folder: Path, name: str) -> Model:
@@ -126,16 +147,22 @@ def _companions(folder: Path) -> dict[str, Any]:
 
 
 def _hub(name: str) -> Model:
-    from diffusers import AutoencoderKL, DiTTransformer2DModel
+    from diffusers import AutoencoderKL
+
+    transformer = _transformer(_hub_config(name), name, subfolder="transformer")
+    autoencoder = AutoencoderKL.from_pretrained(name, subfolder="vae").float().eval()
+    return Model(name=name, transformer=transformer, autoencoder=autoencoder)
+
+
+def _hub_config(name: str) -> dict[str, Any]:
+    from diffusers import DiTTransformer2DModel
 
     try:
-        config = DiTTransformer2DModel.load_config(name, subfolder="transformer")
-        transformer = _transformer(config, name, subfolder="transformer")
-        autoencoder = AutoencoderKL.from_pretrained(name, subfolder="vae").float().eval()
+        config: dict[str, Any] = DiTTransformer2DModel.load_config(name, subfolder="transformer")
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{name!r} is no folder here, and was not had from the hub: {reason}") from error
-    return Model(name=name, transformer=transformer, autoencoder=autoencoder)
+    return config
 
 
 def _transformer(config: Mapping[str, Any], source: str, **where: str) -> nn.Module:

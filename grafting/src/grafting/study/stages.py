@@ -123,20 +123,27 @@ def stage_one(
 
 
 def stage_two(
-    source: Grafted | nn.Module, stage: FinetuneStage, material: Material, *, seed: int, out: Path | None
+    source: Grafted | nn.Module,
+    stage: FinetuneStage,
+    material: Material,
+    *,
+    seed: int,
+    out: Path | None,
+    teacher: Denoiser | None = None,
 ) -> tuple[Grafted | nn.Module, Loop]:
     """Finetune a hybrid, or a plain model as the control *procedure*; returns what was trained and its loop.
 
-    With ``train: all`` a private copy is trained and ``source`` stays. Raises ValueError where nothing can be trained,
-    or a graft of its own weights has no teacher to match.
+    With ``train: all`` a private copy is trained and ``source`` stays. teacher: where there is none inside ``source``,
+    that is for a graft whose weights are its own. Raises ValueError where nothing can be trained, or a teacher to match
+    is missing.
     """
     trained: Grafted | nn.Module = source
     if isinstance(source, nn.Module):
-        teacher: Denoiser | None = denoiser(source)
+        teacher = denoiser(source)
         network = trained = copy.deepcopy(source)
         network.requires_grad_(True)
     else:
-        teacher = None if source.private else _inner_teacher(source)
+        teacher = teacher if source.private else _inner_teacher(source)
         if stage.train == "all":
             trained = source.own_copy()
         else:

@@ -1,0 +1,161 @@
+"""The commands over models, on a tiny random one: what they write, what they print, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from grafting.cli import main
+from grafting.store.models import open_model
+
+GRAFTING = [sys.executable, "-m", "grafting.cli"]
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A delta from the command line."""
+    out = tmp_path_factory.mktemp("verbs") / "graft"
+    arguments = ["distill", str(tiny_teacher), "--operator", "swa", "--out", str(out), "--steps", "4", "--batch", "8"]
+    assert main([*arguments, "--calibration", "16", "--set", "attn.lr=1e-3", "--set", "evaluate_every=2"]) == 0
+    return out
+
+
+def test_distill_writes_a_delta_that_names_its_teacher(taught: Path, tiny_teacher: Path) -> None:
+    manifest = json.loads((taught / "graft.json").read_text())
+    assert not manifest["whole"] and manifest["base"]["name"] == str(tiny_teacher)
+    assert manifest["protocol"]["stage 1"]["attn"]["lr"] == 1e-3 and not (taught / "state").exists()
+    model = open_model(str(taught))
+    assert model.graft is not None and model.classifier is not None and model.images is not None
+    assert main(["distill", str(tiny_teacher), "--out", str(taught)]) == 2
+
+
+def test_finetune_goes_on_from_it_and_again_with_a_base(taught: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["finetune", str(taught), "--out", str(first), "--steps", "2", "--batch", "4"]) == 0
+    manifest = json.loads((first / "graft.json").read_text())
+    assert manifest["whole"] and set(manifest["protocol"]) == {"stage 1", "stage 2"}
+    again = ["finetune", str(first), "--out", str(second), "--steps", "2", "--batch", "4"]
+    assert main(again) == 2 and not second.exists()
+    assert main([*again, "--base", str(tiny_teacher)]) == 0
+    before, after = open_model(str(first)).transformer, open_model(str(second)).transformer
+    pairs = zip(before.state_dict().values(), after.state_dict().values(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_finetune_of_grafted_weights_alone_stays_a_delta(taught: Path, tmp_path: Path) -> None:
+    arguments = ["finetune", str(taught), "--out", str(tmp_path / "x"), "--steps", "2", "--set", "train=grafted"]
+    assert main(arguments) == 0
+    assert not json.loads((tmp_path / "x" / "graft.json").read_text())["whole"]
+
+
+def test_sample_is_the_same_picture_for_the_same_seed(taught: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    def draw(model: Path, name: str, *more: str) -> bytes:
+        path = tmp_path / name
+        assert main(["sample", str(model), "--out", str(path), "--steps", "2", "--count", "6", *more]) == 0
+        return path.read_bytes()
+
+    one = draw(tiny_teacher, "a.png")
+    assert one.startswith(b"\x89PNG") and one == draw(tiny_teacher, "b.png")
+    assert one != draw(tiny_teacher, "c.png", "--seed", "1") and draw(taught, "d.png").startswith(b"\x89PNG")
+    assert one == draw(tiny_teacher, "e.png", "--labels", "0,1,2,0,1,2")
+
+
+def test_evaluate_pairs_a_delta_with_its_own_teacher(
+    taught: Path, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--triples", "30", "--json"]
+    assert main(["evaluate", str(taught), "--samples", "12", "--steps", "2", *common]) == 0
+    inner = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", str(taught), "--against", str(tiny_teacher), *common]) == 0
+    outer = json.loads(capsys.readouterr().out)["held-out loss"]
+    loss = inner["held-out loss"]
+    assert loss["minus teacher"] == outer[f"minus {tiny_teacher}"]
+    assert loss["minus teacher"]["value"] == pytest.approx(loss["loss"]["value"] - loss["of teacher"]["value"])
+    assert "not Inception FID" in inner["quality"]["protocol"]["text"]
+    assert main(["evaluate", str(tiny_teacher), "--triples", "30"]) == 0
+    assert "loss" in capsys.readouterr().out
+
+
+def test_profile_counts_a_plain_model_and_pairs_a_delta(
+    taught: Path, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--rounds", "2", "--batch", "1", "--json"]
+    assert main(["profile", str(tiny_teacher), *common]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["parameters"] == sum(p.numel() for p in open_model(str(tiny_teacher)).transformer.parameters())
+    assert plain["tokens"] == 16 and plain["GFLOPs per sample"] > 0
+    assert main(["profile", str(taught), "--side", "6", *common]) == 0
+    delta = json.loads(capsys.readouterr().out)
+    assert delta["tokens"] == 36 and delta["speedup"] > 0 and delta["flop_bound"] > 1
+
+
+def test_run_report_and_the_command_that_resumes(tiny_teacher: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "small.yaml", tmp_path / "out"
+    recipe.write_text(
+        f"""
+teacher: {tiny_teacher}
+plan: {{edits: [{{site: attn, blocks: interleaved 50%, operator: hyena_x}}]}}
+finetune: {{steps: 100000, batch: 8, save_every: 1000000}}
+evaluate: {{triples: 20, steps: 2, grid: 2}}
+speed: null
+controls: [untrained]
+"""
+    )
+    command = [*GRAFTING, "run", str(recipe), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "hybrid: stage 2, 100000 steps\n"
+    while not (out / "hybrid" / "settings.json").is_file():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with: grafting run {recipe} --out {out} --resume" in error
+    assert main(["run", str(recipe), "--out", str(out)]) == 2
+    short = ["run", str(recipe), "--out", str(tmp_path / "short"), "--budget", "0.00002"]
+    assert main(short) == 0 and main([*short, "--resume"]) == 0
+    page = tmp_path / "short" / "report.html"
+    text = page.read_text()
+    page.unlink()
+    assert main(["report", str(tmp_path / "short")]) == 0 and page.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["sample", "nothing", "--out", "x.png"], "'nothing' is no bundled teacher"),
+        (["sample", "TEACHER", "--out", "x.png", "--labels", "7"], "label 7"),
+        (["sample", "TEACHER", "--out", "x.png", "--steps", "1"], "at least 2"),
+        (["finetune", "TEACHER", "--out", "x"], "is no graft"),
+        (["distill", "TEACHER", "--out", "x", "--operator", "hyena_z"], "hyena_z"),
+        (["distill", "TEACHER", "--out", "x", "--set", "atn.lr=1"], "did you mean 'attn'"),
+        (["evaluate", "TEACHER", "--samples", "99"], "--samples 99"),
+        (["evaluate", "TEACHER", "--data", "no.npz"], "no.npz"),
+        (["profile", "TEACHER", "--rounds", "1"], "at least 2"),
+        (["run", "no.yaml"], "no.yaml"),
+        (["run", "no"], "no recipe 'no'"),
+        (["report", "no"], "no such file"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_two(
+    arguments: list[str], word: str, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tiny_teacher) if part == "TEACHER" else part for part in arguments]) == 2
+    captured = capsys.readouterr()
+    assert word in captured.err.replace("\n", " ") and captured.err.startswith("grafting ")
+    assert captured.err.count("\n") == 1 and not captured.out
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning")  # between diffusers and the hub's client
+def test_a_hub_that_cannot_be_reached_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["sample", "nobody/nothing-of-that-name", "--out", "x.png"]) == 2
+    assert capsys.readouterr().err.startswith("grafting sample: 'nobody/nothing-of-that-name' is no folder here")
