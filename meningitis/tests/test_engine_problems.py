@@ -1,0 +1,112 @@
+"""The engine's exam on plain systems: the non-stiff problems of Hull et al., SIAM J. Numer. Anal. 9 (1972) 603–637."""
+
+import numpy as np
+import pytest
+
+from meningitis.engine import solve_ode
+from meningitis.engine.tableau import ERROR, INTERPOLANT, A, C
+
+ECCENTRICITY = 0.3
+PROBLEMS = {
+    "A3": ({"a3": "a3*cos(t)"}, {"a3": 1.0}),
+    "A4": ({"a4": "a4/4*(1 - a4/20)"}, {"a4": 1.0}),
+    "B1": ({"prey": "2*(prey - prey*foe)", "foe": "-(foe - prey*foe)"}, {"prey": 1.0, "foe": 3.0}),
+    "B5": ({"e1": "e2*e3", "e2": "-e1*e3", "e3": "-0.51*e1*e2"}, {"e1": 0.0, "e2": 1.0, "e3": 1.0}),
+    "D2": (
+        {"x": "u", "y": "v", "u": "-x/(x^2 + y^2)^1.5", "v": "-y/(x^2 + y^2)^1.5"},
+        {
+            "x": 1 - ECCENTRICITY,
+            "y": 0.0,
+            "u": 0.0,
+            "v": ((1 + ECCENTRICITY) / (1 - ECCENTRICITY)) ** 0.5,
+        },
+    ),
+    "E2": ({"w": "z", "z": "(1 - w^2)*z - w"}, {"w": 2.0, "z": 0.0}),
+}
+# One system of them all, so that one kernel is compiled: uncoupled, each is as hard as alone.
+EQUATIONS = {name: text for equations, _ in PROBLEMS.values() for name, text in equations.items()}
+INITIAL = {name: value for _, initial in PROBLEMS.values() for name, value in initial.items()}
+TIMES = np.linspace(0, 20, 41)
+
+
+def solved(tolerance, times=TIMES, **options):
+    run = solve_ode(EQUATIONS, initial=INITIAL, times=times, rtol=tolerance, atol=tolerance / 100, **options)
+    assert run.status[0] == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return solved(1e-13, reference="DOP853")
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_problem_against_dop853(name, reference):
+    mine = solved(1e-8)
+    for state in PROBLEMS[name][0]:
+        assert np.abs(mine[state] - reference[state]).max() < 2e-6 * np.abs(reference[state]).max(), state
+
+
+def test_problems_with_a_formula():
+    mine = solved(1e-9)
+    np.testing.assert_allclose(mine["a3"][0], np.exp(np.sin(TIMES)), rtol=1e-7)
+    np.testing.assert_allclose(mine["a4"][0], 20 / (1 + 19 * np.exp(-TIMES / 4)), rtol=1e-7)
+    energy = (mine["u"] ** 2 + mine["v"] ** 2) / 2 - (mine["x"] ** 2 + mine["y"] ** 2) ** -0.5
+    np.testing.assert_allclose(energy, -0.5, rtol=1e-6)
+
+
+def test_errors_fall_with_the_tolerance_as_the_order_says(reference):
+    """A fifth-order method whose steps go as tolerance^(1/5): error against steps has slope 5, against tolerance 1."""
+    tolerances = 10.0 ** -np.arange(4, 10)
+    runs = [solved(tolerance) for tolerance in tolerances]
+    errors = np.array([np.abs(run.states[:, -1] - reference.states[:, -1]).max() for run in runs])
+    steps = np.array([run.steps[0] for run in runs])
+    assert 4.5 < -np.polyfit(np.log(steps), np.log(errors), 1)[0] < 6.5
+    assert 0.8 < np.polyfit(np.log(tolerances), np.log(errors), 1)[0] < 1.3
+
+
+def test_output_between_the_steps_is_of_fourth_order(reference):
+    """Dense output must not be worse than the steps it lies between by more than an order."""
+    times = np.linspace(0, 20, 41)
+    errors = [np.abs(solved(t, times=times).states - reference.states).max() for t in (1e-5, 1e-7, 1e-9)]
+    assert errors[0] / errors[1] > 30
+    assert errors[1] / errors[2] > 30
+
+
+def conditions(weights, matrix, nodes):
+    """Left-hand sides and values of the 17 order conditions up to order 5, as (order, left, right).
+
+    Hairer, Nørsett & Wanner I, II.2: one condition for each rooted tree.
+    """
+    b, a, c = np.asarray(weights), np.asarray(matrix), np.asarray(nodes)
+    ac, ac2, aac = a @ c, a @ c**2, a @ (a @ c)
+    yield from [(1, b.sum(), 1), (2, b @ c, 1 / 2), (3, b @ c**2, 1 / 3), (3, b @ ac, 1 / 6)]
+    yield from [(4, b @ c**3, 1 / 4), (4, b @ (c * ac), 1 / 8), (4, b @ ac2, 1 / 12), (4, b @ aac, 1 / 24)]
+    yield from [(5, b @ c**4, 1 / 5), (5, b @ (c**2 * ac), 1 / 10), (5, b @ (c * ac2), 1 / 15)]
+    yield from [(5, b @ (c * aac), 1 / 30), (5, b @ ac**2, 1 / 20), (5, b @ (a @ c**3), 1 / 20)]
+    yield from [(5, b @ (a @ (c * ac)), 1 / 40), (5, b @ (a @ ac2), 1 / 60), (5, b @ (a @ aac), 1 / 120)]
+
+
+MATRIX = np.array([[*row, *[0.0] * (7 - len(row))] for row in A])
+
+
+def test_tableau_meets_its_order_conditions():
+    np.testing.assert_allclose(MATRIX.sum(axis=1), C, atol=1e-14)
+    fifth = MATRIX[6]
+    fourth = fifth + np.array(ERROR)
+    for order, left, right in conditions(fifth, MATRIX, C):
+        assert left == pytest.approx(right, abs=1e-13), order
+    for order, left, right in conditions(fourth, MATRIX, C):
+        if order <= 4:
+            assert left == pytest.approx(right, abs=1e-13), order
+    assert any(abs(left - right) > 1e-4 for order, left, right in conditions(fourth, MATRIX, C) if order == 5)
+
+
+@pytest.mark.parametrize("theta", [0.1, 0.25, 0.6, 1.0])
+def test_interpolant_is_of_fourth_order(theta):
+    weights = np.array([sum(r * theta**k for k, r in enumerate(row, start=1)) for row in INTERPOLANT])
+    for order, left, right in conditions(weights, MATRIX, C):
+        if order <= 4:
+            assert left == pytest.approx(right * theta**order, abs=1e-13), order
+    if theta == 1.0:
+        np.testing.assert_allclose(weights, MATRIX[6], atol=1e-13)
