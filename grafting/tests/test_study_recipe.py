@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
+import yaml
 
+from grafting.hosts import bundled_config
+from grafting.operators import list_operators
 from grafting.settings import SettingsError
 from grafting.study.recipe import RunRecipe
 
@@ -98,3 +102,43 @@ assert isinstance(graft, types.FunctionType) and isinstance(grafting.graft, type
 assert operators.build("swa", width=8, heads=2, tokens=4).width == 8 and Grafted.__module__ == "grafting.graft"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def shipped() -> dict[str, str]:
+    folder = files("grafting") / "recipes"
+    texts = {entry.name.removesuffix(".yaml"): entry.read_text() for entry in folder.iterdir()}
+    return {name: text for name, text in texts.items() if "kind" not in yaml.safe_load(text)}
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_shipped_recipes_fit_their_teachers(name: str) -> None:
+    recipe = RunRecipe.from_yaml(shipped()[name])
+    if recipe.teacher == "fashion":
+        model = yaml.safe_load((files("grafting") / "recipes" / "fashion-transformer.yaml").read_text())["model"]
+        config = {"_class_name": "DiTTransformer2DModel", **model}
+    else:
+        config = bundled_config("dit-xl-2-256")
+    for plan in recipe.plans.values():
+        assert plan.check(config).problems == ()
+
+
+def test_every_operator_has_a_recipe_at_half_of_the_sites() -> None:
+    recipes = {name: RunRecipe.from_yaml(text) for name, text in shipped().items() if name.startswith("fashion-")}
+    edits = [plan.edits[0] for recipe in recipes.values() for plan in recipe.plans.values()]
+    assert {edit.operator for edit in edits} == set(list_operators())
+    assert all(edit.blocks == "interleaved 50%" for edit in edits)
+
+
+def test_the_papers_recipe_says_the_released_settings() -> None:
+    """Section 2 of the specification: epochs and batches turned into steps, shares of steps into steps."""
+    recipe = RunRecipe.from_yaml(shipped()["dit-xl-2-paper"])
+    one, two = recipe.stages
+    assert one is not None and two is not None and recipe.init == "random"
+    assert (one.steps * one.batch, [share * 200 for share in one.halve]) == (200 * 8_000, [50, 100, 150])
+    assert (one.attn.lr, one.attn.weight_decay, one.attn.loss) == (5e-4, 0, "l1")
+    assert (one.mlp.lr, one.mlp.weight_decay, one.mlp.loss, one.clip) == (1e-3, 1e-5, "l2", 10)
+    assert (two.steps * two.batch, two.lr, two.warmup * two.steps) == (100 * 128_000, 1e-4, 500)
+    assert (two.target, two.clip, two.weight_decay, two.schedule) == ("noise", 10, 0, "constant")
+    assert two.ema == 0.9999 and two.ema_horizon * two.steps >= 1 / (1 - two.ema) * 0.999
+    sampling = recipe.evaluate.sampling
+    assert sampling == type(sampling).original() and recipe.evaluate.labels == "uniform"

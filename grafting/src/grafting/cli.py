@@ -240,7 +240,8 @@ def _recipes(arguments: argparse.Namespace) -> None:
     from .files import write_text_atomic
 
     if arguments.action == "ls":
-        print("\n".join(_recipe_names()))
+        for name in _recipe_names():
+            print(f"{name:<24}{_recipe_text(name).splitlines()[0].removeprefix('# ')}")
         return
     if not arguments.name:
         raise ValueError(f"recipes cp NAME [TARGET]: name one of {', '.join(_recipe_names())}")
