@@ -67,6 +67,12 @@ def test_a_declaration_in_a_file_works_like_a_shipped_one(capsys: pytest.Capture
     assert json.loads(out(capsys, "show", "--model", str(file), "--json"))["hash"] == BASIC.hash
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m meningitis.cli models | head -n 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=True)
+    assert done.stderr == "" and done.stdout.startswith("model")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 def _common() -> Parser:
     common = Parser(add_help=False)
     group = common.add_argument_group("model and values")
-    group.add_argument("--model", default="generalised", metavar="NAME|FILE", help="shipped model or YAML declaration")
+    group.add_argument("--model", metavar="NAME|FILE", help="shipped model or YAML declaration (default: generalised)")
     group.add_argument("--scenario", metavar="NAME", help="named values (default: the model's first scenario)")
     group.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="one value, e.g. 70/year; repeat"
@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
         help="value in the second set; repeat",
     )
     sub["study"].add_argument("--out", required=True, metavar="DIR", help="folder to write to")
+    sub["study"].description = f"{VERBS['study']}; without --model, of the basic and the generalised model"
     return top
 
 

@@ -28,6 +28,8 @@ def run(arguments: argparse.Namespace) -> None:
         WORK[arguments.verb](arguments)
     except ModelError as error:
         raise Refused("; ".join(f"{problem.where}: {problem.message}" for problem in error.problems)) from error
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         raise Refused(" ".join(str(error).split())) from error
 
@@ -37,7 +39,7 @@ def model_of(arguments: argparse.Namespace) -> Model:
     from meningitis import models
     from meningitis.model import Model
 
-    name: str = arguments.model
+    name: str = arguments.model or "generalised"
     if name in models.names():
         return models.get(name)
     if Path(name).suffix in {".yaml", ".yml"} or Path(name).is_file():
@@ -69,17 +71,22 @@ def start_of(arguments: argparse.Namespace) -> dt.date | None:
     return parse_date(arguments.start) if arguments.start else None
 
 
-def put(arguments: argparse.Namespace, frame: pd.DataFrame, data: Any = None, words: str = "") -> None:
-    """Print as JSON (`data`, or the table's rows), as CSV, or as words and a table."""
-    from meningitis.report import show, to_json
+def put(
+    arguments: argparse.Namespace, frame: pd.DataFrame, data: Any = None, words: str = "", model: Model | None = None
+) -> None:
+    """Print as JSON (`data`, or the table's rows), as CSV (with the model's units), or as words and a table."""
+    from meningitis.report import to_json
 
     if arguments.json:
         sys.stdout.write(to_json(frame.to_dict("records") if data is None else data))
     elif arguments.csv:
-        sys.stdout.write(frame.to_csv(index=False))
+        from meningitis.frames import with_units
+
+        sys.stdout.write((frame if model is None else with_units(frame, model)).to_csv(index=False))
     else:
-        shown = frame.map(show)
-        print("\n\n".join(part for part in (words, shown.to_string(index=False) if len(shown) else "") if part))
+        from meningitis.printed import table_text
+
+        print("\n\n".join(part for part in (words, table_text(frame, model) if len(frame) else "") if part))
 
 
 def _models(arguments: argparse.Namespace) -> None:
@@ -97,16 +104,16 @@ def _models(arguments: argparse.Namespace) -> None:
 
 def _show(arguments: argparse.Namespace) -> None:
     import pandas as pd
-    import sympy
+
+    from meningitis.printed import equations_text
 
     model = model_of(arguments)
     values = values_of(model, arguments)
-    lines = [f"{model.name}: {model.title}", f"hash {model.hash[:16]}", ""]
-    lines += [f"d{name}/dt = {sympy.sstr(rate)}" for name, rate in model.rhs().items()]
+    words = f"{model.name}: {model.title}\nhash {model.hash[:16]}\n\n{equations_text(model)}"
     rows = [
         {
+            "symbol": p.symbol,
             "parameter": p.name,
-            "symbol": p.symbol.replace("\\", ""),
             "value": values[p.name],
             "unit": p.unit,
             "bounds": f"{p.bounds[0]:g} to {p.bounds[1]:g}",
@@ -115,7 +122,8 @@ def _show(arguments: argparse.Namespace) -> None:
         }
         for p in model.parameters
     ]
-    put(arguments, pd.DataFrame(rows), {**model.to_dict(), "hash": model.hash, "values": values}, "\n".join(lines))
+    data = {**model.to_dict(), "hash": model.hash, "values": values}
+    put(arguments, pd.DataFrame(rows), data, words, model)
 
 
 def weekly_table(model: Model, values: Mapping[str, float], days: float, start: dt.date | None, weeks: str) -> Any:
@@ -143,45 +151,44 @@ def weekly_table(model: Model, values: Mapping[str, float], days: float, start: 
 def _simulate(arguments: argparse.Namespace) -> None:
     model = model_of(arguments)
     values, start = values_of(model, arguments), start_of(arguments)
-    put(arguments, weekly_table(model, values, days_of(model, arguments), start, arguments.weeks))
+    put(arguments, weekly_table(model, values, days_of(model, arguments), start, arguments.weeks), model=model)
 
 
 def _r0(arguments: argparse.Namespace) -> None:
     import pandas as pd
-    import sympy
 
     from meningitis import symbolic
+    from meningitis.printed import matrices_text
 
     model = model_of(arguments)
     values = values_of(model, arguments)
-    matrices = symbolic.next_generation(model)
     speed = symbolic.growth(model, values)
     control = symbolic.control(model, values, efficacy=arguments.efficacy)
-    facts = {
-        "R0": control.r0,
-        "R at the start": speed.reproduction,
-        "growth rate, 1/day": speed.rate,
-        "doubling time, days": speed.doubling_time,
-        "generation time, days": speed.generation_time,
-        "early case-carrier ratio": speed.early_ratio,
-        "immune share needed, 1 - 1/R0": control.herd_immunity,
-        f"coverage needed at efficacy {arguments.efficacy:g}": control.coverage,
-    }
-    critical = {f"{name} at which R0 = 1": value for name, value in control.critical.items() if value is not None}
-    frame = pd.DataFrame([{"quantity": k, "value": v} for k, v in {**facts, **critical}.items()])
-    r0 = matrices.reason if matrices.r0 is None else sympy.sstr(matrices.r0)
-    words = [
-        f"infected: {', '.join(matrices.infected)}",
-        f"F = {sympy.sstr(matrices.F)}",
-        f"V = {sympy.sstr(matrices.V)}",
+    rows: list[tuple[str, float | None, str]] = [
+        ("R0", control.r0, "1"),
+        ("R at the start", speed.reproduction, "1"),
+        ("growth rate", speed.rate, "1/day"),
+        ("doubling time", speed.doubling_time, "days"),
+        ("generation time", speed.generation_time, "days"),
+        ("early case-carrier ratio", speed.early_ratio, "1"),
+        ("immune share needed, 1 - 1/R0", control.herd_immunity, "1"),
+        (f"coverage needed at efficacy {arguments.efficacy:g}", control.coverage, "1"),
     ]
-    words += [f"K = F V^-1 = {sympy.sstr(matrices.K)}"] * (matrices.K is not None) + [f"R0 = {r0}"]
+    rows += [
+        (f"{name} at which R0 = 1", value, model.parameter(name).unit)
+        for name, value in control.critical.items()
+        if value is not None
+    ]
+    frame = pd.DataFrame(rows, columns=["quantity", "value", "unit"])
+    matrices = symbolic.next_generation(model)
     data = {"matrices": matrices.to_dict(), "growth": speed.to_dict(), "control": control.to_dict()}
-    put(arguments, frame, {**data, "R0": control.r0, "values": values}, "\n".join(words))
+    words = "" if arguments.json or arguments.csv else matrices_text(model)
+    put(arguments, frame, {**data, "R0": control.r0, "values": values}, words)
 
 
 def _thresholds(arguments: argparse.Namespace) -> None:
     from meningitis import analysis, symbolic
+    from meningitis.printed import thresholds_text
 
     model = model_of(arguments)
     values = values_of(model, arguments)
@@ -196,7 +203,7 @@ def _thresholds(arguments: argparse.Namespace) -> None:
     for warning in happened.warnings:
         print(f"meningitis: {warning}", file=sys.stderr)
     data = {"thresholds": found.to_dict(), "events": happened.to_dict(), "values": values}
-    put(arguments, happened.frame(), data, found.text())
+    put(arguments, happened.frame(), data, thresholds_text(model), model)
 
 
 def _sensitivity(arguments: argparse.Namespace) -> None:
@@ -205,13 +212,13 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     model = model_of(arguments)
     values = values_of(model, arguments)
     if not arguments.worldwide:
-        put(arguments, symbolic.elasticities(model).frame(values), words="normalised indices of R0")
+        put(arguments, symbolic.elasticities(model).frame(values), None, "normalised indices of R0", model)
         return
     ranks, shares = analysis.global_sensitivity(
         model, values, days_of(model, arguments), lhs=arguments.lhs_n, sobol=arguments.sobol_n, seed=arguments.seed
     )
     both = ranks.merge(shares, on=["outcome", "parameter", "symbol"], how="outer", suffixes=("_prcc", "_sobol"))
-    put(arguments, both)
+    put(arguments, both, model=model)
 
 
 def _final_size(arguments: argparse.Namespace) -> None:
@@ -228,7 +235,7 @@ def _final_size(arguments: argparse.Namespace) -> None:
         [0.0, 0.01, 0.1, 0.5, 1.0] if direct else [0.0],
         days=days_of(model, arguments),
     )
-    put(arguments, found.frame(), found.to_dict())
+    put(arguments, found.frame(), found.to_dict(), model=model)
 
 
 def _profile(arguments: argparse.Namespace) -> None:
@@ -242,11 +249,12 @@ def _profile(arguments: argparse.Namespace) -> None:
         for value in sweep[name]:
             model.values(arguments.scenario, {name: value})
     found = analysis.profiles(model, values_of(model, arguments), sweep, days=days_of(model, arguments), step=7.0)
-    put(arguments, found.frame(), found.to_dict())
+    put(arguments, found.frame(), found.to_dict(), model=model)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     from meningitis import analysis
+    from meningitis.frames import OUTCOME_UNITS
 
     model = model_of(arguments)
     first = values_of(model, arguments)
@@ -257,14 +265,23 @@ def _compare(arguments: argparse.Namespace) -> None:
     if first == second:
         raise Refused("compare needs a second set that differs: give --with NAME=VALUE or --with-scenario NAME")
     found = analysis.compare(model, first, second, days=days_of(model, arguments))
-    put(arguments, found.frame(), found.to_dict())
+    frame = found.frame()
+    frame.insert(1, "unit", frame["outcome"].map(OUTCOME_UNITS))
+    put(arguments, frame, found.to_dict())
 
 
 def _study(arguments: argparse.Namespace) -> None:
+    from meningitis.models import BASIC, GENERALISED
     from meningitis.study import study
 
+    chosen = (BASIC, GENERALISED) if arguments.model is None else (model_of(arguments),)
+    given: dict[str, float | str] = table_of(arguments.params) if arguments.params else {}
     page = study(
         Path(arguments.out),
+        models=chosen,
+        scenario=arguments.scenario,
+        overrides={**given, **pairs(arguments.set, "--set")},
+        days=None if arguments.days is None else days_of(chosen[-1], arguments),
         seed=arguments.seed,
         sobol_n=arguments.sobol_n,
         lhs_n=arguments.lhs_n,

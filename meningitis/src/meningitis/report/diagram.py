@@ -77,7 +77,7 @@ def flow_labels(model: Model) -> tuple[str, dict[str, str]]:
     """The force of infection in LaTeX (empty where flows of infection share none), and a LaTeX label for each flow."""
     write = Notation(model)
     force, rates = per_person(model)
-    written = "" if force is None else rf"$\lambda = {write.latex(force)}$   per day"
+    written = "" if force is None else rf"$\lambda = {write.latex(force)}$   per day".replace(r"\frac", r"\dfrac")
     return written, {name: f"${write.latex(rate)}$" for name, rate in rates.items()}
 
 

@@ -1,0 +1,117 @@
+"""A model's formulas as the command line prints them: symbols on lines of text, with a legend of the symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import sympy as sp
+
+from meningitis import symbolic
+from meningitis.model import Model
+from meningitis.notation import FORCE, Notation, abbreviated, equations, per_person
+from meningitis.report import NUMBER, show
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def beside(left: str, block: str) -> str:
+    """`left` in front of the middle line of a block of lines, the others indented as far."""
+    lines = block.split("\n")
+    middle = (len(lines) - 1) // 2
+    return "\n".join((left if at == middle else " " * len(left)) + line for at, line in enumerate(lines))
+
+
+def table_text(frame: pd.DataFrame, model: Model | None = None) -> str:
+    """The table in columns, four significant figures, numbers flush right and words flush left; empty columns left out.
+
+    With a model, a column `symbol` beside one of parameters is written in its symbols.
+    """
+    kept = frame.dropna(axis="columns", how="all")
+    columns = {str(name): [show(cell) for cell in kept[name]] for name in kept.columns}
+    if model is not None and "symbol" in columns:
+        write = Notation(model)
+        columns["symbol"] = [write.text(model.symbols[name]) for name in columns["parameter"]]
+    set_out = []
+    for name, cells in columns.items():
+        width = max(len(name), *(len(cell) for cell in cells)) if cells else len(name)
+        right = all(NUMBER.fullmatch(cell) for cell in cells)
+        set_out.append([cell.rjust(width) if right else cell.ljust(width) for cell in (name, *cells)])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*set_out, strict=True))
+
+
+def equations_text(model: Model) -> str:
+    """The force of infection and the differential equations, one a line."""
+    write = Notation(model)
+    force, _ = per_person(model)
+    lines = [] if force is None else [f"{write.text(FORCE)} = {write.text(force)}"]
+    lines += [f"d{write.text(model.symbols[name])}/dt = {write.text(e)}" for name, e in equations(model).items()]
+    return "\n".join(lines)
+
+
+def matrices_text(model: Model) -> str:
+    """F, V, K and R0, the rates of leaving that they share, and a legend of the symbols."""
+    derived = symbolic.next_generation(model)
+    write = Notation(model)
+    expressions: dict[str, Any] = {"F": derived.F, "V": derived.V}
+    if derived.r0 is not None:
+        expressions |= {"K": derived.K, "R0": derived.r0}
+    short, rates = abbreviated(model, expressions)
+    names = sp.Matrix([[model.symbols[name] for name in derived.infected]])
+    parts = [beside("infected: ", write.text(names))]
+    parts += [beside(f"{name} = ", write.text(short[name])) for name in ("F", "V")]
+    if derived.r0 is None:
+        parts.append(derived.reason)
+    else:
+        parts += [beside("K = F V⁻¹ = ", write.text(short["K"])), f"R₀ = {write.text(short['R0'])}"]
+    return "\n\n".join([*parts, *_rates(write, rates), legend_text(model, expressions)])
+
+
+def thresholds_text(model: Model) -> str:
+    """The conditions under which carriage and illness spread, as sentences with symbols."""
+    if symbolic.case_and_carrier(model) is None:
+        return spread_text(model)
+    found = symbolic.thresholds(model)
+    write = Notation(model)
+    expressions = {
+        "carriers": found.carriers_spread, "cases": found.stage1_spreads, "critical": found.critical_ratio,
+        "early": found.early_ratio, "q": found.q,
+    }  # fmt: skip
+    short, rates = abbreviated(model, expressions)
+    S, I, C = (write.text(model.symbols[name]) for name in (found.susceptible, found.case, found.carrier))
+    direct = short["cases"] != short["critical"]
+    lines = [
+        f"carriers spread while {S}/N > {write.text(short['carriers'])}, with q = {write.text(short['q'])}",
+        f"cases spread while {I}/{C} < {write.text(short['cases'])}" + (f", with s = {S}/N" if direct else ""),
+        f"critical ratio {I}/{C}{' (without direct infection)' if direct else ''}: {write.text(short['critical'])}",
+        f"early ratio {I}/{C} during exponential growth at rate r"
+        f"{' (without direct infection)' if direct else ''}: {write.text(short['early'])}",
+    ]
+    return "\n\n".join(["\n".join(lines), *_rates(write, rates), legend_text(model, expressions)])
+
+
+def spread_text(model: Model) -> str:
+    """The condition for a model without a case-carrier ratio: R(t) above 1."""
+    write = Notation(model)
+    reproduction = symbolic.effective_r(model)
+    text = f"infection spreads while R(t) = {write.text(reproduction)} > 1"
+    return f"{text}\n\n{legend_text(model, {'R': reproduction})}"
+
+
+def legend_text(model: Model, expressions: Mapping[str, sp.Expr | sp.Matrix]) -> str:
+    """What the parameters in the expressions are called and mean, one a line."""
+    used = set().union(*(e.free_symbols for e in expressions.values()))
+    write = Notation(model)
+    rows = [
+        (write.text(model.symbols[p.name]), p.name, p.meaning)
+        for p in model.parameters
+        if model.symbols[p.name] in used
+    ]
+    widths = [max((len(row[k]) for row in rows), default=0) for k in range(2)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows)
+
+
+def _rates(write: Notation, rates: Mapping[sp.Symbol, sp.Expr]) -> list[str]:
+    named = ", ".join(f"{write.text(symbol)} = {write.text(rate)}" for symbol, rate in rates.items())
+    return [f"where {named}"] if named else []
