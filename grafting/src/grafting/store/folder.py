@@ -127,7 +127,7 @@ def assemble(
     if expected.keys() != shared.keys():
         odd = sorted(expected.keys() ^ shared.keys())
         raise StoreError(f"the weights do not fit the plan: {', '.join(odd[:4])} on one side only")
-    model.to(next(iter(shared.values())).dtype)
+    nn.Module.to(model, next(iter(shared.values())).dtype)  # diffusers' own warns at every cast
     model.load_state_dict(dict(shared), strict=False)
     remember(handle)
     return handle

@@ -43,7 +43,7 @@ def assemble(study: Study) -> Results:
                 protocol=quality["protocol"]["text"] if quality else "",
                 denoising=_figure(mean_loss(losses[entry.name])),
                 denoising_difference=None if entry is teacher else _figure(difference),
-                grid=f"{entry.name}/grid.png" if recipe.evaluate.grid else None,
+                grid=f"{study.subject(entry).name}/grid.png" if recipe.evaluate.grid else None,
             )
         )
     hybrids = [entry for entry in study.entries if entry.role == "hybrid"]

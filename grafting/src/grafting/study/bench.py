@@ -133,11 +133,15 @@ class Study:
             ungraft(self.teacher)
         return outcome
 
+    def subject(self, entry: Entry) -> Entry:
+        """Whose measurements stand for a model: the teacher's, where training could not change it, else its own."""
+        return self.entries[0] if self.train(entry).get("same") else entry
+
     @contextmanager
     def opened(self, entry: Entry) -> Iterator[tuple[nn.Module, Grafted | None]]:
         """A model as it was saved, with its handle; a delta stands in the teacher while this is open."""
         folder = self.out / entry.name
-        if entry.role == "teacher" or self.train(entry).get("same"):
+        if entry.role == "teacher":
             yield self.teacher, None
         elif entry.plan is None:
             yield type(self.teacher).from_pretrained(folder / "model").eval(), None  # type: ignore[attr-defined]
@@ -159,6 +163,7 @@ class Study:
 
     def denoise(self, entry: Entry) -> torch.Tensor:
         """(triples,) held-out losses of one model."""
+        entry = self.subject(entry)
         folder = self.out / entry.name
         settings = self.settings(entry) | {
             "triples": self.recipe.evaluate.triples,
@@ -199,10 +204,10 @@ class Study:
 
     def sample(self, entry: Entry) -> torch.Tensor | None:
         """(drawn, C, H, W) images of one model, kept in half precision, and their grid; None where none are drawn."""
-        config, folder = self.recipe.evaluate, self.out / entry.name
+        config, entry = self.recipe.evaluate, self.subject(entry)
         if config.drawn == 0:
             return None
-        settings = self._sampling(entry)
+        folder, settings = self.out / entry.name, self._sampling(entry)
         chunks = folder / f"chunks-{key_of(settings)[:12]}"
 
         def make() -> dict[str, Any]:
@@ -266,7 +271,7 @@ class Study:
 
     def judge(self, entry: Entry) -> dict[str, Any] | None:
         """FID, KID and recognition of one model's samples beside the floor; None where none are asked for."""
-        n = self.recipe.evaluate.samples
+        n, entry = self.recipe.evaluate.samples, self.subject(entry)
         if n == 0:
             return None
         assert self.model.classifier is not None
