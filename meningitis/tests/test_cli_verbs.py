@@ -188,3 +188,48 @@ def test_sir_in_a_file_is_shown_simulated_and_compared(say: Any, sir: str) -> No
     assert [found["S"].iloc[-1], found["I"].iloc[-1]] == pytest.approx(run.y[:, -1], rel=1e-5)
     rows = json.loads(say("compare", "--model", sir, "--days", "70", "--with", "beta=0.3", "--json"))
     assert rows["a"]["cases"] == pytest.approx(999 - run.y[0, -1], rel=1e-5)
+
+
+def test_final_size_of_sir_is_the_classical_equation(say: Any, sir: str) -> None:
+    found = table(say("final-size", "--model", sir, "--sweep", "beta=0.15,0.3,0.6", "--csv")).set_index("beta")
+    for beta, row in found.iterrows():
+        k = float(str(beta)) / 0.2
+        left = brentq(lambda s: np.log(0.999 / s) - k * (1 - s), 1e-9, min(0.999, 1 / k) - 1e-12)  # noqa: B023
+        assert row["exact"] == pytest.approx(1 - left, rel=1e-8)
+        assert row["integrated"] == pytest.approx(row["exact"], rel=1e-4)
+
+
+def test_thresholds_of_sir_are_those_of_r_and_of_surveillance(say: Any, sir: str) -> None:
+    text = say("thresholds", "--model", sir)
+    assert "infection spreads while R(t) = β S/(γ N) > 1" in text
+    rows = json.loads(say("thresholds", "--model", sir, "--days", "70", "--json"))["events"]["events"]
+    day = {row["name"]: row["day"] for row in rows}
+    assert set(day) == {"alert threshold", "epidemic threshold", "weekly incidence peak", "prevalence peak"}
+    peak = solve_ivp(
+        lambda _t, y: [-0.4 * y[0] * y[1] / 1e3, 0.4 * y[0] * y[1] / 1e3 - 0.2 * y[1]],
+        (0, 70), [999.0, 1.0], rtol=1e-11, atol=1e-11, events=lambda _t, y: y[0] - 500.0,
+    )  # fmt: skip
+    assert day["prevalence peak"] == pytest.approx(peak.t_events[0][0], abs=1e-3)  # I turns where S/N = 1/R0
+
+
+def test_profile_of_a_model_without_carriers_says_so(capsys: pytest.CaptureFixture[str], sir: str) -> None:
+    assert main(("profile", "--model", sir)) == 2
+    caught = capsys.readouterr()
+    assert caught.out == "" and "no single case compartment fed by a carrier compartment" in caught.err
+
+
+def test_the_study_takes_a_model_of_ones_own(say: Any, sir: str, tmp_path: Path) -> None:
+    words = ("study", "--model", sir, "--out", str(tmp_path), "--sobol-n", "16", "--lhs-n", "50")
+    assert say(*words, "--set", "beta=0.5", "--days", "70").strip() == str(tmp_path / "report.html")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["reproduction"][0]["R0"] == pytest.approx(2.5)
+    assert results["provenance"]["models"]["sir"]["scenarios"]["default"]["beta"] == 0.5
+    page = (tmp_path / "report.html").read_text()
+    assert "no ratio of the two" in page and "What the paper claims" not in page
+
+
+def test_the_study_refuses_before_it_writes(capsys: pytest.CaptureFixture[str], sir: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(("study", "--model", sir, "--out", str(out), "--set", "betta=0.5")) == 2
+    assert "did you mean 'beta'?" in capsys.readouterr().err
+    assert not out.exists()

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import sympy as sp
+from scipy.integrate import solve_ivp
 
+from meningitis import analysis
 from meningitis.model import Compartment, Distribution, Flow, InitialState, Model, Parameter
 from meningitis.models import BASIC, GENERALISED
 from meningitis.symbolic import (
@@ -15,6 +17,7 @@ from meningitis.symbolic import (
     effective_r,
     elasticities,
     equilibria,
+    first_integral,
     growth,
     next_generation,
     r0,
@@ -233,6 +236,37 @@ def test_growth_and_generation_time_of_seir() -> None:
     a, g, b = values["a"], values["g"], values["b"]
     assert (speed.rate + a) * (speed.rate + g) == pytest.approx(a * b, rel=1e-6)
     assert speed.generation_time == pytest.approx(1 / a + 1 / g, rel=1e-6)
+
+
+@pytest.mark.parametrize("model", [SIR, SEIAR, GENERALISED], ids=lambda m: m.name)
+def test_the_first_integral_holds_along_runs_of_any_model_that_has_one(model: Model) -> None:
+    values = {name: float(column[0]) for name, column in draws(model, 1, seed=4).items()} | {
+        "population": 1e3,
+        "N": 1e3,
+    }
+    at = {model.symbols[name]: values[name] for name in model.parameter_names}
+    symbols = [model.symbols[name] for name in model.state_names]
+    field = sp.lambdify([symbols], [e.subs(at) for e in model.rhs().values()])
+    begun = [float(e.subs(at)) for e in model.initial_state().values()]
+    run = solve_ivp(
+        lambda _t, y: field(y), (0, 60), begun, "DOP853", rtol=1e-11, atol=1e-11, t_eval=np.arange(0, 61, 5)
+    )
+    states = dict(zip(model.state_names, run.y, strict=True))
+    H = analysis.first_integral(values, states, model)
+    assert pytest.approx(np.full_like(H, H[0]), rel=1e-8) == H
+    assert np.ptp(np.log(states["S"])) > 1e-3  # S itself is not constant
+    potential = first_integral(model).potential["S"]
+    assert sp.simplify(potential - r0(model)) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [(SEIR, "S has other flows than infection"), (VECTOR, "no single source")],
+    ids=["seir", "vector"],
+)
+def test_a_model_without_an_exact_final_size_says_why(model: Model, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        first_integral(model)
 
 
 def test_equilibria_with_births() -> None:

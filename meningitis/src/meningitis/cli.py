@@ -16,7 +16,7 @@ VERBS = {
     "r0": "next-generation matrix, R0, R at the start, growth, doubling time, control thresholds",
     "thresholds": "conditions for carriage and illness to spread, and the events along a run in order",
     "sensitivity": "indices of R0, and with --global rank correlations and Sobol indices",
-    "final-size": "share ever infected, over carrier odds and over the proportion ill at once",
+    "final-size": "share ever infected: over carrier odds and the proportion ill at once, or a sweep of your own",
     "profile": "case-carrier ratios over time, for swept values of one parameter",
     "compare": "two parameter sets side by side: cases and deaths averted",
     "study": "the whole study: page, figures, tables, results.json",
@@ -81,7 +81,8 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--seed", type=int, default=1, help="seed of every random draw")
         verb.add_argument("--sobol-n", type=int, default=4096, help="Sobol base samples, a power of two")
         verb.add_argument("--lhs-n", type=int, default=2000, help="Latin hypercube samples")
-    sub["profile"].add_argument("--sweep", metavar="NAME=V1,V2,...", help="values of one parameter to compare")
+    for name in ("profile", "final-size"):
+        sub[name].add_argument("--sweep", metavar="NAME=V1,V2,...", help="values of one parameter to compare")
     sub["compare"].add_argument(
         "--with-scenario", metavar="NAME", help="scenario of the second set (default: the same)"
     )

@@ -192,7 +192,6 @@ def _thresholds(arguments: argparse.Namespace) -> None:
 
     model = model_of(arguments)
     values = values_of(model, arguments)
-    found = symbolic.thresholds(model)
     happened = analysis.events(
         model,
         values,
@@ -202,7 +201,8 @@ def _thresholds(arguments: argparse.Namespace) -> None:
     )
     for warning in happened.warnings:
         print(f"meningitis: {warning}", file=sys.stderr)
-    data = {"thresholds": found.to_dict(), "events": happened.to_dict(), "values": values}
+    found = None if symbolic.case_and_carrier(model) is None else symbolic.thresholds(model).to_dict()
+    data = {"thresholds": found, "events": happened.to_dict(), "values": values}
     put(arguments, happened.frame(), data, thresholds_text(model), model)
 
 
@@ -221,34 +221,40 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     put(arguments, both, model=model)
 
 
-def _final_size(arguments: argparse.Namespace) -> None:
-    import numpy as np
-
-    from meningitis import analysis
-
-    model = model_of(arguments)
-    direct = "direct_fraction" in model.parameter_names
-    found = analysis.ever_infected(
-        model,
-        values_of(model, arguments),
-        [float(x) for x in np.linspace(0.5, 1.5, 5)],
-        [0.0, 0.01, 0.1, 0.5, 1.0] if direct else [0.0],
-        days=days_of(model, arguments),
-    )
-    put(arguments, found.frame(), found.to_dict(), model=model)
-
-
-def _profile(arguments: argparse.Namespace) -> None:
-    from meningitis import analysis
+def sweep_of(model: Model, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Values of the swept parameter, each checked against its bounds."""
     from meningitis.model import parse_quantity
 
-    model = model_of(arguments)
     sweep = {}
     for name, text in pairs([arguments.sweep] if arguments.sweep else [], "--sweep").items():
         sweep[model.parameter(name).name] = [float(parse_quantity(part.strip())) for part in text.split(",")]
         for value in sweep[name]:
             model.values(arguments.scenario, {name: value})
-    found = analysis.profiles(model, values_of(model, arguments), sweep, days=days_of(model, arguments), step=7.0)
+    return sweep
+
+
+def _final_size(arguments: argparse.Namespace) -> None:
+    from meningitis import analysis
+
+    model = model_of(arguments)
+    sweep = sweep_of(model, arguments)
+    if not sweep and "carrier_odds" in model.parameter_names:
+        sweep = {"carrier_odds": [0.5, 0.75, 1.0, 1.25, 1.5]}
+        if "direct_fraction" in model.parameter_names:
+            sweep["direct_fraction"] = [0.0, 0.01, 0.1, 0.5, 1.0]
+    found = analysis.final_sizes(model, values_of(model, arguments), sweep, days=days_of(model, arguments))
+    if found.note:
+        print(f"meningitis: {found.note}", file=sys.stderr)
+    words = f"share of the population ever infected: by integrator over {found.days:g} days, and exactly at the end"
+    put(arguments, found.frame(), found.to_dict(), words, model)
+
+
+def _profile(arguments: argparse.Namespace) -> None:
+    from meningitis import analysis
+
+    model = model_of(arguments)
+    sweep, values = sweep_of(model, arguments), values_of(model, arguments)
+    found = analysis.profiles(model, values, sweep, days=days_of(model, arguments), step=7.0)
     put(arguments, found.frame(), found.to_dict(), model=model)
 
 

@@ -6,8 +6,10 @@ from meningitis.analysis.events import IMPLICIT, Event, Events, events
 from meningitis.analysis.importance import global_sensitivity
 from meningitis.analysis.infected import (
     EverInfected,
+    FinalSizes,
     ever_infected,
     final_size_exact,
+    final_sizes,
     final_susceptible,
     first_integral,
     infection_potential,
@@ -29,6 +31,7 @@ __all__ = [
     "Event",
     "Events",
     "EverInfected",
+    "FinalSizes",
     "LocalSensitivity",
     "Profiles",
     "Sobol",
@@ -38,6 +41,7 @@ __all__ = [
     "events",
     "ever_infected",
     "final_size_exact",
+    "final_sizes",
     "final_susceptible",
     "first_integral",
     "global_sensitivity",

@@ -92,26 +92,14 @@ def events(
 ) -> Events:
     """Early ratio, alert, epidemic, weekly peak, critical ratio and prevalence peak, in order.
 
-    `reporting_fraction` turns the model's cases into suspected ones. Raises: ValueError where it is not in (0, 1], days
-    are less than a week, or the declaration has no single case compartment fed by a carrier compartment.
+    The two ratios only where the declaration has a case compartment fed by a carrier compartment, the prevalence peak
+    where it has a single case compartment. `reporting_fraction` turns the model's cases into suspected ones.
+    Raises: ValueError where it is not in (0, 1], days are less than a week, or no flow is declared a case.
     """
     if not 0 < reporting_fraction <= 1:
         raise ValueError(f"reporting_fraction is {reporting_fraction}, but must be above 0 and at most 1")
     if days < 7:
         raise ValueError(f"days is {days:g}, but weekly incidence needs at least 7")
-    pair = case_and_carrier(model)
-    if pair is None:
-        raise ValueError(f"model {model.name!r} has no single case compartment fed by a carrier compartment")
-    case, carrier = pair
-    speed = growth(model, values)
-    early = speed.early_ratio if speed.rate > 0 else None
-    critical = thresholds(model).evaluate(model, values)["critical_ratio"]
-    prevalence_peak = _prevalence_peak(model, values, days, case)
-    early_day = None
-    if early is not None:
-        target = (1 - NEAR) * early
-        early_day = first_crossing(model, values, days, lambda x: x[case] - target * x[carrier])
-    critical_day = first_crossing(model, values, days, lambda x: x[case] - critical * x[carrier])
     suspected = reporting_fraction * weekly(model, values, days)
     who = who_thresholds(sum(initial_state(model, values).values()))
     alert, epidemic = who.alert_week(suspected), who.epidemic_week(suspected)
@@ -120,31 +108,60 @@ def events(
     def ends(week: int | None) -> float | None:
         return None if week is None else 7.0 * (week + 1)
 
-    listed = [
-        ("early ratio", early_day, early, f"{case}/{carrier}"),
+    listed: list[tuple[str, float | None, float | None, str]] = [
         ("alert threshold", ends(alert), who.alert, "suspected cases per week"),
         ("epidemic threshold", ends(epidemic), who.epidemic, "suspected cases per week"),
         ("weekly incidence peak", 7.0 * peak + 3.5, float(suspected[peak]), "suspected cases per week"),
-        ("critical ratio", critical_day, critical, f"{case}/{carrier}"),
-        ("prevalence peak", prevalence_peak[0], prevalence_peak[1], f"persons in {case}"),
     ]
+    ratios = _ratios(model, values, days)
+    listed += [(name, day, level, unit) for name, (day, level, unit) in ratios.items()]
+    case = _case(model)
+    if case is not None:
+        listed.append(("prevalence peak", *_prevalence_peak(model, values, days, case), f"persons in {case}"))
     dated = [
         Event(name=n, day=d, date=start + dt.timedelta(days=d) if start and d is not None else None, value=v, unit=u)
         for n, d, v, u in listed
     ]
     ordered = sorted(dated, key=lambda e: np.inf if e.day is None else e.day)
-    ratios = {"early ratio": early_day, "critical ratio": critical_day}
+    crossed = {name: day for name, (day, _, _) in ratios.items()}
     warnings = [who.warning] if who.warning else []
-    row = infected_states(model).index(case)
-    if numeric_matrices(model, values)[0][row].any():
+    if ratios and numeric_matrices(model, values)[0][infected_states(model).index(str(case))].any():
         # Only I1' = 0 then marks the turn: the threshold contains the force of infection itself.
-        ratios[IMPLICIT] = prevalence_peak[0]
+        crossed[IMPLICIT] = next(e.day for e in dated if e.name == "prevalence peak")
         warnings.append(DIRECT)
     epidemic_day = ends(epidemic)
     claim = {
-        name: None if epidemic_day is None else day is not None and day < epidemic_day for name, day in ratios.items()
+        name: None if epidemic_day is None else day is not None and day < epidemic_day for name, day in crossed.items()
     }
     return Events(events=tuple(ordered), claim=claim, warnings=tuple(warnings))
+
+
+def _ratios(
+    model: Model, values: Mapping[str, float], days: float
+) -> dict[str, tuple[float | None, float | None, str]]:
+    """Day, level and unit of the early and of the critical ratio; empty without a carrier compartment."""
+    pair = case_and_carrier(model)
+    if pair is None:
+        return {}
+    case, carrier = pair
+
+    def reached(level: float | None) -> float | None:
+        return None if level is None else first_crossing(model, values, days, lambda x: x[case] - level * x[carrier])
+
+    speed = growth(model, values)
+    early = speed.early_ratio if speed.rate > 0 else None
+    critical = thresholds(model).evaluate(model, values)["critical_ratio"]
+    unit = f"{case}/{carrier}"
+    return {
+        "early ratio": (reached(None if early is None else (1 - NEAR) * early), early, unit),
+        "critical ratio": (reached(critical), critical, unit),
+    }
+
+
+def _case(model: Model) -> str | None:
+    """The compartment that all flows declared a case enter, where there is a single one."""
+    entered = {flow.target for flow in model.flows if flow.case}
+    return entered.pop() if len(entered) == 1 else None
 
 
 def _prevalence_peak(

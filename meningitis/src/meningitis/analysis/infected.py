@@ -1,6 +1,6 @@
 """How many are ever infected: from the integrator and from the exact relation.
 
-The relation is the end point of the first integral H of the closed model (see `first_integral`).
+The relation is the end point of the first integral H of the model (see `meningitis.symbolic.finalsize`).
 """
 
 from __future__ import annotations
@@ -11,76 +11,136 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import sympy as sp
 from numpy.typing import ArrayLike
 from scipy.special import lambertw
 
-from meningitis.analysis.runs import Array, checked
+from meningitis.analysis.runs import Array, checked, grid_of
 from meningitis.engine import reduce
 from meningitis.model import Model
+from meningitis.models import BASIC, GENERALISED
+from meningitis.symbolic import first_integral as first_integral_of
 
 Values = Mapping[str, ArrayLike]
 
 
-def infection_potential(values: Values) -> dict[str, Array]:
-    """Infections that one person, met by susceptibles only, goes on to cause: from S (R0), C, I1 and I2.
+def infection_potential(values: Values, model: Model | None = None) -> dict[str, Array]:
+    """Infections that one person among susceptibles goes on to cause: from S (R0) and each infected compartment.
 
-    `values` holds parameters by name, floats or arrays; the basic model's direct_fraction is 0.
+    `values` holds parameters by name, floats or arrays; `model` is the shipped one that has them where none is given.
+    Raises: ValueError where the model has no first integral.
     """
-    v = {name: np.asarray(value, dtype=np.float64) for name, value in values.items()}
-    p = v.get("direct_fraction", np.asarray(0.0))
-    beta, phi = v["transmission_rate"], v["carrier_conversion_rate"]
-    leave1 = v["stage_progression_rate"] + v["stage1_immunity_rate"] + v["stage1_death_rate"]
-    leave2 = v["stage2_immunity_rate"] + v["stage2_death_rate"]
-    T = (1 + v["stage2_infectiousness"] * v["stage_progression_rate"] / leave2) / leave1
-    carrier = (v["carrier_odds"] + phi * T) / (phi + v["carrier_immunity_rate"])
-    return {
-        "S": beta * ((1 - p) * carrier + p * T),
-        "C": beta * carrier,
-        "I1": beta * T,
-        "I2": beta * v["stage2_infectiousness"] / leave2,
-    }
+    model = _shipped(values) if model is None else model
+    return _evaluated(model, first_integral_of(model).potential, values)
 
 
-def first_integral(values: Values, state: Values) -> Array:
-    """H = ln S - (sum over compartments of potential x persons)/N, constant along every run of the closed models.
+def first_integral(values: Values, state: Values, model: Model | None = None) -> Array:
+    """H = ln S - (sum over compartments of potential x persons)/N, constant along every run of the model.
 
-    `state` holds persons in S, C, I1 and I2, arrays of times or floats.
+    `state` holds persons in S and in the infected compartments, arrays of times or floats.
     """
-    potential = infection_potential(values)
-    N = np.asarray(values["population"], dtype=np.float64)
-    S = np.asarray(state["S"], dtype=np.float64)
-    return np.asarray(np.log(S) - sum(potential[x] * np.asarray(state[x]) for x in ("S", "C", "I1", "I2")) / N)
+    model = _shipped(values) if model is None else model
+    derived = first_integral_of(model)
+    potential = infection_potential(values, model)
+    N = _evaluated(model, {"N": derived.population}, values)["N"]
+    S = np.asarray(state[derived.susceptible], dtype=np.float64)
+    return np.asarray(np.log(S) - sum(pot * np.asarray(state[x]) for x, pot in potential.items()) / N)
 
 
-def final_susceptible(values: Values, state: Values) -> Array:
+def final_susceptible(values: Values, state: Values, model: Model | None = None) -> Array:
     """Susceptibles left when the outbreak is over, persons, exact, by the principal branch of Lambert's W."""
-    R0 = infection_potential(values)["S"]
-    N = np.asarray(values["population"], dtype=np.float64)
-    H = first_integral(values, state)
+    model = _shipped(values) if model is None else model
+    derived = first_integral_of(model)
+    R0 = infection_potential(values, model)[derived.susceptible]
+    N = _evaluated(model, {"N": derived.population}, values)["N"]
+    H = first_integral(values, state, model)
     # ln S - R0 S/N = H  =>  S = -N/R0 W(-R0/N exp(H)); W0 (|W| < 1) is the root below the threshold N/R0.
     with np.errstate(divide="ignore", invalid="ignore"):
         left = np.real(-N / R0 * lambertw(-R0 / N * np.exp(H), 0))
     return np.asarray(np.where(R0 > 0, left, np.exp(H)))
 
 
-def final_size_exact(values: Values, *, state: Values | None = None) -> Array:
-    """Share of the population ever infected, (S0 - S_inf + C0 + I1(0) + I2(0))/N, exact for basic and generalised.
+def final_size_exact(values: Values, *, state: Values | None = None, model: Model | None = None) -> Array:
+    """Share of the population ever infected, (S0 - S_inf + infected at the start)/N, exact when the outbreak is over.
 
-    `state` overrides the initial condition that `values` describe (immune and carrier fractions, nobody ill).
+    `state` overrides the initial condition that `values` describe. Raises: ValueError where the model has no first
+    integral, so that only the integrator can tell.
     """
-    state = starting_state(values) if state is None else state
-    begun = sum(np.asarray(state[x], dtype=np.float64) for x in ("S", "C", "I1", "I2"))
-    return np.asarray((begun - final_susceptible(values, state)) / np.asarray(values["population"], dtype=np.float64))
+    model = _shipped(values) if model is None else model
+    state = starting_state(values, model) if state is None else state
+    derived = first_integral_of(model)
+    N = _evaluated(model, {"N": derived.population}, values)["N"]
+    begun = sum(np.asarray(state[x], dtype=np.float64) for x in derived.potential)
+    return np.asarray((begun - final_susceptible(values, state, model)) / N)
 
 
-def starting_state(values: Values) -> dict[str, Array]:
-    """Persons in S, C, I1 and I2 at the start, as the shipped models declare it."""
-    N, immune, carriers = (
-        np.asarray(values[x], dtype=np.float64)
-        for x in ("population", "initial_immune_fraction", "initial_carrier_fraction")
+def starting_state(values: Values, model: Model | None = None) -> dict[str, Array]:
+    """Persons in each compartment at the start, as the model declares it."""
+    model = _shipped(values) if model is None else model
+    return _evaluated(model, model.initial_state(), values)
+
+
+def _shipped(values: Values) -> Model:
+    return GENERALISED if "direct_fraction" in values else BASIC
+
+
+def _evaluated(model: Model, expressions: Mapping[str, sp.Expr], values: Values) -> dict[str, Array]:
+    arrays = [np.asarray(values[name], dtype=np.float64) for name in model.parameter_names]
+    function = sp.lambdify([model.symbols[name] for name in model.parameter_names], list(expressions.values()), "numpy")
+    shape = np.broadcast_shapes(*(array.shape for array in arrays))
+    return {name: np.broadcast_to(found, shape) for name, found in zip(expressions, function(*arrays), strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalSizes:
+    """Share of the population ever infected for each parameter set (n,).
+
+    integrated: up to `days`; exact: when the outbreak is over, NaN with a `note` where the model has no exact relation.
+    """
+
+    sweep: dict[str, Array]
+    days: float
+    integrated: Array
+    exact: Array
+    note: str = ""
+
+    def frame(self) -> pd.DataFrame:
+        """Table: the swept parameters, integrated, exact."""
+        return pd.DataFrame({**self.sweep, "integrated": self.integrated, "exact": self.exact})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"rows": self.frame().to_dict("records"), "days": self.days, "note": self.note}
+
+
+def final_sizes(
+    model: Model,
+    values: Mapping[str, float],
+    sweep: Mapping[str, Sequence[float]] | None = None,
+    *,
+    days: float = 365.0,
+) -> FinalSizes:
+    """Total ever infected for every combination of the swept values (none: `values` alone), of any declared model.
+
+    Raises: ValueError for an unknown parameter or one without values; RuntimeError where a trajectory fails.
+    """
+    sweep = dict(sweep or {})
+    checked(model, list(sweep))
+    grid = grid_of(sweep)
+    size = len(next(iter(grid.values()))) if grid else 1
+    samples = {name: np.full(size, float(value)) for name, value in values.items()} | grid
+    found = reduce(model, samples, days=days)
+    failed = int(np.count_nonzero(found["status"] > 0))
+    if failed:
+        raise RuntimeError(f"{failed} of {size} trajectories of model {model.name!r} failed")
+    N = sum(starting_state(samples, model).values())
+    try:
+        exact, note = final_size_exact(samples, model=model), ""
+    except ValueError as error:
+        exact, note = np.full(size, np.nan), str(error)
+    return FinalSizes(
+        sweep=grid, days=days, integrated=np.asarray(found["ever_infected"]) / N, exact=np.asarray(exact), note=note
     )
-    nobody = np.zeros_like(N)
-    return {"S": N * (1 - immune - carriers), "C": N * carriers, "I1": nobody, "I2": nobody}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,22 +179,16 @@ def ever_infected(
     """Total ever infected over carrier_odds and direct_fraction, by integrator and by the exact relation.
 
     A model without direct_fraction (basic) is swept over carrier_odds alone. Raises: ValueError where it is asked for
-    other values of p than 0, or a trajectory fails.
+    other values of p than 0; RuntimeError where a trajectory fails.
     """
     odds, direct = np.asarray(epsilon, dtype=np.float64), np.asarray(p, dtype=np.float64)
-    checked(model, ["carrier_odds"])
-    grid = np.meshgrid(odds, direct, indexing="ij")
-    sweep = {"carrier_odds": grid[0].ravel()}
+    sweep: dict[str, Sequence[float]] = {"carrier_odds": list(odds)}
     if "direct_fraction" in model.parameter_names:
-        sweep["direct_fraction"] = grid[1].ravel()
+        sweep["direct_fraction"] = list(direct)
     elif np.any(direct != 0):
         raise ValueError(f"model {model.name!r} has no direct_fraction; use the generalised model for p other than 0")
-    samples = {name: np.full(grid[0].size, float(value)) for name, value in values.items()} | sweep
-    shape = grid[0].shape
+    found = final_sizes(model, values, sweep, days=days)
+    shape = (odds.size, direct.size)
     return EverInfected(
-        epsilon=odds,
-        p=direct,
-        days=days,
-        integrated=np.asarray(reduce(model, samples, days=days)["ever_infected"]).reshape(shape) / values["population"],
-        exact=final_size_exact(samples).reshape(shape),
+        epsilon=odds, p=direct, days=days, integrated=found.integrated.reshape(shape), exact=found.exact.reshape(shape)
     )

@@ -19,7 +19,10 @@ STEPPED = ("peak_week",)  # whole weeks have no derivative
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSensitivity:
-    """(dY/dx)(x/Y) by outcome and parameter; R0 exactly, the others by central differences of 1 %."""
+    """(dY/dx)(x/Y) by outcome and parameter; R0 exactly, the others by central differences of 1 %.
+
+    An outcome that is zero has no relative change (NaN).
+    """
 
     indices: dict[str, dict[str, float]]
 
@@ -49,6 +52,7 @@ def local_sensitivity(model: Model, values: Mapping[str, float], *, days: float 
     for outcome in OUTCOMES[1:]:
         if outcome not in STEPPED:
             y = found[outcome]
-            slopes = (y[0:-1:2] - y[1:-1:2]) / (2 * STEP) / y[-1]
+            differences = (y[0:-1:2] - y[1:-1:2]) / (2 * STEP)
+            slopes = differences / y[-1] if y[-1] else np.full_like(differences, np.nan)
             indices[outcome] = dict(zip(names, slopes.tolist(), strict=True))
     return LocalSensitivity(indices=indices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from meningitis import analysis, symbolic
@@ -70,7 +71,7 @@ def _local(work: Work) -> None:
     cells: dict[str, dict[str, str]] = {}
     for row in parts[-1].to_dict("records"):
         cells.setdefault(row["parameter"], {})[OUTCOME_WORDS[row["outcome"]]] = _index(row["index"])
-    felt = [name for name in model.parameter_names if set(cells[name].values()) != {"0"}]
+    felt = [name for name in model.parameter_names if not set(cells[name].values()) <= {"0", "–"}]
     work.report.table(
         "local-indices",
         table,
@@ -81,8 +82,8 @@ def _local(work: Work) -> None:
 
 
 def _index(value: float) -> str:
-    if value == 0:
-        return "0"
+    if value == 0 or np.isnan(value):
+        return "0" if value == 0 else "–"
     return "≈ 0" if abs(value) < 5e-4 else f"{value:+.3f}".replace("-", "−")
 
 

@@ -3,6 +3,7 @@
 from meningitis.symbolic.control import Control, control, critical_value
 from meningitis.symbolic.elasticity import Elasticities, elasticities
 from meningitis.symbolic.equilibria import Equilibria, Equilibrium, equilibria
+from meningitis.symbolic.finalsize import FirstIntegral, first_integral
 from meningitis.symbolic.growth import Growth, case_and_carrier, growth, initial_state
 from meningitis.symbolic.nextgen import (
     NextGeneration,
@@ -21,6 +22,7 @@ __all__ = [
     "Elasticities",
     "Equilibria",
     "Equilibrium",
+    "FirstIntegral",
     "Growth",
     "NextGeneration",
     "NumericR0",
@@ -31,6 +33,7 @@ __all__ = [
     "effective_r",
     "elasticities",
     "equilibria",
+    "first_integral",
     "growth",
     "initial_state",
     "next_generation",

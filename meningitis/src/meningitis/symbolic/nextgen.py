@@ -135,7 +135,7 @@ def spectral_radius(F: sp.Matrix, V: sp.Matrix) -> tuple[sp.Matrix, sp.Expr]:
     Raises: NotImplementedError where more than two independent kinds of new infection leave no closed form.
     """
     # LUsolve keeps the products of a nearly triangular V nested, where inv() would multiply them out.
-    K = (F * V.LUsolve(sp.eye(V.rows))).applyfunc(_short)
+    K = (F * V.LUsolve(sp.eye(V.rows))).applyfunc(short_form)
     # Rows of F that are zero are zero in K: the other eigenvalues are those of the remaining square block.
     rows = [i for i in range(F.rows) if any(entry != 0 for entry in F.row(i))]
     block = K.extract(rows, rows)
@@ -145,14 +145,14 @@ def spectral_radius(F: sp.Matrix, V: sp.Matrix) -> tuple[sp.Matrix, sp.Expr]:
         sp.simplify(block.extract([i, j], [i, j]).det()) for i in range(block.rows) for j in range(i + 1, block.rows)
     ]
     if all(d == 0 for d in determinants) and _rank_one(block):
-        return K, _short(block.trace())
+        return K, short_form(block.trace())
     if block.rows == 2:
         half = block.trace() / 2
         return K, sp.simplify(half + sp.sqrt(sp.simplify(half**2 - block.det())))
     raise NotImplementedError(f"the {block.rows} x {block.rows} next-generation matrix has no short closed form")
 
 
-def _short(expression: sp.Expr) -> sp.Expr:
+def short_form(expression: sp.Expr) -> sp.Expr:
     """The shortest of a few equal forms: a full `simplify` multiplies out sums of rates and hides the structure."""
     forms = (expression, sp.factor_terms(expression), sp.factor(expression))
     return min(forms, key=lambda form: (sp.count_ops(form), len(str(form))))
