@@ -1,19 +1,33 @@
-"""The attention processor for training computes what diffusers' own does."""
+"""Mixed precision: rough products, exact attention, honest refusals."""
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DiTTransformer2DModel
 
-from grafting.training.precision import autocast, fast_cpu_attention
+from grafting.training.precision import autocast
 
 
-def _model() -> DiTTransformer2DModel:
+def test_attention_stays_in_float32_and_products_do_not() -> None:
     torch.manual_seed(0)
-    return DiTTransformer2DModel(
+    q, k, v = (torch.randn(2, 3, 9, 8).bfloat16() for _ in range(3))
+    mask = torch.randn(2, 1, 9, 9).bfloat16()
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask.float())
+    a, b = torch.randn(16, 16), torch.randn(16, 16)
+    with autocast("cpu", "bf16"):
+        inside = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        product = a @ b
+    assert inside.dtype == torch.float32 and torch.equal(inside, expected)
+    assert product.dtype == torch.bfloat16
+    with autocast("cpu", "fp32"):
+        assert torch.equal(a @ b, torch.mm(a, b))
+
+
+def test_model_and_gradients_are_near_float32() -> None:
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=8,
         in_channels=3,
@@ -22,33 +36,19 @@ def _model() -> DiTTransformer2DModel:
         patch_size=2,
         num_embeds_ada_norm=4,
     ).eval()
-
-
-def test_outputs_and_gradients_are_those_of_the_default_processor() -> None:
-    plain = _model()
-    fast = copy.deepcopy(plain)
-    fast_cpu_attention(fast)
     z, t, y = torch.randn(3, 3, 6, 6), torch.tensor([0, 500, 999]), torch.tensor([0, 4, 2])
-    a, b = (m(z, timestep=t, class_labels=y).sample for m in (plain, fast))
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    a.square().mean().backward()
-    b.square().mean().backward()
-    for (name, p), q in zip(plain.named_parameters(), fast.parameters(), strict=True):
-        if p.grad is not None:
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=name)
-
-
-def test_core_stays_in_float32_under_autocast() -> None:
-    model = _model()
-    fast_cpu_attention(model)
-    z, t, y = torch.randn(3, 3, 6, 6), torch.tensor([0, 500, 999]), torch.tensor([0, 4, 2])
-    exact = model(z, timestep=t, class_labels=y).sample
-    with autocast("cpu", "bf16"):
-        rough = model(z, timestep=t, class_labels=y).sample
+    gradients = []
+    for precision in ("fp32", "bf16"):
+        model.zero_grad()
+        with autocast("cpu", precision):
+            out = model(z, timestep=t, class_labels=y).sample
+        out.float().square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    exact, rough = gradients
     assert not torch.equal(exact, rough)
-    assert (exact - rough.float()).norm() < 0.03 * exact.norm()
+    assert (exact - rough).norm() < 0.05 * exact.norm()
 
 
 def test_unknown_precision_is_a_sentence() -> None:
-    with pytest.raises(ValueError, match="precision 'fp8': fp32 or bf16"):
-        autocast("cpu", "fp8")
+    with pytest.raises(ValueError, match="precision 'fp8': fp32 or bf16"), autocast("cpu", "fp8"):
+        pass

@@ -21,7 +21,7 @@ from ..diffusion import Diffusion, draw, drop_labels
 from ..files import sha256, write_json_atomic
 from .loop import Loop, LoopConfig
 from .objective import teacher_objective
-from .precision import autocast, fast_cpu_attention
+from .precision import autocast
 
 KINDS = ("autoencoder", "transformer", "classifier")
 
@@ -138,8 +138,6 @@ def _transformer(recipe: PretrainRecipe, out: Path) -> tuple[nn.Module, Any]:
     model = DiTTransformer2DModel(**recipe.model)
     _zero_adaln(model)
     model.eval()  # its only training-mode behaviour is each block dropping labels on its own
-    if recipe.precision == "bf16":
-        fast_cpu_attention(model)
     z, y = latents(AutoencoderKL.from_pretrained(recipe.autoencoder).eval(), Path(recipe.autoencoder), recipe, out)
     batches = Batches(inputs=z, labels=y, size=recipe.batch, seed=recipe.seed)
     diffusion, null = Diffusion(), recipe.model["num_embeds_ada_norm"]
