@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -235,3 +236,26 @@ def test_what_cannot_run_is_refused_before_anything_is_made(
     with pytest.raises((StudyError, PlanError, SettingsError, ValueError), match=word):
         run(recipe(tiny_teacher, *changes), tmp_path / "out", say=lambda line: None)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_brings_measurements_of_its_teacher_and_finished_runs(
+    finished: tuple[Path, Results], tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """What was measured elsewhere under the same settings is taken; a finished run's figures keep its label."""
+    out, results = finished
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_teacher, bundle)
+    shutil.copytree(out / "teacher", bundle / "measured")
+    shutil.copytree(out, bundle / "runs" / "long", ignore=shutil.ignore_patterns("model"))
+    said: list[str] = []
+    changes = ("controls=[]", "budget=0", "speed=null", "beside=[long]")
+    joined = run(recipe(bundle, *changes), tmp_path / "out", say=said.append)
+    assert not any(line.startswith("teacher: held-out") or line.startswith("teacher: 24 samples") for line in said)
+    assert joined.models[0].denoising == results.models[0].denoising
+    labels = [model.run for model in joined.models]
+    assert labels == [joined.models[0].run] * 2 + [f"long: {results.run}"] * 6
+    assert (tmp_path / "out" / "report.html").read_text().count("data:image/png") == 8
+    other = run(recipe(bundle, *changes, "evaluate.triples=30"), tmp_path / "other", say=said.append)
+    assert "teacher: held-out loss on 30 triples" in said and other.models[0].denoising != joined.models[0].denoising
+    with pytest.raises(StudyError, match=r"beside short: no results\.json"):
+        run(recipe(bundle, "beside=[short]"), tmp_path / "none", say=said.append)

@@ -32,8 +32,9 @@ class ModelError(ValueError):
 class Model:
     """A transformer, grafted or not, and what came with it.
 
-    name: as it was asked for. graft: its handle, where it is one. images: an npz of
-    :func:`grafting.data.write_subset`. card: the bundle's ``teacher.json``, empty elsewhere.
+    name: as it was asked for. graft: its handle, where it is one. folder: where the pretrained model lies, None for one
+    of the hub. images: an npz of :func:`grafting.data.write_subset`. card: the bundle's ``teacher.json``, empty
+    elsewhere.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Model:
     graft: Grafted | None = None
     autoencoder: nn.Module | None = None
     classifier: Classifier | None = None
+    folder: Path | None = None
     images: Path | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
 
@@ -121,6 +123,7 @@ def _graft(folder: Path, base: str | None) -> Model:
         graft=handle,
         autoencoder=teacher.autoencoder,
         classifier=teacher.classifier,
+        folder=teacher.folder,
         images=teacher.images,
         card=teacher.card,
     )
@@ -130,7 +133,7 @@ def _companions(folder: Path) -> dict[str, Any]:
     """What lies beside a transformer, as keyword arguments of :class:`Model`."""
     from ..training.classifier import Classifier
 
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"folder": folder}
     for part in AUTOENCODERS:
         if (folder / part / "config.json").is_file():
             from diffusers import AutoencoderKL

@@ -20,8 +20,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files import write_text_atomic
-from ..report import Results, write_page, write_results
-from .assemble import assemble
+from ..report import Results, read_results, write_page, write_results
+from .assemble import assemble, beside
 from .bench import Say, Study
 from .entries import Entry, entries
 from .parts import StudyError
@@ -55,6 +55,9 @@ def run(recipe: RunRecipe, out: Path, *, resume: bool = True, say: Say = print) 
             study.time(entry)
     results = assemble(study)
     study.publish(results)
+    for name in recipe.beside:
+        folder = study.home_of(name)
+        results = beside(results, read_results(folder / "results.json"), folder, out, folder.name)
     write_results(out / "results.json", results)
     write_page(out / "report.html", results)
     say(f"the page: {out / 'report.html'}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import __version__
 from ..cost import plan_cost
+from ..files import write_bytes_atomic
 from ..hosts import shape_of
 from ..measure.denoising import mean_loss, paired_difference
 from ..measure.quality import Estimate
@@ -21,6 +24,27 @@ from .stages import stage_one_flops, stage_two_flops, start_flops
 
 PASSES = 3
 """A training step costs a forward pass and a backward one of twice that."""
+
+
+def beside(results: Results, other: Results, source: Path, out: Path, name: str) -> Results:
+    """``results`` with the models, speeds and costs of a finished run, whose grids are copied from ``source``."""
+    models = []
+    for model in other.models:
+        grid = None
+        if model.grid is not None:
+            grid = f"beside/{name}/{model.grid}"
+            write_bytes_atomic(out / grid, (source / model.grid).read_bytes())
+        models.append(replace(model, run=f"{name}: {model.run}", grid=grid))
+    speed = tuple(replace(row, run=f"{name}: {row.run}") for row in other.speed)
+    costs = tuple(replace(cost, run=f"{name}: {cost.run}") for cost in other.costs)
+    note = f"Figures labelled “{name}” come from a run of its own, committed with its results: {other.summary}"
+    return replace(
+        results,
+        models=(*results.models, *models),
+        speed=(*results.speed, *speed),
+        costs=(*results.costs, *costs),
+        notes=(note, *results.notes),
+    )
 
 
 def assemble(study: Study) -> Results:
@@ -158,11 +182,12 @@ def _shares(shares: Mapping[str, float]) -> str:
 
 def _provenance(study: Study) -> dict[str, str]:
     import diffusers
+    import yaml
 
     return {
         "teacher": f"{study.recipe.teacher}, tensors' SHA-256 {study.source[:16]}",
         "images": f"{study.material.path.name}, SHA-256 {study.material.identity['images'] or ''}"[:60],
         "versions": f"grafting {__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "recipe": study.recipe.to_yaml(),
+        "recipe": yaml.safe_dump(study.recipe.to_dict(), default_flow_style=True, width=10**6, sort_keys=False),
     }

@@ -60,6 +60,11 @@ class Study:
             problems.append(f"samples {wanted}: the floor needs as many held-out images, and there are {have}")
         if wanted and self.model.classifier is None:
             problems.append(f"samples {wanted}: {self.recipe.teacher} brings no classifier to judge them; ask for 0")
+        problems += [
+            f"beside {run}: no results.json in {self.home_of(run)}"
+            for run in self.recipe.beside
+            if not (self.home_of(run) / "results.json").is_file()
+        ]
         fine = self.recipe.stages[1]
         if fine is not None and fine.train == "grafted" and "procedure" in self.recipe.controls:
             problems.append("control procedure: with train: grafted nothing of the unchanged teacher trains")
@@ -161,6 +166,16 @@ class Study:
         z, y = self.material.latents(train=False), self.material.images(train=False).labels
         return Triples.draw(z, y, n=self.recipe.evaluate.triples, seed=self.recipe.seed)
 
+    def home_of(self, run: str) -> Path:
+        """The folder of a finished run of ``beside``."""
+        shipped = self.model.folder and self.model.folder / "runs" / run
+        return shipped if shipped and (shipped / "results.json").is_file() else Path(run)
+
+    def _shipped(self, entry: Entry) -> Path | None:
+        """The teacher's own measurements, as a bundle may bring them for the demo's settings."""
+        home = self.model.folder
+        return home / "measured" if entry.role == "teacher" and home is not None else None
+
     def denoise(self, entry: Entry) -> torch.Tensor:
         """(triples,) held-out losses of one model."""
         entry = self.subject(entry)
@@ -182,9 +197,9 @@ class Study:
                     progress=lambda done, _: progress.show(done),
                 )
             save_safetensors_atomic(folder / "losses.safetensors", {"losses": losses})
-            return asdict(mean_loss(losses))
+            return asdict(mean_loss(losses)) | {"files": ["losses.safetensors"]}
 
-        part(folder / "denoise.json", settings, make)
+        part(folder / "denoise.json", settings, make, self._shipped(entry))
         return load_file(folder / "losses.safetensors")["losses"]
 
     def labels(self) -> torch.Tensor:
@@ -215,9 +230,9 @@ class Study:
             with self.opened(entry) as (model, _):
                 images = self._draw(Pipeline(model, self.model.autoencoder), entry.name, chunks)
             save_safetensors_atomic(folder / "samples.safetensors", {"images": images})
-            return {"n": len(images)}
+            return {"n": len(images), "files": ["samples.safetensors"]}
 
-        part(folder / "sample.json", settings, make)
+        part(folder / "sample.json", settings, make, self._shipped(entry))
         shutil.rmtree(chunks, ignore_errors=True)
         images = load_file(folder / "samples.safetensors")["images"].float()
         if config.grid:

@@ -8,24 +8,41 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json_atomic
+from ..files import write_bytes_atomic, write_json_atomic
 
 
 class StudyError(ValueError):
     """A study that cannot be run as asked, told before anything is trained."""
 
 
-def part(path: Path, settings: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``make`` returns, from ``path`` where that was made under the same settings."""
+def part(
+    path: Path, settings: Mapping[str, Any], make: Callable[[], dict[str, Any]], shipped: Path | None = None
+) -> dict[str, Any]:
+    """What ``make`` returns, from ``path`` where that was made under the same settings.
+
+    shipped: a folder that may hold the same part, made under the same settings elsewhere; it is copied with the
+    ``files`` that its outcome names.
+    """
     key = key_of(settings)
-    if path.is_file():
-        saved = json.loads(path.read_text())
-        if saved["key"] == key:
-            outcome: dict[str, Any] = saved["outcome"]
-            return outcome
-    outcome = make()
+    outcome = _kept(path, key)
+    if outcome is not None:
+        return outcome
+    outcome = None if shipped is None else _kept(shipped / path.name, key)
+    if outcome is None:
+        outcome = make()
+    elif shipped is not None:
+        for name in outcome.get("files", ()):
+            write_bytes_atomic(path.parent / name, (shipped / name).read_bytes())
     write_json_atomic(path, {"key": key, "outcome": outcome})
     return outcome
+
+
+def _kept(path: Path, key: str) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    saved = json.loads(path.read_text())
+    outcome: dict[str, Any] = saved["outcome"]
+    return outcome if saved["key"] == key else None
 
 
 def key_of(settings: Mapping[str, Any]) -> str:

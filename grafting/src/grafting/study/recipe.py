@@ -163,7 +163,8 @@ class RunRecipe:
 
     teacher: MODEL of :func:`grafting.store.models.open_model`. data: an npz of :func:`grafting.data.write_subset`,
     where the teacher brings none. calibration: samples whose activations a solved start sees. budget: multiplies the
-    steps of both stages; 0 is the start alone. seed: of everything that is random.
+    steps of both stages; 0 is the start alone. seed: of everything that is random. beside: finished runs whose figures
+    the page shows too, under their own label: folders, or names under ``runs`` in the teacher's folder.
     """
 
     teacher: str
@@ -178,6 +179,7 @@ class RunRecipe:
     finetune: FinetuneStage | None = None
     evaluate: EvaluateStage = field(default_factory=EvaluateStage)
     speed: SpeedStage | None = field(default_factory=SpeedStage)
+    beside: tuple[str, ...] = ()
     controls: tuple[str, ...] = ("none", "untrained")
 
     def __post_init__(self) -> None:

@@ -56,8 +56,8 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
                 "speedup": ours.speedup_over(theirs),
                 "seconds": ours.minimum,
                 "teacher_seconds": theirs.minimum,
-                "low": theirs.low / ours.high,
-                "high": theirs.high / ours.low,
+                "low": min(theirs.low / ours.high, ours.speedup_over(theirs)),
+                "high": max(theirs.high / ours.low, ours.speedup_over(theirs)),
                 "flop_bound": max(cost.flop_ratio, cost.core_bound),
                 "time_bound": bound,
             }
