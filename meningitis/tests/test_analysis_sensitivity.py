@@ -44,6 +44,28 @@ def test_sobol_of_the_g_function() -> None:
     check(found, part / whole, part * np.prod(1 + part) / (1 + part) / whole)
 
 
+def test_sobol_indices_are_those_of_salib_on_the_same_design() -> None:
+    analyze = pytest.importorskip("SALib.analyze.sobol").analyze
+    n, rows = 1024, []
+
+    def recorded(u: Array) -> Array:
+        y = u[:, 0] ** 2 + u[:, 0] * u[:, 1] + 0.5 * np.sin(6 * u[:, 2])
+        rows.append(y)
+        return y[:, None]
+
+    found = sobol_of(recorded, ("a", "b", "c"), ("y",), n=n, seed=3)
+    A, B, *mixed = rows[0].reshape(5, n)
+    # SALib wants, for each base point, A, then A with one column of B at a time, then B.
+    ordered = np.stack([A, *mixed, B], axis=1).ravel()
+    problem = {"num_vars": 3, "names": ["a", "b", "c"], "bounds": [[0, 1]] * 3}
+    other = analyze(problem, ordered, calc_second_order=False, num_resamples=500, seed=1)
+    assert found.total[0] == pytest.approx(other["ST"], rel=1e-9)
+    # The first orders differ by how the two centre the outputs: by a mean over A and B, or over all rows.
+    assert found.first[0] == pytest.approx(other["S1"], abs=2e-3)
+    width = (found.total_high - found.total_low)[0] / 2
+    assert width == pytest.approx(other["ST_conf"], rel=0.3)  # two bootstraps of 500
+
+
 def test_sobol_wants_a_power_of_two_and_leaves_constants_alone() -> None:
     with pytest.raises(ValueError, match="powers of two"):
         sobol_of(lambda u: u, ("a",), ("y",), n=100, seed=0)
