@@ -1,0 +1,54 @@
+"""The Python code of the pages runs, and what they claim in passing holds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from grafting.cli import main
+from grafting.operators import list_operators
+from grafting.plan import Plan
+from grafting.study import RunRecipe
+from grafting.teachers import teachers
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_plans_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("docs/plans.md", "python")
+    exec(code, {})
+    assert capsys.readouterr().out
+    plan, recipe = (yaml.safe_load(text) for text in blocks("docs/plans.md", "yaml"))
+    assert Plan.from_dict(plan).check({"_class_name": "DiTTransformer2DModel", **_config()}).problems == ()
+    assert RunRecipe.from_dict(recipe).controls == ("procedure", "none", "untrained", "self")
+
+
+def _config() -> dict[str, object]:
+    text = (ROOT / "src/grafting/recipes/fashion-transformer.yaml").read_text()
+    model: dict[str, object] = yaml.safe_load(text)["model"]
+    return model
+
+
+def test_readme_names_every_operator_and_the_bounds_that_plan_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in list_operators())
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", readme):
+        assert (ROOT / link).is_file(), link
+    assert main(["plan", "dit-xl-2-256", "--operator", "hyena_x", "--blocks", "interleaved 50%"]) == 0
+    assert "1.02x if only cores went" in capsys.readouterr().out
+    assert main(["plan", "pixart-sigma-2048", "--operator", "hyena_x"]) == 0
+    assert "1.49x if only cores went" in capsys.readouterr().out
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
+def test_readme_runs_on_the_bundled_teacher() -> None:
+    (code,) = blocks("README.md", "python")
+    exec(code, {})
