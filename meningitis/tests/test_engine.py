@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import solve_ivp
+from scipy.optimize import brentq
 from scipy.special import lambertw
 
 from meningitis.engine import Status, crossings, reduce, simulate, solve_ode
-from meningitis.model import Model, ModelError
+from meningitis.model import ModelError
 from meningitis.models import BASIC, GENERALISED
 
 SAMPLED = {p.name: p.distribution for p in GENERALISED.parameters}
@@ -45,27 +47,6 @@ def test_first_integral_holds_at_every_output():
     assert not solved.status.any()
     h = first_integral(v, solved.states)
     assert np.abs(h - h[:, :1]).max() < 1e-9 * np.abs(h).max()
-
-
-@pytest.mark.parametrize("flow", [flow.name for flow in GENERALISED.flows])
-@pytest.mark.parametrize("factor", [0.9, 1.1])
-def test_a_flow_wrong_by_a_tenth_breaks_an_exact_relation(flow, factor):
-    """Sabotage: the first integral sees every flow out of S, C, I1 and I2, save how a stage's exits are shared."""
-    declaration = GENERALISED.to_dict()
-    for entry in declaration["flows"]:
-        if entry["name"] == flow:
-            entry["rate"] = f"{factor} * ({entry['rate']})"
-    import yaml
-
-    broken = Model.from_yaml(yaml.safe_dump(declaration))
-    v = {name: values[:1] for name, values in sample(1, seed=7).items()}
-
-    def drift(model):
-        solved = simulate(model, parameters=v, days=365, rtol=1e-11, atol=1e-11, reference="DOP853")  # compiles nothing
-        h = first_integral(v, solved.states)
-        return np.abs(h - h[:, :1]).max()
-
-    assert drift(broken) > max(100 * drift(GENERALISED), 1e-8)
 
 
 def test_final_size_is_the_exact_one():
@@ -176,16 +157,46 @@ def test_too_many_steps_and_blow_up_are_statuses():
 
 
 def test_crossing_of_the_critical_ratio_is_the_peak_of_stage_one():
-    """At p = 0 the peak of I1 is where I1/C = phi/a1 (spec, section 3); its time comes from DOP853's dense output."""
-    reference = simulate(BASIC, reference="DOP853", rtol=1e-11, atol=1e-11)
+    """At p = 0 stage I peaks where I1/C = phi/a1 (spec, section 3): DOP853 on hand-written equations says when."""
+    v = {name: float(value) for name, value in BASIC.values(None).items()}
+    force = v["transmission_rate"] / v["population"]
+    out_of_carriage = v["carrier_conversion_rate"] + v["carrier_immunity_rate"]
+    a1 = v["stage_progression_rate"] + v["stage1_immunity_rate"] + v["stage1_death_rate"]
+    a2 = v["stage2_immunity_rate"] + v["stage2_death_rate"]
+
+    def slopes(_t, y):
+        s, c, i1, i2 = y
+        new = force * s * (v["carrier_odds"] * c + i1 + v["stage2_infectiousness"] * i2)
+        into = v["carrier_conversion_rate"] * c
+        return [-new, new - out_of_carriage * c, into - a1 * i1, v["stage_progression_rate"] * i1 - a2 * i2]
+
+    carriers = v["population"] * v["initial_carrier_fraction"]
+    start = [v["population"] * (1 - v["initial_immune_fraction"]) - carriers, carriers, 0.0, 0.0]
+    dense = solve_ivp(slopes, (0, 365), start, method="DOP853", rtol=1e-12, atol=1e-10, dense_output=True).sol
+    peak = brentq(lambda t: slopes(t, dense(t))[2], 10, 200, xtol=1e-9)
     expression = (
         "I1 / C - carrier_conversion_rate / (stage_progression_rate + stage1_immunity_rate + stage1_death_rate)"
     )
     (found,) = crossings(BASIC, expression)
     assert found.upwards
-    assert found.time == pytest.approx(reference.peaks[0, 1, 1], abs=1e-3 + 0.005)
-    exact = crossings(BASIC, "carrier_conversion_rate * C - stage_progression_rate * I1", precision=1e-9)
-    assert found.time == pytest.approx(exact[-1].time, abs=1e-5)
+    assert found.time == pytest.approx(peak, abs=1e-3)
+    # The peak that the kernel follows itself, at its default tolerances.
+    assert simulate(BASIC).peaks[0, 1, 1] == pytest.approx(peak, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("(t - 100.3) * (t - 100.6)", [(100.3, False), (100.6, True)]),
+        ("(t - 0.2) * (0.7 - t)", [(0.2, True), (0.7, False)]),
+        ("(t - 100.3)^2 + 1e-9", []),
+        ("(t - 100.3)^2", []),
+        ("t * 0 + 1e-300", []),
+    ],
+)
+def test_two_crossings_within_a_day_are_found_and_a_touch_is_none(expression, expected):
+    found = crossings(BASIC, expression)
+    assert [(round(c.time, 6), c.upwards) for c in found] == expected
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,11 @@ from meningitis.engine.ensemble import Array, Ensemble, simulate
 from meningitis.grammar import parse
 from meningitis.model import CUMULATIVE, TIME, Model
 
+POINTS = 34
+"""Points of one closer look at an interval."""
+ROUNDS = 8
+"""Closer looks at a turn; each narrows it sixteen times."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Crossing:
@@ -40,8 +45,9 @@ def crossings(
 ) -> list[Crossing]:
     """Find where `expression` (over states, integrals, parameters and t) crosses zero, for one parameter set.
 
-    Two crossings within one `grid` interval (days) cancel and are not seen. Raises as `simulate` does, and ValueError
-    for more than one set.
+    Looks every `grid` days, and closer wherever the values between may turn back through zero, so that two crossings
+    within a day are found too; an expression that turns several times within one interval needs a finer grid. A touch
+    that does not cross is none; a pole where the sign changes is one. Raises as `simulate` does, and ValueError for more than one set.
     """
     symbols = {**model.symbols, **{name: sympy.Symbol(name, nonnegative=True) for name in CUMULATIVE}}
     parsed = parse(expression, symbols) if isinstance(expression, str) else sympy.sympify(expression)
@@ -59,11 +65,17 @@ def crossings(
 
     times = np.unique(np.append(np.arange(0.0, end, grid), end))
     values = evaluate(times)
+    for _ in range(ROUNDS):
+        closer = _turns(times, values, precision)
+        if not closer.size:
+            break
+        times = np.union1d(times, closer)
+        values = evaluate(times)
     found = []
     for at in np.flatnonzero(np.sign(values[:-1]) * np.sign(values[1:]) < 0):
         low, high, upwards = float(times[at]), float(times[at + 1]), bool(values[at] < 0)
         while high - low > precision:
-            inner = np.linspace(low, high, 34)
+            inner = np.linspace(low, high, POINTS)
             beyond = (evaluate(inner) > 0) == upwards
             first = max(int(np.argmax(beyond)), 1)
             low, high = float(inner[first - 1]), float(inner[first])
@@ -74,6 +86,29 @@ def crossings(
         if values[at] == 0 and values[at - 1] * values[at + 1] < 0
     ]
     return sorted(found, key=lambda crossing: crossing.time)
+
+
+def _turns(times: Array, values: Array, precision: float) -> Array:
+    """Times between the points where |value| is least without a change of sign, if it might still reach zero there.
+
+    Between three points a smooth curve passes below the lowest by about an eighth of the others' rise above it (a
+    parabola's share); eight times that much room is looked into. Past either end a parabola goes on.
+    """
+    if len(values) < 3:
+        return np.empty(0)
+    with np.errstate(invalid="ignore"):  # a ratio may be infinite where its denominator is empty
+        before = values[0] + 2 * (values[0] - values[1]) - (values[1] - values[2])
+        after = values[-1] + 2 * (values[-1] - values[-2]) - (values[-2] - values[-3])
+        sign, here = np.sign(values), np.abs(values)
+        left = sign * np.concatenate([[before], values[:-1]])  # below zero where the sign changes
+        right = sign * np.concatenate([values[1:], [after]])
+        turns = (sign != 0) & (here <= left) & (here <= right) & (here < left + right - 2 * here)
+    closer = []
+    for at in np.flatnonzero(turns).tolist():
+        low, high = times[max(at - 1, 0)], times[min(at + 1, len(times) - 1)]
+        if high - low > precision:
+            closer.append(np.linspace(low, high, POINTS))
+    return np.concatenate(closer) if closer else np.empty(0)
 
 
 def _arguments(solved: Ensemble) -> list[Array | float]:
