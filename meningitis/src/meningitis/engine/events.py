@@ -47,7 +47,8 @@ def crossings(
 
     Looks every `grid` days, and closer wherever the values between may turn back through zero, so that two crossings
     within a day are found too; an expression that turns several times within one interval needs a finer grid. A touch
-    that does not cross is none; a pole where the sign changes is one. Raises as `simulate` does, and ValueError for more than one set.
+    that does not cross is none; a pole where the sign changes is one. Raises as `simulate` does, and
+    ValueError for more than one set.
     """
     symbols = {**model.symbols, **{name: sympy.Symbol(name, nonnegative=True) for name in CUMULATIVE}}
     parsed = parse(expression, symbols) if isinstance(expression, str) else sympy.sympify(expression)
