@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 
 from meningitis.cli import main
+from meningitis.model import Model
+from meningitis.models import BASIC, GENERALISED
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,30 @@ def test_the_scenarios_give_what_the_specification_says(results: Any) -> None:
     assert start["R_at_start"] == pytest.approx(2.15, abs=0.005)
 
 
+@pytest.mark.parametrize("model", [BASIC, GENERALISED], ids=lambda m: m.name)
+def test_what_a_scenario_says_it_gives_is_what_it_gives(model: Model, results: Any) -> None:
+    for scenario in model.scenarios:
+        where = (model.name, scenario.name)
+        row = next(r for r in results["course"] if (r["model"], r["scenario"]) == where)
+        start = next(r for r in results["reproduction"] if (r["model"], r["scenario"]) == where)
+        given = {
+            "R_at_start": r"R\(0\) ([\d.]+)",
+            "weekly_peak_per_100000": r"([\d.]+) per 100,000",
+            "peak_week": r"in week (\d+)",
+            "cases": r"(\d+) cases",
+            "deaths": r"(\d+) deaths",
+            "ever_infected_%": r"(\d+) % ever",
+            "attacked": r"([\d.]+) % attacked",
+        }
+        facts = {**row, **start, "attacked": 100 * row["cases"] / 111_540}
+        found = {key: re.search(pattern, scenario.gives) for key, pattern in given.items()}
+        assert sum(match is not None for match in found.values()) >= 2
+        for key, match in found.items():
+            if match:
+                digits = len(match[1].partition(".")[2])
+                assert facts[key] == pytest.approx(float(match[1]), abs=0.51 * 10**-digits), (where, key)
+
+
 def test_the_integrator_meets_the_exact_end_away_from_the_threshold(results: Any) -> None:
     found = results["ever_infected"]["generalised"]
     for integrated, exact in zip(found["integrated"][-5:], found["exact"][-5:], strict=True):
@@ -112,8 +138,6 @@ def test_events_have_a_row_for_each_scenario(out: Path, page: str) -> None:
 
 
 def test_provenance_is_enough_to_run_it_again(results: Any) -> None:
-    from meningitis.models import BASIC, GENERALISED
-
     facts = results["provenance"]
     assert facts["models"]["basic"]["hash"] == BASIC.hash
     assert facts["models"]["generalised"]["scenarios"]["severe"] == GENERALISED.values("severe")

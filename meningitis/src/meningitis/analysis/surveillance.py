@@ -1,7 +1,8 @@
 """WHO's operational thresholds for meningitis in a district.
 
-Source: WHO, Weekly Epidemiological Record 89 (2014) 577-588: 30,000-100,000 inhabitants: alert 3, epidemic 10 suspected
-cases per 100,000 per week; below 30,000: alert 2 cases in a week, epidemic 5 in a week or doubling over three weeks.
+Source: WHO guideline "Meningitis outbreak response in sub-Saharan Africa", WHO/HSE/PED/CED/14.5 (December 2014). For
+30,000-100,000 inhabitants: alert 3, epidemic 10 suspected cases per 100,000 per week; below 30,000: alert 2 cases in a
+week, epidemic 5 in a week or doubling over three weeks.
 """
 
 from __future__ import annotations
