@@ -255,7 +255,8 @@ def test_bad_arguments_are_one_sentence(arguments, message):
 @given(st.integers(0, 2**31), st.floats(1e-7, 1e-4))
 def test_random_sets_agree_with_scipy(seed, rtol):
     v = sample(1, seed=seed)
-    mine = simulate(GENERALISED, parameters=v, days=120, rtol=rtol)
-    reference = simulate(GENERALISED, parameters=v, days=120, rtol=1e-10, atol=1e-10, reference="DOP853")
-    worst = np.abs(mine.states - reference.states).max(axis=1) / reference.states.max(axis=1)
-    assert worst.max() < 10 * rtol
+    mine = simulate(GENERALISED, parameters=v, days=120, rtol=rtol, atol=1e-8)
+    # Tight, for the reference's own output between its long steps is worse than its steps.
+    reference = simulate(GENERALISED, parameters=v, days=120, rtol=1e-12, atol=1e-12, reference="DOP853")
+    allowed = rtol * reference.states.max(axis=1) + 1e-8
+    assert (np.abs(mine.states - reference.states).max(axis=1) / allowed).max() < 10
