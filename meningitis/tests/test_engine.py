@@ -1,7 +1,9 @@
 """The engine against exact relations and independent solvers, and the invariances it promises."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -150,6 +152,27 @@ def test_another_calling_convention_or_source_is_another_module(monkeypatch):
         compiling.kernel.__wrapped__(system)
     assert len(set(names[:3])) == 3
     assert names[2] == names[3]
+
+
+def test_a_step_is_vector_code_without_contraction():
+    """The speed rests on it: a call or a branch in the loop over lanes would undo it silently."""
+    from meningitis.engine.compile import kernel
+    from meningitis.engine.system import of_model
+
+    advance = sys.modules[kernel(of_model(GENERALISED)).__module__].advance
+    advance.compile("void(float64[::1], float64, float64, float64, float64)")
+    (text,) = advance.inspect_llvm().values()
+    vectors = len(re.findall(r"= fmul <\d+ x double>", text))
+    assert vectors > 100
+    assert len(re.findall(r"= fmul double", text)) < 0.1 * vectors  # what is the same for all lanes
+    (machine,) = advance.inspect_asm().values()
+    assert not re.findall(r"vfn?m(?:add|sub)|fmadd|fmla", machine)
+
+
+def test_the_page_on_the_engine_runs():
+    page = (Path(__file__).parents[1] / "docs" / "engine.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "engine.md", "exec"), {})
 
 
 def test_output_times_do_not_move_the_steps():
