@@ -110,23 +110,6 @@ def test_bits_do_not_depend_on_order_neighbours_threads_or_chunks(count):
         np.testing.assert_array_equal(small[name], values, err_msg=name)
 
 
-def test_bits_do_not_depend_on_the_block_width():
-    from meningitis.engine.compile import kernel
-    from meningitis.engine.system import of_model
-
-    v = sample(11)
-    sets = np.stack([v[name] for name in BASIC.parameter_names], axis=1)
-    results = []
-    for lanes in (3, 8):
-        out, peaks = np.zeros((11, 30, 9)), np.zeros((11, 3, 2))
-        status, steps = np.zeros(11, dtype=np.int64), np.zeros(11, dtype=np.int64)
-        times = np.linspace(0, 200, 30)
-        kernel(of_model(BASIC), lanes)(sets, times, 200.0, 1e-6, 1e-8, 9999, out, peaks, status, steps)
-        results.append((out, peaks, steps))
-    for one, other in zip(*results, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
 def test_a_kernel_is_compiled_once_and_found_again_by_another_process():
     simulate(GENERALISED)  # compiles it if this is the first time
     again = (
