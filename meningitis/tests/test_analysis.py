@@ -134,6 +134,7 @@ def test_events_come_in_order_with_dates_and_the_claim() -> None:
     quiet = analysis.events(BASIC, BASIC.values("endemic"))
     assert quiet.day("epidemic threshold") is None
     assert set(quiet.claim.values()) == {None}
+    assert quiet.duration is None and found.duration is not None
     direct = analysis.events(GENERALISED, GENERALISED.values())
     assert direct.claim["implicit stage-I threshold"] is False
     assert any("at once" in warning for warning in direct.warnings)
@@ -158,6 +159,8 @@ def test_who_thresholds_by_size_of_the_district() -> None:
     assert small.epidemic_week(np.array([0.1, 0.2, 0.4, 0.8])) is None
     assert small.epidemic_week(np.array([1.0, 1.0, 5.0])) == 2
     assert middle.epidemic_week(np.array([1.0, 2.0, 4.0])) is None
+    assert middle.over_week(np.array([0.0, 2.0, 1.0, 2.0, 1.0, 0.0])) == 4
+    assert middle.over_week(np.array([0.0, 2.0])) is None and middle.over_week(np.zeros(3)) is None
     assert "split" in analysis.who_thresholds(150_000).warning
     with pytest.raises(ValueError, match="population"):
         analysis.who_thresholds(0)

@@ -97,6 +97,8 @@ def test_thresholds_report_formulas_and_events_in_order(say: Any) -> None:
     weeks = np.diff(by_hand(v, np.arange(0.0, 365.0, 7.0))[5]) / N * 1e5
     assert events["alert threshold"]["day"] == 7 * (np.argmax(weeks >= 3) + 1)
     assert events["epidemic threshold"]["day"] == 7 * (np.argmax(weeks >= 10) + 1)
+    assert found["events"]["duration_days"] == 7 * np.count_nonzero(weeks >= 3)
+    assert events["below alert again"]["day"] == events["alert threshold"]["day"] + found["events"]["duration_days"]
     assert events["weekly incidence peak"]["value"] == pytest.approx(weeks.max() * N / 1e5, rel=1e-5)
     assert events["critical ratio"]["value"] == pytest.approx(v["carrier_conversion_rate"] * 3)
     assert events["alert threshold"]["date"] == "2027-01-11"
@@ -204,7 +206,13 @@ def test_thresholds_of_sir_are_those_of_r_and_of_surveillance(say: Any, sir: str
     assert "infection spreads while R(t) = β S/(γ N) > 1" in text
     rows = json.loads(say("thresholds", "--model", sir, "--days", "70", "--json"))["events"]["events"]
     day = {row["name"]: row["day"] for row in rows}
-    assert set(day) == {"alert threshold", "epidemic threshold", "weekly incidence peak", "prevalence peak"}
+    assert set(day) == {
+        "alert threshold",
+        "epidemic threshold",
+        "weekly incidence peak",
+        "prevalence peak",
+        "below alert again",
+    }
     peak = solve_ivp(
         lambda _t, y: [-0.4 * y[0] * y[1] / 1e3, 0.4 * y[0] * y[1] / 1e3 - 0.2 * y[1]],
         (0, 70), [999.0, 1.0], rtol=1e-11, atol=1e-11, events=lambda _t, y: y[0] - 500.0,

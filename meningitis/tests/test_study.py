@@ -95,6 +95,13 @@ def test_what_a_scenario_says_it_gives_is_what_it_gives(model: Model, results: A
                 assert facts[key] == pytest.approx(float(match[1]), abs=0.51 * 10**-digits), (where, key)
 
 
+def test_control_is_the_formula_of_r0(results: Any) -> None:
+    found = results["control"]
+    v = GENERALISED.values()
+    assert found["critical"]["transmission_rate"] == pytest.approx(v["transmission_rate"] / found["r0"], rel=1e-9)
+    assert found["coverage"] == pytest.approx((1 - 1 / found["r0"]) / 0.9, rel=1e-9)
+
+
 def test_the_integrator_meets_the_exact_end_away_from_the_threshold(results: Any) -> None:
     found = results["ever_infected"]["generalised"]
     for integrated, exact in zip(found["integrated"][-5:], found["exact"][-5:], strict=True):

@@ -18,6 +18,8 @@ SUM, PRODUCT, POWER, ATOM = range(4)  # how tightly the outermost operation of a
 # The variants have names of their own in Unicode; TeX's \phi is the closed form, its \varphi the open one.
 _VARIANTS = {"varepsilon": "ε", "epsilon": "ϵ", "varphi": "φ", "phi": "ϕ", "vartheta": "ϑ", "varrho": "ϱ"}
 _DIGITS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+TALL = ' class="tall"'
+"""Brackets that the page draws itself: browsers let `mo` grow only where the reader has a font for mathematics."""
 FORCE = sp.Symbol("lambda", nonnegative=True)
 """The force of infection, per person and day, where a model has a single one."""
 
@@ -139,8 +141,8 @@ class MathML(Text):
         return f"<mn>{digits}</mn>"
 
     def wrapped(self, inner: str) -> str:
-        """In brackets."""
-        return f"<mrow><mo>(</mo>{inner}<mo>)</mo></mrow>"
+        """In brackets; class `tall` marks those that have to grow."""
+        return f"<mrow{TALL if '<mfrac' in inner else ''}><mo>(</mo>{inner}<mo>)</mo></mrow>"
 
     def product(self, factors: Sequence[str]) -> str:
         """Factors side by side, a hair apart."""
@@ -172,9 +174,10 @@ class MathML(Text):
         return "".join(sign + term for sign, (_, term) in zip(signs, terms, strict=True))
 
     def matrix(self, rows: Sequence[Sequence[str]]) -> str:
-        """A matrix; its brackets are the borders of class `matrix`, since `mo` grows only where a font for maths is."""
+        """A matrix in round brackets, its fractions in full size."""
         cells = "".join("<mtr>" + "".join(f"<mtd>{cell}</mtd>" for cell in row) + "</mtr>" for row in rows)
-        return f'<mtable class="matrix">{cells}</mtable>'
+        table = f'<mtable displaystyle="true">{cells}</mtable>'
+        return f"<mrow{TALL}><mo>(</mo>{table}<mo>)</mo></mrow>"
 
 
 class Notation:

@@ -21,6 +21,7 @@ from meningitis.symbolic.nextgen import infected_states
 NEAR = 0.01  # the early ratio is approached from below and counts as reached within 1 % of itself
 CLAIM = "a critical ratio is attained before cases grow to an epidemic level"
 
+OVER = "below alert again"
 IMPLICIT = "implicit stage-I threshold"
 DIRECT = (
     "some of the newly infected fall ill at once, so the critical ratio of the model without direct infection is "
@@ -58,6 +59,12 @@ class Events:
         """Day of the named event. Raises: KeyError."""
         return {event.name: event.day for event in self.events}[name]
 
+    @property
+    def duration(self) -> float | None:
+        """Days from the first week at the alert threshold to the last one; None: none, or not over by the end."""
+        first, over = self.day("alert threshold"), self.day(OVER)
+        return None if first is None or over is None else over - first
+
     def frame(self) -> pd.DataFrame:
         """Table event, day, date, value, unit."""
         return pd.DataFrame([asdict(event) for event in self.events])
@@ -65,7 +72,9 @@ class Events:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, dates in ISO form."""
         rows = [asdict(e) | {"date": e.date.isoformat() if e.date else None} for e in self.events]
-        return {"events": rows, "claim": self.claim, "claim_text": CLAIM, "warnings": list(self.warnings)}
+        return {"events": rows, "claim": self.claim, "claim_text": CLAIM, "warnings": list(self.warnings)} | {
+            "duration_days": self.duration
+        }
 
 
 def weekly(model: Model, values: Mapping[str, float], days: float) -> np.ndarray:
@@ -90,7 +99,7 @@ def events(
     start: dt.date | None = None,
     reporting_fraction: float = 1.0,
 ) -> Events:
-    """Early ratio, alert, epidemic, weekly peak, critical ratio and prevalence peak, in order.
+    """Early ratio, alert, epidemic, weekly peak, critical ratio, prevalence peak and the end of the outbreak, in order.
 
     The two ratios only where the declaration has a case compartment fed by a carrier compartment, the prevalence peak
     where it has a single case compartment. `reporting_fraction` turns the model's cases into suspected ones.
@@ -112,6 +121,7 @@ def events(
         ("alert threshold", ends(alert), who.alert, "suspected cases per week"),
         ("epidemic threshold", ends(epidemic), who.epidemic, "suspected cases per week"),
         ("weekly incidence peak", 7.0 * peak + 3.5, float(suspected[peak]), "suspected cases per week"),
+        (OVER, ends(who.over_week(suspected)), who.alert, "suspected cases per week"),
     ]
     ratios = _ratios(model, values, days)
     listed += [(name, day, level, unit) for name, (day, level, unit) in ratios.items()]

@@ -39,6 +39,11 @@ class Thresholds:
             reached[2:] |= (first >= 1) & (second >= 2 * first) & (third >= 2 * second)
         return _first(reached)
 
+    def over_week(self, suspected: NDArray[np.float64]) -> int | None:
+        """Index of the week after the last one at the alert threshold or above; None: no alert, or not over yet."""
+        weeks = np.flatnonzero(suspected >= self.alert)
+        return int(weeks[-1]) + 1 if weeks.size and weeks[-1] + 1 < suspected.size else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)

@@ -40,6 +40,7 @@ def course(work: Work) -> None:
                     "cases": found["cases"],
                     "deaths": found["deaths"],
                     "ever_infected_%": 100 * found["ever_infected"] / N,
+                    "weeks_above_alert": _weeks(analysis.events(model, values, days).duration),
                 }
             )
             curves[scenario.name] = np.diff(run["cases"][0]) / N * 1e5
@@ -53,7 +54,7 @@ def course(work: Work) -> None:
     work.results["course"] = table.to_dict("records")
     heads = (
         "model", "scenario", "season", "weekly peak per 100,000", "week of the peak", "cases", "deaths",
-        "ever infected (%)",
+        "ever infected (%)", "weeks above alert",
     )  # fmt: skip
     work.report.table(
         "course",
@@ -61,6 +62,10 @@ def course(work: Work) -> None:
         "Totals by scenario. The season is a label: the model knows none.",
         table.set_axis(list(heads), axis="columns"),
     )
+
+
+def _weeks(duration: float | None) -> int | None:
+    return None if duration is None else round(duration / 7)
 
 
 def ratios(work: Work) -> None:

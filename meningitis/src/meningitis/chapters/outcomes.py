@@ -7,10 +7,15 @@ import pandas as pd
 
 from meningitis import analysis, symbolic
 from meningitis.chapters.work import OUTCOME_WORDS, Work
+from meningitis.notation import Notation
 from meningitis.report import figures, write_atomically
 
 YEARS = 3 * 365.0
 """Days after which an outbreak counts as over for the integrator; the exact relation needs none."""
+EFFICACY = 0.9
+"""Share of the vaccinated who are protected, in the example of a coverage."""
+SHARES = (0.0, 0.0005, 0.001, 0.0015, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+"""Proportions ill at once that are compared with none: close to it, where equal early cases are possible at all."""
 SAME = 0.05
 """Relative difference below which p = 0 counts as adequate for an outcome."""
 
@@ -63,7 +68,7 @@ def adequacy(work: Work) -> None:
     if "direct_fraction" not in model.parameter_names:
         work.report.text("This chapter varies direct_fraction, which the model does not have.")
         return
-    found = analysis.adequacy(model, work.values(model), days=work.length(model))
+    found = analysis.adequacy(model, work.values(model), SHARES, days=work.length(model))
     table = found.frame()
     work.results["adequacy"] = table.to_dict("records")
     names = {name: OUTCOME_WORDS[name] for name in found.equal}
@@ -75,7 +80,8 @@ def adequacy(work: Work) -> None:
             {names[name]: values / values[0] for name, values in found.rescaled.items()},
         ),
         f"Outcomes against p = 0. Early cases are those of the first {found.early_days:g} days; where p alone gives "
-        "more of them than p = 0 did, no φ makes them equal and the right panel ends.",
+        "more of them than p = 0 did, no φ makes them equal and the right panel ends. Cases and deaths nearly "
+        "cover each other.",
     )
     shown = table.rename(columns={"direct_fraction": "p", "carrier_conversion_rate": "φ (per day)", **names})
     work.report.table("adequacy", table, "The same in persons; a dash where no φ gives equal early cases.", shown)
@@ -96,6 +102,37 @@ def control(work: Work) -> None:
     """What an intervention averts, and percentile bands over sampled parameters."""
     model = work.fullest
     values = work.values(model)
+    facts = symbolic.control(model, values, efficacy=EFFICACY)
+    write = Notation(model)
+    table = pd.DataFrame(
+        [
+            {"parameter": p.name, "value": values[p.name], "value_at_R0_1": facts.critical[p.name], "unit": p.unit}
+            for p in model.parameters
+            if facts.critical[p.name] is not None
+        ]
+    )
+    work.results["control"] = facts.to_dict()
+    coverage = f"at least {facts.coverage:.0%}" if facts.coverage is not None else "more than everyone"
+    work.report.text(
+        f"With R₀ = {facts.r0:.2f} in the {model.name} model, transmission stops where {facts.herd_immunity:.0%} of "
+        f"the population are immune. A vaccine that protects {EFFICACY:.0%} of the vaccinated has to reach {coverage}."
+    )
+    if len(table):
+        work.report.table(
+            "critical-values",
+            table,
+            f"The value of each parameter at which R₀ = 1, all others as they are ({model.name} model). Parameters "
+            "without such a value within their bounds are left out.",
+            pd.DataFrame(
+                {
+                    "": [write.text(model.symbols[name]) for name in table["parameter"]],
+                    "meaning": [model.parameter(name).meaning for name in table["parameter"]],
+                    "now": table["value"],
+                    "at R₀ = 1": table["value_at_R0_1"],
+                    "unit": table["unit"].replace("1", ""),
+                }
+            ),
+        )
     lever = "transmission_rate" if "transmission_rate" in values else model.parameter_names[0]
     other = {**values, lever: 0.8 * values[lever]}
     found = analysis.compare(model, values, other, days=work.length(model))

@@ -263,7 +263,7 @@ def relative_to_basic(p: Array, outcomes: Mapping[str, Array], rescaled: Mapping
             for (name, values), stroke, mark in zip(table.items(), strokes(), MARKS, strict=False):
                 axes.plot(p, values, label=name, marker=mark, markersize=3.5, **stroke)
             axes.axhline(1, color=BLACK, linewidth=0.8)
-            axes.set_yscale("log")
+            plain_log(axes)
             axes.set_title(title, fontsize=9)
             axes.set_xlabel("proportion ill at once, $p$")
         grid[0].set_ylabel("multiple of the value at $p$ = 0")
