@@ -136,7 +136,7 @@ def _table(work: Work, kept: dict[tuple[str, str], analysis.Events]) -> None:
     table = pd.DataFrame(rows)
     names = list(dict.fromkeys(table["event"]))
     shown: list[dict[str, str | None]] = [
-        {"model": model, "scenario": scenario, **{name: _when(work, found.day(name)) for name in names}}
+        {"run": f"{model}/{scenario}", **{name: _when(work, found.day(name)) for name in names}}
         for (model, scenario), found in kept.items()
     ]
     work.results["events"] = table.to_dict("records")

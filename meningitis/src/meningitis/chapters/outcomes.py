@@ -7,6 +7,7 @@ import pandas as pd
 
 from meningitis import analysis, symbolic
 from meningitis.chapters.work import OUTCOME_WORDS, Work
+from meningitis.frames import OUTCOME_UNITS
 from meningitis.notation import Notation
 from meningitis.report import figures, write_atomically
 
@@ -83,8 +84,12 @@ def adequacy(work: Work) -> None:
         "more of them than p = 0 did, no φ makes them equal and the right panel ends. Cases and deaths nearly "
         "cover each other.",
     )
-    shown = table.rename(columns={"direct_fraction": "p", "carrier_conversion_rate": "φ (per day)", **names})
-    work.report.table("adequacy", table, "The same in persons; a dash where no φ gives equal early cases.", shown)
+    shown = table.dropna().rename(columns={"direct_fraction": "p", "carrier_conversion_rate": "φ (per day)", **names})
+    shown["p"] = [f"{p:g}" for p in shown["p"]]
+    words = (
+        "The same in persons, the weekly peak in persons per week; rows where no φ gives equal early cases left out."
+    )
+    work.report.table("adequacy", table, words, shown)
     last = {name: float(values[-1] / values[0]) for name, values in found.equal.items()}
     work.results.setdefault("claims", {})["p = 0 adequate"] = last
     good = [names[name] for name, ratio in last.items() if abs(ratio - 1) <= SAME]
@@ -142,7 +147,10 @@ def control(work: Work) -> None:
         found.frame(),
         f"An example of two parameter sets of the {model.name} model: {lever} as it is (a) and lowered by a fifth (b). "
         f"Cases averted {found.cases_averted:,.0f}, deaths averted {found.deaths_averted:,.0f}.",
-        found.frame().assign(outcome=[OUTCOME_WORDS[name] for name in found.a]),
+        found.frame().assign(
+            outcome=[OUTCOME_WORDS[name] for name in found.a],
+            unit=[OUTCOME_UNITS[name].replace("1", "") for name in found.a],
+        ),
     )
     for each in work.models:
         band = analysis.bands(
