@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DiTTransformer2DModel
 
-from grafting.training.precision import autocast
+from grafting.precision import autocast
 
 
 def test_attention_stays_in_float32_and_products_do_not() -> None:

@@ -187,3 +187,14 @@ def test_labels():
     drawn = draw_labels(3000, 3, "uniform", seed=1)
     assert drawn.min() == 0 and drawn.max() == 2 and not torch.equal(drawn, draw_labels(3000, 3, "uniform", seed=2))
     assert (drawn == 0).float().mean().item() == pytest.approx(1 / 3, abs=0.04)
+
+
+def test_bfloat16_draws_nearly_the_same_pictures_and_says_so(transformer):
+    pipeline, labels = Pipeline(transformer), torch.tensor([0, 1])
+    exact = pipeline(labels, sampling=Sampling(steps=3))
+    sampling = Sampling(steps=3, precision="bf16")
+    rough = pipeline(labels, sampling=sampling)
+    assert not torch.equal(exact, rough) and (exact - rough).norm() < 0.1 * exact.norm()
+    assert sampling.describe().endswith(", bf16") and "bf16" not in Sampling(steps=3).describe()
+    with pytest.raises(ValueError, match="precision 'fp8' is not one of fp32, bf16"):
+        Sampling(precision="fp8")

@@ -125,6 +125,7 @@ class EvaluateStage:
     guidance: float = 1.0
     guided_channels: int | None = None
     clip: bool = False
+    precision: str = "fp32"
     labels: Literal["balanced", "uniform"] = "balanced"
     batch: int = 50
 

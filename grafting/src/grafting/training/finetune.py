@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from ..diffusion import Denoiser, Diffusion, draw, drop_labels
+from ..precision import PRECISIONS, autocast
 from .loop import Loop, LoopConfig
 from .objective import teacher_objective
-from .precision import PRECISIONS, autocast
 from .team import Team
 
 

@@ -19,9 +19,9 @@ from torch import nn
 from ..data import Batches, load_fashion
 from ..diffusion import Diffusion, draw, drop_labels
 from ..files import sha256, write_json_atomic
+from ..precision import autocast
 from .loop import Loop, LoopConfig
 from .objective import teacher_objective
-from .precision import autocast
 
 KINDS = ("autoencoder", "transformer", "classifier")
 
