@@ -180,7 +180,7 @@ class _Body:
     def error(self) -> str:
         lines = []
         for m in range(self.components):
-            lines.append(f"r = h * ({_sum(ERROR, m)}) / (atol + rtol * max(abs(z{m}), abs(n{m})))")
+            lines.append(f"r = ({_sum(ERROR, m)}) / (atol + rtol * max(abs(z{m}), abs(n{m})))")
             lines.append("e = e + r * r")
         if self.nonnegative:
             lines += [f"low = min(low, n{m})" for m in range(len(self.initial))]

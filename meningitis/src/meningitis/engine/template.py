@@ -37,7 +37,7 @@ def advance(b, end, rtol, atol, most):
         e = 0.0
         low = 0.0
 <<error>>
-        e = e * <<SHARE>>
+        e = e * (h * h * <<SHARE>>)
         whole = low >= -10.0 * atol
         good = (e <= 1.0) & whole
         active = b[ACTIVE * W + l] > 0.0
