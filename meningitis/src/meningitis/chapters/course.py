@@ -40,7 +40,7 @@ def course(work: Work) -> None:
                     "cases": found["cases"],
                     "deaths": found["deaths"],
                     "ever_infected_%": 100 * found["ever_infected"] / N,
-                    "weeks_above_alert": _weeks(analysis.events(model, values, days).duration),
+                    "weeks_above_alert": _weeks_above_alert(model, values, days),
                 }
             )
             curves[scenario.name] = np.diff(run["cases"][0]) / N * 1e5
@@ -64,25 +64,32 @@ def course(work: Work) -> None:
     )
 
 
-def _weeks(duration: float | None) -> int | None:
+def _has_cases(model: Model) -> bool:
+    return any(flow.case for flow in model.flows)
+
+
+def _weeks_above_alert(model: Model, values: dict[str, float], days: float) -> int | None:
+    duration = analysis.events(model, values, days).duration if _has_cases(model) else None
     return None if duration is None else round(duration / 7)
 
 
 def ratios(work: Work) -> None:
     """Case-carrier ratios, the events along each run, and the claim that a ratio forewarns of an epidemic."""
+    kept = {
+        (model.name, model.scenario(name).name): analysis.events(
+            model, work.values(model, name), work.length(model, name), start=work.start
+        )
+        for model in work.models
+        if _has_cases(model)
+        for name in work.scenarios(model)
+    }
     fitting = [model for model in work.models if symbolic.case_and_carrier(model) is not None]
     if not fitting:
         work.report.text("No carrier compartment feeds a case compartment here, so there is no ratio of the two.")
-        return
-    kept = {}
-    for model in fitting:
-        for name in work.scenarios(model):
-            kept[model.name, model.scenario(name).name] = analysis.events(
-                model, work.values(model, name), work.length(model, name), start=work.start
-            )
     for model in fitting:
         _figures(work, model, kept[model.name, model.scenario(work.scenario).name])
-    _table(work, kept)
+    if kept:
+        _table(work, kept)
     for ratio in ("early ratio", "critical ratio", analysis.IMPLICIT):
         told = {"/".join(where): found.claim.get(ratio) for where, found in kept.items()}
         _claim(work, ratio, {where: bool(held) for where, held in told.items() if held is not None})

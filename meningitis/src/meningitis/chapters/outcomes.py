@@ -25,7 +25,10 @@ def infected(work: Work) -> None:
     """Total ever infected over carrier odds and the proportion ill at once, by integrator and exactly."""
     model = work.fullest
     if "carrier_odds" not in model.parameter_names:
-        work.report.text("This chapter varies carrier_odds and direct_fraction, which the model does not have.")
+        total = analysis.final_sizes(model, work.values(model), days=YEARS)
+        work.results["ever_infected"] = {model.name: total.to_dict()}
+        words = f"Share of the population ever infected: by integrator after {YEARS:g} days, and exactly at the end."
+        work.report.table("ever-infected", total.frame(), f"{words} {total.note}")
         return
     direct = "direct_fraction" in model.parameter_names
     epsilon, p = np.linspace(0.2, 2.0, 37), np.linspace(0.0, 1.0, 41) if direct else np.zeros(1)

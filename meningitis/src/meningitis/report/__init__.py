@@ -130,7 +130,10 @@ class Report:
         write_atomically(self.out / "figures" / f"{name}.svg", svg)
         self.figures += 1
         inline = svg[svg.index("<svg") :]
-        self._add(kind="figure", name=name, svg=inline, caption=caption, number=self.figures)
+        points = float(re.search(r'width="([\d.]+)pt"', inline)[1])  # type: ignore[index]
+        # A quarter larger than on paper where the screen is wide enough, so that small figures stay small.
+        width = f"{1.25 * points / 72:.2f}in"
+        self._add(kind="figure", name=name, svg=inline, caption=caption, number=self.figures, width=width)
 
     def table(self, name: str, frame: pd.DataFrame, caption: str, shown: pd.DataFrame | None = None) -> None:
         """Write NAME.csv (all digits) and add the table, rounded, to the page; `shown` there in its stead."""
