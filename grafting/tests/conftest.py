@@ -35,5 +35,5 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return FashionMNIST(images=torch.rand(n, 1, 4, 4) * 2 - 1, labels=torch.arange(n) % 3)
 
     write_subset(folder / "images.npz", images(96), images(48))
-    write_json_atomic(folder / "teacher.json", {"samples": 1_000_000})
+    write_json_atomic(folder / "teacher.json", {"training": {"samples": 1_000_000}})
     return folder

@@ -146,8 +146,8 @@ def _map(study: Study, entry: Entry, run: str) -> SiteMap:
 
 def _costs(study: Study, entry: Entry, learnt: Mapping[str, Any], run: str) -> list[Cost]:
     """Of a hybrid, where the teacher's card says how many samples it was trained on."""
-    samples = study.model.card.get("samples")
-    if not isinstance(samples, int) or entry.plan is None:
+    samples = _trained_on(study)
+    if samples is None or entry.plan is None:
         return []
     cost, parts = plan_cost(entry.plan, study.teacher), {}
     one, two = study.recipe.stages
@@ -162,6 +162,12 @@ def _costs(study: Study, entry: Entry, learnt: Mapping[str, Any], run: str) -> l
     return [Cost(model=entry.name, run=run, parts=parts, teacher_training=whole)] if parts else []
 
 
+def _trained_on(study: Study) -> int | None:
+    """Samples that the teacher's transformer was trained on, from its card."""
+    samples = study.model.card.get("training", {}).get("samples")
+    return samples if isinstance(samples, int) else None
+
+
 def _notes(study: Study, learnt: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     notes = []
     for name, outcome in learnt.items():
@@ -171,7 +177,7 @@ def _notes(study: Study, learnt: Mapping[str, Mapping[str, Any]]) -> tuple[str, 
             notes.append(f"{name}, variance explained after stage 1, held out: {_shares(outcome['explained'])}.")
     if "procedure" in study.recipe.controls and "procedure" not in learnt:
         notes.append("The control procedure is left out: there is no stage 2 at this budget.")
-    if not isinstance(study.model.card.get("samples"), int):
+    if _trained_on(study) is None:
         notes.append("The teacher's card does not say how many samples it was trained on: no share of cost is shown.")
     return tuple(notes)
 
