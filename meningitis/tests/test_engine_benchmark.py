@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from meningitis import benchmark
 from meningitis.benchmark import routes
 from meningitis.benchmark.accuracy import stacked_reference, worst_deviation
 from meningitis.benchmark.sbml import sbml
+from meningitis.cli import main
 from meningitis.engine.reference import functions
 
 TASK = routes.Task.drawn(60, seed=4)
@@ -95,3 +97,20 @@ def test_peers_agree_where_they_are_installed(name):
     other = route.outputs(route.solve())
     truth = mine.outputs(mine.solve())[: len(other)]
     assert (np.abs(other - truth).max(axis=1) / np.abs(truth).max(axis=1)).max() < 1e-3
+
+
+def test_verb_passes_its_options_and_prints_json_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def run(**options: Any) -> dict[str, Any]:
+        options.pop("say")("a table")
+        asked.update(options)
+        return {"sets": 3}
+
+    monkeypatch.setattr(benchmark, "run", run)
+    assert main(["benchmark", "--quick", "--seed", "7", "--out", "x.json", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert asked == {"quick": True, "seed": 7, "path": "x.json"}
+    assert json.loads(printed.out) == {"sets": 3} and "a table" in printed.err

@@ -69,7 +69,8 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
     common = _common()
     sub = {
-        name: verbs.add_parser(name, help=words, description=words, parents=[common]) for name, words in VERBS.items()
+        name: verbs.add_parser(name, help=words, description=words, parents=[] if name == "benchmark" else [common])
+        for name, words in VERBS.items()
     }
     sub["r0"].add_argument("--efficacy", type=float, default=1.0, help="vaccine efficacy for the critical coverage")
     sub["thresholds"].add_argument(
@@ -96,6 +97,12 @@ def parser() -> argparse.ArgumentParser:
     )
     sub["study"].add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     sub["study"].description = f"{VERBS['study']}; without --model, of the basic and the generalised model"
+    # One fixed task, so none of the options on models and values.
+    benchmark = sub["benchmark"]
+    benchmark.add_argument("--quick", action="store_true", help="seconds instead of minutes: fewer sets and sizes")
+    benchmark.add_argument("--seed", type=int, default=1, help="seed of the parameter sets")
+    benchmark.add_argument("--out", metavar="FILE", help="write the figures as JSON")
+    benchmark.add_argument("--json", action="store_true", help="print the figures as JSON")
     return top
 
 

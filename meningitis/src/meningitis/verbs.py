@@ -300,12 +300,21 @@ def _study(arguments: argparse.Namespace) -> None:
 
 def _benchmark(arguments: argparse.Namespace) -> None:
     import importlib
+    import json
 
     try:
         peers = importlib.import_module("meningitis.benchmark")
     except ModuleNotFoundError as error:
         raise Refused(f"the benchmark needs {error.name}, which is not installed") from error
-    peers.run()
+    # With --json the table goes to standard error, so that standard output is JSON alone.
+    figures = peers.run(
+        quick=arguments.quick,
+        path=arguments.out,
+        seed=arguments.seed,
+        say=lambda line: print(line, file=sys.stderr if arguments.json else sys.stdout),
+    )
+    if arguments.json:
+        print(json.dumps(figures, indent=2))
 
 
 WORK = {
