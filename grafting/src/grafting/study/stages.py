@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ class Material:
         self._images: dict[bool, FashionMNIST] = {}
         self._latents: dict[bool, torch.Tensor] = {}
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, str | None]:
         """Hashes of the images and of the autoencoder."""
         autoencoder = self.model.autoencoder
