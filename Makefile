@@ -23,4 +23,6 @@ bench: setup
 	$(BIN)/meningitis benchmark
 demo: setup
 	$(BIN)/meningitis study --out out/meningitis
-	@echo "The study's page: out/meningitis/report.html"
+	$(BIN)/grafting run demo --out out/grafting --resume
+	@echo "An epidemic:  $(CURDIR)/out/meningitis/report.html"
+	@echo "A graft:      $(CURDIR)/out/grafting/report.html"
