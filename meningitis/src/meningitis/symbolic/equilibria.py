@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import sympy as sp
-from scipy.integrate import solve_ivp
-from scipy.optimize import root
 
 from meningitis.model import Model
 from meningitis.symbolic.growth import initial_state
@@ -57,6 +55,10 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
 
     Endemic ones are sought from a long run and from `starts` random states; they exist only where people are born.
     """
+    # Half a second of imports that no other fact of a model needs.
+    from scipy.integrate import solve_ivp
+    from scipy.optimize import root
+
     names = [c.name for c in model.compartments if not c.dead]
     at = {model.symbols[name]: values[name] for name in model.parameter_names}
     symbols = [model.symbols[name] for name in names]
