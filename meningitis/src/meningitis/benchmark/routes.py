@@ -229,7 +229,13 @@ def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise Absent(f"{error}; the extra `bench` installs it") from error
+        # numbalsoda has no wheels, and an extra that needs a Fortran compiler would cost people the other peers.
+        how = (
+            "pip builds it where there are CMake and Fortran"
+            if name == "numbalsoda"
+            else "the extra `bench` installs it"
+        )
+        raise Absent(f"{error}; {how}") from error
 
 
 PEERS: Mapping[str, Callable[[Task, bool], Route]] = {
