@@ -36,3 +36,21 @@ def test_bytes_survive(tmp_path: Path) -> None:
     torch.testing.assert_close(again.images, pixels, atol=1e-6, rtol=0)
     assert torch.equal(again.labels, train.labels)
     assert len(read_subset(tmp_path / "x.npz", train=False).images) == 2
+
+
+def test_labels_beyond_a_byte_survive_and_negative_ones_are_refused(tmp_path: Path) -> None:
+    images, labels = torch.zeros(3, 1, 2, 2), torch.tensor([0, 256, 999])
+    data = FashionMNIST(images=images, labels=labels)
+    write_subset(tmp_path / "x.npz", data, data)
+    assert torch.equal(read_subset(tmp_path / "x.npz").labels, labels)
+    with pytest.raises(ValueError, match="train label -1"):
+        write_subset(tmp_path / "y.npz", FashionMNIST(images=images, labels=labels - 1), data)
+    assert not (tmp_path / "y.npz").exists()
+
+
+def test_labels_of_bytes_are_read_as_integers(tmp_path: Path) -> None:
+    import numpy as np
+
+    pixels, labels = np.zeros((2, 1, 2, 2), np.uint8), np.array([3, 255], np.uint8)
+    np.savez(tmp_path / "x.npz", train_images=pixels, train_labels=labels)
+    assert torch.equal(read_subset(tmp_path / "x.npz").labels, torch.tensor([3, 255]))

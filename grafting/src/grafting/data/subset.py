@@ -33,11 +33,16 @@ def balanced(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
 
 
 def write_subset(path: Path, train: FashionMNIST, test: FashionMNIST) -> None:
-    """Write both halves as one compressed npz of bytes, atomically."""
+    """Write both halves as one compressed npz, images as bytes and labels as int64, atomically.
+
+    Raises ValueError where a label is negative.
+    """
     arrays = {}
     for half, data in (("train", train), ("test", test)):
+        if len(data.labels) and int(data.labels.min()) < 0:
+            raise ValueError(f"{half} label {int(data.labels.min())}: labels count from 0")
         arrays[f"{half}_images"] = ((data.images + 1) * 127.5).round().byte().numpy()
-        arrays[f"{half}_labels"] = data.labels.byte().numpy()
+        arrays[f"{half}_labels"] = data.labels.long().numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_bytes_atomic(path, buffer.getvalue())
