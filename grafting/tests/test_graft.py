@@ -189,3 +189,14 @@ def test_gradient_parity_of_an_identity_graft() -> None:
     graft(grafted, Plan.all(site="attn", operator="identity"))
     one, two = gradients(plain), gradients(grafted)
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_ungraft_restores_what_required_a_gradient() -> None:
+    model = tiny()
+    for k, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(k % 3 == 0)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    graft(model, Plan.all(site="attn", operator="swa")).train_grafted()
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "operator" not in name)
+    ungraft(model)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before

@@ -84,7 +84,8 @@ class Grafted:
 
     source_hash: of the pretrained tensors. explained: by site, the share of the original's output variance on the
     calibration activations that the start explains (empty where nothing was solved). private: the student has its own
-    copy of every weight, so there is no teacher inside and nothing to take out.
+    copy of every weight, so there is no teacher inside and nothing to take out. required: by name, whether each
+    parameter of the pretrained model required a gradient.
     """
 
     model: nn.Module
@@ -96,6 +97,7 @@ class Grafted:
     source_hash: str
     explained: dict[Site, float] = field(default_factory=dict)
     private: bool = False
+    required: dict[str, bool] = field(default_factory=dict)
 
     @contextmanager
     def teacher(self) -> Iterator[nn.Module]:
@@ -222,6 +224,7 @@ def graft(
             host, model, originals, stand_ins, calibration, calibration_batches, seed, diffusion or Diffusion()
         )
     source_hash = tensors_hash(model.state_dict())
+    required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     grid = tuple(host.grid_of(model))
     switches = {site: Switch(originals[site], stand_ins[site], grid) for site in originals}
     for site, switch in switches.items():
@@ -236,13 +239,17 @@ def graft(
         seed=seed,
         source_hash=source_hash,
         explained=explained,
+        required=required,
     )
     remember(handle)
     return handle
 
 
 def ungraft(model: nn.Module) -> nn.Module:
-    """Put the original modules back, the very same objects. Raises GraftError where there is nothing to put back."""
+    """Put the original modules back, the very same objects; parameters require gradients as they did before.
+
+    Raises GraftError where there is nothing to put back.
+    """
     handle = handle_of(model)
     if handle is None:
         raise GraftError("this model is not grafted")
@@ -254,6 +261,8 @@ def ungraft(model: nn.Module) -> nn.Module:
     for site, switch in handle.switches.items():
         assert switch.original is not None
         handle.host.set(model, site, switch.original)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(handle.required.get(name, parameter.requires_grad))
     del model.__dict__["_grafted"]
     return model
 
