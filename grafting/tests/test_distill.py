@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,25 @@ def test_gradients_of_other_sites_are_freed() -> None:
 
     distill(handle, watched, 10, CONFIG)
     assert max(held) == 0
+
+
+def test_a_second_interrupt_within_a_step_saves_nothing_half_applied(tmp_path: Path) -> None:
+    whole = fresh()
+    wanted = distill(whole, batch, 10, CONFIG)
+    handle = fresh()
+    last = list(handle.operators().values())[-1]
+    calls = []
+
+    def twice(*_: object) -> None:
+        calls.append(None)
+        if len(calls) == 7:  # the sites before this one have learnt in this step
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    last.register_forward_pre_hook(twice)
+    often = replace(CONFIG, save_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        distill(handle, batch, 10, often, tmp_path)
+    resumed = fresh()
+    assert distill(resumed, batch, 10, often, tmp_path) == wanted
+    assert same(weights(resumed), weights(whole))

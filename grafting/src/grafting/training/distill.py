@@ -197,6 +197,7 @@ class Distillation:
         self.handle, self.batches, self.null, self.config = handle, batches, null, config
         self.out, self.heldout, self.diffusion = out, heldout, diffusion
         self.step = 0
+        self.whole = True  # false while a step is being written into weights and moments
         handle.train_grafted()
         self.learners: dict[Any, Learner] = {}
         for site, operator in handle.operators().items():
@@ -233,8 +234,9 @@ class Distillation:
                     if self.step % self.config.save_every == 0:
                         self._save()
         except KeyboardInterrupt:
-            self._save()
-            where = f": saved in {self.out}; the same command continues" if self.out else ""
+            if self.whole:
+                self._save()
+            where = f": saved in {self.out}; the same command continues" if self.out and self.whole else ""
             print(f"\ndistill stopped after step {self.step}{where}", file=sys.stderr)
             raise
         self._save()
@@ -265,10 +267,13 @@ class Distillation:
             learner.optimizer.zero_grad(set_to_none=True)
             learner.curve.append((self.step, value))
 
+        # Sites learn one by one and the evaluation belongs to the step: cut between them, it is no state to go on from.
+        self.whole = False
         self._teach(self._active(), batch["z"], y, self.step, learn)
         self.step += 1
         if self.step % self.config.evaluate_every == 0 or self.step == self.config.steps:
             self._evaluate()
+        self.whole = True
 
     def _evaluate(self) -> None:
         """Held-out error of every learning site on fixed draws, again in one pass per batch."""
