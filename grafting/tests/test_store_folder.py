@@ -75,6 +75,33 @@ def test_refusals(tmp_path: Path) -> None:
         load(tmp_path, tiny())
 
 
+def test_a_delta_of_a_bundled_teacher_finds_it_by_itself(tmp_path: Path) -> None:
+    from grafting.teachers import load_teacher
+
+    handle = graft(load_teacher("fashion"), Plan.last(site="attn", operator="swa", ratio=0.1), init="random")
+    save(handle, str(tmp_path), base="fashion")
+    again = load(str(tmp_path))
+    assert again.source_hash == handle.source_hash
+    mine, theirs = handle.model.state_dict(), again.model.state_dict()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert 'load("this folder")' in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("content", "word"), [("{}", "it lacks whole, base"), ("[1]", "lacks"), ("{", "not JSON")])
+def test_a_manifest_that_is_none_is_one_sentence(
+    content: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from grafting.cli import main
+
+    (tmp_path / "graft.json").write_text(content)
+    with pytest.raises(StoreError, match=word):
+        load(tmp_path)
+    for arguments in (["inspect", str(tmp_path)], ["sample", str(tmp_path), "--out", str(tmp_path / "x.png")]):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert word in error and error.count("\n") == 1
+
+
 def test_manifest_names_everything(tmp_path: Path) -> None:
     save(graft(tiny(), PLAN, seed=4), tmp_path, protocol={"steps": 20})
     manifest = json.loads((tmp_path / "graft.json").read_text())

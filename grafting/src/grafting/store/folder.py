@@ -21,9 +21,11 @@ from ..files import save_safetensors_atomic, sha256, write_json_atomic, write_te
 from ..graft import Grafted, Switch, graft, remember, tensors_hash
 from ..hosts import host_for
 from ..plan import Edit, Plan
+from ..teachers import load_teacher, teachers
 from .checkpoints import read_checkpoint, translate, unshift_timesteps
 
 MANIFEST, WEIGHTS = "graft.json", "graft.safetensors"
+NEEDED = ("whole", "base", "class", "config", "conventions", "plan", "init", "seed", "explained", "file", "protocol")
 # What a DiT computes with but neither its weights nor, for the first, its configuration hold.
 CONVENTIONS = ("downscale_freq_shift", "eps")
 
@@ -34,7 +36,7 @@ class StoreError(ValueError):
 
 def save(
     handle: Grafted,
-    folder: Path,
+    folder: Path | str,
     *,
     whole: bool | None = None,
     base: str | None = None,
@@ -47,6 +49,7 @@ def save(
     base: what the pretrained model is called, for people. protocol, results: JSON data for the manifest and the card.
     Raises StoreError where only the operators are asked for and the other weights were finetuned too.
     """
+    folder = Path(folder)
     if whole is False and handle.private:
         raise StoreError("this graft was finetuned as a whole: its delta is the whole model, save it with whole=True")
     everything = handle.private or bool(whole)
@@ -74,14 +77,29 @@ def save(
     write_json_atomic(folder / MANIFEST, manifest)
 
 
-def load(folder: Path, base: nn.Module | None = None) -> Grafted:
-    """Read what :func:`save` wrote. base: the pretrained model, which a delta is put into in place.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a graft. Raises StoreError where there is none, or what is there is no manifest."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise StoreError(f"{folder} is no graft: it has no {MANIFEST}")
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise StoreError(f"{path} is not JSON: {error}") from None
+    missing = [key for key in NEEDED if not isinstance(manifest, dict) or key not in manifest]
+    if missing:
+        raise StoreError(f"{path} is no manifest of a graft: it lacks {', '.join(missing)}")
+    return dict(manifest)
 
+
+def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
+    """Read what :func:`save` wrote.
+
+    base: the pretrained model, which a delta is put into in place; needed unless the delta names a bundled teacher.
     Raises StoreError where the folder is no graft, its weights changed, or ``base`` is missing or another model.
     """
-    if not (folder / MANIFEST).is_file():
-        raise StoreError(f"{folder} is no graft: it has no {MANIFEST}")
-    manifest = json.loads((folder / MANIFEST).read_text())
+    folder = Path(folder)
+    manifest = read_manifest(folder)
     path = folder / manifest["file"]["name"]
     if not path.is_file() or sha256(path) != manifest["file"]["sha256"]:
         raise StoreError(f"{path} is not the file that {MANIFEST} names: it is missing or its hash differs")
@@ -92,6 +110,8 @@ def load(folder: Path, base: nn.Module | None = None) -> Grafted:
         handle = assemble(manifest["class"], manifest["config"], shared, plan, manifest["conventions"])
     else:
         called = f" ({manifest['base']['name']})" if manifest["base"]["name"] else ""
+        if base is None and manifest["base"]["name"] in teachers():
+            base = load_teacher(manifest["base"]["name"])
         if base is None:
             raise StoreError(f"{folder} holds the changes only: give base, the model of hash {wanted[:12]}{called}")
         given = tensors_hash(base.state_dict())
@@ -155,7 +175,7 @@ def conventions(model: nn.Module) -> dict[str, Any]:
 def card(manifest: Mapping[str, Any]) -> str:
     """The model card, Markdown."""
     edits = "\n".join(f"- {e['operator']} at {e['site']}, blocks {e['blocks']}" for e in manifest["plan"]["edits"])
-    need = "" if manifest["whole"] else ", base=pretrained"
+    need = "" if manifest["whole"] or manifest["base"]["name"] in teachers() else ", base=pretrained"
     extra = (
         "" if manifest["whole"] else "\nOnly the new operators are here; the pretrained model is needed beside them."
     )
@@ -164,8 +184,7 @@ def card(manifest: Mapping[str, Any]) -> str:
         f"A `{manifest['class']}` with some of its operators replaced:\n\n{edits}",
         f"Pretrained model: {manifest['base']['name'] or 'unnamed'}, "
         f"tensors' SHA-256 `{manifest['base']['sha256']}`.{extra}",
-        f"```python\nfrom pathlib import Path\nfrom grafting.store.folder import load\n\n"
-        f'handle = load(Path("this folder"){need})\n```',
+        f'```python\nfrom grafting.store.folder import load\n\nhandle = load("this folder"{need})\n```',
         "diffusers' own `from_pretrained` cannot load this folder, on purpose: it would drop the new operators.",
     ]
     for title in ("protocol", "results"):

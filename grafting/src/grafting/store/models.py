@@ -14,7 +14,7 @@ from torch import nn
 from ..graft import Grafted
 from ..hosts import host_for
 from ..teachers import teacher_folder, teachers
-from .folder import MANIFEST, import_original, load
+from .folder import MANIFEST, import_original, load, read_manifest
 
 if TYPE_CHECKING:
     from ..training.classifier import Classifier
@@ -78,7 +78,7 @@ def config_of(name: str) -> dict[str, Any]:
     """The configuration of a MODEL, without its weights. Raises ModelError as :func:`open_model` does."""
     folder = teacher_folder(name) if name in teachers() else Path(name)
     if (folder / MANIFEST).is_file():
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_manifest(folder)
         return {"_class_name": manifest["class"], **manifest["config"]}
     for path in (folder / "config.json", folder / "transformer" / "config.json"):
         if path.is_file():
@@ -105,7 +105,7 @@ def _plain(folder: Path, name: str) -> Model:
 
 
 def _graft(folder: Path, base: str | None) -> Model:
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = read_manifest(folder)
     wanted = base or manifest["base"]["name"]
     if manifest["whole"]:
         handle = load(folder)
