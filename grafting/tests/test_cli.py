@@ -26,7 +26,11 @@ def test_plan_prints_bounds_from_a_bare_configuration(capsys: pytest.CaptureFixt
         (["plan", "nothing"], "nothing"),
         (["plan", "dit-xl-2-256", "--operator", "hyena_z"], "hyena_z"),
         (["plan", "dit-xl-2-256", "--side", "0"], "--side 0"),
+        (["plan", "dit-xl-2-256", "--plan", "nope.yaml"], "--plan nope.yaml: no such file"),
         (["operators", "x*"], "x*"),
+        (["operators", "--width", "0"], "width"),
+        (["run", "fashion-transformer", "--out", "x"], "give it to grafting pretrain"),
+        (["pretrain", "fashion-linear", "--out", "x"], "give it to grafting run"),
         (["recipes", "cp", "none"], "none"),
     ],
 )
@@ -36,6 +40,33 @@ def test_bad_input_is_one_sentence_and_status_two(
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert word in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("kind: classifier\nmodel: {}\nbatch: 2\nloop: 3\n", "loop: 3 is no mapping"),
+        ('kind: classifier\nmodel: {}\nbatch: 2\nloop: {steps: "x", lr: 1}\n', "steps is 'x', must be a whole number"),
+        ("kind: classifier\nmodel: 7\nbatch: 2\nloop: {steps: 1, lr: 1}\n", "model is 7, must be a mapping"),
+        ("kind: [\n", "not YAML"),
+    ],
+)
+def test_a_bad_pretraining_recipe_is_one_sentence(
+    text: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert main(["pretrain", str(path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert word in error and str(path) in error and error.count("\n") == 1
+
+
+def test_broken_results_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("{", "[]"):
+        (tmp_path / "results.json").write_text(text)
+        assert main(["report", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert str(tmp_path / "results.json") in error and error.count("\n") == 1
 
 
 def test_operators_inspect_and_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

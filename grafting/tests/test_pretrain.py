@@ -127,7 +127,7 @@ def test_start_goes_on_from_an_earlier_model(fashion: Path, tmp_path: Path) -> N
 
 
 def test_recipe_problems_come_together(fashion: Path) -> None:
-    with pytest.raises(ValueError, match=r"unknown key 'bacth': did you mean 'batch'.*kind 'vae'.*model is missing"):
+    with pytest.raises(ValueError, match=r"kind 'vae'.*unknown key 'bacth': did you mean 'batch'.*model is missing"):
         PretrainRecipe.from_dict({"kind": "vae", "bacth": 3, "loop": {"steps": 1, "lr": 1}})
     with pytest.raises(ValueError, match="needs autoencoder"):
         pretrain(_recipe("transformer", fashion, model=TRANSFORMER), Path("unused"))

@@ -161,14 +161,15 @@ def _operators(arguments: argparse.Namespace) -> None:
     if not names:
         raise OperatorError(f"no operator matches {arguments.pattern!r}: there are {', '.join(list_operators())}")
     d, heads, n = arguments.width, arguments.heads, arguments.tokens
-    print(
+    lines = [
         f"width {d}, {heads} heads, {n} tokens\n\n{'operator':<18}{'kind':<10}{'parameters':>14}{'GFLOPs':>10}  options"
-    )
+    ]
     for name in names:
         operator = get(name)
         options = ", ".join(f"{key}={option.default}" for key, option in operator.option_table.items())
         parameters, flops = operator.parameters_count(d, heads, n), operator.flops(d, heads, n)
-        print(f"{name:<18}{operator.kind:<10}{parameters:>14,}{flops / 1e9:>10.3f}  {options}")
+        lines.append(f"{name:<18}{operator.kind:<10}{parameters:>14,}{flops / 1e9:>10.3f}  {options}")
+    print("\n".join(lines))
 
 
 def _config(name: str) -> dict[str, Any]:
@@ -226,14 +227,10 @@ def _recipe_names() -> list[str]:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    import yaml
-
     from .training.pretrain import PretrainRecipe, pretrain
 
-    content = yaml.safe_load(_recipe_source(arguments.recipe))
-    if not isinstance(content, dict):
-        raise ValueError(f"{arguments.recipe}: no mapping of settings")
-    pretrain(PretrainRecipe.from_dict(content, arguments.recipe), arguments.out, until=arguments.until)
+    recipe = PretrainRecipe.from_yaml(_recipe_source(arguments.recipe), arguments.recipe)
+    pretrain(recipe, arguments.out, until=arguments.until)
 
 
 def _recipes(arguments: argparse.Namespace) -> None:

@@ -34,6 +34,10 @@ def override(content: Any, assignment: str) -> None:
     keys: list[Any] = path.strip().split(".")
     if not mark or not all(keys):
         raise SettingsError([f"--set {assignment!r}: give key=value, with dots between levels"])
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError([f"--set {assignment!r}: not YAML: {' '.join(str(error).split())}"]) from None
     place = content
     for depth, key in enumerate(keys):
         if isinstance(place, list) and key.isdigit() and int(key) < len(place):
@@ -43,7 +47,7 @@ def override(content: Any, assignment: str) -> None:
                 [f"--set {assignment!r}: {'.'.join(keys[:depth]) or 'the recipe'} has no entry {key!r}"]
             )
         if depth == len(keys) - 1:
-            place[key] = yaml.safe_load(text)
+            place[key] = value
         elif isinstance(place, dict):
             if place.get(key) is None:
                 place[key] = {}
@@ -103,6 +107,10 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         if not isinstance(value, (list, tuple)):
             raise TypeError("a list")
         return tuple(_convert(arguments[0], entry, where, problems) for entry in value)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise TypeError("a mapping")
+        return dict(value)
     if origin is Literal:
         if value not in arguments:
             raise TypeError(f"one of {', '.join(arguments)}")

@@ -258,6 +258,8 @@ def plan_of(arguments: argparse.Namespace) -> Any:
     from .plan import Plan
 
     if arguments.plan:
+        if not arguments.plan.is_file():
+            raise ValueError(f"--plan {arguments.plan}: no such file")
         return Plan.from_yaml(arguments.plan)
     edit = {"site": arguments.site, "blocks": arguments.blocks, "operator": arguments.operator}
     return Plan.from_dict({"edits": [edit]})

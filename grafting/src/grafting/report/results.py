@@ -196,4 +196,10 @@ def write_results(path: Path, results: Results) -> None:
 
 def read_results(path: Path) -> Results:
     """Read what :func:`write_results` wrote; raises ValueError as :meth:`Results.from_dict` does."""
-    return Results.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no results: it is no mapping")
+    return Results.from_dict(content)

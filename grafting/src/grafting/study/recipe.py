@@ -214,6 +214,8 @@ class RunRecipe:
         """From plain data. Raises SettingsError naming every unknown key, with the nearest, and every bad value."""
         if not isinstance(content, Mapping):
             raise SettingsError([f"{where}: {content!r} is no mapping of settings"])
+        if "kind" in content and "teacher" not in content:
+            raise SettingsError([f"{where} trains a model of kind {content['kind']}: give it to grafting pretrain"])
         problems: list[str] = []
         plain = {key: value for key, value in content.items() if key not in ("plan", "plans")}
         if "plan" in content and "plans" in content:

@@ -7,7 +7,7 @@ configuration), ``loop`` (:class:`~grafting.training.loop.LoopConfig`), ``batch`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..data import Batches, load_fashion
 from ..diffusion import Diffusion, draw, drop_labels
 from ..files import sha256, write_json_atomic
 from ..precision import autocast
+from ..settings import SettingsError, build
 from .loop import Loop, LoopConfig
 from .objective import teacher_objective
 
@@ -45,28 +46,29 @@ class PretrainRecipe:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], where: str = "recipe") -> PretrainRecipe:
-        """Build from parsed YAML. Raises ValueError naming every unknown key and bad value at once."""
-        from difflib import get_close_matches
+        """Build from parsed YAML. Raises SettingsError naming every unknown key and bad value at once."""
+        problems: list[str] = []
+        if "kind" in content and content["kind"] not in KINDS:
+            problems.append(f"{where}: kind {content['kind']!r}: one of {', '.join(KINDS)}")
+        made = build(cls, content, where, problems)
+        if problems or made is None:
+            raise SettingsError(problems)
+        return made
 
-        problems = []
-        for known, given, place in (
-            ([f.name for f in fields(cls)], content, where),
-            ([f.name for f in fields(LoopConfig)], content.get("loop", {}), f"{where}: loop"),
-        ):
-            for key in given:
-                if key not in known:
-                    near = get_close_matches(key, known, 1)
-                    hint = f": did you mean {near[0]!r}?" if near else f": one of {', '.join(known)}"
-                    problems.append(f"{place}: unknown key {key!r}{hint}")
-        if content.get("kind") not in KINDS:
-            problems.append(f"{where}: kind {content.get('kind')!r}: one of {', '.join(KINDS)}")
-        problems += [f"{where}: {key} is missing" for key in ("model", "loop", "batch") if key not in content]
-        if problems:
-            raise ValueError("; ".join(problems))
-        loop = dict(content["loop"])
-        if "betas" in loop:
-            loop["betas"] = tuple(loop["betas"])
-        return cls(**(content | {"loop": LoopConfig(**loop)}))
+    @classmethod
+    def from_yaml(cls, text: str, where: str = "recipe") -> PretrainRecipe:
+        """From YAML text. Raises SettingsError, also for a recipe of a study."""
+        import yaml
+
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SettingsError([f"{where}: not YAML: {' '.join(str(error).split())}"]) from None
+        if not isinstance(content, dict):
+            raise SettingsError([f"{where}: {content!r} is no mapping of settings"])
+        if "teacher" in content and "kind" not in content:
+            raise SettingsError([f"{where} is the recipe of a study and trains no teacher: give it to grafting run"])
+        return cls.from_dict(content, where)
 
 
 def pretrain(recipe: PretrainRecipe, out: Path, *, until: int | None = None) -> nn.Module:
@@ -75,8 +77,8 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, until: int | None = None) -> 
     until: stop after this step; the state is saved and a later call goes on. Returns the model with its EMA weights.
     """
     torch.manual_seed(recipe.seed)
-    build = {"autoencoder": _autoencoder, "transformer": _transformer, "classifier": _classifier}[recipe.kind]
-    model, losses = build(recipe, out)
+    make = {"autoencoder": _autoencoder, "transformer": _transformer, "classifier": _classifier}[recipe.kind]
+    model, losses = make(recipe, out)
     if recipe.start:
         (weights,) = Path(recipe.start).glob("*.safetensors")
         model.load_state_dict(load_file(weights))
