@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from grafting.claims import ClaimError
 from grafting.data import load_fashion
 from grafting.teachers import PARTS, bundle, load_teacher, teacher_folder
 from grafting.training.loop import LoopConfig
@@ -138,3 +140,17 @@ def test_unknown_teacher_is_a_sentence() -> None:
         load_teacher("imagenet")
     with pytest.raises(ValueError, match="no bundled teacher"):
         teacher_folder("..")
+
+
+def test_a_run_is_not_continued_under_other_settings(fashion: Path, tmp_path: Path) -> None:
+    classifier = {"channels": 1, "classes": 10, "widths": [8, 16]}
+    recipe = _recipe("classifier", fashion, model=classifier)
+    pretrain(recipe, tmp_path, until=1)
+    for other, word in (
+        (replace(recipe, seed=1), "seed 0 there, 1 now"),
+        (replace(recipe, batch=4), "batch 8 there, 4 now"),
+        (replace(recipe, precision="bf16"), "precision fp32 there, bf16 now"),
+    ):
+        with pytest.raises(ClaimError, match=word):
+            pretrain(other, tmp_path)
+    pretrain(replace(recipe, notes="continued", loop=replace(recipe.loop, save_every=1)), tmp_path)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from grafting.claims import ClaimError
 from grafting.measure.denoising import denoising_losses
 from grafting.plan import PlanError
 from grafting.report import Results, read_results
@@ -151,7 +152,7 @@ def test_a_second_run_makes_nothing_and_other_measurements_only_themselves(
     changed = run(recipe(tiny_teacher, "evaluate.triples=20"), out, say=said.append)
     assert len(said) == len(results.models) + 1 and all("20 triples" in line for line in said[:-1])
     assert changed.models[1].figures == results.models[1].figures
-    with pytest.raises(StudyError, match=r"hybrid holds a model of other settings \(finetune.steps 6 there, 7 now\)"):
+    with pytest.raises(ClaimError, match=r"hybrid holds a model of other settings \(finetune.steps 6 there, 7 now\)"):
         run(recipe(tiny_teacher, "finetune.steps=7"), out, say=said.append)
     run(recipe(tiny_teacher), out, say=said.append)
 

@@ -54,6 +54,31 @@ def test_finetune_of_grafted_weights_alone_stays_a_delta(taught: Path, tmp_path:
     assert not json.loads((tmp_path / "x" / "graft.json").read_text())["whole"]
 
 
+def test_a_state_of_other_settings_is_refused(
+    taught: Path,
+    tiny_teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grafting.store.folder.save", stopped)  # both stages end, and their states stay
+    one = ["distill", str(tiny_teacher), "--operator", "swa", "--steps", "2", "--out", str(tmp_path / "one")]
+    two = ["finetune", str(taught), "--steps", "2", "--batch", "4", "--out", str(tmp_path / "two")]
+    assert main(one) == 130 and main(two) == 130
+    for again, word in (
+        ([*one, "--init", "random"], "init default there, random now"),
+        ([*one, "--batch", "8"], "batch 64 there, 8 now"),
+        ([*two, "--set", "target=noise"], "target teacher there, noise now"),
+        ([*two, "--seed", "1"], "seed 0 there, 1 now"),
+    ):
+        capsys.readouterr()
+        assert main(again) == 2 and word in capsys.readouterr().err
+    assert main(one) == 130 and main([*two, "--set", "save_every=1"]) == 130
+
+
 def test_sample_is_the_same_picture_for_the_same_seed(taught: Path, tiny_teacher: Path, tmp_path: Path) -> None:
     def draw(model: Path, name: str, *more: str) -> bytes:
         path = tmp_path / name

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def distill(arguments: argparse.Namespace) -> None:
     """Stage 1: graft a pretrained model, teach its new operators, save the delta."""
+    from .claims import claim
     from .store.folder import save
     from .store.models import open_model
     from .study.recipe import DistillStage
@@ -40,7 +41,15 @@ def distill(arguments: argparse.Namespace) -> None:
     for site, share in handle.explained.items():
         print(f"{site.name}: {share:.3f} of the variance explained at the start")
     if stage.steps and learns(handle):
-        reports = stage_one(handle, stage, material, seed=arguments.seed, out=out / "state")
+        depends: dict[str, Any] = {
+            "model": handle.source_hash,
+            "material": material.identity,
+            "plan": handle.plan.to_dict(),
+        }
+        depends |= {"init": arguments.init, "calibration": arguments.calibration, "seed": arguments.seed}
+        state = out / "state"
+        claim(state / "settings.json", depends | _kept(stage), begun=(state / "distill.json").is_file())
+        reports = stage_one(handle, stage, material, seed=arguments.seed, out=state)
         for name, report in reports.items():
             print(f"{name}: {report.explained:.3f} explained on held-out images, step {report.best_step}")
     save(handle, out, base=arguments.model, protocol={"stage 1": _settings(stage)})
@@ -50,7 +59,8 @@ def distill(arguments: argparse.Namespace) -> None:
 
 def finetune(arguments: argparse.Namespace) -> None:
     """Stage 2: finetune a graft end to end and save it."""
-    from .graft import Grafted
+    from .claims import claim
+    from .graft import Grafted, tensors_hash
     from .store.folder import save
     from .store.models import open_model
     from .study.recipe import FinetuneStage
@@ -60,13 +70,26 @@ def finetune(arguments: argparse.Namespace) -> None:
     out, model = _fresh(arguments.out), open_model(arguments.model, base=arguments.base)
     if model.graft is None:
         raise ValueError(f"{arguments.model} is no graft: make one with grafting distill")
+    other: torch.nn.Module | None = None
     teacher = None
     if model.graft.private and stage.target != "noise":
         if arguments.base is None:
             raise ValueError(f"target {stage.target} needs the teacher beside {arguments.model}: give it with --base")
-        teacher = denoiser(open_model(arguments.base).transformer)
+        other = open_model(arguments.base).transformer
+        teacher = denoiser(other)
     material = Material(model, arguments.data)
-    trained, loop = stage_two(model.graft, stage, material, seed=arguments.seed, out=out / "state", teacher=teacher)
+    depends: dict[str, Any] = {"model": tensors_hash(model.transformer.state_dict()), "material": material.identity}
+    depends |= {
+        "teacher": None if other is None else tensors_hash(other.state_dict()),
+        "plan": model.graft.plan.to_dict(),
+    }
+    state = out / "state"
+    claim(
+        state / "settings.json",
+        depends | {"seed": arguments.seed} | _kept(stage),
+        begun=(state / "state.json").is_file(),
+    )
+    trained, loop = stage_two(model.graft, stage, material, seed=arguments.seed, out=state, teacher=teacher)
     assert isinstance(trained, Grafted)
     manifest = json.loads((Path(arguments.model) / "graft.json").read_text())
     protocol = manifest["protocol"] | {"stage 2": _settings(stage)}
@@ -284,6 +307,11 @@ def _settings(stage: Any) -> dict[str, Any]:
 
     plain: dict[str, Any] = json.loads(json.dumps(asdict(stage)))
     return plain
+
+
+def _kept(stage: Any) -> dict[str, Any]:
+    """The settings that what is learnt depends on: all but when to write it."""
+    return {key: value for key, value in _settings(stage).items() if key != "save_every"}
 
 
 def _sampling(arguments: argparse.Namespace) -> Sampling:

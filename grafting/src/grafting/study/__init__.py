@@ -36,8 +36,8 @@ def run(recipe: RunRecipe, out: Path, *, resume: bool = True, say: Say = print) 
     resume: whether ``out`` may hold a run already. say: gets a line per part.
 
     Raises:
-        StudyError, PlanError, ModelError: the recipe does not fit the teacher or its data, or ``out`` holds a model
-            that was trained under other settings.
+        StudyError, PlanError, ModelError: the recipe does not fit the teacher or its data.
+        ClaimError: ``out`` holds a model that was trained under other settings.
     """
     if (out / "recipe.yaml").is_file() and not resume:
         raise StudyError(f"{out} holds a run: resume it, or name another folder")

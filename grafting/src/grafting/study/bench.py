@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ..claims import claim
 from ..files import save_safetensors_atomic, write_bytes_atomic
 from ..graft import Grafted, tensors_hash, ungraft
 from ..measure.denoising import Triples, denoising_losses, mean_loss
@@ -26,7 +27,7 @@ from ..store.folder import load, save
 from ..store.models import open_model
 from ..training.loop import Progress
 from .entries import Entry, entries
-from .parts import StudyError, claim, key_of, part
+from .parts import StudyError, key_of, part
 from .recipe import RunRecipe
 from .stages import Material, begin, denoiser, learns, null_class, stage_one, stage_two
 

@@ -47,24 +47,3 @@ def _kept(path: Path, key: str) -> dict[str, Any] | None:
 
 def key_of(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def claim(path: Path, settings: Mapping[str, Any]) -> None:
-    """Note what a folder is for; refuse one that is for something else, whose states would be mixed."""
-    if path.is_file():
-        there = json.loads(path.read_text())
-        if there != settings:
-            old, new = _flat(there), _flat(settings)
-            changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-            named = ", ".join(f"{key} {old.get(key)} there, {new.get(key)} now" for key in changed[:3])
-            raise StudyError(
-                f"{path.parent} holds a model of other settings ({named}): name another folder or remove it"
-            )
-    else:
-        write_json_atomic(path, settings)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return {k: v for key, entry in value.items() for k, v in _flat(entry, f"{prefix}{key}.").items()}
-    return {prefix[:-1]: value}

@@ -7,7 +7,7 @@ configuration), ``loop`` (:class:`~grafting.training.loop.LoopConfig`), ``batch`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from ..claims import claim
 from ..data import Batches, load_fashion
 from ..diffusion import Diffusion, draw, drop_labels
 from ..files import sha256, write_json_atomic
+from ..graft import tensors_hash
 from ..precision import autocast
 from ..settings import SettingsError, build
 from .loop import Loop, LoopConfig
@@ -82,6 +84,7 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, until: int | None = None) -> 
     if recipe.start:
         (weights,) = Path(recipe.start).glob("*.safetensors")
         model.load_state_dict(load_file(weights))
+    claim(out / "settings.json", _depends(recipe), begun=(out / "state.json").is_file())
     loop = Loop(model, losses, recipe.loop, out, recipe.kind)
     loop.run(until)
     loop.use_ema()
@@ -90,6 +93,18 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, until: int | None = None) -> 
         set_latent_scale(model, load_fashion(_folder(recipe)).images[:5000])
     model.save_pretrained(out / "model")  # type: ignore[operator]
     return model
+
+
+def _depends(recipe: PretrainRecipe) -> dict[str, Any]:
+    """What the weights depend on: the settings, and the bytes behind the folders that they name."""
+    found = {key: value for key, value in asdict(recipe).items() if key != "notes"}
+    del found["loop"]["save_every"]  # says when to write, not what
+    source = load_fashion(_folder(recipe))
+    found["data"] = tensors_hash({"images": source.images, "labels": source.labels})
+    for part in ("autoencoder", "start"):
+        if found[part]:
+            found[part] = {path.name: sha256(path) for path in sorted(Path(found[part]).glob("*.safetensors"))}
+    return found
 
 
 def set_latent_scale(autoencoder: Any, images: torch.Tensor) -> None:

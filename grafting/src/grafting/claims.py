@@ -1,0 +1,38 @@
+"""What a folder of work under way is for, noted beside it, so that a continued run is never two runs mixed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .files import write_json_atomic
+
+
+class ClaimError(ValueError):
+    """A folder that holds work under other settings."""
+
+
+def claim(path: Path, settings: Mapping[str, Any], *, begun: bool = True) -> None:
+    """Note in ``path`` what its folder is for; refuse one that is for something else, whose states would be mixed.
+
+    begun: whether anything was made under the settings noted there; where nothing was, they are replaced.
+    Raises ClaimError naming the settings that differ.
+    """
+    plain = json.loads(json.dumps(settings))
+    if not begun or not path.is_file():
+        write_json_atomic(path, plain)
+        return
+    there = json.loads(path.read_text())
+    if there != plain:
+        old, new = _flat(there), _flat(plain)
+        changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        named = ", ".join(f"{key} {old.get(key)} there, {new.get(key)} now" for key in changed[:3])
+        raise ClaimError(f"{path.parent} holds a model of other settings ({named}): name another folder or remove it")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {k: v for key, entry in value.items() for k, v in _flat(entry, f"{prefix}{key}.").items()}
+    return {prefix[:-1]: value}
