@@ -91,6 +91,15 @@ def test_sample_is_the_same_picture_for_the_same_seed(taught: Path, tiny_teacher
     assert one == draw(tiny_teacher, "e.png", "--labels", "0,1,2,0,1,2")
 
 
+def test_latents_without_an_autoencoder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from test_graft import tiny
+
+    tiny().save_pretrained(tmp_path / "transformer")  # type: ignore[operator]
+    assert main(["sample", str(tmp_path), "--out", str(tmp_path / "x.png"), "--count", "1", "--steps", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "latents of 4 channels" in error and "subfolder vae" in error and error.count("\n") == 1
+
+
 def test_evaluate_pairs_a_delta_with_its_own_teacher(
     taught: Path, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +127,8 @@ def test_profile_counts_a_plain_model_and_pairs_a_delta(
     assert main(["profile", str(taught), "--side", "6", *common]) == 0
     delta = json.loads(capsys.readouterr().out)
     assert delta["tokens"] == 36 and delta["speedup"] > 0 and delta["flop_bound"] > 1
+    # Windowed attention has the projections of the attention that it replaces, whose own it must not be added to.
+    assert delta["parameters"] == plain["parameters"]
 
 
 def test_run_report_and_the_command_that_resumes(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -111,6 +111,12 @@ def sample(arguments: argparse.Namespace) -> None:
     model = open_model(arguments.model, base=arguments.base)
     classes = null_class(model.transformer)
     labels = torch.tensor(arguments.labels) if arguments.labels else draw_labels(arguments.count, classes)
+    drawn: Any = getattr(model.transformer.config, "in_channels", None)
+    if model.autoencoder is None and drawn not in (1, 3):
+        raise ValueError(
+            f"{arguments.model} draws latents of {drawn} channels and brings no autoencoder to make images of them: "
+            "put its AutoencoderKL into a subfolder vae of its folder, beside transformer"
+        )
     pipeline = Pipeline(model.transformer, model.autoencoder)
     show = _progress("sample")
     images = pipeline(labels, sampling=_sampling(arguments), seed=arguments.seed, progress=show)
@@ -222,13 +228,16 @@ def profile(arguments: argparse.Namespace) -> None:
     def call() -> None:
         host.call(network, z, t, y)
 
+    # The originals of a delta stand beside its operators and do not run.
+    switches = [] if model.graft is None else model.graft.switches.values()
+    idle = torch.nn.ModuleList(switch.original for switch in switches if switch.original is not None)
     timed = latency({"model": call}, rounds=arguments.rounds)["model"]
     found: dict[str, Any] = {
         "model": arguments.model,
         "tokens": side * side,
         "batch": arguments.batch,
         "threads": timed.threads,
-        "parameters": parameters(network),
+        "parameters": parameters(network) - parameters(idle),
         "milliseconds": timed.minimum * 1000,
         "peak MiB": peak_bytes(call) / 2**20,
     }
