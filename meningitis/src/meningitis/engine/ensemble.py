@@ -213,13 +213,13 @@ def run(
     if reference is not None:
         out.fill(np.nan)
         peaks.fill(np.nan)
-        solve_scipy(system, sets, at, reference, rtol, atol, out, peaks, status, steps, range(n))
+        solve_scipy(system, sets, at, end, reference, rtol, atol, out, peaks, status, steps, range(n))
     else:
         _on_threads(threads, kernel(system), (sets, at, end, rtol, atol, max_steps, out, peaks, status, steps))
         stiff = np.flatnonzero((status == Status.TOO_MANY_STEPS) | (status == Status.STEP_TOO_SMALL))
         if stiff.size:
             kept = status[stiff].copy()
-            solve_scipy(system, sets, at, "Radau", rtol, atol, out, peaks, status, steps, stiff)
+            solve_scipy(system, sets, at, end, "Radau", rtol, atol, out, peaks, status, steps, stiff)
             status[stiff] = np.where(status[stiff] == Status.OK, Status.FALLBACK, kept)
     states = len(system.rhs)
     return Ensemble(

@@ -31,6 +31,7 @@ def solve_scipy(
     system: System,
     sets: NDArray[np.float64],
     times: NDArray[np.float64],
+    end: float,
     method: str,
     rtol: float,
     atol: float,
@@ -40,8 +41,9 @@ def solve_scipy(
     steps: NDArray[np.int64],
     which: Iterable[int],
 ) -> None:
-    """Fill the rows `which` of `out`, `peaks`, `status` and `steps` (scipy's steps); peaks are those of the steps.
+    """Fill rows `which` of `out`, `peaks`, `status` and `steps` (scipy's steps), integrating to `end` like the kernel.
 
+    After the last step with all states above -10 atol, outputs are NaN, and so are the set's peaks.
     Raises ValueError for an unknown method.
     """
     from scipy.integrate import solve_ivp
@@ -57,7 +59,7 @@ def solve_scipy(
         try:
             found = solve_ivp(
                 lambda t, y, p=p: f(t, y[:states].tolist(), p),
-                (0.0, float(times[-1])),
+                (0.0, end),
                 y0,
                 method=method,
                 rtol=rtol,
@@ -71,9 +73,14 @@ def solve_scipy(
         if not found.success or not np.all(np.isfinite(found.y)):
             status[i] = Status.NOT_FINITE if found.success else Status.STEP_TOO_SMALL
             continue
-        out[i] = found.sol(times).T if times[-1] > 0 else np.array(y0)
-        if system.nonnegative and found.y[:states].min() < -10 * max(atol, 1e-12):
-            status[i] = Status.NEGATIVE
+        out[i] = found.sol(times).T if end > 0 else np.array(y0)
+        if system.nonnegative:
+            below = np.flatnonzero(found.y[:states].min(axis=0) < -10 * max(atol, 1e-12))
+            if below.size:
+                status[i] = Status.NEGATIVE
+                out[i, times > (found.t[below[0] - 1] if below[0] else -1.0)] = np.nan
+                peaks[i] = np.nan
+                continue
         for q, state in enumerate(system.watched):
             peaks[i, q] = _maximum(found, state)
 
