@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from grafting.cli import main
-from grafting.store.models import open_model
+from grafting.store.models import ModelError, open_model
 
 GRAFTING = [sys.executable, "-m", "grafting.cli"]
 
@@ -98,6 +99,27 @@ def test_latents_without_an_autoencoder_are_refused(tmp_path: Path, capsys: pyte
     assert main(["sample", str(tmp_path), "--out", str(tmp_path / "x.png"), "--count", "1", "--steps", "2"]) == 2
     error = capsys.readouterr().err
     assert "latents of 4 channels" in error and "subfolder vae" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        ({"beta_schedule": "scaled_linear"}, "beta_schedule scaled_linear"),
+        ({"prediction_type": "v_prediction", "beta_end": 0.012}, "beta_end 0.012, prediction_type v_prediction"),
+        ({"beta_schedule": "linear", "beta_start": 0.0001, "trained_betas": [], "clip_sample": False}, None),
+    ],
+)
+def test_a_model_of_other_noise_is_refused(found: dict[str, Any], word: str | None, tmp_path: Path) -> None:
+    from test_graft import tiny
+
+    tiny().save_pretrained(tmp_path / "transformer")  # type: ignore[operator]
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(found))
+    if word is None:
+        assert open_model(str(tmp_path)).graft is None
+        return
+    with pytest.raises(ModelError, match=word):
+        open_model(str(tmp_path))
 
 
 def test_evaluate_pairs_a_delta_with_its_own_teacher(

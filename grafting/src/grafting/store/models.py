@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from ..training.classifier import Classifier
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SCHEDULE = {
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+}
+"""The noise that everything here adds (Ho et al. 2020), in the words of a scheduler_config.json; its defaults too."""
 AUTOENCODERS = ("autoencoder", "vae")
 """Subfolders that hold an autoencoder: ours, and that of diffusers' pipelines."""
 
@@ -100,8 +110,21 @@ def _plain(folder: Path, name: str) -> Model:
     source = folder / "transformer" if (folder / "transformer").is_dir() else folder
     if not (source / "config.json").is_file():
         raise ModelError(f"{name}: neither {MANIFEST} nor config.json is in {folder}, so it holds no model")
+    _check_schedule(folder / "scheduler" / "scheduler_config.json")
     config = json.loads((source / "config.json").read_text())
     return Model(name=name, transformer=_transformer(config, str(source)), **_companions(folder))
+
+
+def _check_schedule(path: Path) -> None:
+    """Raises ModelError where a model was trained under other noise than the one that everything here adds."""
+    if not path.is_file():
+        return
+    content = json.loads(path.read_text())
+    odd = [f"{key} {content[key]}" for key, value in SCHEDULE.items() if (content.get(key) or value) != value]
+    if odd:
+        raise ModelError(
+            f"{path} has {', '.join(odd)}: only linear noise from 0.0001 to 0.02 with epsilon is known here"
+        )
 
 
 def _graft(folder: Path, base: str | None) -> Model:
