@@ -28,7 +28,7 @@ from meningitis.symbolic import (
 from meningitis.symbolic.growth import numeric_matrices
 from meningitis.symbolic.limits import TimeLimit, time_limit
 
-UNITS = {"N": "persons", "Nv": "persons", "births": "persons/day", "q": "1", "k": "1"}
+UNITS = {"N": "persons", "Nv": "persons", "births": "persons/day", "q": "1", "k": "1", "tau": "days"}
 
 
 def build(name: str, states: str, infected: str, values: dict[str, float], flows: list[Any], initial: Any) -> Model:
@@ -178,6 +178,25 @@ def test_indices_against_finite_differences_and_beta_exactly_one() -> None:
             h = 1e-6
             up, down = (spec_r0({**values, name: values[name] * (1 + s * h)}) for s in (1, -1))
             assert index == pytest.approx((up - down) / (2 * h) / spec_r0(values), abs=1e-8), name
+
+
+def test_indices_of_parameters_in_an_exponent_against_finite_differences() -> None:
+    model = build(
+        "delayed", "S I R", "I", {"b": 0.4, "g": 0.1, "m": 0.05, "tau": 7.0, "q": 0.6, "k": 1.7, "N": 1e3},
+        [("S", "I", "b*exp(-m*tau)*q**k*S*I/N", True), ("I", "R", "g*I", False)],
+        {"S": "0.99*N", "I": "0.01*N"},
+    )  # fmt: skip
+
+    def by_hand(v: dict[str, float]) -> float:
+        return float(v["b"] * np.exp(-v["m"] * v["tau"]) * v["q"] ** v["k"] / v["g"])
+
+    values, h = model.values(), 1e-6
+    found = elasticities(model).evaluate(values)
+    for name in model.parameter_names:
+        up, down = (by_hand({**values, name: values[name] * (1 + s * h)}) if name != "N" else 1.0 for s in (1, -1))
+        assert found[name] == pytest.approx((up - down) / (2 * h) / by_hand(values), abs=1e-8), name
+    assert found["m"] == found["tau"] == pytest.approx(-0.35)
+    assert found["k"] == pytest.approx(1.7 * np.log(0.6))
 
 
 def test_the_index_of_conversion_is_positive_only_if_conversion_pays() -> None:

@@ -68,4 +68,9 @@ def elasticities(model: Model) -> Elasticities:
 
 def _index(r0: sp.Expr, x: sp.Symbol) -> sp.Expr:
     # Factor by factor: a parameter that only scales R0 gets its exact exponent, without simplification.
-    return sp.Add(*(power * x * sp.diff(base, x) / base for base, power in r0.as_powers_dict().items()))
+    terms = []
+    for base, power in r0.as_powers_dict().items():
+        terms.append(power * x * sp.diff(base, x) / base)
+        if power.has(x):
+            terms.append(x * sp.diff(power, x) * sp.log(base))
+    return sp.Add(*terms)
