@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import rankdata
@@ -139,3 +141,33 @@ def test_local_indices_say_what_matters_for_what() -> None:
     assert found.indices["cases"]["carrier_conversion_rate"] == pytest.approx(1.0, abs=0.02)
     assert found.indices["deaths"]["stage2_death_rate"] == pytest.approx(0.9, abs=0.02)
     assert set(found.frame()["outcome"]) == {"R0", "peak_weekly_incidence", "cases", "deaths", "ever_infected"}
+
+
+def test_a_local_step_stays_within_the_bounds_and_is_one_sided_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from meningitis.analysis import local
+
+    seen = []
+
+    def recorded(model: Any, samples: dict[str, Array], **options: float) -> dict[str, Array]:
+        seen.append(samples["direct_fraction"])
+        return analysis.outcomes(model, samples, **options)
+
+    monkeypatch.setattr(local, "outcomes", recorded)
+    values = GENERALISED.values(overrides={"direct_fraction": 1.0})
+    found = analysis.local_sensitivity(GENERALISED, values, days=120)
+    assert (seen[0].min(), seen[0].max()) == (pytest.approx(0.98), 1.0)
+    # A backward difference a hundred times finer.
+    near = analysis.outcomes(GENERALISED, {**values, "direct_fraction": np.array([1.0, 1 - 1e-4])}, days=120)
+    for outcome in ("cases", "ever_infected"):
+        index = (near[outcome][0] - near[outcome][1]) / 1e-4 / near[outcome][0]
+        assert found.indices[outcome]["direct_fraction"] == pytest.approx(index, rel=0.02), outcome
+
+
+@pytest.mark.parametrize(("x", "steps"), [(0.5, (1, -1)), (1.0, (-1, -2)), (0.25, (1, 2))])
+def test_every_stencil_is_exact_for_a_parabola(x: float, steps: tuple[int, int]) -> None:
+    from meningitis.analysis.local import STEP, _stencil
+
+    taken, weights = _stencil(x, (0.25, 1.0))
+    assert tuple(taken) == steps
+    y = 3 * (x * (1 + STEP * taken)) ** 2 - 3 * x**2
+    assert (weights * y).sum() / STEP == pytest.approx(6 * x**2)

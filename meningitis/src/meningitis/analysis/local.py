@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from meningitis.analysis.outcomes import OUTCOMES, outcomes
 from meningitis.model import Model
@@ -19,7 +20,7 @@ STEPPED = ("peak_week",)  # whole weeks have no derivative
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSensitivity:
-    """(dY/dx)(x/Y) by outcome and parameter; R0 exactly, the others by central differences of 1 %.
+    """(dY/dx)(x/Y) by outcome and parameter; R0 exactly, others by central differences of 1 %, one-sided at a bound.
 
     An outcome that is zero has no relative change (NaN).
     """
@@ -44,15 +45,33 @@ class LocalSensitivity:
 def local_sensitivity(model: Model, values: Mapping[str, float], *, days: float = 365.0) -> LocalSensitivity:
     """Normalised sensitivity of R0, weekly peak, cases, deaths and total infected to every parameter at `values`."""
     names = model.parameter_names
+    stencils = [_stencil(values[name], model.parameter(name).bounds) for name in names]
     factors = np.ones((2 * len(names) + 1, len(names)))
-    for k in range(len(names)):
-        factors[2 * k, k], factors[2 * k + 1, k] = 1 + STEP, 1 - STEP
+    for k, (steps, _) in enumerate(stencils):
+        factors[2 * k : 2 * k + 2, k] += STEP * steps
     found = outcomes(model, {name: values[name] * factors[:, k] for k, name in enumerate(names)}, days=days)
     indices = {"R0": elasticities(model).evaluate(values)}
+    weights = np.array([weights for _, weights in stencils])
     for outcome in OUTCOMES[1:]:
         if outcome not in STEPPED:
             y = found[outcome]
-            differences = (y[0:-1:2] - y[1:-1:2]) / (2 * STEP)
+            # The weights of a derivative sum to zero with that of the point itself.
+            differences = (weights * (y[:-1].reshape(-1, 2) - y[-1])).sum(axis=1) / STEP
             slopes = differences / y[-1] if y[-1] else np.full_like(differences, np.nan)
             indices[outcome] = dict(zip(names, slopes.tolist(), strict=True))
     return LocalSensitivity(indices=indices)
+
+
+def _stencil(x: float, bounds: tuple[float, float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two relative steps, in units of STEP, and their weights in the derivative, both of second order.
+
+    Central, or one-sided where that leaves the bounds; central after all where no side has room for two steps.
+    """
+    low, high = bounds
+    central = np.array([1.0, -1.0]), np.array([0.5, -0.5])
+    backward = np.array([-1.0, -2.0]), np.array([-2.0, 0.5])
+    forward = np.array([1.0, 2.0]), np.array([2.0, -0.5])
+    for steps, weights in (central, backward, forward):
+        if np.all((low <= x * (1 + STEP * steps)) & (x * (1 + STEP * steps) <= high)):
+            return steps, weights
+    return central
