@@ -114,3 +114,32 @@ def test_a_diffusers_transformer_counts_as_its_formula_and_loses_its_cores():
         with without_cores([block.attn1]):
             assert not torch.allclose(model(z, **inputs).sample, before, atol=1e-3)
         assert torch.equal(model(z, **inputs).sample, before)
+
+
+@pytest.mark.parametrize(("site", "names"), [("attn", ["teacher", "hybrid", "bound"]), ("mlp", ["teacher", "hybrid"])])
+def test_speed_and_bound_of_a_hybrid_are_timed_in_turn(
+    site: str, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from collections.abc import Callable, Mapping
+
+    from test_graft import tiny
+
+    from grafting.graft import graft
+    from grafting.measure.speed import Latency
+    from grafting.plan import Plan
+    from grafting.study import timing
+    from grafting.study.recipe import SpeedStage
+
+    made: list[dict[str, Latency]] = []
+
+    def once(calls: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Latency]:
+        made.append(latency(calls, rounds=rounds, warmup=0))
+        return made[-1]
+
+    monkeypatch.setattr(timing, "latency", once)
+    handle = graft(tiny(), Plan.all(site=site, operator="swa" if site == "attn" else "mlp"), init="random")
+    (row,) = timing.speed_rows(handle, handle.model, SpeedStage(batch=1, rounds=2))
+    (timed,) = made
+    assert list(timed) == names and row["speedup"] == timed["hybrid"].speedup_over(timed["teacher"])
+    wanted = timed["bound"].speedup_over(timed["teacher"]) if "bound" in timed else None
+    assert row["time_bound"] == wanted

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +12,7 @@ from torch import nn
 
 from ..cost import plan_cost
 from ..graft import Grafted
-from ..measure.speed import latency, time_bound
+from ..measure.speed import latency, without_cores
 from ..operators import Operator
 from .recipe import SpeedStage
 
@@ -19,7 +22,8 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
 
     teacher: the pretrained model, the same module as the hybrid's where that is a delta. The FLOP bound is that of the
     operators' own formulas or that of lost attention cores, whichever is larger; the time bound exists where the plan
-    edits attention alone.
+    edits attention alone. All are timed in turn, so that a busy moment hits the bound as it hits both models, and all
+    go through the interception that the bound needs.
     """
     host, config = handle.host, handle.model.config
     own = host.grid_of(handle.model)[0]
@@ -33,22 +37,21 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
         t, y = torch.full((speed.batch,), 500), torch.zeros(speed.batch, dtype=torch.int64)
 
         def hybrid(z: torch.Tensor = z, t: torch.Tensor = t, y: torch.Tensor = y) -> None:
-            host.call(handle.model, z, t, y)
+            with without_cores([]):
+                host.call(handle.model, z, t, y)
 
-        def original(z: torch.Tensor = z, t: torch.Tensor = t, y: torch.Tensor = y) -> None:
-            if handle.private:
+        def original(
+            skipped: Sequence[nn.Module], z: torch.Tensor = z, t: torch.Tensor = t, y: torch.Tensor = y
+        ) -> None:
+            with nullcontext() if handle.private else handle.teacher(), without_cores(skipped):
                 host.call(teacher, z, t, y)
-            else:
-                with handle.teacher():
-                    host.call(teacher, z, t, y)
 
-        timed = latency({"teacher": original, "hybrid": hybrid}, rounds=speed.rounds)
+        calls: dict[str, Callable[[], None]] = {"teacher": partial(original, ()), "hybrid": hybrid}
+        if all(site.kind == "attn" for site in handle.switches):
+            calls["bound"] = partial(original, [host.get(teacher, site) for site in handle.switches])
+        timed = latency(calls, rounds=speed.rounds)
         cost = plan_cost(handle.plan, handle.model, grid=(side, side))
-        attention_only = all(site.kind == "attn" for site in handle.switches)
-        bound = None
-        if attention_only:
-            cores = [host.get(teacher, site) for site in handle.switches]
-            bound = time_bound(original, cores, rounds=speed.rounds).speedup
+        bound = timed["bound"].speedup_over(timed["teacher"]) if "bound" in timed else None
         ours, theirs = timed["hybrid"], timed["teacher"]
         found.append(
             {
