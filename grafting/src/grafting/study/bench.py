@@ -126,6 +126,9 @@ class Study:
                 reports = stage_one(handle, one, self.material, seed=seed, out=folder / "distill")
                 outcome["explained"] = {name: report.explained for name, report in reports.items()}
                 outcome["curves"]["stage 1"] = {name: _thin(report.curve) for name, report in reports.items()}
+                outcome["held out"] = {
+                    name: _thin([(step, loss) for step, loss, _ in report.heldout]) for name, report in reports.items()
+                }
             student: Grafted | nn.Module = handle
             if two is not None and (two.train == "all" or learns(handle)):
                 self.say(f"{entry.name}: stage 2, {two.steps} steps")
