@@ -268,7 +268,8 @@ class Model:
     ) -> dict[str, float]:
         """Value of every parameter (days, persons): defaults, then the scenario's, then `overrides` (`'70/year'` too).
 
-        Raises ModelError for unknown names, unreadable quantities and values outside their bounds, all at once.
+        Raises ModelError for unknown names, unreadable quantities and values outside their bounds, all at once, and for
+        values that leave a compartment below zero at the start.
         """
         from meningitis.validation import check_values
 

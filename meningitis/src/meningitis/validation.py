@@ -23,6 +23,9 @@ from meningitis.units import (
     spell,
 )
 
+ROUNDING = 1e-7
+"""Persons below zero that are rounding, as for the engine at its default atol."""
+
 CODES: Mapping[str, str] = {
     "E001": "a rate or initial value uses a name that is declared nowhere",
     "E002": "two things have the same name, or a name is not usable",
@@ -37,6 +40,7 @@ CODES: Mapping[str, str] = {
     "E011": "an unknown parameter was given a value",
     "E012": "there is no such scenario",
     "E013": "a given value is outside its bounds or cannot be read",
+    "E014": "the values given leave a compartment below zero at the start",
 }
 """What each code of a Problem means."""
 
@@ -70,7 +74,22 @@ def check_values(model: Model, base: Mapping[str, float], overrides: Mapping[str
     given = _values(model, overrides, f"model {model.name}", problems)
     if problems:
         raise ModelError(problems)
-    return {**base, **given}
+    values = {**base, **given}
+    _starts(model, values, problems)
+    if problems:
+        raise ModelError(problems)
+    return values
+
+
+def _starts(model: Model, values: Mapping[str, float], problems: list[Problem]) -> None:
+    at = {model.symbols[name]: value for name, value in values.items()}
+    for state, expression in model.initial_state().items():
+        persons = expression.evalf(subs=at) if expression.free_symbols else expression
+        if persons.is_Float and persons < -ROUNDING:
+            used = [name for name in model.parameter_names if model.symbols[name] in expression.free_symbols]
+            with_values = ", ".join(f"{name} {values[name]:g}" for name in used)
+            message = f"{state} at the start is {float(persons):g} persons, below zero: {expression} with {with_values}"
+            problems.append(Problem(code="E014", where=f"model {model.name}", message=message))
 
 
 def _names(model: Model, problems: list[Problem]) -> None:

@@ -30,6 +30,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise Refused("; ".join(f"{problem.where}: {problem.message}" for problem in error.problems)) from error
     except BrokenPipeError:
         raise
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # NotImplementedError and RecursionError would be mistakes of ours
+            raise
+        raise Refused(" ".join(str(error).split())) from error
     except (ValueError, OSError) as error:
         raise Refused(" ".join(str(error).split())) from error
 

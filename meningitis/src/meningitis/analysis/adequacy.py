@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.optimize import brentq
 
 from meningitis.analysis.outcomes import outcomes
-from meningitis.analysis.runs import Array, checked
+from meningitis.analysis.runs import Array, checked, solved
 from meningitis.engine import simulate
 from meningitis.model import Model
 
@@ -78,7 +78,8 @@ def adequacy(
 
 
 def _early_cases(model: Model, values: Mapping[str, float], p: float, phi: float, days: float) -> float:
-    run = simulate(model, parameters={**values, P: p, PHI: phi}, times=[0.0, days], rtol=1e-9, atol=1e-9)
+    given = {**values, P: p, PHI: phi}
+    run = solved(simulate(model, parameters=given, times=[0.0, days], rtol=1e-9, atol=1e-9))
     return float(run.cumulative[0, -1, list(run.cumulative_names).index("cases")])
 
 

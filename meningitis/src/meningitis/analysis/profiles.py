@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from meningitis.analysis.runs import Array, checked, columns, grid_of
+from meningitis.analysis.runs import Array, checked, columns, grid_of, solved
 from meningitis.engine import simulate
 from meningitis.model import Model
 from meningitis.symbolic import case_and_carrier, growth, thresholds
@@ -60,7 +60,7 @@ def profiles(
     """Case-carrier ratios for every combination of the swept parameter values (none: `values` alone).
 
     Raises: ValueError for an unknown parameter, one without values, or a declaration without a case fed by a carrier
-    compartment.
+    compartment; RuntimeError where a trajectory fails.
     """
     pair = case_and_carrier(model)
     if pair is None:
@@ -71,7 +71,7 @@ def profiles(
     grid = grid_of(sweep)
     size = len(next(iter(grid.values()))) if grid else 1
     times = np.arange(0.0, days + 1e-9, step)
-    run = simulate(model, parameters={**values, **grid}, times=times)
+    run = solved(simulate(model, parameters={**values, **grid}, times=times))
     ill = [name for name in infected_states(model) if name != carrier]
     stage1, both, prevalence, threshold = (np.empty((size, times.size)) for _ in range(4))
     critical, early = np.empty(size), np.empty(size)

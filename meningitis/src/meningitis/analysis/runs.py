@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from meningitis.engine import Ensemble, simulate
+from meningitis.engine.status import Status
 from meningitis.model import Model
 
 Array = NDArray[np.float64]
@@ -24,8 +25,18 @@ def columns(run: Ensemble, model: Model, index: int = 0) -> dict[str, Array]:
 
 
 def at_times(model: Model, values: Mapping[str, float], times: ArrayLike) -> dict[str, Array]:
-    """One accurate trajectory at `times` (days, from 0)."""
-    return columns(simulate(model, parameters=dict(values), times=times, rtol=RTOL, atol=ATOL), model)
+    """One accurate trajectory at `times` (days, from 0). Raises: RuntimeError where it fails."""
+    return columns(solved(simulate(model, parameters=dict(values), times=times, rtol=RTOL, atol=ATOL)), model)
+
+
+def solved(run: Ensemble) -> Ensemble:
+    """The run itself. Raises: RuntimeError, naming the first set that failed, where one did."""
+    failed = np.flatnonzero(run.status > 0)
+    if failed.size:
+        at = int(failed[0])
+        sentence = Status(int(run.status[at])).sentence
+        raise RuntimeError(f"{failed.size} of {len(run)} trajectories failed, the first (set {at}) because {sentence}")
+    return run
 
 
 def first_crossing(
