@@ -15,6 +15,7 @@ from meningitis.models import BASIC, GENERALISED
 from meningitis.symbolic import (
     control,
     effective_r,
+    effective_r_numeric,
     elasticities,
     equilibria,
     first_integral,
@@ -325,6 +326,45 @@ def test_the_numeric_form_answers_where_symbols_are_cut_short_and_says_why() -> 
     with pytest.raises(TimeLimit), time_limit(0.01):
         while True:
             pass
+
+
+def test_where_nobody_leaves_an_infected_compartment_r0_is_infinite_in_that_row_alone() -> None:
+    forever = {"stage2_immunity_rate": 0.0, "stage2_death_rate": 0.0}
+    values = GENERALISED.values()
+    rows = {**values, **{name: np.array([0.0, values[name]]) for name in forever}}
+    for symbolic in (True, False):
+        found = r0_numeric(GENERALISED, symbolic=symbolic)(rows)
+        assert found[0] == np.inf
+        assert found[1] == pytest.approx(spec_r0(values))
+    speed = growth(GENERALISED, {**values, **forever})
+    assert (speed.reproduction, speed.generation_time) == (np.inf, np.inf)
+    facts = control(GENERALISED, {**values, **forever, "stage2_immunity_rate": 1e-6})
+    assert np.isfinite(facts.r0)
+    assert control(GENERALISED, {**values, **forever}).r0 == np.inf
+
+
+def test_reproduction_along_a_run_is_numeric_where_symbols_fail_and_says_why() -> None:
+    ring = build(
+        "ring", "S T U I J K", "I J K", {"b": 0.3, "c": 0.2, "a": 0.4, "g": 0.1, "N": 1e3},
+        [
+            ("S", "I", "b*S*J/N", True), ("T", "J", "c*T*K/N", True), ("U", "K", "a*U*I/N", True),
+            *((x, y, f"g*{x}", False) for x, y in ("IS", "JT", "KU")),
+        ],
+        {"S": "0.99*N", "I": "0.01*N", "T": "N", "U": "N"},
+    )  # fmt: skip
+    numeric = effective_r_numeric(ring)
+    assert numeric.method == "numeric"
+    assert "3 x 3" in numeric.reason
+    with pytest.raises(ValueError, match="effective_r_numeric"):
+        effective_r(ring)
+    states = {"S": [900.0, 500.0], "T": [800.0, 0.0], "U": [700.0, 300.0], "I": [1.0, 1], "J": [0, 0], "K": [0, 0]}
+    # Three infections in turn, each lasting 1/g: the cube root of their product.
+    expected = [(0.3 * 0.9 * 0.2 * 0.8 * 0.4 * 0.7) ** (1 / 3) / 0.1, 0.0]
+    assert reproduction_along(ring, ring.values(), states) == pytest.approx(expected)
+    assert r0_numeric(ring)(ring.values()) == pytest.approx((0.3 * 0.2 * 0.4) ** (1 / 3) / 0.1)
+    facts = control(ring, ring.values())
+    assert facts.critical["b"] == pytest.approx(0.1**3 / (0.2 * 0.4), rel=1e-6)
+    assert facts.critical["g"] == pytest.approx((0.3 * 0.2 * 0.4) ** (1 / 3), rel=1e-6)
 
 
 def test_a_model_without_infection_is_refused() -> None:

@@ -74,6 +74,8 @@ def critical_value(model: Model, values: Mapping[str, float], name: str) -> floa
     with np.errstate(divide="ignore", invalid="ignore"):
         excess = numeric({**values, name: grid}) - 1
     finite = np.isfinite(excess)
+    if not finite.any():  # R0 is infinite whatever this parameter is
+        return None
     grid, excess = grid[finite], excess[finite]
     crossings = [
         _root(lambda x: numeric({**values, name: x}) - 1, float(grid[k]), float(grid[k + 1]))

@@ -20,7 +20,8 @@ class Growth:
 
     rate: 1/day; doubling_time: days (negative: halving time; infinite at rate 0); generation_time: mean days from being
     infected to infecting; early_ratio: cases over carriers, None where the declaration has no such pair;
-    eigenvector: shares of the infected compartments (sum 1).
+    eigenvector: shares of the infected compartments (sum 1). Where someone infected never leaves, reproduction and
+    generation_time are infinite.
     """
 
     rate: float
@@ -84,12 +85,7 @@ def growth(model: Model, values: Mapping[str, float], *, state: Mapping[str, flo
     vector = dict(zip(names, shares.tolist(), strict=True))
     pair = case_and_carrier(model)
     ratio = vector[pair[0]] / vector[pair[1]] if pair is not None and vector[pair[1]] > 0 else None
-    inverse = np.linalg.inv(V)
-    K = F @ inverse
-    radius, right = _leading(K)
-    _, left = _leading(K.T)
-    weight = float(left @ K @ right)
-    generation = float(left @ K @ inverse @ right) / weight if weight > 0 else math.nan
+    radius, generation = _generations(F, V)
     return Growth(
         rate=rate,
         doubling_time=math.log(2) / rate if rate != 0 else math.inf,
@@ -98,6 +94,18 @@ def growth(model: Model, values: Mapping[str, float], *, state: Mapping[str, flo
         early_ratio=ratio,
         eigenvector=vector,
     )
+
+
+def _generations(F: np.ndarray, V: np.ndarray) -> tuple[float, float]:
+    """The reproduction number and the mean generation time, both infinite where someone never leaves (V singular)."""
+    if np.linalg.slogdet(V)[0] == 0:
+        return math.inf, math.inf
+    inverse = np.linalg.inv(V)
+    K = F @ inverse
+    radius, right = _leading(K)
+    _, left = _leading(K.T)
+    weight = float(left @ K @ right)
+    return radius, float(left @ K @ inverse @ right) / weight if weight > 0 else math.nan
 
 
 def _leading(matrix: np.ndarray) -> tuple[float, np.ndarray]:

@@ -211,31 +211,35 @@ def r0(model: Model) -> sp.Expr:
 
 
 @by_model
+def _effective_radius(model: Model) -> tuple[sp.Expr | None, str]:
+    _, radius, reason = _radius_within(*infection_matrices(model), SYMBOLIC_SECONDS)
+    return radius, reason.replace("R0", "R(t)")
+
+
 def effective_r(model: Model) -> sp.Expr:
     """R(t): the spectral radius with the uninfected compartments at their current values (symbols of the model).
 
     Raises: ValueError where only the numeric form exists.
     """
-    _, radius, reason = _radius_within(*infection_matrices(model), SYMBOLIC_SECONDS)
+    radius, reason = _effective_radius(model)
     if radius is None:
-        raise ValueError(f"model {model.name!r}: {reason}")
+        raise ValueError(f"model {model.name!r}: {reason}; use effective_r_numeric")
     return radius
 
 
 def reproduction_along(
     model: Model, values: Mapping[str, float], states: Mapping[str, ArrayLike]
 ) -> NDArray[np.float64]:
-    """R(t) at each state (T,), persons by compartment. Raises: ValueError where only the numeric form exists."""
-    at = {model.symbols[name]: values[name] for name in model.parameter_names}
-    symbols = [model.symbols[name] for name in model.state_names]
-    people = [np.asarray(states[name], dtype=np.float64) for name in model.state_names]
-    found = sp.lambdify(symbols, effective_r(model).subs(at), "numpy")(*people)
-    return np.broadcast_to(np.asarray(found, dtype=np.float64), people[0].shape)
+    """R(t) at each state (T,), persons by compartment, by symbols or, where they fail, by eigenvalues."""
+    return effective_r_numeric(model)({**values, **states})
 
 
 @dataclass(frozen=True, kw_only=True)
 class NumericR0:
-    """R0 over arrays of parameters: call it with a mapping name -> float or array (all broadcast together)."""
+    """R0 over arrays of parameters: call it with a mapping name -> float or array (all broadcast together).
+
+    `reason` says why the method is numeric. R is infinite where V is singular: someone infected never leaves.
+    """
 
     method: str
     reason: str
@@ -245,31 +249,52 @@ class NumericR0:
     def __call__(self, values: Mapping[str, ArrayLike]) -> NDArray[np.float64]:
         """R0, shape of the broadcast inputs. Raises: KeyError naming a missing parameter."""
         arrays = np.broadcast_arrays(*(np.asarray(values[name], dtype=np.float64) for name in self.names))
-        return np.asarray(self.function(*arrays), dtype=np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(self.function(*arrays), dtype=np.float64)
 
 
 @by_model
 def r0_numeric(model: Model, *, symbolic: bool = True) -> NumericR0:
     """Fast R0 over arrays: the compiled expression, or eigenvalues of F V^-1 without one (or symbolic=False)."""
     result = next_generation(model)
-    names = model.parameter_names
+    return _over_arrays(
+        model, model.parameter_names, (result.F, result.V), result.r0 if symbolic else None, result.reason
+    )
+
+
+@by_model
+def effective_r_numeric(model: Model, *, symbolic: bool = True) -> NumericR0:
+    """Fast R(t) over arrays of parameters and of persons by compartment, as `r0_numeric`."""
+    radius, reason = _effective_radius(model)
+    names = (*model.parameter_names, *model.state_names)
+    return _over_arrays(model, names, infection_matrices(model), radius if symbolic else None, reason)
+
+
+def _over_arrays(
+    model: Model, names: tuple[str, ...], matrices: tuple[sp.Matrix, sp.Matrix], radius: sp.Expr | None, reason: str
+) -> NumericR0:
     arguments = [model.symbols[name] for name in names]
-    if symbolic and result.r0 is not None:
-        compiled = sp.lambdify(arguments, result.r0, "numpy", cse=True)
+    if radius is not None:
+        compiled = sp.lambdify(arguments, radius, "numpy", cse=True)
         return NumericR0(
             method="symbolic",
             reason="",
             names=names,
             function=lambda *arrays: np.broadcast_to(compiled(*arrays), np.shape(arrays[0])),
         )
-    size = len(result.infected)
-    entries = sp.lambdify(arguments, [*result.F, *result.V], "numpy", cse=True)
+    size = matrices[0].rows
+    entries = sp.lambdify(arguments, [entry for matrix in matrices for entry in matrix], "numpy", cse=True)
 
-    def radius(*arrays: NDArray[np.float64]) -> NDArray[np.float64]:
+    def radii(*arrays: NDArray[np.float64]) -> NDArray[np.float64]:
         flat = np.stack([np.broadcast_to(e, np.shape(arrays[0])) for e in entries(*arrays)], axis=-1)
         F = flat[..., : size * size].reshape(*flat.shape[:-1], size, size)
         V = flat[..., size * size :].reshape(*flat.shape[:-1], size, size)
+        unknown = ~np.isfinite(flat).all(axis=-1)
+        F, V = (np.where(unknown[..., None, None], np.eye(size), matrix) for matrix in (F, V))
+        singular = np.linalg.slogdet(V)[0] == 0
+        V = np.where(singular[..., None, None], np.eye(size), V)
         # F V^-1 has the eigenvalues of V^-1 F.
-        return np.asarray(np.abs(np.linalg.eigvals(np.linalg.solve(V, F))).max(axis=-1))
+        found = np.abs(np.linalg.eigvals(np.linalg.solve(V, F))).max(axis=-1)
+        return np.asarray(np.where(unknown, np.nan, np.where(singular, np.inf, found)))
 
-    return NumericR0(method="numeric", reason=result.reason or "asked for", names=names, function=radius)
+    return NumericR0(method="numeric", reason=reason or "asked for", names=names, function=radii)
