@@ -15,6 +15,8 @@ Dimension = tuple[Fraction, Fraction]
 DIMENSIONLESS: Dimension = (Fraction(0), Fraction(0))
 PERSONS_PER_DAY: Dimension = (Fraction(1), Fraction(-1))
 PERSONS: Dimension = (Fraction(1), Fraction(0))
+DAYS: Dimension = (Fraction(0), Fraction(1))
+PER_DAY: Dimension = (Fraction(0), Fraction(-1))
 
 DAYS_IN: Mapping[str, float] = {"hour": 1 / 24, "day": 1.0, "week": 7.0, "month": 365 / 12, "year": 365.0}
 """Length of a time unit in days; a year is 365 days, as in the models' sources."""
@@ -32,6 +34,15 @@ def parse_quantity(text: str | float) -> float:
     `70/year`, `0.19`, `20 %`, `1/3`, `3 days`, `52 per year`, `111540 persons` are understood.
     Raises UnitError.
     """
+    return quantity(text)[0]
+
+
+def quantity(text: str | float) -> tuple[float, Dimension | None]:
+    """Read as `parse_quantity` does, with the dimension that the text gives: None for a plain number.
+
+    Raises UnitError.
+    """
+    given: Dimension | None = None
     if isinstance(text, int | float):
         value = float(text)
     else:
@@ -40,30 +51,52 @@ def parse_quantity(text: str | float) -> float:
             raise UnitError(
                 f"'{text}' is not a quantity: write a number with an optional unit, such as 70/year or 20 %"
             )
-        value = float(match.group(1)) * _factor(match.group(2), text)
+        factor, given = _factor(match.group(2), text)
+        value = float(match.group(1)) * factor
     if not math.isfinite(value):
         raise UnitError(f"'{text}' is not a finite number")
-    return value
+    return value, given
 
 
-def _factor(unit: str, text: str) -> float:
+def quantity_in(unit: str, text: str | float) -> float:
+    """Read a quantity for a parameter in `unit` (such as 1/day); a plain number is in that unit.
+
+    Raises UnitError, with what to write instead, where the quantity has another unit.
+    """
+    value, given = quantity(text)
+    wanted = parse_unit(unit)
+    if given is None or given == wanted:
+        return value
+    fix = {
+        PER_DAY: "a rate such as 0.1/day or 36.5/year",
+        PERSONS: "a plain number of persons",
+        DIMENSIONLESS: "a plain number or a share in %",
+    }.get(wanted, f"a plain number in {unit}")
+    if wanted == PER_DAY and given == DAYS and value:  # a duration was meant: the rate is its inverse
+        fix = f"1/{value:g} (a plain number is per day) or {1 / value:.4g}/day"
+    raise UnitError(f"'{text}' is in {spell(given)}, but must be in {unit}: write {fix}")
+
+
+def _factor(unit: str, text: str) -> tuple[float, Dimension | None]:
     unit = re.sub(r"^per\s+", "/", unit.strip().lower())
-    if unit in ("", "persons", "person", "days", "day"):
-        return 1.0
+    if unit == "":
+        return 1.0, None
+    if unit in ("persons", "person"):
+        return 1.0, PERSONS
     if unit == "%":
-        return 0.01
+        return 0.01, DIMENSIONLESS
     if not unit.startswith("/"):
         name = unit.removesuffix("s")
         if name in DAYS_IN:
-            return DAYS_IN[name]
+            return DAYS_IN[name], DAYS
     else:
         name = unit[1:].strip()
         try:
-            return 1 / float(name)
+            return 1 / float(name), None
         except (ValueError, ZeroDivisionError):
             name = name.removesuffix("s")
         if name in DAYS_IN:
-            return 1 / DAYS_IN[name]
+            return 1 / DAYS_IN[name], PER_DAY
     raise UnitError(f"'{text}' has an unknown unit: allowed are /{', /'.join(DAYS_IN)}, persons and %")
 
 

@@ -18,8 +18,8 @@ from meningitis.units import (
     Dimension,
     UnitError,
     dimension,
-    parse_quantity,
     parse_unit,
+    quantity_in,
     spell,
 )
 
@@ -237,7 +237,7 @@ def _values(model: Model, given: Mapping[str, float | str], where: str, problems
             problems.append(Problem(code="E011", where=where, message=message))
             continue
         try:
-            value = parse_quantity(quantity)
+            value = quantity_in(model.parameter(name).unit, quantity)
         except UnitError as error:
             problems.append(Problem(code="E013", where=f"{where}, {name}", message=str(error)))
             continue

@@ -227,13 +227,11 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
 
 def sweep_of(model: Model, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Values of the swept parameter, each checked against its bounds."""
-    from meningitis.model import parse_quantity
-
-    sweep = {}
+    sweep: dict[str, list[float]] = {}
     for name, text in pairs([arguments.sweep] if arguments.sweep else [], "--sweep").items():
-        sweep[model.parameter(name).name] = [float(parse_quantity(part.strip())) for part in text.split(",")]
-        for value in sweep[name]:
-            model.values(arguments.scenario, {name: value})
+        sweep[model.parameter(name).name] = [
+            model.values(arguments.scenario, {name: part.strip()})[name] for part in text.split(",")
+        ]
     return sweep
 
 

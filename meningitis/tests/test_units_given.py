@@ -1,0 +1,56 @@
+"""The unit that a person writes is held against the parameter's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from meningitis.cli import main
+from meningitis.model import ModelError
+from meningitis.models import BASIC
+from meningitis.units import UnitError, parse_unit, quantity, quantity_in
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [("70/year", "1/day"), ("2 per week", "1/day"), ("3 days", "day"), ("2 weeks", "day"), ("20 %", "1"),
+     ("10 persons", "persons"), ("1 person", "persons"), ("1/3", None), ("5", None), (0.5, None)],
+)  # fmt: skip
+def test_a_quantity_has_the_dimension_written(text: str | float, unit: str | None) -> None:
+    assert quantity(text)[1] == (None if unit is None else parse_unit(unit))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("stage_progression_rate", "3 days", "'3 days' is in day, but must be in 1/day: write 1/3"),
+        ("stage_progression_rate", "1 week", "0.1429/day"),
+        ("transmission_rate", "20 %", "a rate such as 0.1/day"),
+        ("transmission_rate", "3 persons", "a rate such as 0.1/day"),
+        ("population", "100000/year", "a plain number of persons"),
+        ("population", "50 %", "a plain number of persons"),
+        ("carrier_odds", "1 day", "a plain number or a share in %"),
+        ("initial_immune_fraction", "10 persons", "a plain number or a share in %"),
+    ],
+)
+def test_another_unit_is_refused_with_what_to_write(
+    name: str, text: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (("r0", "--set", f"{name}={text}"), ("profile", "--sweep", f"{name}={text}")):
+        assert main((*words, "--model", "basic")) == 2
+        caught = capsys.readouterr()
+        assert caught.out == "" and says in caught.err and name in caught.err and len(caught.err.splitlines()) == 1
+
+
+def test_the_advice_given_is_accepted() -> None:
+    assert BASIC.values(None, {"stage_progression_rate": "1/3"})["stage_progression_rate"] == pytest.approx(1 / 3)
+    assert BASIC.values(None, {"stage_progression_rate": "0.3333/day"})["stage_progression_rate"] == 0.3333
+    assert BASIC.values(None, {"population": "50000 persons"})["population"] == 50_000
+    assert BASIC.values(None, {"initial_immune_fraction": "30 %"})["initial_immune_fraction"] == 0.3
+
+
+def test_a_plain_number_is_in_any_unit() -> None:
+    assert quantity_in("persons^2/day", "1/4") == quantity_in("1/day", 0.25) == quantity_in("1", "0.25") == 0.25
+    with pytest.raises(UnitError, match=r"a plain number in persons/day"):
+        quantity_in("persons/day", "3/day")
+    with pytest.raises(ModelError, match="E013"):
+        BASIC.values(None, {"population": "3 days"})
