@@ -111,6 +111,27 @@ def test_textbook_reproduction_numbers(model: Model, formula: str) -> None:
     assert r0_numeric(model, symbolic=False)(values) == pytest.approx(float(r0_numeric(model)(values)), rel=1e-12)
 
 
+def two_groups(*extra: tuple[str, str, str, bool]) -> Model:
+    """Susceptibles of two kinds, infected b and c times as easily, who share one I and R."""
+    return build(
+        "two_groups", "S T I R", "I", {"b": 0.5, "c": 0.2, "g": 0.1, "N": 1e3},
+        [("S", "I", "b*S*I/N", True), ("T", "I", "c*T*I/N", True), ("I", "R", "g*I", False), *extra],
+        {"S": "0.6*N", "T": "0.3*N", "I": "0.1*N"},
+    )  # fmt: skip
+
+
+def test_susceptible_groups_keep_their_initial_proportions_without_disease() -> None:
+    found = next_generation(two_groups())
+    # Two thirds of the population in S and one third in T, by hand.
+    assert float(r0_numeric(two_groups())({"b": 0.5, "c": 0.2, "g": 0.1, "N": 1e3})) == pytest.approx(
+        (0.5 * 2 / 3 + 0.2 / 3) / 0.1
+    )
+    assert found.reason == ""
+    assert sp.simplify(sum(found.disease_free.values()) - two_groups().symbols["N"]) == pytest.approx(0)
+    mixed = next_generation(two_groups(("S", "T", "g*S", False)))
+    assert "S and T stand in their initial proportions" in mixed.reason
+
+
 def spec_r0(v: dict[str, Any]) -> Any:
     """The formula of the specification, written by hand."""
     p = v.get("direct_fraction", 0.0)

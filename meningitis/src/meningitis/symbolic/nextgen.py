@@ -26,7 +26,8 @@ class NextGeneration:
     """F (new infections), V (transfers) and K = F V^-1 at the disease-free state, all m x m, rows as in `infected`.
 
     F and V are in 1/day, K counts infections. `r0` is the spectral radius of K; it is None where symbols took too long,
-    and `reason` then says so (the numeric form, `r0_numeric`, still answers).
+    and `reason` then says so (the numeric form, `r0_numeric`, still answers). `reason` also says what the declaration
+    leaves open about the disease-free state.
     """
 
     F: sp.Matrix
@@ -94,7 +95,8 @@ def disease_free_state(model: Model) -> dict[str, sp.Expr]:
     """The disease-free state as expressions of the parameters, with everyone susceptible.
 
     With births or other flows from outside, the uninfected compartments are solved for. Without, each set of
-    compartments that flows connect keeps its total, and all of it stands in that set's first susceptible compartment.
+    compartments that flows connect keeps its total, and all of it stands in that set's susceptible compartments, in
+    the proportions in which the initial state fills them (in the first where it leaves all of them empty).
     """
     infected = set(infected_states(model))
     state: dict[str, sp.Expr] = dict.fromkeys(model.state_names, sp.Integer(0))
@@ -110,13 +112,37 @@ def disease_free_state(model: Model) -> dict[str, sp.Expr]:
             f"model {model.name!r} has {len(found)} disease-free states in symbols where exactly one is needed"
         )
     initial = model.initial_state()
-    for group in _connected(model):
-        sources = [f.source for f in model.flows if f.new_infection and f.source in group and f.source not in infected]
-        total = sp.simplify(sum((initial[name] for name in group), sp.Integer(0)))
-        first = next((name for name in live if name in sources), None)
-        if first is not None:
-            state[first] = total
+    for group, sources in _susceptible_groups(model):
+        total = sum((initial[name] for name in group), sp.Integer(0))
+        begun = sp.simplify(sum((initial[name] for name in sources), sp.Integer(0)))
+        if len(sources) == 1 or begun == 0:
+            state[sources[0]] = sp.simplify(total)
+        else:
+            state |= {name: sp.simplify(total * initial[name] / begun) for name in sources}
     return state
+
+
+def _susceptible_groups(model: Model) -> list[tuple[set[str], list[str]]]:
+    """Each set of compartments that flows connect, with its uninfected compartments that new infections drain."""
+    infected = set(infected_states(model))
+    drained = {f.source for f in model.flows if f.new_infection} - infected
+    groups = [(group, [name for name in model.state_names if name in group & drained]) for group in _connected(model)]
+    return [(group, sources) for group, sources in groups if sources]
+
+
+def _undecided(model: Model) -> str:
+    """What the declaration leaves open about a closed population without infection; empty where nothing."""
+    if any(f.source is None for f in model.flows):
+        return ""
+    infected = set(infected_states(model))
+    for _, sources in _susceptible_groups(model):
+        moves = [f for f in model.flows if f.source in sources and f.target not in infected]
+        if len(sources) > 1 and moves:
+            return (
+                f"{' and '.join(sources)} stand in their initial proportions, although {moves[0].name} moves people "
+                "out of one of them without infection"
+            )
+    return ""
 
 
 def _connected(model: Model) -> list[set[str]]:
@@ -179,6 +205,7 @@ def next_generation(model: Model, *, seconds: float = SYMBOLIC_SECONDS) -> NextG
     at = {model.symbols[name]: value for name, value in free.items()}
     F, V = (matrix.subs(at).applyfunc(sp.simplify) for matrix in infection_matrices(model))
     K, r0_expression, reason = _radius_within(F, V, seconds)
+    reason = "; ".join(part for part in (reason, _undecided(model)) if part)
     return NextGeneration(
         F=F,
         V=V,
