@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meningitis.cli import main
-from meningitis.model import ModelError
+from meningitis.model import Model, ModelError
 from meningitis.models import BASIC
 from meningitis.units import UnitError, parse_unit, quantity, quantity_in
 
@@ -54,3 +54,28 @@ def test_a_plain_number_is_in_any_unit() -> None:
         quantity_in("persons/day", "3/day")
     with pytest.raises(ModelError, match="E013"):
         BASIC.values(None, {"population": "3 days"})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        ("default: 0.2", "default: 5 days", "parameters"),
+        ("overrides: {}", "overrides: {beta: 2 days}", "scenarios"),
+    ],
+)
+def test_a_declaration_is_held_to_its_units(old: str, new: str, where: str) -> None:
+    text = """
+name: sis
+compartments: [{name: S}, {name: I, infected: true}]
+parameters:
+  - {name: beta, default: 0.2, unit: 1/day, kind: rate}
+  - {name: n, default: 100, unit: persons, kind: count}
+flows:
+  - {name: infection, source: S, target: I, rate: beta*S*I/n, new_infection: true, case: true}
+initial: {S: n - 1, I: 1}
+scenarios: [{name: usual, overrides: {}}]
+"""
+    assert Model.from_yaml(text).values()["beta"] == 0.2
+    with pytest.raises(ModelError, match="must be in 1/day") as caught:
+        Model.from_yaml(text.replace(old, new))
+    assert caught.value.problems[0].where.startswith(where)

@@ -19,7 +19,7 @@ from meningitis.model import (
     Problem,
     Scenario,
 )
-from meningitis.units import UnitError, parse_quantity
+from meningitis.units import UnitError, parse_quantity, quantity_in
 
 
 def to_dict(model: Model) -> dict[str, Any]:
@@ -70,6 +70,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        self.units: dict[str, str] = {}  # by parameter; those of scenarios are read after the parameters
 
     def model(self, data: Any) -> Model:
         entries = self.entries(Model, data, "declaration")
@@ -121,9 +122,10 @@ class _Reader:
         entries = self.entries(cls, data, where)
         return cls(**entries) if len(self.problems) == before else None
 
-    def number(self, value: Any, where: str) -> float:
+    def number(self, value: Any, where: str, unit: str | None = None) -> float:
+        text = value if isinstance(value, int | float) else str(value)
         try:
-            return parse_quantity(value if isinstance(value, int | float) else str(value))
+            return parse_quantity(text) if unit is None else quantity_in(unit, text)
         except UnitError as error:
             self.bad(where, str(error))
             return 0.0
@@ -140,15 +142,21 @@ class _Reader:
     def scenario(self, data: Any, where: str) -> Any:
         if isinstance(data, Mapping) and isinstance(data.get("overrides", {}), Mapping):
             given = data.get("overrides", {})
-            data = {"title": "", **data, "overrides": {k: self.number(v, f"{where}.{k}") for k, v in given.items()}}
+            data = {
+                "title": "",
+                **data,
+                "overrides": {k: self.number(v, f"{where}.{k}", self.units.get(k)) for k, v in given.items()},
+            }
         return self.make(Scenario, data, where)
 
     def parameter(self, data: Any, where: str) -> Any:
         if not isinstance(data, Mapping) or "name" not in data or "default" not in data:
             self.bad(where, "a parameter is a table with at least name, default, unit and kind")
             return None
-        default = self.number(data["default"], f"{where}.default")
         kind = data.get("kind", "rate")
+        unit = str(data.get("unit", {"rate": "1/day", "count": "persons"}.get(str(kind), "1")))
+        self.units[str(data["name"])] = unit
+        default = self.number(data["default"], f"{where}.default", unit)
         widest = [0.0, 1.0 if kind == "proportion" else max(1.0, 10 * default)]
         bounds = data.get("bounds", widest)
         if not isinstance(bounds, list) or len(bounds) != 2:
@@ -156,16 +164,18 @@ class _Reader:
             bounds = widest
         distribution = data.get("distribution", {"kind": "fixed", "low": default, "high": default})
         if isinstance(distribution, Mapping):
-            ends = {k: self.number(v, f"{where}.{k}") for k, v in distribution.items() if k in ("low", "high", "mode")}
+            ends = {
+                k: self.number(v, f"{where}.{k}", unit) for k, v in distribution.items() if k in ("low", "high", "mode")
+            }
             distribution = {**distribution, **ends}
         filled = {
             "symbol": rf"\mathrm{{{data['name']}}}".replace("_", r"\_"),
-            "unit": {"rate": "1/day", "count": "persons"}.get(kind, "1"),
             "meaning": "",
             **data,
+            "unit": unit,
             "kind": kind,
             "default": default,
-            "bounds": tuple(self.number(bound, f"{where}.bounds") for bound in bounds),
+            "bounds": tuple(self.number(bound, f"{where}.bounds", unit) for bound in bounds),
             "distribution": self.make(Distribution, distribution, f"{where}.distribution"),
         }
         return self.make(Parameter, filled, where)

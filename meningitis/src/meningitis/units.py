@@ -64,8 +64,10 @@ def quantity_in(unit: str, text: str | float) -> float:
     Raises UnitError, with what to write instead, where the quantity has another unit.
     """
     value, given = quantity(text)
+    if given is None:
+        return value
     wanted = parse_unit(unit)
-    if given is None or given == wanted:
+    if given == wanted:
         return value
     fix = {
         PER_DAY: "a rate such as 0.1/day or 36.5/year",
