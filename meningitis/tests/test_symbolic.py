@@ -340,6 +340,20 @@ def test_control_values_bring_r0_to_one() -> None:
     assert control(GENERALISED, values, efficacy=0.2).coverage is None
 
 
+@pytest.mark.parametrize("model", [VECTOR, TWO_SEX], ids=lambda m: m.name)
+def test_no_immune_share_is_given_where_infection_drains_several_compartments(model: Model) -> None:
+    found = control(model, model.values())
+    assert (found.herd_immunity, found.coverage) == (None, None)
+    assert "new infections come from " in found.reason
+    assert found.critical["b"] is not None
+    # What 1 - 1/R0 would miss: with that share of hosts immune, R is still above 1.
+    if model is VECTOR:
+        states = {"S": [1e3 / found.r0, 1e3 / found.r0**2], "I": [0, 0], "R": [0, 0], "U": [4e3] * 2, "W": [0, 0]}
+        assert reproduction_along(model, model.values(), states) == pytest.approx([found.r0**0.5, 1.0])
+    single = control(SIR, SIR.values())
+    assert (single.herd_immunity, single.reason) == (pytest.approx(0.75), "")
+
+
 def test_the_numeric_form_answers_where_symbols_are_cut_short_and_says_why() -> None:
     found = next_generation(VECTOR, seconds=1e-4)
     assert found.r0 is None

@@ -121,10 +121,13 @@ def control(work: Work) -> None:
     )
     work.results["control"] = facts.to_dict()
     coverage = f"at least {facts.coverage:.0%}" if facts.coverage is not None else "more than everyone"
-    work.report.text(
-        f"With R₀ = {facts.r0:.2f} in the {model.name} model, transmission stops where {facts.herd_immunity:.0%} of "
-        f"the population are immune. A vaccine that protects {EFFICACY:.0%} of the vaccinated has to reach {coverage}."
+    needed = (
+        f"{facts.reason[0].upper()}{facts.reason[1:]}."
+        if facts.herd_immunity is None
+        else f"Transmission stops where {facts.herd_immunity:.0%} of the population are immune. "
+        f"A vaccine that protects {EFFICACY:.0%} of the vaccinated has to reach {coverage}."
     )
+    work.report.text(f"R₀ = {facts.r0:.2f} in the {model.name} model. {needed}")
     if len(table):
         work.report.table(
             "critical-values",

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from meningitis.model import Model
-from meningitis.symbolic.nextgen import r0_numeric
+from meningitis.symbolic.nextgen import infected_states, r0_numeric
 
 GRID = 200
 Floats = NDArray[np.float64]
@@ -21,16 +21,18 @@ Floats = NDArray[np.float64]
 class Control:
     """Control thresholds.
 
-    herd_immunity: 1 - 1/R0, share of the population to be immune (0 where R0 <= 1); coverage: share to vaccinate at
-    `efficacy`, None where even everyone would not do; critical: the value nearest to the present one at which R0 = 1
-    with all other parameters fixed, by parameter, in per-day units, None where none lies within the parameter's bounds.
+    herd_immunity: 1 - 1/R0, share of the population to be immune (0 where R0 <= 1), None where new infections drain
+    several compartments, for which 1 - 1/R0 would not hold (`reason` says so); coverage: share to vaccinate at
+    `efficacy`, None where even everyone would not do or herd_immunity is None; critical: the value nearest
+    to the present one at which R0 = 1 with all other parameters fixed, by parameter, in per-day units, None where none lies within the parameter's bounds.
     """
 
     r0: float
-    herd_immunity: float
+    herd_immunity: float | None
     efficacy: float
     coverage: float | None
     critical: dict[str, float | None]
+    reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -50,14 +52,21 @@ def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0)
         raise ValueError(f"efficacy is {efficacy}, but must be above 0 and at most 1")
     numeric = r0_numeric(model)
     reproduction = float(numeric(values))
-    needed = max(0.0, 1 - 1 / reproduction) if reproduction > 0 else 0.0
-    coverage = needed / efficacy
+    drained = sorted({str(f.source) for f in model.flows if f.new_infection} - set(infected_states(model)))
+    needed, coverage, reason = None, None, ""
+    if len(drained) == 1:
+        needed = max(0.0, 1 - 1 / reproduction) if reproduction > 0 else 0.0
+        coverage = needed / efficacy if needed <= efficacy else None
+    else:
+        # Immunising only the hosts of a vector, say, takes 1 - 1/R0^2 of them.
+        reason = f"no single immune share stops transmission: new infections come from {' and '.join(drained)}"
     return Control(
         r0=reproduction,
         herd_immunity=needed,
         efficacy=efficacy,
-        coverage=coverage if coverage <= 1 else None,
+        coverage=coverage,
         critical={p.name: critical_value(model, values, p.name) for p in model.parameters},
+        reason=reason,
     )
 
 
