@@ -55,8 +55,13 @@ def model_of(arguments: argparse.Namespace) -> Model:
 
 def values_of(model: Model, arguments: argparse.Namespace) -> dict[str, float]:
     """Every parameter's value: defaults, scenario, --params, then --set."""
+    return model.values(arguments.scenario, given_of(arguments))
+
+
+def given_of(arguments: argparse.Namespace) -> dict[str, float | str]:
+    """What --params and --set give, the latter on top."""
     given: dict[str, float | str] = table_of(arguments.params) if arguments.params else {}
-    return model.values(arguments.scenario, {**given, **pairs(arguments.set, "--set")})
+    return {**given, **pairs(arguments.set, "--set")}
 
 
 def days_of(model: Model, arguments: argparse.Namespace) -> float:
@@ -218,8 +223,22 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     if not arguments.worldwide:
         put(arguments, symbolic.elasticities(model).frame(values), None, "normalised indices of R0", model)
         return
+    pinned, days = given_of(arguments), days_of(model, arguments)
+    names = analysis.sampled(model, pinned)
+    if arguments.scenario is not None:
+        plain = model.values(None, pinned)
+        if all(values[n] == plain[n] for n in plain if n not in names) and days == (
+            arguments.days or model.scenario(None).days
+        ):
+            raise Refused(
+                f"--scenario {arguments.scenario} would change nothing with --global, which samples all that the "
+                "scenario sets: pin values with --set or --params"
+            )
+    held = ", ".join(f"{name} = {values[name]:g}" for name in pinned) or "none"
+    words = f"pinned by --set or --params: {held}; sampled, whatever the scenario says: {', '.join(names)}"
+    print(f"meningitis: {words}", file=sys.stderr)
     ranks, shares = analysis.global_sensitivity(
-        model, values, days_of(model, arguments), lhs=arguments.lhs_n, sobol=arguments.sobol_n, seed=arguments.seed
+        model, values, days, lhs=arguments.lhs_n, sobol=arguments.sobol_n, seed=arguments.seed, pinned=tuple(pinned)
     )
     both = ranks.merge(shares, on=["outcome", "parameter", "symbol"], how="outer", suffixes=("_prcc", "_sobol"))
     put(arguments, both, model=model)
@@ -267,8 +286,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     model = model_of(arguments)
     first = values_of(model, arguments)
     scenario = arguments.with_scenario or arguments.scenario
-    given: dict[str, float | str] = table_of(arguments.params) if arguments.params else {}
-    changed = {**given, **pairs(arguments.set, "--set"), **pairs(arguments.other, "--with")}
+    changed = {**given_of(arguments), **pairs(arguments.other, "--with")}
     second = model.values(scenario, changed)
     if first == second:
         raise Refused("compare needs a second set that differs: give --with NAME=VALUE or --with-scenario NAME")
@@ -283,12 +301,11 @@ def _study(arguments: argparse.Namespace) -> None:
     from meningitis.study import study
 
     chosen = (BASIC, GENERALISED) if arguments.model is None else (model_of(arguments),)
-    given: dict[str, float | str] = table_of(arguments.params) if arguments.params else {}
     page = study(
         Path(arguments.out),
         models=chosen,
         scenario=arguments.scenario,
-        overrides={**given, **pairs(arguments.set, "--set")},
+        overrides=given_of(arguments),
         days=None if arguments.days is None else days_of(chosen[-1], arguments),
         seed=arguments.seed,
         sobol_n=arguments.sobol_n,

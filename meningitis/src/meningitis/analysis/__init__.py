@@ -15,7 +15,7 @@ from meningitis.analysis.infected import (
     infection_potential,
 )
 from meningitis.analysis.local import LocalSensitivity, local_sensitivity
-from meningitis.analysis.outcomes import OUTCOMES, outcomes
+from meningitis.analysis.outcomes import OUTCOMES, outcomes, sampled
 from meningitis.analysis.prcc import PRCC, prcc
 from meningitis.analysis.profiles import Profiles, profiles
 from meningitis.analysis.sobol import Sobol, sobol
@@ -50,6 +50,7 @@ __all__ = [
     "outcomes",
     "prcc",
     "profiles",
+    "sampled",
     "sobol",
     "who_thresholds",
 ]

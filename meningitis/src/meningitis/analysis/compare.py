@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,12 +93,14 @@ def bands(
     values: Mapping[str, float] | None = None,
     days: float = 365.0,
     percentiles: Sequence[float] = PERCENTILES,
+    pinned: Collection[str] = (),
 ) -> Bands:
     """Percentile bands of weekly output over n parameter sets from the declared distributions (Latin hypercube).
 
-    Raises: RuntimeError where a trajectory fails.
+    Parameters of a single value, and those pinned, stay at `values` (default: defaults). Raises: ValueError where
+    nothing is left to sample, RuntimeError where a trajectory fails.
     """
-    names = sampled(model)
+    names = sampled(model, pinned)
     uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
     times = np.arange(0.0, days + 1e-9, 7.0)
     run = simulate(model, parameters=draw(model, names, uniform, values or model.values()), times=times)

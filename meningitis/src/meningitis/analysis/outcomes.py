@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,9 +34,16 @@ def outcomes(model: Model, samples: Mapping[str, ArrayLike], *, days: float = 36
     return reproduction | {name: np.asarray(found[name], dtype=np.float64) for name in OUTCOMES[1:]}
 
 
-def sampled(model: Model) -> tuple[str, ...]:
-    """Names of the parameters whose distribution is not a single value, in declared order."""
-    return tuple(p.name for p in model.parameters if np.ptp(p.distribution.ppf(np.array([0.01, 0.5, 0.99]))) > 0)
+def sampled(model: Model, pinned: Collection[str] = ()) -> tuple[str, ...]:
+    """Names of the parameters whose distribution is not a single value and which are not pinned, in declared order.
+
+    Raises: ValueError where every one that could be sampled is pinned.
+    """
+    varying = [p.name for p in model.parameters if np.ptp(p.distribution.ppf(np.array([0.01, 0.5, 0.99]))) > 0]
+    left = tuple(name for name in varying if name not in pinned)
+    if varying and not left:
+        raise ValueError(f"every sampled parameter of model {model.name!r} is given a value, so none is left to sample")
+    return left
 
 
 def draw(model: Model, names: tuple[str, ...], uniform: Array, base: Mapping[str, float]) -> dict[str, Array]:

@@ -5,7 +5,7 @@ Source: Marino et al., J Theor Biol 254 (2008) 178-196.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,16 +78,17 @@ def prcc(
     seed: int = 0,
     values: Mapping[str, float] | None = None,
     days: float = 365.0,
+    pinned: Collection[str] = (),
 ) -> PRCC:
-    """PRCC of `outputs` with every sampled parameter; those of a single value stay at `values` (default: defaults).
+    """PRCC of `outputs` with every sampled parameter; those of a single value or pinned stay at `values` (or defaults).
 
-    Raises: ValueError for an unknown output, or fewer rows than the partial correlation needs; RuntimeError where a
-    trajectory fails.
+    Raises: ValueError for an unknown output, nothing left to sample, or fewer rows than the partial correlation needs;
+    RuntimeError where a trajectory fails.
     """
     unknown = [name for name in outputs if name not in OUTCOMES]
     if unknown:
         raise ValueError(f"unknown outcome {', '.join(unknown)}; allowed are {', '.join(OUTCOMES)}")
-    names = sampled(model)
+    names = sampled(model, pinned)
     if n < len(names) + 5:
         raise ValueError(f"n is {n}, but {len(names)} sampled parameters need at least {len(names) + 5}")
     uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)

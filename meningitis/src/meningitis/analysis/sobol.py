@@ -5,7 +5,7 @@ Source: Saltelli et al., Comput Phys Commun 181 (2010) 259-270, as scipy.stats.s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,12 +74,14 @@ def sobol_of(
         if np.ptp(values) == 0:
             columns.append(np.full((6, k), np.nan))
             continue
-        f_AB = values[2 * n :].reshape(k, 1, n)
-        # scipy takes f_A, f_B as (s, n) and f_AB as (k, s, n).
-        result = sobol_indices(func={"f_A": values[None, :n], "f_B": values[None, n : 2 * n], "f_AB": f_AB}, n=n)
+        # scipy takes f_A, f_B as (s, n) and f_AB as (k, s, n). Outputs are given twice, since it squeezes the indices
+        # and cannot go on from the scalar that a single parameter's single output leaves.
+        twice = np.stack([values, values])
+        f_AB = twice[:, 2 * n :].reshape(2, k, n).transpose(1, 0, 2)
+        result = sobol_indices(func={"f_A": twice[:, :n], "f_B": twice[:, n : 2 * n], "f_AB": f_AB}, n=n)
         low, high = _intervals(values, n, k, generator)
-        rows = (result.first_order, low[0], high[0], result.total_order, low[1], high[1])
-        columns.append(np.stack([np.ravel(row) for row in rows]))
+        first, total = (np.reshape(order, (2, k))[0] for order in (result.first_order, result.total_order))
+        columns.append(np.stack([first, low[0], high[0], total, low[1], high[1]]))
     table = np.stack(columns, axis=1)  # (6, outputs, k)
     return Sobol(
         outcomes=tuple(outputs),
@@ -115,14 +117,21 @@ def _intervals(y: Array, n: int, k: int, generator: np.random.Generator) -> tupl
 
 
 def sobol(
-    model: Model, *, n: int = 4096, seed: int = 0, values: Mapping[str, float] | None = None, days: float = 365.0
+    model: Model,
+    *,
+    n: int = 4096,
+    seed: int = 0,
+    values: Mapping[str, float] | None = None,
+    days: float = 365.0,
+    pinned: Collection[str] = (),
 ) -> Sobol:
     """Sobol indices of R0, weekly peak, its week, cases, deaths and total infected for every sampled parameter.
 
-    Runs n(k + 2) outbreaks for k sampled parameters; the others stay at `values` (default: defaults).
-    Raises: ValueError where n is not a power of two; RuntimeError where a trajectory fails.
+    Runs n(k + 2) outbreaks for k sampled parameters; the others, and those pinned, stay at `values` (default:
+    defaults). Raises: ValueError where n is not a power of two or nothing is left to sample; RuntimeError where a
+    trajectory fails.
     """
-    names = sampled(model)
+    names = sampled(model, pinned)
     held = values or model.values()
 
     def run(uniform: Array) -> Array:

@@ -23,11 +23,17 @@ def sensitivity(work: Work) -> None:
     ranked = []
     for model in work.models:
         ranks, shares = analysis.global_sensitivity(
-            model, work.values(model), work.length(model), lhs=work.lhs_n, sobol=work.sobol_n, seed=work.seed
+            model,
+            work.values(model),
+            work.length(model),
+            lhs=work.lhs_n,
+            sobol=work.sobol_n,
+            seed=work.seed,
+            pinned=work.pinned(model),
         )
         work.results.setdefault("prcc", {})[model.name] = ranks.to_dict("records")
         work.results.setdefault("sobol", {})[model.name] = shares.to_dict("records")
-        end = f"{model.name} model, 95 % intervals, parameters from their declared distributions"
+        end = f"{model.name} model, 95 % intervals, {work.draws(model)}"
         work.report.figure(
             f"prcc-{model.name}",
             figures.dots(_worded(ranks), "prcc", "low", "high", "PRCC"),
@@ -47,7 +53,10 @@ def sensitivity(work: Work) -> None:
             _matrix(model, shares),
         )
         ranked += _ranked(model, shares)
-    if set(KEY) <= set(work.fullest.parameter_names):
+    held = [name for model in work.models for name in work.pinned(model) if name in KEY]
+    if held:
+        work.report.text(f"{', '.join(dict.fromkeys(held))} held as given: which parameters are key is not tested.")
+    elif set(KEY) <= set(work.fullest.parameter_names):
         _key_claim(work, pd.DataFrame(ranked), shares)
 
 

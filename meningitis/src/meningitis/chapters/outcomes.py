@@ -160,7 +160,12 @@ def control(work: Work) -> None:
     )
     for each in work.models:
         band = analysis.bands(
-            each, n=min(work.lhs_n, 1000), seed=work.seed, values=work.values(each), days=work.length(each)
+            each,
+            n=min(work.lhs_n, 1000),
+            seed=work.seed,
+            values=work.values(each),
+            days=work.length(each),
+            pinned=work.pinned(each),
         )
         persons = sum(symbolic.initial_state(each, work.values(each)).values())
         work.report.figure(
@@ -172,6 +177,6 @@ def control(work: Work) -> None:
                 start=work.start,
                 system=work.weeks,
             ),
-            f"Weekly incidence over {band.n:,} draws from the declared distributions, {each.name} model. Pointwise "
+            f"Weekly incidence over {band.n:,} draws, {each.name} model, {work.draws(each)}. Pointwise "
             "bands, not curves: no single outbreak follows them.",
         )

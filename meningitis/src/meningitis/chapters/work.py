@@ -51,6 +51,16 @@ class Work:
         known = {name: value for name, value in self.overrides.items() if name in model.parameter_names}
         return model.values(scenario or self.scenario, known)
 
+    def pinned(self, model: Model) -> tuple[str, ...]:
+        """Parameters that the overrides hold at one value, so that no analysis samples them."""
+        return tuple(name for name in model.parameter_names if name in self.overrides)
+
+    def draws(self, model: Model) -> str:
+        """How parameters are sampled, for a caption: what is held, and that a scenario does not reach the sampled."""
+        held = ", ".join(self.pinned(model))
+        kept = f" except {held}, held as given" if held else ""
+        return f"parameters from their declared distributions{kept} (sampled parameters ignore the scenario)"
+
     def length(self, model: Model, scenario: str | None = None) -> float:
         """Days of a run."""
         return float(model.scenario(scenario or self.scenario).days) if self.days is None else self.days

@@ -23,8 +23,8 @@ class Control:
 
     herd_immunity: 1 - 1/R0, share of the population to be immune (0 where R0 <= 1), None where new infections drain
     several compartments, for which 1 - 1/R0 would not hold (`reason` says so); coverage: share to vaccinate at
-    `efficacy`, None where even everyone would not do or herd_immunity is None; critical: the value nearest
-    to the present one at which R0 = 1 with all other parameters fixed, by parameter, in per-day units, None where none lies within the parameter's bounds.
+    `efficacy`, None where even everyone would not do or herd_immunity is None; critical: by parameter, the value
+    nearest to the present one at which R0 = 1 with all others fixed, per day, None where none lies within its bounds.
     """
 
     r0: float

@@ -53,7 +53,9 @@ class Equilibria:
 def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, seed: int = 0) -> Equilibria:
     """Disease-free and endemic equilibria at `values`.
 
-    Endemic ones are sought from a long run and from `starts` random states; they exist only where people are born.
+    Endemic ones are sought from a long run and from `starts` random states, with every conserved total (that of a
+    closed population, say) held as at the start. Not sought where new infections drain compartments that no flow
+    leads back into: nobody replaces those who were infected.
     """
     # Half a second of imports that no other fact of a model needs.
     from scipy.integrate import solve_ivp
@@ -68,18 +70,31 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
     jacobian = sp.lambdify([symbols], field.jacobian(symbols), "numpy")
     free = {name: float(value.subs(at)) for name, value in disease_free_state(model).items()}
     points = [_classify("disease-free", names, np.array([free[n] for n in names]), jacobian)]
-    if all(flow.source is not None for flow in model.flows):
-        note = "closed population: every state without infection is an equilibrium, and none is endemic"
+    if not _refilled(model):
+        note = "nobody enters the compartments that new infections drain, so infection dies out and none is endemic"
+        if all(flow.source is not None for flow in model.flows):
+            note = f"closed population: {note}, and every state without infection is an equilibrium"
         return Equilibria(points=tuple(points), note=note)
     scale = max(sum(free.values()), 1.0)
     sick = [names.index(name) for name in infected_states(model)]
     begin = np.array([initial_state(model, values)[n] for n in names])
+    laws = _conserved(model, names)
+    totals = laws @ begin
     begin[sick] = np.maximum(begin[sick], 1e-6 * scale)
     settled = solve_ivp(lambda _t, y: rates(y), (0, LONG), begin, method="Radau", jac=lambda _t, y: jacobian(y))
     generator = np.random.default_rng(seed)
     guesses = [settled.y[:, -1], *(scale * generator.dirichlet(np.ones(len(names)), starts))]
+    # The rates of change along a basis of what is not conserved, and the totals in place of the redundant equations.
+    free_part = _complement(laws, len(names))
+
+    def equations(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([free_part @ np.asarray(rates(x)), laws @ x - totals])
+
+    def slopes(x: np.ndarray) -> np.ndarray:
+        return np.vstack([free_part @ np.asarray(jacobian(x), dtype=np.float64), laws])
+
     for guess in guesses:
-        found = root(rates, guess, jac=jacobian, tol=1e-12)
+        found = root(equations, guess, jac=slopes, tol=1e-12)
         x = np.asarray(found.x)
         endemic = found.success and x.min() > -1e-9 * scale and x[sick].sum() > 1e-9 * scale
         known = any(np.allclose(x, list(p.state.values()), rtol=1e-6, atol=1e-9 * scale) for p in points)
@@ -87,6 +102,30 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
             points.append(_classify("endemic", names, x, jacobian))
     note = "" if len(points) > 1 else "no endemic equilibrium found"
     return Equilibria(points=tuple(points), note=note)
+
+
+def _refilled(model: Model) -> bool:
+    """Whether some flow, new infections aside, leads into a compartment that new infections drain."""
+    drained = {flow.source for flow in model.flows if flow.new_infection} - set(infected_states(model))
+    return any(flow.target in drained for flow in model.flows)
+
+
+def _conserved(model: Model, names: list[str]) -> np.ndarray:
+    """Orthonormal rows (k, compartments): the totals that no flow changes, by the stoichiometry's left null space."""
+    changes = np.zeros((len(names), len(model.flows)))
+    for k, flow in enumerate(model.flows):
+        for end, sign in ((flow.source, -1.0), (flow.target, 1.0)):
+            if end in names:
+                changes[names.index(end), k] += sign
+    return _complement(changes.T, len(names))
+
+
+def _complement(rows: np.ndarray, size: int) -> np.ndarray:
+    """Orthonormal rows spanning everything orthogonal to `rows` (k, size)."""
+    if not rows.size:
+        return np.eye(size)
+    _, strengths, basis = np.linalg.svd(rows)
+    return np.asarray(basis[int((strengths > 1e-9).sum()) :])
 
 
 def _classify(kind: str, names: list[str], x: np.ndarray, jacobian: Any) -> Equilibrium:
