@@ -21,6 +21,7 @@ from grafting.report import Results, read_results
 from grafting.settings import SettingsError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
+from grafting.study.parts import part
 from grafting.study.stages import denoiser
 
 TEXT = """
@@ -268,3 +269,27 @@ def test_a_bundle_brings_measurements_of_its_teacher_and_finished_runs(
     assert "teacher: held-out loss on 30 triples" in said and other.models[0].denoising != joined.models[0].denoising
     with pytest.raises(StudyError, match=r"beside short: no results\.json"):
         run(recipe(bundle, "beside=[short]"), tmp_path / "none", say=said.append)
+
+
+def test_fewer_images_are_learnt_from_while_quality_compares_to_all(tiny_teacher: Path, tmp_path: Path) -> None:
+    all_of_them = Study(recipe(tiny_teacher), tmp_path)
+    few = all_of_them.again(recipe(tiny_teacher, "images=10"))
+    seen = few.material.batches(8, 0)
+    assert {row for step in range(5) for row in seen.indices(step).tolist()} == set(range(10))
+    assert len(few.material.batches(8, 0, train=False).inputs) == 48 and len(few.reference) == 96
+    assert few.model is all_of_them.model and len(all_of_them.material.batches(8, 0).inputs) == 96
+    hybrid = few.entries[1]
+    assert few.settings(hybrid) == all_of_them.settings(hybrid) | {"images": 10}
+    with pytest.raises(StudyError, match="images 97: there are 96"):
+        all_of_them.again(recipe(tiny_teacher, "images=97"))
+    with pytest.raises(StudyError, match="seed, evaluate differ"):
+        all_of_them.again(recipe(tiny_teacher, "seed=1", "evaluate.triples=30"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"key": "x"}', '{"outcome": {}}'])
+def test_a_part_that_is_not_what_was_written_is_made_again(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "part.json"
+    path.write_text(text)
+    assert part(path, {"a": 1}, lambda: {"made": 2}) == {"made": 2}
+    assert part(path, {"a": 1}, lambda: {"made": 3}) == {"made": 2}
+    assert part(path, {"a": 2}, lambda: {"made": 3}) == {"made": 3}

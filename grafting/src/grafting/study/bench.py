@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -47,10 +48,26 @@ class Study:
             raise StudyError(f"teacher {recipe.teacher} is a graft already: a study starts from a pretrained model")
         self.teacher = self.model.transformer
         self.null = null_class(self.teacher)
-        self.material = Material(self.model, recipe.data)
+        self.material = Material(self.model, recipe.data).first(recipe.images)
         self.entries = entries(recipe)
         self.source = tensors_hash(self.teacher.state_dict())
         self._check()
+
+    def again(self, recipe: RunRecipe) -> Study:
+        """Another recipe in the same folder; what was read, encoded and measured of teacher and data is shared.
+
+        Raises:
+            StudyError: it does not fit, or its teacher, data, seed or protocol is another.
+        """
+        shared = ("teacher", "data", "seed", "evaluate")
+        odd = [name for name in shared if getattr(recipe, name) != getattr(self.recipe, name)]
+        if odd:
+            raise StudyError(f"recipes of one study share {', '.join(shared)}: {', '.join(odd)} differ")
+        other = copy.copy(self)
+        other.recipe, other.entries = recipe, entries(recipe)
+        other.material = self.material.first(recipe.images)
+        other._check()
+        return other
 
     def _check(self) -> None:
         problems = []
@@ -61,6 +78,9 @@ class Study:
             problems.append(f"samples {wanted}: the floor needs as many held-out images, and there are {have}")
         if wanted and self.model.classifier is None:
             problems.append(f"samples {wanted}: {self.recipe.teacher} brings no classifier to judge them; ask for 0")
+        learnt, there = self.recipe.images, len(self.material.images(train=True).labels)
+        if learnt is not None and learnt > there:
+            problems.append(f"images {learnt}: there are {there} to learn from")
         problems += [
             f"beside {run}: no results.json in {self.home_of(run)}"
             for run in self.recipe.beside
@@ -81,6 +101,8 @@ class Study:
             return found
         one, two = self.recipe.stages if entry.learns else (None, None)
         found |= {"material": self.material.identity, "seed": self.recipe.seed}
+        if self.recipe.images is not None:
+            found["images"] = self.recipe.images
         if entry.plan is not None:
             found |= {"plan": entry.plan.to_dict(), "init": entry.init, "calibration": self.recipe.calibration}
             found["distill"] = one and asdict(one)

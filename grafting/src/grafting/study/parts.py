@@ -38,11 +38,15 @@ def part(
 
 
 def _kept(path: Path, key: str) -> dict[str, Any] | None:
+    """The outcome in ``path``; None where there is none, or of other settings, or the file is not what we wrote."""
     if not path.is_file():
         return None
-    saved = json.loads(path.read_text())
-    outcome: dict[str, Any] = saved["outcome"]
-    return outcome if saved["key"] == key else None
+    try:
+        saved = json.loads(path.read_text())
+        outcome: dict[str, Any] = saved["outcome"]
+        return outcome if saved["key"] == key else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def key_of(settings: Mapping[str, Any]) -> str:

@@ -163,7 +163,8 @@ class RunRecipe:
     """A study: a teacher, the plans that make hybrids of it, how they learn, how all are measured, and the controls.
 
     teacher: MODEL of :func:`grafting.store.models.open_model`. data: an npz of :func:`grafting.data.write_subset`,
-    where the teacher brings none. calibration: samples whose activations a solved start sees. budget: multiplies the
+    where the teacher brings none. images: how many of the training images are learnt from, the first ones; all where
+    None. calibration: samples whose activations a solved start sees. budget: multiplies the
     steps of both stages; 0 is the start alone. seed: of everything that is random. beside: finished runs whose figures
     the page shows too, under their own label: folders, or names under ``runs`` in the teacher's folder.
     """
@@ -172,6 +173,7 @@ class RunRecipe:
     plans: Mapping[str, Plan]
     title: str = ""
     data: str | None = None
+    images: int | None = None
     init: str = "default"
     seed: int = 0
     calibration: int = 256
@@ -189,6 +191,8 @@ class RunRecipe:
             problems.append(f"init {self.init!r}: {near(self.init, STARTS)}")
         if self.calibration < 0 or (self.calibration == 0 and self.init == "solve"):
             problems.append(f"calibration {self.calibration}: at least 1 where the start is solved, else 0 or more")
+        if self.images is not None and self.images < 1:
+            problems.append(f"images {self.images}: at least 1")
         if not self.budget >= 0:
             problems.append(f"budget {self.budget}: 0 or above")
         if not self.plans:

@@ -57,6 +57,7 @@ class Material:
         if not path.is_file():
             raise ModelError(f"data {path}: no such file")
         self.model, self.path = model, path
+        self.learnt: int | None = None
         self._images: dict[bool, FashionMNIST] = {}
         self._latents: dict[bool, torch.Tensor] = {}
 
@@ -91,9 +92,18 @@ class Material:
             self._latents[train] = z
         return self._latents[train]
 
+    def first(self, count: int | None) -> Material:
+        """The same images, of which training sees the first ``count`` alone (None: all); all else sees all of them."""
+        fewer = copy.copy(self)  # shares what was read and encoded
+        fewer.learnt = count
+        return fewer
+
     def batches(self, size: int, seed: int, *, train: bool = True) -> Batches:
         """Latents and labels by step."""
-        return Batches(inputs=self.latents(train=train), labels=self.images(train=train).labels, size=size, seed=seed)
+        z, y = self.latents(train=train), self.images(train=train).labels
+        if train:
+            z, y = z[: self.learnt], y[: self.learnt]
+        return Batches(inputs=z, labels=y, size=size, seed=seed)
 
 
 def begin(model: nn.Module, plan: Plan, material: Material, *, init: str, seed: int, calibration: int) -> Grafted:
