@@ -20,7 +20,8 @@ LONG = 1e6  # days: enough for a model with births to settle before the root is 
 class Equilibrium:
     """One equilibrium: kind ("disease-free" or "endemic"), persons by compartment, eigenvalues (1/day), stability.
 
-    stable is None where an eigenvalue is zero (a continuum of equilibria, as in a closed population).
+    The eigenvalues are those of disturbances that keep every conserved total (that of a closed population, say).
+    stable is None where one of them is zero: a continuum of equilibria, as in an outbreak without return to S.
     """
 
     kind: str
@@ -69,7 +70,10 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
     rates = sp.lambdify([symbols], list(field), "numpy")
     jacobian = sp.lambdify([symbols], field.jacobian(symbols), "numpy")
     free = {name: float(value.subs(at)) for name, value in disease_free_state(model).items()}
-    points = [_classify("disease-free", names, np.array([free[n] for n in names]), jacobian)]
+    laws = _conserved(model, names)
+    # The rates of change along a basis of what is not conserved, and the totals in place of the redundant equations.
+    free_part = _complement(laws, len(names))
+    points = [_classify("disease-free", names, np.array([free[n] for n in names]), jacobian, free_part)]
     if not _refilled(model):
         note = "nobody enters the compartments that new infections drain, so infection dies out and none is endemic"
         if all(flow.source is not None for flow in model.flows):
@@ -78,14 +82,11 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
     scale = max(sum(free.values()), 1.0)
     sick = [names.index(name) for name in infected_states(model)]
     begin = np.array([initial_state(model, values)[n] for n in names])
-    laws = _conserved(model, names)
     totals = laws @ begin
     begin[sick] = np.maximum(begin[sick], 1e-6 * scale)
     settled = solve_ivp(lambda _t, y: rates(y), (0, LONG), begin, method="Radau", jac=lambda _t, y: jacobian(y))
     generator = np.random.default_rng(seed)
     guesses = [settled.y[:, -1], *(scale * generator.dirichlet(np.ones(len(names)), starts))]
-    # The rates of change along a basis of what is not conserved, and the totals in place of the redundant equations.
-    free_part = _complement(laws, len(names))
 
     def equations(x: np.ndarray) -> np.ndarray:
         return np.concatenate([free_part @ np.asarray(rates(x)), laws @ x - totals])
@@ -99,7 +100,7 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
         endemic = found.success and x.min() > -1e-9 * scale and x[sick].sum() > 1e-9 * scale
         known = any(np.allclose(x, list(p.state.values()), rtol=1e-6, atol=1e-9 * scale) for p in points)
         if endemic and not known:
-            points.append(_classify("endemic", names, x, jacobian))
+            points.append(_classify("endemic", names, x, jacobian, free_part))
     note = "" if len(points) > 1 else "no endemic equilibrium found"
     return Equilibria(points=tuple(points), note=note)
 
@@ -128,8 +129,9 @@ def _complement(rows: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(basis[int((strengths > 1e-9).sum()) :])
 
 
-def _classify(kind: str, names: list[str], x: np.ndarray, jacobian: Any) -> Equilibrium:
-    values = np.linalg.eigvals(np.asarray(jacobian(x), dtype=np.float64)).astype(complex)
+def _classify(kind: str, names: list[str], x: np.ndarray, jacobian: Any, free_part: np.ndarray) -> Equilibrium:
+    matrix = free_part @ np.asarray(jacobian(x), dtype=np.float64) @ free_part.T
+    values = np.linalg.eigvals(matrix).astype(complex)
     order = values[np.argsort(-values.real)]
     largest = order[0].real
     negligible = 1e-12 + 1e-9 * np.abs(values).max()
