@@ -133,12 +133,17 @@ class Host(ABC):
         first, second = m.net[0].proj, m.net[2]
         return (first.weight, first.bias), (second.weight, second.bias)
 
+    def queries_keys(self, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys (B, heads, N, C) of a diffusers attention on x (B, N, D); queries are scaled already."""
+        a: Any = module
+        q, k = (linear(x).unflatten(2, (a.heads, -1)).transpose(1, 2) for linear in (a.to_q, a.to_k))
+        return q * a.scale, k
+
     @torch.no_grad()
     def attention_map(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Attention probabilities (B, heads, N, N) of a site's module on its input x (B, N, D)."""
-        a: Any = module
-        q, k = (linear(x).unflatten(2, (a.heads, -1)).transpose(1, 2) for linear in (a.to_q, a.to_k))
-        return (q @ k.transpose(2, 3) * a.scale).softmax(-1)
+        q, k = self.queries_keys(module, x)
+        return (q @ k.transpose(2, 3)).softmax(-1)
 
 
 def _config(model: nn.Module) -> Mapping[str, Any]:
