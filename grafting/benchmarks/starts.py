@@ -4,14 +4,18 @@
 
 A random start gets its best of three learning rates and trains until its held-out error improves by less than 1 % over
 the last fifth of its steps. The other starts then say in how many steps they reach that error, 0 if they begin below.
-The site's activations are drawn once and held in memory, so that a step costs the operator alone.
+The site's activations are drawn once and held in memory, so that a step costs the operator alone. Steps are counted and
+not timed, so a busy machine changes nothing. With ``--out`` every finished operator is kept, and the same command goes
+on with the next one.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +35,25 @@ from grafting.training.distill import distance
 from grafting.training.pretrain import encode
 
 LOSS = {"attn": "l1", "mlp": "l2"}
-RATES = (2e-3, 1e-3, 5e-4)
-SIZE = 32
+RANDOM_RATES = (2e-3, 1e-3, 5e-4)
+START_RATES = (5e-4, 1e-3, 2e-4)
+WARMUP, EVERY, LEAST = 20, 20, 200
+"""Steps of warm-up, between two held-out errors, and before a run may be at rest."""
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Run:
+    """Held-out (step, error, share of variance explained) by step; whether the run ended at rest; seconds spent."""
+
+    curve: list[tuple[int, float, float]]
+    rested: bool
+    seconds: float
+
+    @property
+    def best(self) -> tuple[float, int, float]:
+        """(error, step, share explained) of the best held-out error."""
+        return min((error, step, share) for step, error, share in self.curve)
 
 
 class Activations:
@@ -51,7 +72,7 @@ class Activations:
                 fs.append(f)
 
             with torch.no_grad(), visit({site: host.get(model, site)}, keep):
-                for index, (part, labels) in enumerate(zip(z.split(64), y.split(64), strict=True)):
+                for index, (part, labels) in enumerate(zip(z.split(CHUNK), y.split(CHUNK), strict=True)):
                     noise, t = draw(part.shape, diffusion.steps, number, index)
                     host.call(model, diffusion.add_noise(part, t, noise), t, labels)
             self.kept[half] = torch.cat(inputs), torch.cat(outputs)
@@ -60,35 +81,61 @@ class Activations:
         """Held-out loss, and share of variance explained."""
         x, f = self.kept["held-out"]
         with torch.no_grad():
-            g = torch.cat([operator(part, grid=self.grid) for part in x.split(64)])
+            g = torch.cat([operator(part, grid=self.grid) for part in x.split(CHUNK)])
         squared = (g - f).double().square().sum().item()
         variance = (f - f.mean((0, 1))).double().square().sum().item()
         return distance(g, f, loss, None).item(), explained(squared, variance)
 
-    def train(
-        self, operator: Operator, loss: str, rate: float, limit: int, goal: float | None, every: int = 20
-    ) -> tuple[list[tuple[int, float, float]], float]:
-        """Held-out errors by step, and seconds spent; ends at ``goal``, at ``limit``, or, without a goal, at rest."""
+    def solve(self, operator: Operator) -> float:
+        """Solve the operator's last layer on the training half, in place; returns the seconds that it took."""
+        began = time.perf_counter()
+        x, f = self.kept["train"]
+        moments: Moments | None = None
+        with torch.no_grad():
+            for part, wanted in zip(x.split(CHUNK), f.split(CHUNK), strict=True):
+                features = operator.features(part, grid=self.grid)
+                moments = moments or Moments(features.shape[-1], f.shape[-1])
+                moments.add(features, wanted)
+        assert moments is not None
+        solve_output(operator, moments)
+        return time.perf_counter() - began
+
+    def train(self, start: Operator, loss: str, rate: float, batch: int, limit: int, goal: float | None) -> Run:
+        """Train a copy of ``start``; ends at ``goal``, at ``limit`` or, without a goal, at rest."""
+        operator = copy.deepcopy(start)
         optimizer = torch.optim.AdamW(operator.parameters(), lr=rate, weight_decay=0.0, fused=True)
         x, f = self.kept["train"]
         curve = [(0, *self.error(operator, loss))]
-        start = time.perf_counter()
+        began = time.perf_counter()
         for step in range(1, limit + 1):
             if goal is not None and curve[-1][1] <= goal:
                 break
-            picked = torch.randint(0, len(x), (SIZE,), generator=generator(0, "starts", step))
+            picked = torch.randint(0, len(x), (batch,), generator=generator(0, "starts", step))
             distance(operator(x[picked], grid=self.grid), f[picked], loss, None).backward()
             nn.utils.clip_grad_norm_(operator.parameters(), 10.0)
             for group in optimizer.param_groups:
-                group["lr"] = rate * min(1.0, step / 20)
+                group["lr"] = rate * min(1.0, step / WARMUP)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if step % every == 0 or (goal is not None and step < 60):
+            # On the way to a goal the first steps count, so they are looked at one by one, then five by five.
+            every = EVERY if goal is None or step > 100 else 5 if step > 10 else 1
+            if step % every == 0:
                 curve.append((step, *self.error(operator, loss)))
-                earlier = min(e for s, e, _ in curve if s <= 0.8 * step)
-                if goal is None and step >= 200 and min(e for _, e, _ in curve) > 0.99 * earlier:
-                    break
-        return curve, time.perf_counter() - start
+                earlier = min(error for at, error, _ in curve if at <= 0.8 * step)
+                if goal is None and step >= LEAST and min(error for _, error, _ in curve) > 0.99 * earlier:
+                    return Run(curve, True, time.perf_counter() - began)
+        return Run(curve, False, time.perf_counter() - began)
+
+    def steps_to(self, goal: float, start: Operator, loss: str, batch: int, limit: int) -> tuple[int, float] | None:
+        """(steps, learning rate) of the fastest way from ``start`` to ``goal``; None where none gets there."""
+        found = None
+        for rate in START_RATES:
+            run = self.train(start, loss, rate, batch, limit if found is None else found[0] - 1, goal)
+            if run.curve[-1][1] <= goal:
+                found = run.curve[-1][0], rate
+            if found is not None and found[0] == 0:
+                break
+        return found
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -98,6 +145,58 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     return name, {key: int(value) if value.isdigit() else value for key, value in pairs}
 
 
+def compare(
+    model: nn.Module, site: Site, activations: Activations, text: str, batch: int, limit: int
+) -> dict[str, Any]:
+    """One row: the random start's error at rest, and what the other starts need to reach it."""
+    host, loss = host_for(model), LOSS[site.kind]
+    sizes = {"width": host.width(model), "heads": host.heads(model), "tokens": host.tokens(model)}
+    name, options = parse(text)
+    torch.manual_seed(0)
+    random = build(name, **sizes, **options)
+    copied, original = copy.deepcopy(random), host.get(model, site)
+    if site.kind == "attn":
+        copies = copied.copy_from_attention(*host.attention_weights(original))
+    else:
+        copies = copied.copy_from_mlp(*host.mlp_weights(original))
+    solved = copy.deepcopy(copied)
+    solve_seconds = activations.solve(solved)
+    runs = {rate: activations.train(random, loss, rate, batch, limit, None) for rate in RANDOM_RATES}
+    rate = min(runs, key=lambda r: runs[r].best)
+    goal, steps, share = runs[rate].best
+    row: dict[str, Any] = {
+        "operator": text,
+        "site": site.name,
+        "loss": loss,
+        "random": {"rate": rate, "steps": steps, "rested": runs[rate].rested, "error": goal, "explained": share},
+        "solve_seconds": solve_seconds,
+    }
+    for label, start in (("copy", copied if copies else None), ("solve", solved)):
+        if start is None:
+            row[label] = None
+            continue
+        error, share = activations.error(start, loss)
+        found = activations.steps_to(goal, start, loss, batch, steps)
+        reached = {"steps_to_goal": found and found[0], "rate": found and found[1]}
+        row[label] = {"error": error, "explained": share, **reached}
+    return row
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row in words."""
+    random = row["random"]
+    parts = [f"random {random['error']:.4f} ({random['explained']:.2f}) in {random['steps']} steps"]
+    for label in ("copy", "solve"):
+        found = row[label]
+        if found is None:
+            parts.append("nothing to copy")
+            continue
+        steps = found["steps_to_goal"]
+        there = "not reached" if steps is None else f"there in {steps}"
+        parts.append(f"{label} {found['error']:.4f} ({found['explained']:.2f}), {there}")
+    return f"{row['operator']:<18}{row['site']:<15}" + "; ".join(parts)
+
+
 def main() -> None:
     """Measure, print and, with ``--out``, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -105,82 +204,38 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=5)
     parser.add_argument("--operators", nargs="+", default=["swa", "mlp:ratio=3", "hyena_x", "local_mean", "linear"])
     parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--heldout", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--limit", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    settings = {key: getattr(arguments, key) for key in ("teacher", "samples", "heldout", "batch", "limit")}
+    rows: list[dict[str, Any]] = []
+    if arguments.out and arguments.out.is_file():
+        before = json.loads(arguments.out.read_text())
+        if before["settings"] != settings:
+            raise SystemExit(f"{arguments.out} was measured with {before['settings']}, this is {settings}")
+        rows = before["rows"]
     bundle, folder = load_bundle(arguments.teacher), teacher_folder(arguments.teacher)
     scale = bundle.autoencoder.config.scaling_factor  # type: ignore[union-attr]
     halves = {}
-    for half, count in (("train", arguments.samples), ("held-out", 256)):
+    for half, count in (("train", arguments.samples), ("held-out", arguments.heldout)):
         data = read_subset(folder / "images.npz", train=half == "train")
         halves[half] = encode(bundle.autoencoder, data.images[:count]) * scale, data.labels[:count]
-    host = host_for(bundle.transformer)
-    sizes = {
-        "width": host.width(bundle.transformer),
-        "heads": host.heads(bundle.transformer),
-        "tokens": host.tokens(bundle.transformer),
-    }
-    seen: dict[str, Activations] = {}
-    rows = []
+    seen: dict[Site, Activations] = {}
     for text in arguments.operators:
-        name, options = parse(text)
-        kind: Any = "mlp" if get(name).kind == "channel" else "attn"
-        site = Site(arguments.block, kind)
-        if kind not in seen:
-            seen[kind] = Activations(bundle.transformer, site, halves)
-        activations, loss = seen[kind], LOSS[kind]
-        original = host.get(bundle.transformer, site)
-        torch.manual_seed(0)
-        random = build(name, **sizes, **options)
-        copied = copy.deepcopy(random)
-        if kind == "attn":
-            copied.copy_from_attention(*host.attention_weights(original))
-        else:
-            copied.copy_from_mlp(*host.mlp_weights(original))
-        began = time.perf_counter()
-        solved, moments = copy.deepcopy(copied), None
-        x, f = activations.kept["train"]
-        with torch.no_grad():
-            for part, wanted in zip(x.split(64), f.split(64), strict=True):
-                features = solved.features(part, grid=activations.grid)
-                moments = moments or Moments(features.shape[-1], f.shape[-1])
-                moments.add(features, wanted)
-            assert moments is not None
-            solve_output(solved, moments)
-        spent = time.perf_counter() - began
-        tried = {rate: activations.train(copy.deepcopy(random), loss, rate, arguments.limit, None) for rate in RATES}
-        rate = min(tried, key=lambda r: min(e for _, e, _ in tried[r][0]))
-        curve, seconds = tried[rate]
-        goal, at, _ = min((e, s, v) for s, e, v in curve)
-        row: dict[str, Any] = {
-            "operator": text,
-            "site": site.name,
-            "loss": loss,
-            "random": {"rate": rate, "steps": at, "error": goal, "explained": curve[-1][2], "seconds": seconds},
-            "solve_seconds": spent,
-        }
-        for start, operator in (("copy", copied), ("solve", solved)):
-            begin = activations.error(operator, loss)
-            reached, _ = min(
-                (activations.train(copy.deepcopy(operator), loss, r, at, goal) for r in (5e-4, 2e-4)),
-                key=lambda result: (result[0][-1][1] > goal, result[0][-1][0]),
-            )
-            steps = reached[-1][0] if reached[-1][1] <= goal else None
-            row[start] = {"error": begin[0], "explained": begin[1], "steps_to_goal": steps}
+        site = Site(arguments.block, "mlp" if get(parse(text)[0]).kind == "channel" else "attn")
+        if any((row["operator"], row["site"]) == (text, site.name) for row in rows):
+            continue
+        if site not in seen:
+            seen[site] = Activations(bundle.transformer, site, halves)
+        row = compare(bundle.transformer, site, seen[site], text, arguments.batch, arguments.limit)
         rows.append(row)
-        shown = {
-            s: "not reached" if row[s]["steps_to_goal"] is None else row[s]["steps_to_goal"] for s in ("copy", "solve")
-        }
-        print(
-            f"{text:<16}random: {goal:.4f} after {at} steps (lr {rate:g}); copy begins at {row['copy']['error']:.4f} "
-            f"(explains {row['copy']['explained']:.2f}), there in {shown['copy']}; solve in {spent:.1f} s at "
-            f"{row['solve']['error']:.4f} ({row['solve']['explained']:.2f}), there in {shown['solve']}",
-            flush=True,
-        )
+        print(line(row), flush=True)
         if arguments.out:
-            write_json_atomic(arguments.out, {"teacher": arguments.teacher, "batch": SIZE, "rows": rows})
+            write_json_atomic(arguments.out, {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":
