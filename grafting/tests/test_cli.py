@@ -17,7 +17,7 @@ def test_plan_prints_bounds_from_a_bare_configuration(capsys: pytest.CaptureFixt
     data = json.loads(capsys.readouterr().out)
     assert data["tokens"] == 16384 and data["core_bound"] == pytest.approx(1.49, abs=0.006)
     assert main(["plan", "dit-xl-2-256", "--side", "64", "--blocks", "all"]) == 0
-    assert "1.59x if only cores went" in capsys.readouterr().out
+    assert "FLOP bound       1.59x" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

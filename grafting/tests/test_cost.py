@@ -34,7 +34,30 @@ SMALL = {
 def test_bounds(name: str, side: int, whole: float, half: float) -> None:
     for ratio, bound in ((1.0, whole), (0.5, half)):
         plan = Plan.interleaved(operator="hyena_x", ratio=ratio)
-        assert plan_cost(plan, bundled_config(name), grid=(side, side)).core_bound == pytest.approx(bound, abs=0.006)
+        cost = plan_cost(plan, bundled_config(name), grid=(side, side))
+        assert cost.core_bound == cost.flop_bound == pytest.approx(bound, abs=0.006)
+        # hyena_x adds two short filters and two products to its projections: next to nothing.
+        assert bound - 0.02 < cost.flop_ratio < cost.flop_bound
+
+
+def test_the_flop_bound_charges_each_site_what_its_operator_cannot_avoid() -> None:
+    """By hand over DiT-XL/2 at 256 tokens, in units of N d per block: 8d + 4N attention, 16d MLP, and the rest."""
+    name, d, n = "dit-xl-2-256", 1152, 256
+    rest = host_flops(shape_of(bundled_config(name))) / (28 * n * d) - (24 * d + 4 * n)
+
+    def bound(*edits: tuple[str, str, dict[str, float]]) -> float:
+        plan = Plan.from_dict(
+            {"edits": [{"site": s, "operator": o, "blocks": "all", "options": options} for s, o, options in edits]}
+        )
+        return plan_cost(plan, bundled_config(name)).flop_bound
+
+    whole = 24 * d + 4 * n + rest
+    assert bound(("mlp", "mlp", {"ratio": 6})) == pytest.approx(whole / (whole + 8 * d), rel=1e-3)  # slower: below one
+    assert bound(("mlp", "mlp", {"ratio": 3})) == pytest.approx(whole / (whole - 4 * d), rel=1e-3)
+    assert bound(("attn", "mha", {})) == pytest.approx(1, rel=1e-3)  # its core stays
+    assert bound(("attn", "none", {})) == pytest.approx(whole / (whole - 8 * d - 4 * n), rel=1e-3)
+    both = bound(("attn", "hyena_x", {}), ("mlp", "mlp", {"ratio": 3}))
+    assert both == pytest.approx(whole / (whole - 4 * n - 4 * d), rel=1e-3)  # what either spares, together
 
 
 def test_formulas_agree_with_counting_on_meta() -> None:

@@ -1,8 +1,9 @@
 """Parameters, FLOPs and bounds of a plan, by formula: no weights, no diffusers.
 
-FLOPs are those of one forward pass of one sample, two per multiply-add of matrix products and filters. A FLOP bound is
-the speed-up at equal efficiency. Attention kernels run below the speed of matrix products, so a measured speed-up can
-exceed it; the time bound, from measured times, stands beside it.
+FLOPs are those of one forward pass of one sample, two per multiply-add of matrix products and filters. The FLOP bound
+is the ceiling of the speed-up at equal efficiency: an attention site cannot cost less than its four projections, unless
+its operator has fewer. Attention kernels run below the speed of matrix products, so a measured speed-up can exceed it;
+the time bound, from measured times, stands beside it.
 """
 
 from __future__ import annotations
@@ -62,9 +63,13 @@ def site_parameters(shape: HostShape, kind: str) -> int:
     return 4 * (d * d + d) if kind == "attn" else 2 * d * hidden + hidden + d
 
 
+KEEPS_CORE = ("identity", "mha")
+"""Operators that attend over all tokens, as the host's own do: with these a core is not swapped but kept."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SiteCost:
-    """One grafted site: what was, what comes instead."""
+    """One grafted site: what was, what comes instead, and the least FLOPs that its kind of operator can do with."""
 
     site: Site
     operator: str
@@ -72,14 +77,15 @@ class SiteCost:
     parameters_after: int
     flops_before: int
     flops_after: int
+    flops_least: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanCost:
     """A plan on a host at one resolution.
 
-    core_bound: the FLOP bound if the grafted attention sites lost their cores and nothing else changed, the ceiling for
-    mixers that keep four D x D projections.
+    core_bound: the speed-up if the swapped attention sites lost their cores and nothing else changed: what a mixer
+    with four D x D projections can reach at most, and what the time bound is in FLOPs.
     """
 
     shape: HostShape
@@ -90,8 +96,18 @@ class PlanCost:
 
     @property
     def flop_ratio(self) -> float:
-        """FLOPs before over after, by the operators' own formulas."""
+        """FLOPs before over after, by the operators' own formulas: the speed-up if all ran equally efficiently."""
         return self.flops_before / self.flops_after
+
+    @property
+    def flop_bound(self) -> float:
+        """The ceiling at equal efficiency, site by site.
+
+        An attention site is charged its four D x D projections alone, or its operator's own FLOPs where these are
+        fewer or where it keeps softmax over all tokens; an MLP site its operator's own FLOPs.
+        """
+        spared = sum(site.flops_before - site.flops_least for site in self.sites)
+        return self.flops_before / (self.flops_before - spared)
 
     @property
     def new_parameters(self) -> int:
@@ -114,6 +130,7 @@ class PlanCost:
             "flops_before": self.flops_before,
             "flops_after": self.flops_after,
             "flop_ratio": self.flop_ratio,
+            "flop_bound": self.flop_bound,
             "core_bound": self.core_bound,
         }
 
@@ -132,7 +149,7 @@ def plan_cost(plan: Plan, source: Source, *, grid: tuple[int, int] | None = None
     block, before = block_cost(shape), host_flops(shape)
     sites = tuple(_site_cost(entry, shape, block) for entry in plan.resolve(shape))
     after = before - sum(site.flops_before - site.flops_after for site in sites)
-    lost = sum(block.core for site in sites if site.site.kind == "attn" and site.operator != "identity")
+    lost = sum(block.core for site in sites if site.site.kind == "attn" and site.operator not in KEEPS_CORE)
     bound = before / (before - lost)
     return PlanCost(shape=shape, sites=sites, flops_before=before, flops_after=after, core_bound=bound)
 
@@ -151,6 +168,9 @@ def _site_cost(entry: Resolved, shape: HostShape, block: BlockCost) -> SiteCost:
         d, heads, n = shape.width, shape.heads, shape.tokens
         parameters_after = operator.parameters_count(d, heads, n, **entry.options)
         flops_after = operator.flops(d, heads, n, **entry.options)
+    least = flops_after
+    if kind == "attn" and entry.operator not in KEEPS_CORE:
+        least = min(flops_after, block.attn - block.core)
     return SiteCost(
         site=entry.site,
         operator=entry.operator,
@@ -158,6 +178,7 @@ def _site_cost(entry: Resolved, shape: HostShape, block: BlockCost) -> SiteCost:
         parameters_after=parameters_after,
         flops_before=flops_before,
         flops_after=flops_after,
+        flops_least=least,
     )
 
 
@@ -186,7 +207,7 @@ def table(cost: PlanCost, name: str = "") -> str:
         [
             *lines,
             f"forward pass     {cost.flops_before / 1e9:.1f} -> {cost.flops_after / 1e9:.1f} GFLOPs per sample",
-            f"FLOP bound       {cost.flop_ratio:.2f}x with these operators, {cost.core_bound:.2f}x if only cores went",
+            f"FLOP bound       {cost.flop_bound:.2f}x, FLOP ratio with these operators {cost.flop_ratio:.2f}x",
             f"new parameters   {cost.new_parameters / 1e6:.2f} M, {cost.delta_bytes / 2**20:.1f} MiB in float32",
         ]
     )

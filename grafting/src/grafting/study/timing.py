@@ -20,10 +20,10 @@ from .recipe import SpeedStage
 def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[dict[str, Any]]:
     """One row per side that the hybrid can run at: the numbers of :class:`grafting.report.SpeedRow`.
 
-    teacher: the pretrained model, the same module as the hybrid's where that is a delta. The FLOP bound is that of the
-    operators' own formulas or that of lost attention cores, whichever is larger; the time bound exists where the plan
-    edits attention alone. All are timed in turn, so that a busy moment hits the bound as it hits both models, and all
-    go through the interception that the bound needs.
+    teacher: the pretrained model, the same module as the hybrid's where that is a delta. The FLOP bound is
+    :attr:`~grafting.cost.PlanCost.flop_bound`; the time bound exists where the plan edits attention alone. All are
+    timed in turn, so that a busy moment hits the bound as it hits both models, and all go through the interception
+    that the bound needs.
     """
     host, config = handle.host, handle.model.config
     own = host.grid_of(handle.model)[0]
@@ -61,7 +61,7 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
                 "teacher_seconds": theirs.minimum,
                 "low": min(theirs.low / ours.high, ours.speedup_over(theirs)),
                 "high": max(theirs.high / ours.low, ours.speedup_over(theirs)),
-                "flop_bound": max(cost.flop_ratio, cost.core_bound),
+                "flop_bound": cost.flop_bound,
                 "time_bound": bound,
             }
         )
