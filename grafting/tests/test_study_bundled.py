@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from grafting.report import read_results
+from grafting.sampling import Pipeline
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, run
+from grafting.study.bench import Study
 from grafting.teachers import teachers
 
 pytestmark = [
@@ -38,3 +40,17 @@ def test_solved_starts_of_the_bundled_teacher_explain_most_of_their_sites(tmp_pa
     handle = open_model(str(tmp_path / "hybrid" / "model")).graft
     assert handle is not None and len(handle.explained) == 6
     assert min(handle.explained.values()) > 0.5
+
+
+def test_the_demo_takes_the_teachers_measurements_from_the_package(tmp_path: Path) -> None:
+    """The shipped samples and losses are those of the demo's own protocol; measured again, the first samples agree."""
+    said: list[str] = []
+    study = Study(RunRecipe.from_yaml(RECIPES / "demo.yaml"), tmp_path, said.append)
+    teacher = next(entry for entry in study.entries if entry.role == "teacher")
+    losses, samples = study.denoise(teacher), study.sample(teacher)
+    assert said == []  # nothing was computed
+    assert losses.shape == (500,) and samples is not None and len(samples) == 200
+    again = Pipeline(study.teacher, study.model.autoencoder)(
+        study.labels()[:8], sampling=study.recipe.evaluate.sampling, seed=study.recipe.seed, batch_size=8
+    )
+    assert float((again - samples[:8]).abs().mean()) < 1e-3  # kept in half precision, another batch size
