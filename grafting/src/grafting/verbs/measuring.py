@@ -1,0 +1,167 @@
+"""Figures of a model: ``evaluate`` and ``profile``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from .shared import MODEL, Verbs, base_option, data_option, interval, progress, sampling_of, sampling_options
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..store.models import Model
+
+
+def add(verbs: Verbs) -> None:
+    """Declare them."""
+    made = verbs.add("evaluate", evaluate, "held-out loss, and FID, KID and recognition of samples")
+    made.add_argument("model", metavar="MODEL", help=MODEL)
+    made.add_argument("--against", metavar="MODEL", help="for the paired difference; a graft's own teacher by default")
+    made.add_argument("--triples", type=int, default=1000, metavar="N", help="of the held-out loss (default 1000)")
+    made.add_argument("--samples", type=int, default=0, metavar="N", help="judged by the classifier (default 0)")
+    data_option(made)
+    made.add_argument("--json", action="store_true")
+    base_option(made)
+    sampling_options(made)
+
+    made = verbs.add("profile", profile, "parameters, FLOPs, latency, memory and time bound")
+    made.add_argument("model", metavar="MODEL", help=MODEL)
+    base_option(made)
+    made.add_argument("--batch", type=int, default=8)
+    made.add_argument("--side", type=int, metavar="N", help="tokens along one side of a square, for another size")
+    made.add_argument("--rounds", type=int, default=10)
+    made.add_argument("--json", action="store_true")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Held-out denoising loss beside the teacher's, and FID, KID and recognition of samples."""
+    from ..store.models import open_model
+    from ..study.stages import Material
+
+    model = open_model(arguments.model, base=arguments.base)
+    material = Material(model, arguments.data)
+    if arguments.samples and model.classifier is None:
+        raise ValueError(f"{arguments.model} brings no classifier to judge samples: take --samples 0")
+    n, have = arguments.samples, len(material.images(train=False).labels)
+    if n > have:
+        raise ValueError(f"--samples {n}: the floor needs as many held-out images, and there are {have}")
+    found: dict[str, Any] = {"model": arguments.model, "held-out loss": _denoising(model, material, arguments)}
+    if n:
+        found["quality"] = _quality(model, material, arguments)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, figure in found["held-out loss"].items():
+        print(f"{name:<24}{interval(figure)}")
+    if "quality" in found:
+        for name, figure in found["quality"]["figures"].items():
+            floor = found["quality"]["floors"].get(name)
+            print(f"{name:<24}{interval(figure)}{'' if floor is None else f'   floor {floor:.5g}'}")
+        print(found["quality"]["protocol"]["text"])
+
+
+def _denoising(model: Model, material: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from ..measure.denoising import Triples, denoising_losses, mean_loss, paired_difference
+    from ..store.models import open_model
+    from ..study.stages import denoiser
+
+    z, y = material.latents(train=False), material.images(train=False).labels
+    triples = Triples.draw(z, y, n=arguments.triples, seed=arguments.seed)
+
+    def losses(network: Any, name: str) -> torch.Tensor:
+        return denoising_losses(denoiser(network), triples, progress=progress(f"held-out loss of {name}"))
+
+    mine = losses(model.transformer, "the model")
+    found = {"loss": asdict(mean_loss(mine))}
+    other, name = None, arguments.against
+    if name:
+        other = losses(open_model(name).transformer, name)
+    elif model.graft is not None and not model.graft.private:
+        name = "teacher"
+        with model.graft.teacher() as network:
+            other = losses(network, name)
+    if other is not None:
+        found |= {f"of {name}": asdict(mean_loss(other)), f"minus {name}": asdict(paired_difference(mine, other))}
+    return found
+
+
+def _quality(model: Model, material: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    from ..measure.quality import ClassifierExtractor, Protocol, collect
+    from ..measure.quality import evaluate as judge
+    from ..sampling import Pipeline, draw_labels
+    from ..study.stages import null_class
+
+    assert model.classifier is not None
+    train, held, n = material.images(train=True), material.images(train=False), arguments.samples
+    labels, sampling = draw_labels(n, null_class(model.transformer)), sampling_of(arguments)
+    pipeline = Pipeline(model.transformer, model.autoencoder)
+    images = pipeline(labels, sampling=sampling, seed=arguments.seed, progress=progress("sample"))
+    extractor = ClassifierExtractor(model.classifier)
+    reference = collect(extractor, train.images)
+    protocol = Protocol(
+        n=n,
+        sampling=sampling,
+        labels="balanced",
+        extractor=extractor.name,
+        extractor_label=extractor.label,
+        reference=f"{len(reference)} training images",
+        seed=arguments.seed,
+    )
+    floor = collect(extractor, held.images[:n])
+    return judge(collect(extractor, images), reference, floor, protocol, labels=labels).to_dict()
+
+
+def profile(arguments: argparse.Namespace) -> None:
+    """Parameters, FLOPs, latency, memory and the time bound at one resolution; a delta also beside its teacher."""
+    import torch
+
+    from ..cost import host_flops
+    from ..hosts import host_for, shape_of
+    from ..measure.speed import latency, parameters, peak_bytes, time_bound
+    from ..store.models import open_model
+    from ..study.recipe import SpeedStage
+    from ..study.timing import speed_rows
+
+    model = open_model(arguments.model, base=arguments.base)
+    network, shape = model.transformer, shape_of(model.transformer)
+    config: Any = network.config
+    host, side = host_for(network), arguments.side or shape.grid[0]
+    size = side * config["patch_size"]
+    z = torch.randn(arguments.batch, config["in_channels"], size, size)
+    t, y = torch.full((arguments.batch,), 500), torch.zeros(arguments.batch, dtype=torch.int64)
+
+    def call() -> None:
+        host.call(network, z, t, y)
+
+    # The originals of a delta stand beside its operators and do not run.
+    switches = [] if model.graft is None else model.graft.switches.values()
+    idle = torch.nn.ModuleList(switch.original for switch in switches if switch.original is not None)
+    timed = latency({"model": call}, rounds=arguments.rounds)["model"]
+    found: dict[str, Any] = {
+        "model": arguments.model,
+        "tokens": side * side,
+        "batch": arguments.batch,
+        "threads": timed.threads,
+        "parameters": parameters(network) - parameters(idle),
+        "milliseconds": timed.minimum * 1000,
+        "peak MiB": peak_bytes(call) / 2**20,
+    }
+    if model.graft is None:
+        cores = [host.get(network, site) for site in host.sites(network) if site.kind == "attn"]
+        found |= {
+            "GFLOPs per sample": host_flops(shape.at((side, side))) / 1e9,
+            "time bound of every core": time_bound(call, cores, rounds=arguments.rounds).speedup,
+        }
+    elif not model.graft.private:
+        speed = SpeedStage(batch=arguments.batch, rounds=arguments.rounds, sides=(side,))
+        rows = speed_rows(model.graft, network, speed)
+        found |= {key: rows[0][key] for key in ("speedup", "flop_bound", "time_bound")} if rows else {}
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        print(f"{name:<26}{f'{value:,.4g}' if isinstance(value, float) else value}")

@@ -1,0 +1,82 @@
+"""What needs no weights: ``operators``, ``inspect`` and ``plan``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from .shared import CONFIGURATION, Verbs, plan_of, plan_options
+
+
+def add(verbs: Verbs) -> None:
+    """Declare them."""
+    made = verbs.add("operators", operators, "list the operators, with options and cost")
+    made.add_argument("pattern", nargs="?", default="*", help="such as 'hyena*'")
+    made.add_argument("--width", type=int, default=1152)
+    made.add_argument("--heads", type=int, default=16)
+    made.add_argument("--tokens", type=int, default=256)
+
+    made = verbs.add("inspect", inspect, "show a model's sites, sizes and cost")
+    made.add_argument("model", metavar="MODEL", help=CONFIGURATION)
+
+    made = verbs.add("plan", plan, "check a plan on a model and show its cost and bounds")
+    made.add_argument("model", metavar="MODEL", help=CONFIGURATION)
+    plan_options(made)
+    made.add_argument("--side", type=int, metavar="N", help="tokens along one side of a square, for another size")
+    made.add_argument("--json", action="store_true")
+
+
+def operators(arguments: argparse.Namespace) -> None:
+    """Every operator with its options, parameters and FLOPs at one size."""
+    from ..operators import OperatorError, get, list_operators
+
+    names = list_operators(arguments.pattern)
+    if not names:
+        raise OperatorError(f"no operator matches {arguments.pattern!r}: there are {', '.join(list_operators())}")
+    d, heads, n = arguments.width, arguments.heads, arguments.tokens
+    lines = [
+        f"width {d}, {heads} heads, {n} tokens\n\n{'operator':<18}{'kind':<10}{'parameters':>14}{'GFLOPs':>10}  options"
+    ]
+    for name in names:
+        operator = get(name)
+        options = ", ".join(f"{key}={option.default}" for key, option in operator.option_table.items())
+        parameters, flops = operator.parameters_count(d, heads, n), operator.flops(d, heads, n)
+        lines.append(f"{name:<18}{operator.kind:<10}{parameters:>14,}{flops / 1e9:>10.3f}  {options}")
+    print("\n".join(lines))
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """A model's sizes, and what its blocks spend where."""
+    from ..cost import block_cost, host_flops
+    from ..hosts import shape_of
+
+    shape = shape_of(_config(arguments.model))
+    block = block_cost(shape)
+    print(f"{arguments.model}: {shape.family}, {shape.depth} blocks, width {shape.width}, {shape.heads} heads")
+    print(
+        f"{shape.tokens} tokens ({shape.grid[0]} x {shape.grid[1]}), {host_flops(shape) / 1e9:.1f} GFLOPs per forward"
+    )
+    print(f"sites: blocks.0 to blocks.{shape.depth - 1}, attn and mlp each")
+    for part in ("attn", "core", "mlp", "rest"):
+        print(f"  {part:<6}{getattr(block, part) / block.total:>7.1%} of a block")
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """A plan's cost and bounds, from a configuration alone."""
+    from ..cost import plan_cost, table
+
+    chosen = plan_of(arguments)
+    if arguments.side is not None and arguments.side < 1:
+        raise ValueError(f"--side {arguments.side}: must be at least 1")
+    grid = (arguments.side, arguments.side) if arguments.side else None
+    cost = plan_cost(chosen, _config(arguments.model), grid=grid)
+    print(json.dumps(cost.to_dict(), indent=2) if arguments.json else table(cost, arguments.model))
+
+
+def _config(name: str) -> dict[str, Any]:
+    """A configuration of a model, without loading weights."""
+    from ..hosts import bundled_config, bundled_configs
+    from ..store.models import config_of
+
+    return bundled_config(name) if name in bundled_configs() else config_of(name)

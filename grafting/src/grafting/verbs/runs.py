@@ -1,0 +1,47 @@
+"""A recipe from end to end and its page: ``run`` and ``report``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .recipes import recipe_source
+from .shared import Verbs
+
+
+def add(verbs: Verbs) -> None:
+    """Declare them."""
+    made = verbs.add(
+        "run", run, "a recipe from end to end: graft, distil, finetune, measure, report", resume="--resume"
+    )
+    made.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped one")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; dots go down")
+    made.add_argument("--budget", type=float, help="multiplies the steps of both stages; 0 solves the start only")
+    made.add_argument("--out", type=Path, help="the run's folder (default: out/ and the recipe's name)")
+    made.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+
+    made = verbs.add("report", report, "write the page of a finished run again")
+    made.add_argument("out", type=Path, metavar="OUT", help="the run's folder")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """A recipe from end to end."""
+    text = recipe_source(arguments.recipe)
+    from ..study import RunRecipe
+    from ..study import run as run_recipe
+
+    changes = [*arguments.set, *([f"budget={arguments.budget}"] if arguments.budget is not None else [])]
+    recipe = RunRecipe.from_yaml(text, changes)
+    out = arguments.out or Path("out") / Path(arguments.recipe).stem
+    run_recipe(recipe, out, resume=arguments.resume, say=lambda line: print(line, flush=True))
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """The page of a finished run again, from its ``results.json``."""
+    from ..report import read_results, write_page
+
+    path = arguments.out / "results.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; a finished grafting run writes it")
+    write_page(arguments.out / "report.html", read_results(path))
+    print(arguments.out / "report.html")

@@ -1,0 +1,103 @@
+"""What several verbs take and do: options of a plan and of sampling, lines of progress, intervals."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+    from ..sampling import Sampling
+
+Verb = Callable[[argparse.Namespace], None]
+MODEL = "a bundled teacher, a folder of diffusers or of a graft, or an id of the hub"
+CONFIGURATION = f"{MODEL}, or a bundled configuration"
+
+
+class Verbs:
+    """Where a group puts its verbs."""
+
+    def __init__(self, subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+        self._subparsers = subparsers
+
+    def add(self, name: str, run: Verb, help: str, *, resume: str | None = None) -> argparse.ArgumentParser:
+        """A parser for ``grafting NAME``, which calls ``run`` with what was parsed.
+
+        resume: what the same command line needs to go on after Ctrl-C: "" where it goes on by itself, None where
+        nothing is kept.
+        """
+        made = self._subparsers.add_parser(name, help=help, description=help)
+        made.set_defaults(run=run, resume=resume)
+        return made
+
+
+def plan_options(made: argparse.ArgumentParser) -> None:
+    """Options for :func:`plan_of`."""
+    made.add_argument("--plan", type=Path, metavar="FILE", help="a plan in YAML; else --operator, --site and --blocks")
+    made.add_argument("--operator", default="hyena_x")
+    made.add_argument("--site", default="attn")
+    made.add_argument("--blocks", default="interleaved 50%", help="a pattern, such as 'last 25%%'")
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """The plan that ``--plan``, or ``--operator``, ``--site`` and ``--blocks``, ask for."""
+    from ..plan import Plan
+
+    if arguments.plan:
+        if not arguments.plan.is_file():
+            raise ValueError(f"--plan {arguments.plan}: no such file")
+        return Plan.from_yaml(arguments.plan)
+    edit = {"site": arguments.site, "blocks": arguments.blocks, "operator": arguments.operator}
+    return Plan.from_dict({"edits": [edit]})
+
+
+def base_option(made: argparse.ArgumentParser) -> None:
+    """``--base``, for a graft that is opened."""
+    made.add_argument("--base", metavar="MODEL", help="a graft's pretrained model, where the graft does not name it")
+
+
+def data_option(made: argparse.ArgumentParser) -> None:
+    """``--data``, for what learns from images or is judged by them."""
+    made.add_argument("--data", metavar="NPZ", help="images, where the model brings none")
+
+
+def sampling_options(made: argparse.ArgumentParser) -> None:
+    """Options for :func:`sampling_of`."""
+    made.add_argument("--scheduler", default="ddim", help="ddim, ddpm or dpm++")
+    made.add_argument("--steps", type=int, default=20)
+    made.add_argument("--guidance", type=float, default=1.0, help="1 is off")
+    made.add_argument("--seed", type=int, default=0)
+
+
+def sampling_of(arguments: argparse.Namespace) -> Sampling:
+    """How the options ask to sample."""
+    from ..sampling import Sampling
+
+    return Sampling(scheduler=arguments.scheduler, steps=arguments.steps, guidance=arguments.guidance)
+
+
+def integers(text: str) -> list[int]:
+    """``1,2,3``, for argparse."""
+    return [int(part) for part in text.split(",")]
+
+
+def progress(name: str) -> Callable[[int, int], None]:
+    """A line of progress with the rate and the time left, to be called with (done, total)."""
+    from ..training.loop import Progress
+
+    line: list[Progress] = []
+
+    def show(done: int, total: int) -> None:
+        if not line:
+            line.append(Progress(total, 0, name))
+        line[0].show(done)
+
+    return show
+
+
+def interval(figure: dict[str, Any]) -> str:
+    """A figure with its interval, where it has one."""
+    low, high = figure["low"], figure["high"]
+    return f"{figure['value']:.5g}" + ("" if low is None else f"   ({low:.5g} … {high:.5g})")

@@ -1,0 +1,166 @@
+"""One stage alone, from folder to folder: ``pretrain``, ``distill`` and ``finetune``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .recipes import recipe_source
+from .shared import MODEL, Verbs, data_option, plan_of, plan_options
+
+if TYPE_CHECKING:
+    import torch
+
+
+def add(verbs: Verbs) -> None:
+    """Declare them."""
+    made = verbs.add("pretrain", pretrain, "train an autoencoder, a transformer or a classifier by a recipe", resume="")
+    made.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped one")
+    made.add_argument("--out", type=Path, required=True, help="the run's folder; a run found there is continued")
+    made.add_argument("--until", type=int, metavar="STEP", help="stop after this step; the same command goes on")
+
+    made = verbs.add("distill", distill, "stage 1: graft a model and teach its new operators", resume="")
+    made.add_argument("model", metavar="MODEL", help=MODEL)
+    plan_options(made)
+    made.add_argument("--init", default="default", help="default, random, copy or solve")
+    made.add_argument("--calibration", type=int, default=256, metavar="N", help="samples that a solved start sees")
+    _stage_options(made, steps=200)
+
+    made = verbs.add("finetune", finetune, "stage 2: finetune a graft end to end", resume="")
+    made.add_argument("model", metavar="GRAFT", help="the folder of a graft")
+    made.add_argument("--base", metavar="MODEL", help="its pretrained model, where the graft does not name it")
+    _stage_options(made, steps=300)
+
+
+def _stage_options(made: argparse.ArgumentParser, *, steps: int) -> None:
+    made.add_argument("--out", type=Path, required=True, help="the graft's folder; a run found there is continued")
+    made.add_argument("--steps", type=int, default=steps)
+    made.add_argument("--batch", type=int, default=64)
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the stage")
+    made.add_argument("--seed", type=int, default=0)
+    data_option(made)
+
+
+def pretrain(arguments: argparse.Namespace) -> None:
+    """An autoencoder, a transformer or a classifier, trained by a recipe."""
+    text = recipe_source(arguments.recipe)
+    from ..training.pretrain import PretrainRecipe
+    from ..training.pretrain import pretrain as train
+
+    train(PretrainRecipe.from_yaml(text, arguments.recipe), arguments.out, until=arguments.until)
+
+
+def distill(arguments: argparse.Namespace) -> None:
+    """Stage 1: graft a pretrained model, teach its new operators, save the delta."""
+    from ..claims import claim
+    from ..store.folder import save
+    from ..store.models import open_model
+    from ..study.recipe import DistillStage
+    from ..study.stages import Material, begin, learns, stage_one
+
+    stage = _stage(DistillStage, arguments)
+    out, model = _fresh(arguments.out), open_model(arguments.model)
+    if model.graft is not None:
+        raise ValueError(f"{arguments.model} is a graft already: stage 1 starts from a pretrained model")
+    material = Material(model, arguments.data)
+    handle = begin(
+        model.transformer,
+        plan_of(arguments),
+        material,
+        init=arguments.init,
+        seed=arguments.seed,
+        calibration=arguments.calibration,
+    )
+    for site, share in handle.explained.items():
+        print(f"{site.name}: {share:.3f} of the variance explained at the start")
+    if stage.steps and learns(handle):
+        depends: dict[str, Any] = {
+            "model": handle.source_hash,
+            "material": material.identity,
+            "plan": handle.plan.to_dict(),
+        }
+        depends |= {"init": arguments.init, "calibration": arguments.calibration, "seed": arguments.seed}
+        state = out / "state"
+        claim(state / "settings.json", depends | _kept(stage), begun=(state / "distill.json").is_file())
+        reports = stage_one(handle, stage, material, seed=arguments.seed, out=state)
+        for name, report in reports.items():
+            print(f"{name}: {report.explained:.3f} explained on held-out images, step {report.best_step}")
+    save(handle, out, base=arguments.model, protocol={"stage 1": _settings(stage)})
+    shutil.rmtree(out / "state", ignore_errors=True)
+    print(out)
+
+
+def finetune(arguments: argparse.Namespace) -> None:
+    """Stage 2: finetune a graft end to end and save it."""
+    from ..claims import claim
+    from ..graft import Grafted, tensors_hash
+    from ..store.folder import save
+    from ..store.models import open_model
+    from ..study.recipe import FinetuneStage
+    from ..study.stages import Material, denoiser, stage_two
+
+    stage = _stage(FinetuneStage, arguments)
+    out, model = _fresh(arguments.out), open_model(arguments.model, base=arguments.base)
+    if model.graft is None:
+        raise ValueError(f"{arguments.model} is no graft: make one with grafting distill")
+    other: torch.nn.Module | None = None
+    teacher = None
+    if model.graft.private and stage.target != "noise":
+        if arguments.base is None:
+            raise ValueError(f"target {stage.target} needs the teacher beside {arguments.model}: give it with --base")
+        other = open_model(arguments.base).transformer
+        teacher = denoiser(other)
+    material = Material(model, arguments.data)
+    depends: dict[str, Any] = {"model": tensors_hash(model.transformer.state_dict()), "material": material.identity}
+    depends |= {
+        "teacher": None if other is None else tensors_hash(other.state_dict()),
+        "plan": model.graft.plan.to_dict(),
+    }
+    state = out / "state"
+    claim(
+        state / "settings.json",
+        depends | {"seed": arguments.seed} | _kept(stage),
+        begun=(state / "state.json").is_file(),
+    )
+    trained, loop = stage_two(model.graft, stage, material, seed=arguments.seed, out=state, teacher=teacher)
+    assert isinstance(trained, Grafted)
+    manifest = json.loads((Path(arguments.model) / "graft.json").read_text())
+    protocol = manifest["protocol"] | {"stage 2": _settings(stage)}
+    save(trained, out, base=arguments.base or manifest["base"]["name"], protocol=protocol)
+    shutil.rmtree(out / "state", ignore_errors=True)
+    print(f"loss {loop.log[-1]['loss']:.4f} at step {loop.step}\n{out}" if loop.log else out)
+
+
+def _stage(kind: Any, arguments: argparse.Namespace) -> Any:
+    """A stage's settings from ``--steps``, ``--batch`` and ``--set``."""
+    from ..settings import SettingsError, build, override
+
+    content: dict[str, Any] = {"steps": arguments.steps, "batch": arguments.batch}
+    for assignment in arguments.set:
+        override(content, assignment)
+    problems: list[str] = []
+    stage = build(kind, content, "settings", problems)
+    if stage is None:
+        raise SettingsError(problems)
+    return stage
+
+
+def _settings(stage: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(stage)))
+    return plain
+
+
+def _kept(stage: Any) -> dict[str, Any]:
+    """The settings that what is learnt depends on: all but when to write it."""
+    return {key: value for key, value in _settings(stage).items() if key != "save_every"}
+
+
+def _fresh(out: Path) -> Path:
+    if (out / "graft.json").is_file():
+        raise ValueError(f"{out} holds a graft already: name another folder or remove it")
+    return out
