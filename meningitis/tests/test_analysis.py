@@ -32,9 +32,9 @@ def rates(_t: float, y: Any, v: dict[str, float]) -> list[float]:
 
 
 def by_hand(v: dict[str, float], days: float, **options: Any) -> Any:
-    C = v["population"] * v["initial_carrier_fraction"]
-    S = v["population"] * (1 - v["initial_immune_fraction"]) - C
-    return solve_ivp(rates, (0, days), [S, C, 0.0, 0.0], "DOP853", args=(v,), rtol=1e-12, atol=1e-12, **options)
+    C, I1, I2 = (v["population"] * v[f"initial_{x}_fraction"] for x in ("carrier", "stage1", "stage2"))
+    S = v["population"] * (1 - v["initial_immune_fraction"]) - C - I1 - I2
+    return solve_ivp(rates, (0, days), [S, C, I1, I2], "DOP853", args=(v,), rtol=1e-12, atol=1e-12, **options)
 
 
 def random_values(seed: int) -> dict[str, float]:
@@ -42,6 +42,7 @@ def random_values(seed: int) -> dict[str, float]:
     generator = np.random.default_rng(seed)
     v = {p.name: float(generator.uniform(0.05, 0.9)) for p in GENERALISED.parameters}
     v |= {"population": N, "initial_immune_fraction": 0.2, "initial_carrier_fraction": 0.001}
+    v |= {"initial_stage1_fraction": 0.002, "initial_stage2_fraction": 0.003}
     wanted = (1.4, 0.7, 2.5, 1.1)[seed % 4]
     v["transmission_rate"] *= wanted / (0.8 * float(infected.infection_potential(v)["S"]))
     return v
@@ -72,6 +73,19 @@ def test_a_wrong_exact_relation_is_told_apart(wrong: str, monkeypatch: pytest.Mo
         spoiled["carrier_odds"], spoiled["stage2_infectiousness"] = v["stage2_infectiousness"], v["carrier_odds"]
     integrated = (N * (1 - v["initial_immune_fraction"]) - run.y[0, -1]) / N
     assert abs(float(analysis.final_size_exact(spoiled)) - integrated) > 1e-4  # the right one is good to 1e-8
+
+
+def test_infectives_at_the_start_are_swept_like_a_parameter() -> None:
+    v = BASIC.values("hyperendemic")
+    begun = [0.0, 1e-4, 1e-3]
+    found = analysis.final_sizes(BASIC, v, {"initial_stage1_fraction": begun, "initial_stage2_fraction": begun})
+    assert np.all(np.diff(found.integrated.reshape(3, 3), axis=0) > 0)
+    assert np.all(np.diff(found.integrated.reshape(3, 3), axis=1) > 0)
+    last = {**v, "initial_stage1_fraction": 1e-3, "initial_stage2_fraction": 1e-3}
+    y = by_hand(last, 365.0).y
+    assert found.integrated[-1] == pytest.approx((N / 2 - y[0, -1]) / N, rel=1e-5)
+    held = analysis.profiles(BASIC, v, {"initial_stage2_fraction": begun}, days=7)
+    assert held.prevalence[:, 0] == pytest.approx(N * np.array(begun))
 
 
 def test_ever_infected_by_integrator_and_relation() -> None:

@@ -84,6 +84,7 @@ def draws(model: Model, n: int, seed: int = 1) -> dict[str, Any]:
     generator = np.random.default_rng(seed)
     drawn = {p.name: generator.uniform(0.02, 0.9, n) for p in model.parameters}
     fixed = {"population": 1e5, "initial_immune_fraction": 0.2, "initial_carrier_fraction": 0.001}
+    fixed |= {"initial_stage1_fraction": 0.002, "initial_stage2_fraction": 0.0}
     return drawn | {name: np.full(n, value) for name, value in fixed.items()}
 
 

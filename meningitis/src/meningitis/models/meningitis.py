@@ -163,6 +163,26 @@ _PARAMETERS = (
         unit="1",
         kind="proportion",
     ),
+    _parameter(
+        "initial_stage1_fraction",
+        "i_1",
+        0.0,
+        (0.0, 1.0),
+        ("fixed", 0.0, 0.0),
+        "proportion of the population in stage I at the start",
+        unit="1",
+        kind="proportion",
+    ),
+    _parameter(
+        "initial_stage2_fraction",
+        "i_2",
+        0.0,
+        (0.0, 1.0),
+        ("fixed", 0.0, 0.0),
+        "proportion of the population in stage II at the start",
+        unit="1",
+        kind="proportion",
+    ),
 )
 
 _DIRECT = _parameter(
@@ -197,8 +217,11 @@ _AFTER_INFECTION = (
 
 _INITIAL = InitialState(
     values={
-        "S": "population * (1 - initial_immune_fraction - initial_carrier_fraction)",
+        "S": "population * (1 - initial_immune_fraction - initial_carrier_fraction"
+        " - initial_stage1_fraction - initial_stage2_fraction)",
         "C": "population * initial_carrier_fraction",
+        "I1": "population * initial_stage1_fraction",
+        "I2": "population * initial_stage2_fraction",
         "R": "population * initial_immune_fraction",
     }
 )
