@@ -16,9 +16,11 @@ import torch
 from test_graft import batch, tiny
 from torch import nn
 
+from grafting.diffusion import Diffusion, draw
 from grafting.graft import Grafted, graft
 from grafting.plan import Plan
-from grafting.training.distill import DistillConfig, SiteConfig, distance, distill
+from grafting.training.distill import Distillation, DistillConfig, SiteConfig, distance, distill
+from grafting.training.distill_state import load_state
 
 PLAN = Plan.interleaved(site="attn", operator="hyena_x") + Plan.explicit(
     site="mlp", operator="mlp", blocks=[0], ratio=3
@@ -82,6 +84,18 @@ def test_a_site_at_its_floor_stops_early() -> None:
     assert {report.stopped for report in reports.values()} == {2}
 
 
+def test_a_state_is_continued_on_the_models_device(tmp_path: Path) -> None:
+    """Weights of no real device stand for another card: the moments that were saved from the CPU follow them."""
+    distill(fresh(), batch, 10, CONFIG, tmp_path)
+    away = graft(tiny(), PLAN, init="random", seed=3)
+    away.model.to("meta")
+    run = Distillation(away, batch, 10, CONFIG, tmp_path, batch, Diffusion())
+    assert load_state(tmp_path, run.learners, CONFIG) == CONFIG.steps
+    moments = [v for learner in run.learners.values() for s in learner.optimizer.state.values() for v in s.values()]
+    assert len(moments) == 3 * sum(len(learner.parameters) for learner in run.learners.values())
+    assert {value.device.type for value in moments} == {"meta"}
+
+
 def test_one_gradient_step_is_plain_adamw_on_the_plain_loss() -> None:
     """An independent step: activations taken by hand, torch's own AdamW."""
     handle = fresh(Plan.explicit(site="attn", operator="hyena_x", blocks=[2]))
@@ -91,8 +105,6 @@ def test_one_gradient_step_is_plain_adamw_on_the_plain_loss() -> None:
     operator = next(iter(reference.operators().values()))
     seen: list[torch.Tensor] = []
     hook = reference.model.transformer_blocks[2].attn1.register_forward_hook(lambda m, a, o: seen.extend((a[0], o)))
-    from grafting.diffusion import Diffusion, draw
-
     noise, t = draw(batch(0)["z"].shape, 1000, 0, 0)
     zt = Diffusion().add_noise(batch(0)["z"], t, noise)
     with torch.no_grad(), reference.teacher() as model:
@@ -118,6 +130,9 @@ def test_distance_and_settings() -> None:
         DistillConfig(steps=0, attn=SiteConfig(lr=1.0, weight_decay=0.0, loss="cosine"))
     config = DistillConfig(steps=200, warmup=0.0)
     assert [config.factor(step) for step in (0, 49, 50, 100, 199)] == [1, 1, 0.5, 0.25, 0.125]
+    slow = [DistillConfig(steps=200, warmup=0.5).factor(step) for step in range(200)]
+    assert slow[:100] == pytest.approx([(step + 1) / 100 for step in range(100)])
+    assert slow[100:] == [rate for rate in (1.0, 0.5, 0.25, 0.125) for _ in range(25)]
     with pytest.raises(ValueError, match="nothing to distil"):
         distill(fresh(Plan.all(site="attn", operator="none")), batch, 10, CONFIG)
 

@@ -58,6 +58,13 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-6, msg=key)
 
 
+def test_a_device_that_is_not_here_is_a_sentence() -> None:
+    assert Team.current("cpu") == Team(device=torch.device("cpu"))
+    for name in ("warp", "meta", "cuda:77"):
+        with pytest.raises(ValueError, match=f"^device '{name}': [^\n]+$"):
+            Team.current(name)
+
+
 def test_rows_are_a_partition() -> None:
     batch = torch.arange(6)
     shares = [Team(device=torch.device("cpu"), rank=rank, size=3).rows(batch) for rank in range(3)]

@@ -98,6 +98,17 @@ def test_changed_settings_are_refused(tmp_path: Path) -> None:
         Loop(model, losses, LoopConfig(steps=2, lr=0.2), tmp_path, "tiny").run()
 
 
+def test_a_state_is_continued_on_the_models_device(tmp_path: Path) -> None:
+    """Weights of no real device stand for another card: moments and averages that were saved here follow them."""
+    model = torch.nn.Linear(2, 2)
+    config = LoopConfig(steps=2, lr=0.1)
+    Loop(model, lambda _: {"mse": model(torch.ones(1, 2)).square().sum()}, config, tmp_path, "tiny").run()
+    away = Loop(torch.nn.Linear(2, 2, device="meta"), lambda _: {}, config, tmp_path, "tiny")
+    away._resume()
+    moments = [value for state in away.optimizer.state.values() for value in state.values()]
+    assert len(moments) == 6 and {value.device.type for value in (*moments, *away.ema.values())} == {"meta"}
+
+
 def test_every_bad_setting_is_named_at_once() -> None:
     with pytest.raises(ValueError, match=r"steps 0.*lr -1.*schedule 'step'"):
         LoopConfig(steps=0, lr=-1, schedule="step")

@@ -93,7 +93,7 @@ def _discretised_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_scale: 
 
 def drop_labels(y: torch.Tensor, rate: float, null: int, seed: int, step: int) -> torch.Tensor:
     """Replace a share ``rate`` of the labels by the null class: once, outside the model, from a counter."""
-    drawn = torch.rand(len(y), generator=generator(seed, "drop", step))
+    drawn = torch.rand(len(y), generator=generator(seed, "drop", step)).to(y.device)
     return torch.where(drawn < rate, torch.full_like(y, null), y)
 
 

@@ -308,10 +308,12 @@ def _solve(
     if not operators:
         return {}
     solver = SolveAll(operators, tuple(host.grid_of(model)))
+    device = next(model.parameters()).device
     with visit({site: originals[site] for site in operators}, solver):
         for index in range(count):
             batch = calibration(index)
             # Negative counters: draws that no training step uses.
             noise, t = draw(batch["z"].shape, diffusion.steps, seed, -1 - index)
-            host.call(model, diffusion.add_noise(batch["z"], t, noise), t, batch["y"])
+            z, y, noise, t = (tensor.to(device) for tensor in (batch["z"], batch["y"], noise, t))
+            host.call(model, diffusion.add_noise(z, t, noise), t, y)
     return solver.finish()

@@ -25,6 +25,7 @@ from ..diffusion import Diffusion, draw, drop_labels
 from ..initialise import explained
 from .distill_state import load_state, save_state
 from .loop import Progress, deferred_interrupt
+from .team import Team
 
 if TYPE_CHECKING:
     from ..graft import Grafted
@@ -55,9 +56,11 @@ class SiteConfig:
 class DistillConfig:
     """Stage 1's settings; the released ones are the defaults, their epochs turned into shares of the steps.
 
-    halve: shares of the run after which the rate is halved (the paper: epochs 50, 100, 150 of 200). warmup: share of
-    the steps; a solved start needs it, which the first steps at full rate would undo. floor: a site stops early when
-    its held-out error fell by less than this share over the last ``patience`` evaluations; 0 never stops one.
+    warmup: share of the steps in which the rate rises linearly; a solved start needs it, which the first steps at full
+    rate would undo. halve: shares of the steps that are left after the warm-up, at which the rate is halved (the paper
+    has no warm-up: epochs 50, 100, 150 of 200). So the full rate is always reached, and held for a quarter of the rest.
+    floor: a site stops early when its held-out error fell by less than this share over the last ``patience``
+    evaluations; 0 never stops one.
     gate_weighted: weigh errors by the block's gate, that is measure what reaches the residual stream.
     """
 
@@ -97,8 +100,9 @@ class DistillConfig:
     def factor(self, step: int) -> float:
         """What multiplies the learning rate at step ``step`` (from 0)."""
         warm = round(self.warmup * self.steps)
-        halvings = sum(step >= share * self.steps for share in self.halve)
-        return min(1.0, (step + 1) / max(1, warm)) * 0.5**halvings
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 ** sum(step - warm >= share * (self.steps - warm) for share in self.halve)
 
 
 def distance(given: torch.Tensor, wanted: torch.Tensor, loss: str, gate: torch.Tensor | None = None) -> torch.Tensor:
@@ -169,16 +173,18 @@ def distill(
     out: Path | None = None,
     heldout: Batches | None = None,
     diffusion: Diffusion | None = None,
+    team: Team | None = None,
 ) -> dict[str, SiteReport]:
     """Teach the operators of ``handle``; leave each at its best held-out step in the model.
 
     batches, heldout: batch(step) giving ``z`` (B, C, H, W) and ``y`` (B,). Without ``heldout`` the error is measured
     on fresh noise over the images of ``batches``. null: the class that stands for a dropped label. out: a folder for
-    the state; a run found there is continued to the same bits. Returns a report by site name.
+    the state; a run found there is continued to the same bits. team: the processes that share the work; alone on the
+    model's device by default. Returns a report by site name.
 
     Raises ValueError where no site can learn, or ``out`` holds a run with other settings.
     """
-    return Distillation(handle, batches, null, config, out, heldout or batches, diffusion or Diffusion()).run()
+    return Distillation(handle, batches, null, config, out, heldout or batches, diffusion or Diffusion(), team).run()
 
 
 class Distillation:
@@ -193,9 +199,11 @@ class Distillation:
         out: Path | None,
         heldout: Batches,
         diffusion: Diffusion,
+        team: Team | None = None,
     ) -> None:
         self.handle, self.batches, self.null, self.config = handle, batches, null, config
         self.out, self.heldout, self.diffusion = out, heldout, diffusion
+        self.team = team or Team(device=next(handle.model.parameters()).device)
         self.step = 0
         self.whole = True  # false while a step is being written into weights and moments
         handle.train_grafted()
@@ -205,6 +213,8 @@ class Distillation:
             if not parameters:
                 continue
             settings = config.site(site.kind)
+            with torch.no_grad():
+                self.team.share(parameters.values())
             self.learners[site] = Learner(
                 operator=operator,
                 optimizer=torch.optim.AdamW(
@@ -228,8 +238,9 @@ class Distillation:
                 while self.step < self.config.steps and self._active():
                     self._advance()
                     share = sum(learner.heldout[-1][2] for learner in self.learners.values()) / len(self.learners)
-                    progress.show(self.step, f"{len(self._active())} sites learn, mean explained {share:.3f}")
-                    if interrupted():
+                    if self.team.leads:
+                        progress.show(self.step, f"{len(self._active())} sites learn, mean explained {share:.3f}")
+                    if self.team.any(interrupted()):
                         raise KeyboardInterrupt
                     if self.step % self.config.save_every == 0:
                         self._save()
@@ -237,7 +248,8 @@ class Distillation:
             if self.whole:
                 self._save()
             where = f": saved in {self.out}; the same command continues" if self.out and self.whole else ""
-            print(f"\ndistill stopped after step {self.step}{where}", file=sys.stderr)
+            if self.team.leads:
+                print(f"\ndistill stopped after step {self.step}{where}", file=sys.stderr)
             raise
         self._save()
         return self._finish()
@@ -256,10 +268,12 @@ class Distillation:
             with torch.enable_grad():
                 given = self.handle.switches[site].stand_in(inputs)
                 loss = distance(given, outputs, learner.settings.loss, gate)
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise FloatingPointError(f"{site.name}: the loss is {value} at step {self.step}: try a lower lr")
                 loss.backward()
+            shown = loss.detach()
+            self.team.average([shown, *(p.grad for p in learner.operator.parameters() if p.grad is not None)])
+            value = shown.item()
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{site.name}: the loss is {value} at step {self.step}: try a lower lr")
             nn.utils.clip_grad_norm_(learner.operator.parameters(), self.config.clip)
             for group in learner.optimizer.param_groups:
                 group["lr"] = learner.settings.lr * factor
@@ -278,31 +292,30 @@ class Distillation:
     def _evaluate(self) -> None:
         """Held-out error of every learning site on fixed draws, again in one pass per batch."""
         active = self._active()
-        losses = dict.fromkeys(active, 0.0)
-        errors = dict.fromkeys(active, 0.0)
+        # By site: the loss, the squared error, and the sums over rows of the outputs and of their squares.
         sums: dict[Any, list[torch.Tensor]] = {}
         rows = 0
 
         def measure(site: Any, inputs: torch.Tensor, outputs: torch.Tensor, gate: torch.Tensor | None) -> None:
             learner = self.learners[site]
             given = self.handle.switches[site].stand_in(inputs)
-            losses[site] += distance(given, outputs, learner.settings.loss, gate).item()
-            errors[site] += (given.double() - outputs.double()).square().sum().item()
             y = outputs.double().flatten(0, -2)
-            parts = sums.setdefault(site, [torch.zeros_like(y[0]), torch.zeros_like(y[0])])
-            parts[0] += y.sum(0)
-            parts[1] += y.square().sum(0)
+            loss = distance(given, outputs, learner.settings.loss, gate).double()
+            error = (given.double() - outputs.double()).square().sum()
+            parts = (loss, error, y.sum(0), y.square().sum(0))
+            sums[site] = [a + b for a, b in zip(sums[site], parts, strict=True)] if site in sums else list(parts)
 
         for index in range(self.config.heldout_batches):
             batch = self.heldout(index)
             # Counters far below those of calibration: noise that neither a start nor a step has seen.
             rows += self._teach(active, batch["z"], batch["y"], -1_000_000 - index, measure)
         for site, learner in active.items():
-            total, square = sums[site]
-            variance = (square - total.square() / rows).sum().item()
-            share = explained(errors[site], variance)
-            loss = losses[site] / self.config.heldout_batches
-            learner.judge(self.step, loss, share, self.config.floor, self.config.patience)
+            # Means over the processes of sums over equally many rows: their number cancels in the share.
+            self.team.average(sums[site])
+            loss, error, total, square = sums[site]
+            share = explained(error.item(), (square - total.square() / rows).sum().item())
+            mean = loss.item() / self.config.heldout_batches
+            learner.judge(self.step, mean, share, self.config.floor, self.config.patience)
 
     @torch.no_grad()
     def _teach(
@@ -313,9 +326,11 @@ class Distillation:
         counter: int,
         visitor: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None], None],
     ) -> int:
-        """A teacher pass over noised ``z`` that calls ``visitor`` at every active site; returns the rows it saw."""
+        """A teacher pass over this process's part of noised ``z`` that calls ``visitor`` at every active site; returns
+        the rows it saw."""
         handle, host = self.handle, self.handle.host
         noise, t = draw(z.shape, self.diffusion.steps, self.config.seed, counter)
+        z, y, noise, t = (self.team.rows(tensor) for tensor in (z, y, noise, t))
         zt = self.diffusion.add_noise(z, t, noise)
         gates = host.gates(handle.model, t, y) if self.config.gate_weighted else {}
         rows = 0
@@ -330,8 +345,9 @@ class Distillation:
         return rows
 
     def _save(self) -> None:
-        if self.out is not None:
+        if self.out is not None and self.team.leads:
             save_state(self.out, self.step, self.learners, self.config)
+        self.team.wait()
 
     def _finish(self) -> dict[str, SiteReport]:
         reports = {}

@@ -66,7 +66,7 @@ def load_state(out: Path, learners: Mapping[Any, Learner], config: DistillConfig
                 parameter.copy_(tensors[f"{site.name}/now/{name}"])
                 learner.best[name].copy_(tensors[f"{site.name}/best/{name}"])
             state = {
-                key: tensors[f"{site.name}/{key}/{name}"]
+                key: tensors[f"{site.name}/{key}/{name}"].to(parameter.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"{site.name}/{key}/{name}" in tensors
             }

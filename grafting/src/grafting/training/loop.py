@@ -152,6 +152,8 @@ class Loop:
         if not self.parameters:
             raise ValueError("nothing to train: no parameter requires a gradient")
         self.team = team or Team(device=next(iter(self.parameters.values())).device)
+        with torch.no_grad():
+            self.team.share(self.parameters.values())
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
@@ -246,7 +248,9 @@ class Loop:
                 p.copy_(tensors[f"model/{name}"])
                 self.ema[name].copy_(tensors[f"ema/{name}"])
                 prefixes = [key for key in tensors if key.startswith("optimizer/") and key.endswith(f"/{name}")]
-                moments = {key.split("/")[1]: tensors[key] for key in prefixes if key.split("/", 2)[2] == name}
+                moments = {
+                    key.split("/")[1]: tensors[key].to(p.device) for key in prefixes if key.split("/", 2)[2] == name
+                }
                 if moments:
                     self.optimizer.state[p] = moments
         self.step = state["step"]

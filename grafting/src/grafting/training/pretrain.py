@@ -22,9 +22,11 @@ from ..diffusion import Diffusion, draw, drop_labels
 from ..files import sha256, write_json_atomic
 from ..graft import tensors_hash
 from ..precision import autocast
+from ..random import normal
 from ..settings import SettingsError, build
 from .loop import Loop, LoopConfig
 from .objective import teacher_objective
+from .team import Team
 
 KINDS = ("autoencoder", "transformer", "classifier")
 
@@ -73,25 +75,31 @@ class PretrainRecipe:
         return cls.from_dict(content, where)
 
 
-def pretrain(recipe: PretrainRecipe, out: Path, *, until: int | None = None) -> nn.Module:
+def pretrain(recipe: PretrainRecipe, out: Path, *, until: int | None = None, team: Team | None = None) -> nn.Module:
     """Run or continue ``recipe`` in the folder ``out`` and write the model (EMA weights) to ``out/model``.
 
-    until: stop after this step; the state is saved and a later call goes on. Returns the model with its EMA weights.
+    until: stop after this step; the state is saved and a later call goes on. team: the processes that share the work,
+    and their device; alone on the CPU by default. Returns the model with its EMA weights.
     """
+    team = team or Team(device=torch.device("cpu"))
     torch.manual_seed(recipe.seed)
     make = {"autoencoder": _autoencoder, "transformer": _transformer, "classifier": _classifier}[recipe.kind]
-    model, losses = make(recipe, out)
+    model, losses = make(recipe, out, team)
     if recipe.start:
         (weights,) = Path(recipe.start).glob("*.safetensors")
         model.load_state_dict(load_file(weights))
-    claim(out / "settings.json", _depends(recipe), begun=(out / "state.json").is_file())
-    loop = Loop(model, losses, recipe.loop, out, recipe.kind)
+    if team.leads:
+        claim(out / "settings.json", _depends(recipe), begun=(out / "state.json").is_file())
+    team.wait()
+    loop = Loop(model, losses, recipe.loop, out, recipe.kind, team)
     loop.run(until)
     loop.use_ema()
     model.eval()
     if recipe.kind == "autoencoder":
         set_latent_scale(model, load_fashion(_folder(recipe)).images[:5000])
-    model.save_pretrained(out / "model")  # type: ignore[operator]
+    if team.leads:
+        model.save_pretrained(out / "model")  # type: ignore[operator]
+    team.wait()
     return model
 
 
@@ -116,21 +124,21 @@ def _folder(recipe: PretrainRecipe) -> Path | None:
     return Path(recipe.data) if recipe.data else None
 
 
-def _autoencoder(recipe: PretrainRecipe, out: Path) -> tuple[nn.Module, Any]:
+def _autoencoder(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.Module, Any]:
     """L1 + L2 reconstruction with a small KL term; the latents' scale is measured at the end."""
     from diffusers import AutoencoderKL
 
-    model = AutoencoderKL(**recipe.model).to(memory_format=torch.channels_last)
+    model = AutoencoderKL(**recipe.model).to(device=team.device, memory_format=torch.channels_last)
     source = load_fashion(_folder(recipe))
     batches = Batches(inputs=source.images, labels=source.labels, size=recipe.batch, seed=recipe.seed)
 
     def losses(step: int) -> dict[str, torch.Tensor]:
-        from ..random import generator
-
-        x = batches(step)["z"]
-        with autocast("cpu", recipe.precision):
+        x = team.rows(batches(step)["z"])
+        with autocast(team.device, recipe.precision):
             posterior = model.encode(x).latent_dist
-            z = posterior.sample(generator(recipe.seed, "posterior", step))
+            # Drawn for the whole batch, so that every process takes what it would get alone.
+            noise = normal((recipe.batch, *posterior.mean.shape[1:]), recipe.seed, "posterior", step)
+            z = posterior.mean + posterior.std * team.rows(noise).to(posterior.mean.dtype)
             y = model.decode(z).sample.float()
         error = y - x
         kl = posterior.kl().float().mean() / z[0].numel()
@@ -141,12 +149,13 @@ def _autoencoder(recipe: PretrainRecipe, out: Path) -> tuple[nn.Module, Any]:
 
 @torch.no_grad()
 def encode(autoencoder: nn.Module, images: torch.Tensor, batch: int = 500) -> torch.Tensor:
-    """(n, C, h, w) float32 posterior means of ``images``, unscaled."""
-    parts = [autoencoder.encode(x).latent_dist.mean for x in images.split(batch)]  # type: ignore[operator]
+    """(n, C, h, w) float32 posterior means of ``images``, unscaled, on the CPU; computed where the autoencoder is."""
+    device = next(autoencoder.parameters()).device
+    parts = [autoencoder.encode(x.to(device)).latent_dist.mean.cpu() for x in images.split(batch)]  # type: ignore[operator]
     return torch.cat(parts)
 
 
-def _transformer(recipe: PretrainRecipe, out: Path) -> tuple[nn.Module, Any]:
+def _transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.Module, Any]:
     """The DiT objective on latents scaled to unit deviation; labels dropped once, the embedders in eval mode."""
     from diffusers import AutoencoderKL, DiTTransformer2DModel
 
@@ -155,26 +164,29 @@ def _transformer(recipe: PretrainRecipe, out: Path) -> tuple[nn.Module, Any]:
     model = DiTTransformer2DModel(**recipe.model)
     _zero_adaln(model)
     model.eval()  # its only training-mode behaviour is each block dropping labels on its own
-    z, y = latents(AutoencoderKL.from_pretrained(recipe.autoencoder).eval(), Path(recipe.autoencoder), recipe, out)
-    batches = Batches(inputs=z, labels=y, size=recipe.batch, seed=recipe.seed)
+    model.to(team.device)
+    autoencoder = AutoencoderKL.from_pretrained(recipe.autoencoder).eval().to(team.device)
+    kept, y = latents(autoencoder, Path(recipe.autoencoder), recipe, out, team)
+    batches = Batches(inputs=kept, labels=y, size=recipe.batch, seed=recipe.seed)
     diffusion, null = Diffusion(), recipe.model["num_embeds_ada_norm"]
 
     def losses(step: int) -> dict[str, torch.Tensor]:
         batch = batches(step)
         noise, t = draw(batch["z"].shape, diffusion.steps, recipe.seed, step)
         labels = drop_labels(batch["y"], recipe.label_dropout, null, recipe.seed, step)
-        with autocast("cpu", recipe.precision):
+        z, t, labels, noise = (team.rows(tensor) for tensor in (batch["z"], t, labels, noise))
+        with autocast(team.device, recipe.precision):
 
             def denoise(zt: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
                 return model(zt, timestep=t, class_labels=y).sample
 
-            return teacher_objective(denoise, diffusion, batch["z"], t, labels, noise)
+            return teacher_objective(denoise, diffusion, z, t, labels, noise)
 
     return model, losses
 
 
 def latents(
-    autoencoder: nn.Module, folder: Path, recipe: PretrainRecipe, out: Path
+    autoencoder: nn.Module, folder: Path, recipe: PretrainRecipe, out: Path, team: Team
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scaled latents and labels of the training images, kept in ``out`` for the next start."""
     from ..files import save_safetensors_atomic
@@ -185,8 +197,10 @@ def latents(
         return tensors["z"], tensors["y"]
     source = load_fashion(_folder(recipe))
     z = encode(autoencoder, source.images) * autoencoder.config.scaling_factor  # type: ignore[union-attr, operator]
-    save_safetensors_atomic(cache, {"z": z, "y": source.labels})
-    write_json_atomic(out / "latents.json", {"autoencoder": identity, "mean": z.mean().item(), "std": z.std().item()})
+    if team.leads:
+        moments = {"mean": z.mean().item(), "std": z.std().item()}
+        save_safetensors_atomic(cache, {"z": z, "y": source.labels})
+        write_json_atomic(out / "latents.json", {"autoencoder": identity, **moments})
     return z, source.labels
 
 
@@ -197,17 +211,18 @@ def _zero_adaln(model: Any) -> None:
         nn.init.zeros_(linear.bias)
 
 
-def _classifier(recipe: PretrainRecipe, out: Path) -> tuple[nn.Module, Any]:
+def _classifier(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.Module, Any]:
     from .classifier import Classifier
 
-    model = Classifier(**recipe.model)
+    model = Classifier(**recipe.model).to(team.device)
     source = load_fashion(_folder(recipe))
     batches = Batches(inputs=source.images, labels=source.labels, size=recipe.batch, seed=recipe.seed)
 
     def losses(step: int) -> dict[str, torch.Tensor]:
         batch = batches(step)
-        with autocast("cpu", recipe.precision):
-            logits = model(batch["z"])
-        return {"cross_entropy": F.cross_entropy(logits.float(), batch["y"], label_smoothing=0.05)}
+        images, labels = team.rows(batch["z"]), team.rows(batch["y"])
+        with autocast(team.device, recipe.precision):
+            logits = model(images)
+        return {"cross_entropy": F.cross_entropy(logits.float(), labels, label_smoothing=0.05)}
 
     return model, losses

@@ -21,12 +21,27 @@ class Team:
     size: int = 1
 
     @classmethod
-    def current(cls) -> Team:
-        """As accelerate finds it: alone on the default device unless a launcher said otherwise."""
+    def current(cls, device: str | None = None) -> Team:
+        """As accelerate finds it: alone on the GPU where there is one, unless a launcher says otherwise.
+
+        device: such as ``cpu`` or ``cuda:1``, in the place of accelerate's choice. Raises ValueError where this machine
+        cannot compute there, or where several processes, of which each has its own, are all sent to one card.
+        """
         from accelerate import PartialState
 
-        state = PartialState()
-        return cls(device=state.device, rank=state.process_index, size=state.num_processes)
+        state = PartialState(cpu=device == "cpu")
+        place = state.device if device is None else usable(device)
+        if device is None and place.type == "mps":
+            place = torch.device("cpu")  # Apple's GPUs have no float64, which least squares and the schedule need
+        if state.num_processes > 1 and place.type != state.device.type:
+            raise ValueError(f"device {device!r}: the {state.num_processes} processes were started for {state.device}")
+        if state.num_processes > 1 and place.index is not None and place != state.device:
+            raise ValueError(f"device {device!r} for {state.num_processes} processes: each has its own, name none")
+        return cls(
+            device=state.device if state.num_processes > 1 else place,
+            rank=state.process_index,
+            size=state.num_processes,
+        )
 
     @property
     def leads(self) -> bool:
@@ -50,6 +65,12 @@ class Team:
                 torch.distributed.all_reduce(tensor)
                 tensor /= self.size
 
+    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give every process the first one's values, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, 0)
+
     def any(self, flag: bool) -> bool:
         """Whether any process says so; all get the same answer."""
         if self.size == 1:
@@ -62,3 +83,14 @@ class Team:
         """Until all processes are here."""
         if self.size > 1:
             torch.distributed.barrier()
+
+
+def usable(device: str) -> torch.device:
+    """The device of that name. Raises ValueError where this machine cannot compute in float64 there."""
+    try:
+        found = torch.device(device)
+        torch.zeros(1, dtype=torch.float64, device=found).item()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"device {device!r}: {reason}") from None
+    return found
