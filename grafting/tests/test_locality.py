@@ -101,6 +101,9 @@ def test_any_chunk_gives_what_the_whole_matrix_gives(
     torch.testing.assert_close(curve(by_raster(mass, grid)), raster, atol=1e-5, rtol=0)
     torch.testing.assert_close(curve(by_grid(mass, grid)), square, atol=1e-5, rtol=0)
     assert all(p.numel() <= max(limit, n) for _, _, p in slabs(q, k, width, limit))
+    whole = torch.zeros(n, n)
+    offset_mass(q, k, grid, limit, whole=whole)
+    torch.testing.assert_close(whole, (q @ k.transpose(2, 3)).softmax(-1).sum((0, 1)), atol=1e-5, rtol=0)
 
 
 def test_diagonals_are_those_of_the_matrix() -> None:

@@ -20,24 +20,32 @@ SLAB = 1 << 22
 """Attention probabilities held at a time: 16 MiB in float32."""
 
 
-def slabs(q: torch.Tensor, k: torch.Tensor, width: int, limit: int = SLAB) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """(head, queries, probabilities summed over samples (n, N)), at most ``limit`` probabilities at a time.
+def slabs(
+    q: torch.Tensor, k: torch.Tensor, width: int, limit: int = SLAB
+) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """(heads, queries, probabilities summed over samples (heads, n, N)), about ``limit`` probabilities at a time.
 
-    q, k: (B, heads, N, C), q scaled already. The queries of a slab lie in one row of a grid of ``width`` columns.
+    q, k: (B, heads, N, C), q scaled already. The queries of a slab are whole rows of a grid of ``width`` columns, or
+    lie within one row. At least one query of one sample and head is taken, that is N probabilities.
     """
     samples, heads, tokens, _ = q.shape
-    columns = max(1, min(width, limit // tokens))
-    together = max(1, limit // (tokens * columns))
-    for head in range(heads):
-        for row in range(0, tokens, width):
-            for start in range(row, row + width, columns):
-                queries = slice(start, min(start + columns, row + width))
-                total = torch.zeros(queries.stop - queries.start, tokens, device=q.device)
-                for part in range(0, samples, together):
-                    chosen = slice(part, part + together)
-                    scores = q[chosen, head, queries].float() @ k[chosen, head].float().transpose(1, 2)
-                    total += scores.softmax(-1).sum(0)
-                yield head, queries, total
+    count = max(1, min(tokens, limit // tokens))
+    count = count // width * width or count
+    abreast = max(1, min(heads, limit // (count * tokens)))
+    together = max(1, limit // (abreast * count * tokens))
+    cuts = [c for row in range(0, tokens, width) for c in range(row, row + width, count)]
+    if count > width:
+        cuts = list(range(0, tokens, count))
+    for head in range(0, heads, abreast):
+        chosen = slice(head, min(head + abreast, heads))
+        for start, stop in zip(cuts, [*cuts[1:], tokens], strict=True):
+            queries = slice(start, stop)
+            total = torch.zeros(chosen.stop - head, stop - start, tokens, device=q.device)
+            for part in range(0, samples, together):
+                some = slice(part, part + together)
+                scores = q[some, chosen, queries].float() @ k[some, chosen].float().transpose(2, 3)
+                total += scores.softmax(-1).sum(0)
+            yield chosen, queries, total
 
 
 def diagonal_sums(p: torch.Tensor) -> torch.Tensor:
@@ -48,29 +56,37 @@ def diagonal_sums(p: torch.Tensor) -> torch.Tensor:
     return skewed.sum(-2, dtype=torch.float64)
 
 
-def offset_mass(q: torch.Tensor, k: torch.Tensor, grid: Grid, limit: int = SLAB) -> torch.Tensor:
+def offset_mass(
+    q: torch.Tensor, k: torch.Tensor, grid: Grid, limit: int = SLAB, *, whole: torch.Tensor | None = None
+) -> torch.Tensor:
     """(heads, 2H - 1, 2W - 1) float64: attention mass by offset, mean over samples and queries; sums to 1 per head.
 
-    q, k: (B, heads, N, C) queries and keys, q scaled already. Raises ValueError where the grid has other than N tokens.
+    q, k: (B, heads, N, C) queries and keys, q scaled already. whole: (N, N), to which the probabilities of all samples
+    and heads are added, where one such matrix may be held. Raises ValueError where the grid has other than N tokens.
     """
     height, width = grid
     samples, heads, tokens, _ = q.shape
     if height * width != tokens:
         raise ValueError(f"a grid of {height} x {width} for {tokens} tokens: they must be as many")
     mass = torch.zeros(heads, 2 * height - 1, 2 * width - 1, dtype=torch.float64, device=q.device)
-    for head, queries, summed in slabs(q, k, width, limit):
-        add_slab(mass[head], queries, summed, grid)
+    for chosen, queries, summed in slabs(q, k, width, limit):
+        add_slab(mass[chosen], queries, summed, grid)
+        if whole is not None:
+            whole[queries] += summed.sum(0)
     return mass / (samples * tokens)
 
 
 def add_slab(mass: torch.Tensor, queries: slice, summed: torch.Tensor, grid: Grid) -> None:
-    """Add one slab of :func:`slabs` to the mass by offset (2H - 1, 2W - 1) of its head."""
+    """Add one slab of :func:`slabs` to the mass by offset (heads, 2H - 1, 2W - 1) of its heads."""
     height, width = grid
     row, column = divmod(queries.start, width)
-    count = queries.stop - queries.start
-    by_offset = diagonal_sums(summed.unflatten(1, (height, width)).transpose(0, 1))  # (H, count + W - 1)
-    left = width - count - column
-    mass[height - 1 - row : 2 * height - 1 - row, left : left + count + width - 1] += by_offset
+    rows = max(1, summed.shape[1] // width)
+    columns = summed.shape[1] // rows
+    # (heads, rows, columns, H, W): diagonals over queries and keys, along x and then along y.
+    along_x = diagonal_sums(summed.unflatten(1, (rows, columns)).unflatten(3, grid).transpose(2, 3))
+    along_both = diagonal_sums(along_x.permute(0, 3, 1, 2)).transpose(1, 2)  # (heads, rows + H - 1, columns + W - 1)
+    top, left = height - rows - row, width - columns - column
+    mass[:, top : top + rows + height - 1, left : left + columns + width - 1] += along_both
 
 
 def offsets(grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
