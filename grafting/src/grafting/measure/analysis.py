@@ -111,8 +111,8 @@ def analyze(
     nor the order of anything changes the figures beyond rounding. progress: called with passes done and in all.
 
     Raises:
-        AnalysisError: fewer than one sample, conditions that are missing, unequal or cannot be guided, or activations that
-            are not finite.
+        AnalysisError: fewer than one sample, conditions that are missing, unequal or cannot be guided, or an activation
+            that is not finite.
     """
     if samples < 1:
         raise AnalysisError(f"{samples} samples: at least 1")
