@@ -5,7 +5,8 @@
       - {site: mlp, blocks: [0, 1, 2], operator: mlp, options: {ratio: 3}}
 
 ``blocks`` is a list of indices or a pattern over the model's depth: ``interleaved 50%`` (every second block: 1, 3, …),
-``interleaved 75%`` (three of four), ``first 50%``, ``last 50%``, ``all``.
+``interleaved 75%`` (three of four), ``first 50%``, ``last 50%``, ``all``. ``most local 50%`` and ``least local 50%``
+name blocks once the locality of their attention is given: :meth:`Plan.located`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 CONTROLS = ("none", "identity")
 """Not operators but controls: a site whose output is zero, and a copy of the original."""
 
-PATTERN = re.compile(r"(interleaved|first|last) +(\d+(?:\.\d+)?) *%|all")
+PATTERNS = ("interleaved", "first", "last", "most local", "least local")
+PATTERN = re.compile(rf"({'|'.join(PATTERNS)}) +(\d+(?:\.\d+)?) *%|all")
 
 
 class PlanError(ValueError):
@@ -39,17 +41,16 @@ class PlanError(ValueError):
         super().__init__("; ".join(problems))
 
 
-def pattern_blocks(pattern: str, depth: int) -> tuple[int, ...]:
-    """Indices of the blocks that ``pattern`` picks of ``depth``.
+def pattern_blocks(pattern: str, depth: int, locality: Sequence[float] | None = None) -> tuple[int, ...]:
+    """Indices of the blocks that ``pattern`` picks of ``depth``; locality: of each block's attention.
 
     Interleaved picks block i when the count of picks, ratio x (i + 1) rounded down, grows there: 50 % gives 1, 3, 5, …,
-    75 % gives 1, 2, 3, 5, 6, 7, …. Raises PlanError for another pattern or a share that picks nothing.
+    75 % gives 1, 2, 3, 5, 6, 7, …. Raises PlanError for another pattern, a share that picks nothing, or a pattern of
+    locality without one figure per block.
     """
     match = PATTERN.fullmatch(pattern.strip())
     if not match:
-        raise PlanError(
-            [f"blocks {pattern!r}: a list of indices, 'all', or '{'|'.join(('interleaved', 'first', 'last'))} P%'"]
-        )
+        raise PlanError([f"blocks {pattern!r}: a list of indices, 'all', or '{'|'.join(PATTERNS)} P%'"])
     if match[0] == "all":
         return tuple(range(depth))
     share = Fraction(match[2]) / 100
@@ -58,6 +59,14 @@ def pattern_blocks(pattern: str, depth: int) -> tuple[int, ...]:
     count = int(share * depth)
     if count == 0:
         raise PlanError([f"blocks {pattern!r}: picks none of {depth} blocks"])
+    if match[1].endswith("local"):
+        if locality is None or len(locality) != depth:
+            told = "none is given" if locality is None else f"it is of {len(locality)}"
+            raise PlanError(
+                [f"blocks {pattern!r}: needs the measured locality of {depth} blocks, {told}; grafting analyze tells"]
+            )
+        sign = -1 if match[1].startswith("most") else 1
+        return tuple(sorted(sorted(range(depth), key=lambda i: sign * locality[i])[:count]))
     if match[1] == "first":
         return tuple(range(count))
     if match[1] == "last":
@@ -78,6 +87,17 @@ class Edit:
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
         if not isinstance(self.blocks, str):
             object.__setattr__(self, "blocks", tuple(self.blocks))
+
+    @property
+    def by_locality(self) -> bool:
+        """Whether the blocks are named by a measurement that is still to be given."""
+        return isinstance(self.blocks, str) and "local" in self.blocks
+
+    def located(self, locality: Sequence[float]) -> Edit:
+        """With a list of blocks where they were named by locality; one figure per block."""
+        if not (isinstance(self.blocks, str) and self.by_locality):
+            return self
+        return replace(self, blocks=pattern_blocks(self.blocks, len(locality), locality))
 
     def indices(self, depth: int) -> tuple[int, ...]:
         """The blocks of a model of ``depth`` blocks."""
@@ -128,6 +148,20 @@ class Plan:
         return cls._patterned("last", site, operator, ratio, options)
 
     @classmethod
+    def most_local(
+        cls, locality: Sequence[float], *, site: str = "attn", operator: str, ratio: float = 0.5, **options: Any
+    ) -> Plan:
+        """The share ``ratio`` of the blocks whose attention is most local, by one figure per block, as a list."""
+        return cls._patterned("most local", site, operator, ratio, options).located(locality)
+
+    @classmethod
+    def least_local(
+        cls, locality: Sequence[float], *, site: str = "attn", operator: str, ratio: float = 0.5, **options: Any
+    ) -> Plan:
+        """The share ``ratio`` of the blocks whose attention is least local."""
+        return cls._patterned("least local", site, operator, ratio, options).located(locality)
+
+    @classmethod
     def all(cls, *, site: str = "attn", operator: str, **options: Any) -> Plan:
         """Every block."""
         return cls(edits=(Edit(site=_kind(site), blocks="all", operator=operator, options=options),))
@@ -146,6 +180,15 @@ class Plan:
     def __add__(self, other: Plan) -> Plan:
         """Both plans' edits."""
         return Plan(edits=self.edits + other.edits, name=self.name or other.name)
+
+    @property
+    def by_locality(self) -> bool:
+        """Whether any edit waits for the locality of the blocks."""
+        return any(edit.by_locality for edit in self.edits)
+
+    def located(self, locality: Sequence[float]) -> Plan:
+        """The same plan with ``most local P%`` and ``least local P%`` as lists of blocks; locality: one per block."""
+        return replace(self, edits=tuple(edit.located(locality) for edit in self.edits))
 
     def resolve(self, source: Source) -> list[Resolved]:
         """Sites in the model's order with what they get. Raises PlanError where a pattern or a block does not fit."""

@@ -1,0 +1,144 @@
+"""What an analysis suggests: blocks whose attention is most local first, and a loss for stage 1 at each site.
+
+The rule for the loss follows from what stage 1 minimises (section 2 of arXiv 2506.05340: deep layers have heavy-tailed
+activations, so the loss matters). A squared error is the likelihood of Gaussian deviations, excess kurtosis 0; an
+absolute one of Laplace's, excess kurtosis 3; Huber's lies between. And the mean square of n deviations has relative
+variance (excess + 2) / n: :func:`l2_noise` is how many times the batch of a Gaussian site L2 needs to be as certain.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..hosts import Site, shape_of
+from ..plan import Plan, PlanError
+from ..store.models import config_of
+from ..teachers import teacher_folder, teachers
+from .activations import Spread
+from .analysis import Analysis, AnalysisError, Distance
+
+GAUSSIAN, LAPLACE = 1.0, 3.0
+"""Excess kurtosis below which L2 is suggested, and from which on L1 is; Huber's loss between."""
+SHARES = (25, 50, 75)
+FILE = "analysis.json"
+
+
+def suggested_loss(outputs: Spread) -> str:
+    """``l2``, ``huber`` or ``l1`` for a site with these outputs; ``l2`` where nothing varies."""
+    tails = outputs.kurtosis
+    if math.isnan(tails) or tails < GAUSSIAN:
+        return "l2"
+    return "huber" if tails < LAPLACE else "l1"
+
+
+def l2_noise(outputs: Spread) -> float:
+    """Variance of the mean square, over that of a Gaussian site: (excess + 2) / 2."""
+    return (outputs.kurtosis + 2) / 2
+
+
+def huber_corner(outputs: Spread) -> float:
+    """Where Huber's loss turns from square to absolute (an error of 1), in standard deviations of the outputs.
+
+    Errors are smaller than outputs: a corner beyond a few is L2 in all but name.
+    """
+    return 1 / math.sqrt(outputs.variance) if outputs.variance > 0 else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """L_k of every block of a model, averaged over heads and steps; ``reach`` is k."""
+
+    model: str
+    distance: Distance
+    reach: int
+    values: tuple[float, ...]
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Blocks, the most local first."""
+        return tuple(sorted(range(len(self.values)), key=lambda block: -self.values[block]))
+
+
+def rank(analysis: Analysis, distance: Distance = "raster", k: int | None = None) -> Ranking:
+    """Blocks by locality. Raises AnalysisError where a block's attention was grafted away."""
+    missing = sorted(set(range(analysis.depth)) - set(analysis.blocks))
+    if missing:
+        raise AnalysisError(f"{analysis.model}: blocks {missing} have no softmax attention to rank")
+    values = analysis.local(distance, k).mean((1, 2)).tolist()
+    return Ranking(
+        model=analysis.model, distance=distance, reach=analysis.reach(distance, k), values=tuple(map(float, values))
+    )
+
+
+def suggested_plans(ranking: Ranking, operator: str = "hyena_x") -> dict[str, str]:
+    """YAML by name: the most local quarter, half and three quarters of the blocks, with their locality beside them."""
+    depth, plans = len(ranking.values), {}
+    for share in SHARES:
+        if depth * share // 100 == 0:
+            continue
+        plan = Plan.most_local(ranking.values, operator=operator, ratio=share / 100)
+        (blocks,) = (edit.blocks for edit in plan.edits)
+        assert not isinstance(blocks, str)
+        chosen = sorted(blocks, key=ranking.order.index)
+        told = ", ".join(f"{block} {ranking.values[block]:.3f}" for block in chosen)
+        named = Plan(edits=plan.edits, name=f"{operator} in the most local {share} % of {ranking.model}")
+        comment = f"# L_{ranking.reach} over the {ranking.distance} by block, the most local first: {told}\n"
+        plans[f"most-local-{share}"] = comment + named.to_yaml()
+    return plans
+
+
+def suggested_losses(analysis: Analysis) -> dict[Site, str]:
+    """By site, from its outputs over all steps."""
+    return {site: suggested_loss(analysis.spread(site, "output")) for site in analysis.sites}
+
+
+def read_ranking(path: Path) -> Ranking:
+    """The ranking in an ``analysis.json``. Raises AnalysisError where there is none."""
+    if path.is_dir():
+        path = path / FILE
+    if not path.is_file():
+        raise AnalysisError(f"analysis {path}: no such file; grafting analyze writes one")
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))["ranking"]
+        if content is None:
+            raise AnalysisError(f"{path}: an analysis of a model with grafted attention ranks no blocks")
+        values = tuple(float(value) for value in content["values"])
+        if not values or not all(map(math.isfinite, values)):
+            raise ValueError
+        return Ranking(
+            model=str(content["model"]), distance=content["distance"], reach=int(content["reach"]), values=values
+        )
+    except AnalysisError:
+        raise
+    except (ValueError, KeyError, TypeError):
+        raise AnalysisError(f"{path}: no ranking of blocks as grafting analyze writes it") from None
+
+
+def located(plan: Plan, model: str, analysis: Path | None, config: Mapping[str, Any] | None = None) -> Plan:
+    """``plan`` with ``most local P%`` and ``least local P%`` as lists of blocks of MODEL; others as they are.
+
+    analysis: a file or folder of ``grafting analyze``; where None, what lies beside the model. config: the model's,
+    where it is at hand.
+
+    Raises:
+        AnalysisError: no analysis, or one that cannot be read.
+        PlanError: it is of a model with another number of blocks.
+    """
+    if not plan.by_locality:
+        return plan
+    folder = teacher_folder(model) if model in teachers() else Path(model)
+    if analysis is None and not (folder / FILE).is_file():
+        raise AnalysisError(
+            f"a plan by locality needs an analysis, and none lies beside {model}: make one with grafting analyze, and "
+            "name its file"
+        )
+    ranking = read_ranking(analysis or folder / FILE)
+    depth = shape_of(config or config_of(model)).depth
+    if depth != len(ranking.values):
+        raise PlanError([f"an analysis of {len(ranking.values)} blocks ({ranking.model}); {model} has {depth}"])
+    return plan.located(ranking.values)
