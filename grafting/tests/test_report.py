@@ -7,6 +7,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from grafting.report import (
     write_page,
     write_results,
 )
+from grafting.report.curves import model_curves, site_curves
 from grafting.report.figures import number
 
 
@@ -60,6 +62,7 @@ def results(folder: Path) -> Results:
             stage="stage 1",
             steps=tuple(range(0, 200, 10)),
             losses=tuple((0.5 + 0.1 * b) / (1 + 0.05 * s) for s in range(0, 200, 10)),
+            held_out=((0, 0.6), (200, 0.1)) if b > 1 else (),
         )
         for b in range(1, 12, 2)
     ]
@@ -146,7 +149,69 @@ def test_every_figure_names_its_run_and_protocols_do_not_mix(tmp_path):
     other = replace(made.models[0], run="full run", protocol="N = 2000")
     page = render(replace(made, models=(*made.models, other)), tmp_path)
     quality = page[page.index("Quality of samples") :]
-    assert quality.count("<tbody>", 0, quality.index("What was grafted")) == 2 and "full run" in quality
+    # Two protocols, each in two tables: closeness to real images, and precision with the rest.
+    assert quality.count("<tbody>", 0, quality.index("</section>")) == 4 and "full run" in quality
+
+
+def test_the_first_screen_has_the_teacher_and_the_hybrid_and_what_the_hybrid_is_judged_by(tmp_path):
+    made = results(tmp_path)
+    page = render(made, tmp_path)
+    first = page[page.index("key numbers") : page.index("Held-out denoising loss")]
+    assert first.count("<img") == 2 and "procedure" not in first and page.count("<img") == 4
+    assert all(alt.startswith("A grid of samples of ") for alt in re.findall(r'alt="([^"]*)"', page))
+    for value in ("0.1310", "teacher’s 0.1300, by +0.0008 … +0.0013", "0.0123", "not Inception", "7 %"):
+        assert value in first, value
+    elsewhere = replace(made, models=tuple(replace(m, run="another") for m in made.models))
+    assert "key numbers" not in render(elsewhere, tmp_path)  # a run beside it is no headline
+
+
+def test_a_wide_table_is_split_and_says_how_far_its_intervals_reach(tmp_path):
+    made = results(tmp_path)
+    many = {name: Figure(value=1.0, low=0.5, high=1.5) for name in ("fid", "fid_minus_floor", "sfid", "kid", "recall")}
+    page = render(replace(made, models=(replace(made.models[0], figures=many),)), tmp_path)
+    heads = [h.count("<th>") for h in re.findall(r"<thead>.*?</thead>", page[page.index("Quality of") :], re.S)[:2]]
+    assert heads == [4, 3] and "reach FID ±0.500, FID − floor ±0.500, KID ±0.500" in page
+
+
+def paths(drawing: str, width: str) -> list[str]:
+    return [p.get("d") for p in ET.fromstring(drawing).iter() if p.get("stroke-width") == width and "L" in p.get("d")]
+
+
+def test_every_site_has_a_panel_with_its_held_out_error_on_it(tmp_path):
+    """Places of points from the axes' definition: a factor of ten is the height, the last step the width."""
+    line = Curve(
+        name="blocks.0.attn", run="r", stage="s", steps=(0, 10), losses=(1.0, 0.1), held_out=((0, 0.5), (10, 0.2))
+    )
+    other = replace(line, name="blocks.1.attn", losses=(0.7, 0.3), held_out=())
+    drawing = site_curves([line, other], "t")
+    (judged,) = paths(drawing, "2.4")
+    (x0, y0), (x1, y1) = (map(float, point.split()) for point in judged.removeprefix("M").split("L"))
+    (trained,) = paths(drawing, "1.0")  # thin beside a held-out curve, thicker alone
+    (u0, v0), (u1, v1) = (map(float, point.split()) for point in trained.removeprefix("M").split("L"))
+    assert len(paths(drawing, "1.6")) == 1 and (x0, x1) == (u0, u1)
+    height = v1 - v0
+    assert (y0 - v0) / height == pytest.approx(0.301, abs=2e-3) and (y1 - v0) / height == pytest.approx(0.699, abs=2e-3)
+    assert drawing.count("<circle") == 2 and "0.200" in drawing and "blocks.1.attn" in drawing
+    assert site_curves([], "t") == model_curves([replace(line, losses=(0.0, 0.0), held_out=())], "t") == ""
+
+
+def test_models_of_one_stage_share_their_axes_and_keep_their_names(tmp_path):
+    lines = [Curve(name=f"m{k}", run="r", stage=f"m{k}: stage 2", steps=(1, 9), losses=(2.0, 1.0)) for k in range(3)]
+    page = render(Results(title="t", run="r", curves=tuple(lines)), tmp_path)
+    (drawing,) = re.findall(r"<svg.*?</svg>", page, re.S)
+    root = ET.fromstring(drawing)
+    labels = {t.text: float(t.get("y")) for t in root.iter() if t.text and t.text.startswith("m")}
+    heights = sorted(labels.values())
+    assert set(labels) == {"m0", "m1", "m2"} and min(b - a for a, b in pairwise(heights)) >= 15
+    assert heights[-1] < float(root.get("viewBox").split()[3]) and "stroke-dasharray" in drawing
+
+
+def test_the_summary_is_one_line_per_hybrid(tmp_path):
+    made = results(tmp_path)
+    hybrids = tuple(replace(made.models[1], name=name) for name in ("half", "all"))
+    text = "half (x at attn): it gains 1.5 to 2.0. It does. all (x): so."
+    page = render(replace(made, models=hybrids, summary=text), tmp_path)
+    assert "<p>half (x at attn): it gains 1.5 to 2.0. It does.</p>" in page and "<p>all (x): so.</p>" in page
 
 
 def test_names_are_escaped_and_an_empty_page_stands(tmp_path):

@@ -64,12 +64,12 @@ def test_every_model_is_measured_and_the_file_is_what_was_returned(finished: tup
     assert {curve.stage for curve in results.curves} >= {"hybrid: stage 1", "hybrid: stage 2", "procedure: stage 2"}
     for curve in results.curves:
         if not curve.stage.endswith("stage 1"):
-            assert curve.held_out is None
+            assert curve.held_out == ()
             continue
         owner = curve.stage.split(":")[0]
         kept = json.loads((out / owner / "train.json").read_text())["outcome"]["held out"][curve.name]
         assert kept["steps"][0] == 0 and kept["steps"][-1] == curve.steps[-1] + 1
-        assert curve.held_out == kept["losses"][-1] > 0
+        assert curve.held_out == tuple(zip(kept["steps"], kept["losses"], strict=True)) and min(kept["losses"]) > 0
     assert results.maps[0].sites == {"attn": (None, "hyena_x", None, "hyena_x"), "mlp": (None,) * 4}
     assert [row.setting.split(",")[0] for row in results.speed] == ["16 tokens", "36 tokens"]
 

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_text_atomic
 from . import figures
-from .results import ModelResult, Results
+from .curves import model_curves, site_curves
+from .results import Curve, ModelResult, Results
 
 if TYPE_CHECKING:
     import torch
 
-# Name, heading, and whether less is better, in the order of the table's columns.
-METRICS = (
+# Name, heading, and whether less is better, in the order of the columns; a table wider than a window is two tables.
+CLOSENESS = (
     ("fid", "FID", True),
     ("fid_minus_floor", "FID − floor", True),
-    ("sfid", "sFID", True),
+    ("FID − teacher's", "FID − teacher’s", True),
     ("kid", "KID", True),
-    ("inception_score", "IS", False),
-    ("precision", "precision", False),
-    ("recall", "recall", False),
+    ("KID − teacher's", "KID − teacher’s", True),
     ("recognised", "recognised", False),
 )
+FURTHER = (
+    ("sfid", "sFID", True),
+    ("sfid_minus_floor", "sFID − floor", True),
+    ("precision", "precision", False),
+    ("recall", "recall", False),
+    ("inception_score", "IS", False),
+)
+FIRST = 4
+"""Pictures on the first screen: the teacher and its hybrids."""
 
 
 def grid_png(images: torch.Tensor, *, columns: int, gap: int = 2, zoom: int = 2) -> bytes:
@@ -66,20 +74,21 @@ def render(results: Results | Mapping[str, Any], folder: Path) -> str:
 
     if not isinstance(results, Results):
         results = Results.from_dict(results)
-    stages = [
-        {"title": f"{stage} · {run}", "run": run, "svg": Markup(figures.curves(list(lines), f"{stage}, {run}"))}
-        for (stage, run), lines in groupby(results.curves, key=lambda c: (c.stage, c.run))
-    ]
     titled = f"speed-up over the teacher, {results.run}"
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("grafting.report") / "page.html").read_text(encoding="utf-8"))
+    pictures = [(m, _inline(folder, m.grid)) for m in results.models if m.grid]
+    first = [(m, data) for m, data in pictures if m.role != "control" and m.run == results.run][:FIRST]
     return template.render(
         r=results,
-        pictures=[(m, _inline(folder, m.grid)) for m in results.models if m.grid],
+        verdict=_sentences(results),
+        first=first,
+        others=[(m, data) for m, data in pictures if all(m is not shown for shown, _ in first)],
+        keys=_keys(results),
         tables=_tables(results.models),
         losses=_losses(results.models),
         maps=[(m, Markup(figures.site_map(m, f"sites of {m.model}"))) for m in results.maps],
-        stages=stages,
+        stages=_stages(results.curves),
         speed=Markup(figures.speed(results.speed, titled)) if results.speed else None,
         speed_runs=", ".join(dict.fromkeys(row.run for row in results.speed)),
         costs=[(c, Markup(figures.cost(c, f"cost of {c.model}"))) for c in results.costs],
@@ -100,19 +109,90 @@ def _inline(folder: Path, name: str | None) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
+def _sentences(results: Results) -> list[str]:
+    """The summary, one sentence per hybrid, each on a line of its own."""
+    names = "|".join(re.escape(m.name) for m in results.models if m.role == "hybrid")
+    return re.split(rf"(?<=\.) (?=(?:{names}) \()", results.summary) if names else [results.summary]
+
+
+def _keys(results: Results) -> list[dict[str, Any]]:
+    """The numbers that a hybrid of this run is judged by first, each with what it must be read beside."""
+    teachers = {m.run: m for m in results.models if m.role == "teacher"}
+    found = []
+    for model in results.models:
+        teacher = teachers.get(model.run)
+        if model.role != "hybrid" or model.run != results.run or teacher is None:
+            continue
+        items: list[tuple[str, str, str]] = []
+        if model.denoising is not None and teacher.denoising is not None:
+            note = f"teacher’s {teacher.denoising.value:.4f}"
+            if (d := model.denoising_difference) is not None and d.low is not None and d.high is not None:
+                note += f", by {d.low:+.4f} … {d.high:+.4f}"
+            items.append(("held-out loss", f"{model.denoising.value:.4f}", note))
+        for name, heading, _ in (CLOSENESS[1], CLOSENESS[3]):
+            if name in model.figures and name in teacher.figures:
+                label = "; not Inception" if "not Inception" in model.protocol else ""
+                beside = f"teacher’s {figures.number(teacher.figures[name].value)}{label}"
+                items.append((heading, figures.number(model.figures[name].value), beside))
+        rows = [row for row in results.speed if (row.model, row.run) == (model.name, model.run)]
+        if rows:
+            best = max(rows, key=lambda row: row.speedup)
+            bounds = [("FLOP", best.flop_bound), ("time", best.time_bound)]
+            told = ", ".join(f"{name} bound {bound:.2f}×" for name, bound in bounds if bound is not None)
+            items.append(("speed-up", f"{best.speedup:.2f}×", f"{best.setting.split(', ')[0]}; {told}"))
+        items += [
+            ("cost", f"{cost.share * 100:.2g} %", "of the teacher’s training")
+            for cost in results.costs
+            if (cost.model, cost.run) == (model.name, model.run)
+        ]
+        if items:
+            found.append({"name": model.name, "description": model.description, "items": items})
+    return found
+
+
+def _stages(curves: tuple[Curve, ...]) -> list[dict[str, Any]]:
+    """Drawings of a run's curves: the sites of a stage in panels, the models of a stage on one pair of axes."""
+    from markupsafe import Markup
+
+    groups: dict[tuple[str, str, bool], list[Curve]] = {}
+    for curve in curves:
+        of_site = curve.name.startswith("blocks.")
+        stage = curve.stage if of_site else curve.stage.rpartition(": ")[2]
+        groups.setdefault((curve.run, stage, of_site), []).append(curve)
+    drawings = []
+    for (run, stage, of_site), lines in sorted(groups.items(), key=lambda group: not group[0][2]):
+        svg = (site_curves if of_site else model_curves)(lines, f"{stage}, {run}")
+        judged = any(curve.held_out for curve in lines)
+        drawings.append({"title": stage, "run": run, "sites": of_site, "judged": judged, "svg": Markup(svg)})
+    return drawings
+
+
 def _tables(models: tuple[ModelResult, ...]) -> list[dict[str, Any]]:
-    """One table per run and protocol: figures under different protocols must not share one."""
-    tables = []
+    """One block per run and protocol: figures under different protocols must not share a table."""
+    blocks = []
     measured = [m for m in models if m.figures]
-    keys = dict.fromkeys((m.run, m.protocol) for m in measured)
-    for run, protocol in keys:
+    named = {name for name, _, _ in (*CLOSENESS, *FURTHER)}
+    for run, protocol in dict.fromkeys((m.run, m.protocol) for m in measured):
         rows = [m for m in measured if (m.run, m.protocol) == (run, protocol)]
         present = {name for m in rows for name in m.figures}
-        columns = [c for c in METRICS if c[0] in present]
-        columns += [(name, name, True) for name in sorted(present - {c[0] for c in METRICS})]
-        floors = {c[0]: m.figures[c[0]].floor for m in reversed(rows) for c in columns if c[0] in m.figures}
-        tables.append({"run": run, "protocol": protocol, "columns": columns, "rows": rows, "floors": floors})
-    return tables
+        parts = [[c for c in columns if c[0] in present] for columns in (CLOSENESS, FURTHER)]
+        parts[1] += [(name, name, True) for name in sorted(present - named)]
+        floors = {name: m.figures[name].floor for m in reversed(rows) for name in m.figures}
+        parts = [columns for columns in parts if columns]
+        floored = {name for name, floor in floors.items() if floor is not None}
+        blocks.append({"run": run, "protocol": protocol, "parts": parts, "rows": rows, "floors": floors})
+        blocks[-1] |= {"floored": floored, "width": _widths(rows[0])}
+    return blocks
+
+
+def _widths(model: ModelResult) -> str:
+    """How far the intervals of one model reach, in words."""
+    told = [
+        f"{heading} ±{figures.number((f.high - f.low) / 2)}"
+        for name, heading, _ in CLOSENESS
+        if (f := model.figures.get(name)) is not None and f.low is not None and f.high is not None
+    ]
+    return f"95 % intervals of {model.name} reach {', '.join(told)}: smaller differences say nothing." if told else ""
 
 
 def _losses(models: tuple[ModelResult, ...]) -> list[dict[str, Any]]:

@@ -55,14 +55,17 @@ class ModelResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Losses of one site (``blocks.3.attn``) or of one model over training steps; ``held_out`` is the last error."""
+    """Losses of one site (``blocks.3.attn``) or of one model over training steps.
+
+    held_out: (step, error) on held-out images, where that was measured.
+    """
 
     name: str
     run: str
     stage: str
     steps: tuple[int, ...]
     losses: tuple[float, ...]
-    held_out: float | None = None
+    held_out: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.losses):
@@ -140,29 +143,34 @@ class Results:
         data = dict(raw)
         data["models"] = tuple(_model(x) for x in raw.get("models", ()))
         data["curves"] = tuple(
-            _build(Curve, {**x, "steps": tuple(x.get("steps", ())), "losses": tuple(x.get("losses", ()))})
+            built(
+                Curve,
+                x
+                | {key: tuple(x.get(key, ())) for key in ("steps", "losses")}
+                | {"held_out": tuple((int(step), float(error)) for step, error in x.get("held_out") or ())},
+            )
             for x in raw.get("curves", ())
         )
         data["maps"] = tuple(
-            _build(SiteMap, {**x, "sites": {k: tuple(v) for k, v in x.get("sites", {}).items()}})
+            built(SiteMap, {**x, "sites": {k: tuple(v) for k, v in x.get("sites", {}).items()}})
             for x in raw.get("maps", ())
         )
-        data["speed"] = tuple(_build(SpeedRow, x) for x in raw.get("speed", ()))
-        data["costs"] = tuple(_build(Cost, x) for x in raw.get("costs", ()))
+        data["speed"] = tuple(built(SpeedRow, x) for x in raw.get("speed", ()))
+        data["costs"] = tuple(built(Cost, x) for x in raw.get("costs", ()))
         data["notes"] = tuple(raw.get("notes", ()))
-        return _build(cls, data)
+        return built(cls, data)
 
 
 def _model(raw: Mapping[str, Any]) -> ModelResult:
     data = dict(raw)
-    data["figures"] = {name: _build(Figure, figure) for name, figure in raw.get("figures", {}).items()}
+    data["figures"] = {name: built(Figure, figure) for name, figure in raw.get("figures", {}).items()}
     for key in ("denoising", "denoising_difference"):
         if raw.get(key) is not None:
-            data[key] = _build(Figure, raw[key])
-    return _build(ModelResult, data)
+            data[key] = built(Figure, raw[key])
+    return built(ModelResult, data)
 
 
-def _build(kind: type[T], raw: Mapping[str, Any]) -> T:
+def built(kind: type[T], raw: Mapping[str, Any]) -> T:
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     for key in raw:
         if key not in known:
