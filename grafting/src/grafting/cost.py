@@ -162,9 +162,9 @@ def _site_cost(entry: Resolved, shape: HostShape, block: BlockCost) -> SiteCost:
         kept = entry.operator == "identity"
         parameters_after, flops_after = (parameters_before, flops_before) if kept else (0, 0)
     else:
-        from .operators import get
+        from .operators import arithmetic
 
-        operator = get(entry.operator)
+        operator = arithmetic(entry.operator)
         d, heads, n = shape.width, shape.heads, shape.tokens
         parameters_after = operator.parameters_count(d, heads, n, **entry.options)
         flops_after = operator.flops(d, heads, n, **entry.options)

@@ -229,7 +229,7 @@ class Plan:
 
     def check(self, source: Source) -> CheckReport:
         """Everything that is wrong with this plan on a live model, a configuration or sizes."""
-        from .operators import OperatorError, get
+        from .operators import OperatorError, arithmetic
 
         shape = _shape(source)
         problems = self._block_problems(shape)
@@ -240,7 +240,7 @@ class Plan:
                     problems.append(f"{where}: the control takes no options, given {', '.join(edit.options)}")
                 continue
             try:
-                operator = get(edit.operator)
+                operator = arithmetic(edit.operator)
                 operator.resolve(width=shape.width, heads=shape.heads, tokens=shape.tokens, **edit.options)
             except OperatorError as error:
                 problems.append(f"{where}: {error}")

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grafting.operators.base import QKV, Grid, Operator, Option, Weights, assign
+from grafting.operators.base import QKV, Grid, Operator, Weights, assign
+from grafting.operators.formulas import AttentionFormulas, MultiHeadFormulas, SlidingWindowFormulas
 from grafting.operators.registry import register
 
 
-class Attention(Operator):
+class Attention(AttentionFormulas, Operator):
     """Projections of the attention operators: q, k, v from one layer D → 3D with bias, one output layer."""
 
-    needs_heads = True
     qkv_name: ClassVar[str] = "qkv"
     out_name = "proj"
 
@@ -66,13 +65,9 @@ class Attention(Operator):
         assign(self.out_projection, *out)
         return True
 
-    @classmethod
-    def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
-        return 4 * width * width + 4 * width
-
 
 @register("mha")
-class MultiHeadAttention(Attention):
+class MultiHeadAttention(MultiHeadFormulas, Attention):
     """Softmax attention, the operator that DiT's blocks have."""
 
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
@@ -82,27 +77,17 @@ class MultiHeadAttention(Attention):
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         return self.naive_softmax(x, reach=x.shape[1])
 
-    @classmethod
-    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
-        return 8 * tokens * width * width + 4 * tokens * tokens * width
-
 
 @register("swa")
-class SlidingWindowAttention(Attention):
+class SlidingWindowAttention(SlidingWindowFormulas, Attention):
     """Softmax attention within `window` tokens each side of the raster index.
 
     Computed in blocks: the queries of a block meet its own keys and `window` more on each side, so the work grows with
     N and not with N², and no key is copied more than 1 + 2·window/block times.
     """
 
-    option_table: ClassVar[Mapping[str, Option]] = {"window": Option.integer(4)}
     qkv_name = "Wqkv"
     out_name = "out_proj"
-
-    @staticmethod
-    def block_size(window: int) -> int:
-        """Queries computed together; 32 was fastest of 16, 32, 64, 128 on a CPU at N = 4,096, D = 1152."""
-        return max(32, 2 * window)
 
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         n, window = x.shape[1], self.options["window"]
@@ -131,9 +116,3 @@ class SlidingWindowAttention(Attention):
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         return self.naive_softmax(x, reach=self.options["window"])
-
-    @classmethod
-    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
-        block = cls.block_size(options["window"])
-        padded = -(-tokens // block) * block
-        return 8 * tokens * width * width + 4 * padded * (block + 2 * options["window"]) * width

@@ -2,64 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from grafting.operators.arithmetic import Arithmetic, OperatorError
 
 Grid = Sequence[int]
 Weights = tuple[Tensor, Tensor | None]  # weight (out, in) and bias (out,) of a linear layer
 QKV = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]  # wq, bq, wk, bk, wv, bv
 
 
-class OperatorError(ValueError):
-    """A name, size or option that no operator accepts; the message names every problem at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """One option of an operator: its default, its test, and in words what is allowed."""
-
-    default: Any
-    allowed: str
-    valid: Callable[[Any], bool]
-
-    @staticmethod
-    def integer(default: int, *, least: int = 1, odd: bool = False) -> Option:
-        """A whole number of at least `least`; an odd one where a centred filter asks for it."""
-        return Option(
-            default=default,
-            allowed=f"an {'odd ' if odd else ''}integer of at least {least}",
-            valid=lambda v: type(v) is int and v >= least and (not odd or v % 2 == 1),
-        )
-
-    @staticmethod
-    def positive(default: float) -> Option:
-        """A positive finite number."""
-        return Option(
-            default=default,
-            allowed="a positive number",
-            valid=lambda v: type(v) in (int, float) and math.isfinite(v) and v > 0,
-        )
-
-    @staticmethod
-    def choice(default: str, *others: str) -> Option:
-        """One of a few names."""
-        names = (default, *others)
-        return Option(default=default, allowed=" or ".join(names), valid=lambda v: v in names)
-
-
-def nearest(given: str, allowed: Sequence[str]) -> str:
-    """The words that end an error about a misspelt name."""
-    close = difflib.get_close_matches(given, allowed, n=1, cutoff=0.0)
-    return f"did you mean {close[0]!r}? allowed: {', '.join(allowed)}" if close else "none is allowed"
-
-
-class Operator(nn.Module):
+class Operator(Arithmetic, nn.Module):
     """Base of all operators.
 
     A subclass sets the class variables, makes its layers in `make_layers`, computes `features` and, as its reference,
@@ -67,11 +24,6 @@ class Operator(nn.Module):
     least-squares solution. `count_parameters` and `count_flops` may be replaced by formulas.
     """
 
-    name: ClassVar[str] = ""
-    kind: ClassVar[Literal["mixer", "channel"]] = "mixer"
-    needs_heads: ClassVar[bool] = False
-    needs_tokens: ClassVar[bool] = False
-    option_table: ClassVar[Mapping[str, Option]] = {}
     out_name: ClassVar[str] = "out_proj"
 
     def __init__(self, *, width: int, heads: int | None = None, tokens: int | None = None, **options: Any) -> None:
@@ -86,44 +38,6 @@ class Operator(nn.Module):
         self.heads = heads
         self.tokens = tokens
         self.make_layers()
-
-    @classmethod
-    def resolve(cls, *, width: int, heads: int | None, tokens: int | None, **options: Any) -> dict[str, Any]:
-        """The options with their defaults filled in.
-
-        Raises:
-            OperatorError: naming all problems at once.
-        """
-        problems = [
-            f"unknown option {given!r} ({nearest(given, list(cls.option_table))})"
-            for given in options
-            if given not in cls.option_table
-        ]
-        resolved = {key: options.get(key, option.default) for key, option in cls.option_table.items()}
-        for key, option in cls.option_table.items():
-            if not option.valid(resolved[key]):
-                problems.append(f"{key} is {resolved[key]!r}, must be {option.allowed}")
-        for label, value, needed in (
-            ("width", width, True),
-            ("heads", heads, cls.needs_heads),
-            ("tokens", tokens, cls.needs_tokens),
-        ):
-            if value is None and not needed:
-                continue
-            if type(value) is not int or value < 1:
-                problems.append(f"{label} is {value!r}, must be an integer of at least 1")
-        if not problems:
-            problems += cls.size_problems(width, heads, resolved)
-        if problems:
-            raise OperatorError(f"operator {cls.name!r}: " + "; ".join(problems))
-        return resolved
-
-    @classmethod
-    def size_problems(cls, width: int, heads: int | None, options: Mapping[str, Any]) -> list[str]:
-        """Problems of sizes and options that are valid one by one but not together."""
-        if cls.needs_heads and heads is not None and width % heads:
-            return [f"width {width} is not divisible by heads {heads}"]
-        return []
 
     def make_layers(self) -> None:
         """Create the layers from `width`, `heads`, `tokens` and `options`."""
@@ -172,26 +86,6 @@ class Operator(nn.Module):
     def copy_from_mlp(self, fc1: Weights, fc2: Weights) -> bool:
         """Start from an MLP's two layers; returns whether anything was copied."""
         return False
-
-    @classmethod
-    def parameters_count(cls, width: int, heads: int | None = None, tokens: int | None = None, **options: Any) -> int:
-        """Number of trained parameters, without making them.
-
-        Raises:
-            OperatorError: as on construction.
-        """
-        resolved = cls.resolve(width=width, heads=heads, tokens=tokens, **options)
-        return cls.count_parameters(width, heads, tokens, resolved)
-
-    @classmethod
-    def flops(cls, width: int, heads: int | None, tokens: int, **options: Any) -> int:
-        """Floating-point operations of one forward pass of one sample (2 per multiply-add of products and filters).
-
-        Raises:
-            OperatorError: as on construction.
-        """
-        resolved = cls.resolve(width=width, heads=heads, tokens=tokens, **options)
-        return cls.count_flops(width, heads, tokens, resolved)
 
     @classmethod
     def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:

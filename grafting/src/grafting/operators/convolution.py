@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grafting.operators.base import Grid, OperatorError
+from grafting.operators.arithmetic import OperatorError
+from grafting.operators.base import Grid
 
 
 def grid_of(tokens: int, grid: Grid | None) -> tuple[int, int, int]:

@@ -7,13 +7,12 @@ q, k, v.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from grafting.operators.base import QKV, Grid, Operator, Option, Weights, assign
+from grafting.operators.base import QKV, Grid, Operator, Weights, assign
 from grafting.operators.convolution import (
     filter_1d,
     filter_2d,
@@ -21,16 +20,20 @@ from grafting.operators.convolution import (
     naive_filter_1d,
     naive_filter_2d,
 )
+from grafting.operators.formulas import (
+    HyenaFormulas,
+    HyenaSEFormulas,
+    HyenaX2DFormulas,
+    HyenaXCentredFormulas,
+    HyenaXFormulas,
+    HyenaYFormulas,
+)
 from grafting.operators.registry import register
 
 
-class Hyena(Operator):
+class Hyena(HyenaFormulas, Operator):
     """The family: in_proj, optional short filter on all 3D channels, v ← k·v, optional inner filter, q·v, out_proj."""
 
-    option_table: ClassVar[Mapping[str, Option]] = {"kernel": Option.integer(4)}
-    has_short: ClassVar[bool] = True
-    has_inner: ClassVar[bool] = False
-    dimensions: ClassVar[int] = 1
     centred: ClassVar[bool] = False
 
     def make_layers(self) -> None:
@@ -94,55 +97,31 @@ class Hyena(Operator):
         assign(self.out_proj, *out)
         return True
 
-    @classmethod
-    def filter_sizes(cls, width: int, options: Mapping[str, Any]) -> tuple[int, int]:
-        """Filtered channels over both filters, and taps of each channel."""
-        channels = (3 * width if cls.has_short else 0) + (width if cls.has_inner else 0)
-        return channels, options["kernel"] ** cls.dimensions
-
-    @classmethod
-    def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
-        channels, taps = cls.filter_sizes(width, options)
-        return 4 * width * width + 4 * width + channels * (taps + 1)
-
-    @classmethod
-    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
-        channels, taps = cls.filter_sizes(width, options)
-        return 2 * tokens * (4 * width * width + channels * taps)
-
 
 @register("hyena_se")
-class HyenaSE(Hyena):
+class HyenaSE(HyenaSEFormulas, Hyena):
     """Short first filter and short inner filter, both causal over the raster."""
-
-    has_inner = True
 
 
 @register("hyena_x")
-class HyenaX(Hyena):
+class HyenaX(HyenaXFormulas, Hyena):
     """First filter only."""
 
 
 @register("hyena_y")
-class HyenaY(Hyena):
+class HyenaY(HyenaYFormulas, Hyena):
     """Inner filter only."""
-
-    has_short = False
-    has_inner = True
 
 
 @register("hyena_x_centred")
-class HyenaXCentred(Hyena):
+class HyenaXCentred(HyenaXCentredFormulas, Hyena):
     """`hyena_x` whose filter looks as far ahead as back."""
 
-    option_table: ClassVar[Mapping[str, Option]] = {"kernel": Option.integer(5, odd=True)}
     centred = True
 
 
 @register("hyena_x_2d")
-class HyenaX2D(Hyena):
+class HyenaX2D(HyenaX2DFormulas, Hyena):
     """`hyena_x` with a centred square filter on the grid of tokens."""
 
-    option_table: ClassVar[Mapping[str, Option]] = {"kernel": Option.integer(3, odd=True)}
     centred = True
-    dimensions = 2

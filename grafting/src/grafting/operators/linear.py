@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grafting.operators.attention import Attention
-from grafting.operators.base import QKV, Grid, Operator, Option, Weights, assign
+from grafting.operators.base import QKV, Grid, Operator, Weights, assign
 from grafting.operators.convolution import filter_2d, make_identity, naive_filter_2d
+from grafting.operators.formulas import LinearFormulas, LocalMeanFormulas
 from grafting.operators.registry import register
 
 SMALL = 1e-6  # keeps the normaliser off zero where a rectified map silences every key
 
 
 @register("linear")
-class LinearAttention(Attention):
+class LinearAttention(LinearFormulas, Attention):
     """y_n = Σ_m φ(q_n)·φ(k_m) v_m / Σ_m φ(q_n)·φ(k_m), non-causal, computed through the C x C sums of φ(k) vᵀ.
 
     The feature map φ is elu + 1 (Katharopoulos et al., arXiv 2006.16236), relu, or the learned softmax map of Hedgehog
     (Zhang et al., arXiv 2402.04347): softmax of [Wx, -Wx] per head, W starting as the identity.
     """
-
-    option_table: ClassVar[Mapping[str, Option]] = {"feature_map": Option.choice("elu+1", "relu", "learned")}
 
     def make_layers(self) -> None:
         super().make_layers()
@@ -71,31 +67,14 @@ class LinearAttention(Attention):
             return torch.cat([x.exp() / total, (-x).exp() / total], dim=-1)
         return x.clamp(min=0) if self.options["feature_map"] == "relu" else torch.where(x > 0, x + 1, x.exp())
 
-    @classmethod
-    def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
-        assert heads is not None
-        maps = 2 * width * width // heads if options["feature_map"] == "learned" else 0
-        return 4 * width * width + 4 * width + maps
-
-    @classmethod
-    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
-        assert heads is not None
-        size = width // heads
-        learned = options["feature_map"] == "learned"
-        # Sums, reads and normaliser over features of size C or 2C, and the maps themselves.
-        core = tokens * width * (12 * size + 4 if learned else 4 * size + 2)
-        return 8 * tokens * width * width + core
-
 
 @register("local_mean")
-class LocalMean(Operator):
+class LocalMean(LocalMeanFormulas, Operator):
     """out_proj([filter(v), gate(x) ⊙ mean(v)]): values through a centred filter on the grid, beside their mean.
 
     The filter starts as the identity and the gate as one, so at the start every feature is linear in the values and a
     least-squares output projection is the whole fit. Four D x D matrices, as attention and Hyena have.
     """
-
-    option_table: ClassVar[Mapping[str, Option]] = {"kernel": Option.integer(3, odd=True)}
 
     def make_layers(self) -> None:
         d, taps = self.width, self.options["kernel"]
@@ -134,11 +113,3 @@ class LocalMean(Operator):
         assign(self.out_proj, torch.cat([out[0], out[0]], dim=1) / 2, out[1])
         self.start_linear()
         return True
-
-    @classmethod
-    def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
-        return 4 * width * width + 3 * width + width * (options["kernel"] ** 2 + 1)
-
-    @classmethod
-    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
-        return 2 * tokens * width * (4 * width + options["kernel"] ** 2)

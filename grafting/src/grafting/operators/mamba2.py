@@ -8,15 +8,14 @@ after the gate), so released weights load key by key.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grafting.operators.base import Grid, Operator, Option
+from grafting.operators.base import Grid, Operator
 from grafting.operators.convolution import filter_1d, naive_filter_1d
+from grafting.operators.formulas import Mamba2Formulas
 from grafting.operators.registry import register
 
 STEP_RANGE = (1e-3, 1e-1)  # of softplus(dt_bias) at the start, log-uniform; with a floor of 1e-4: the published layer's
@@ -37,31 +36,12 @@ class GatedRMSNorm(nn.Module):
 
 
 @register("mamba2")
-class Mamba2(Operator):
+class Mamba2(Mamba2Formulas, Operator):
     """h_n = exp(Δ_n A) h_{n-1} + Δ_n x_n B_nᵀ, y_n = h_n C_n + D x_n per head, causal over the raster.
 
     Within a chunk this is masked attention of C and B; from chunk to chunk only the state (P x S per head) is handed
     on, so the work grows with N · L and not with N².
     """
-
-    option_table: ClassVar[Mapping[str, Option]] = {
-        "state": Option.integer(64),
-        "kernel": Option.integer(4),
-        "expand": Option.integer(2),
-        "head_dim": Option.integer(16),
-        "chunk": Option.integer(64),
-    }
-
-    @classmethod
-    def size_problems(cls, width: int, heads: int | None, options: Mapping[str, Any]) -> list[str]:
-        inner, size = width * options["expand"], options["head_dim"]
-        return [f"expand x width = {inner} is not divisible by head_dim {size}"] if inner % size else []
-
-    @classmethod
-    def sizes(cls, width: int, options: Mapping[str, Any]) -> tuple[int, int, int]:
-        """E, S and H."""
-        inner = width * options["expand"]
-        return inner, options["state"], inner // options["head_dim"]
 
     def make_layers(self) -> None:
         inner, state, heads = self.sizes(self.width, self.options)
@@ -109,23 +89,6 @@ class Mamba2(Operator):
         y = torch.stack(rows, dim=1).flatten(2) * z * torch.sigmoid(z)
         y = y / torch.sqrt(y.square().mean(dim=-1, keepdim=True) + self.norm.eps) * self.norm.weight
         return self.out_proj(y)
-
-    @classmethod
-    def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
-        inner, state, own = cls.sizes(width, options)
-        channels = inner + 2 * state
-        projections = width * (inner + channels + own) + inner * width
-        return projections + channels * (options["kernel"] + 1) + 3 * own + inner
-
-    @classmethod
-    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
-        inner, state, own = cls.sizes(width, options)
-        channels = inner + 2 * state
-        chunk = min(options["chunk"], tokens)
-        chunks = -(-tokens // chunk)
-        outer = 2 * tokens * (width * (2 * inner + 2 * state + own) + inner * width + channels * options["kernel"])
-        # Within chunks: C·B, then the mask times values; between them: states made, and states read.
-        return outer + 2 * chunks * chunk * (chunk * (state + inner) + 2 * inner * state)
 
 
 def chunked_scan(u: Tensor, decay: Tensor, b: Tensor, c: Tensor, chunk: int) -> Tensor:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grafting.operators.base import Grid, Operator, Option, Weights
+from grafting.operators.base import Grid, Operator, Weights
 from grafting.operators.convolution import naive_filter_1d
+from grafting.operators.formulas import MlpFormulas, MlpHyenaXFormulas, hidden_size
 from grafting.operators.registry import register
 
 
-def hidden_size(width: int, ratio: float) -> int:
-    """Hidden units of a perceptron: the nearest whole number to ratio x width."""
-    return max(1, round(width * ratio))
-
-
 @register("mlp")
-class Mlp(Operator):
+class Mlp(MlpFormulas, Operator):
     """y = fc2(gelu(fc1(x))) with the tanh form of GELU, as DiT's blocks have (ratio 4); the paper grafts 3 and 6."""
 
-    kind = "channel"
-    option_table: ClassVar[Mapping[str, Option]] = {"ratio": Option.positive(4)}
     out_name = "fc2"
 
     def make_layers(self) -> None:
@@ -59,27 +50,14 @@ class Mlp(Operator):
             self.fc2.bias.copy_(b2)
         return True
 
-    @classmethod
-    def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
-        hidden = hidden_size(width, options["ratio"])
-        return 2 * width * hidden + hidden + width
-
-    @classmethod
-    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
-        return 4 * tokens * width * hidden_size(width, options["ratio"])
-
 
 @register("mlp_hyena_x")
-class MlpHyenaX(Operator):
+class MlpHyenaX(MlpHyenaXFormulas, Operator):
     """Gated convolution as channel mixer: D → 3·r·D, a causal filter, y = q·k·v, r·D → D.
 
     The filter's channels are the token positions and it runs along the features, as in the released grafts, so the
     operator is tied to its number of tokens.
     """
-
-    kind = "channel"
-    needs_tokens = True
-    option_table: ClassVar[Mapping[str, Option]] = {"ratio": Option.integer(2), "kernel": Option.integer(4)}
 
     def make_layers(self) -> None:
         hidden = self.width * self.options["ratio"]
@@ -99,14 +77,3 @@ class MlpHyenaX(Operator):
         h = naive_filter_1d(h.transpose(1, 2), weight, bias, before=self.options["kernel"] - 1).transpose(1, 2)
         hidden = h.shape[-1] // 3
         return self.out_proj(h[..., :hidden] * h[..., hidden : 2 * hidden] * h[..., 2 * hidden :])
-
-    @classmethod
-    def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
-        hidden = width * options["ratio"]
-        assert tokens is not None
-        return 4 * width * hidden + 3 * hidden + width + tokens * (options["kernel"] + 1)
-
-    @classmethod
-    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
-        hidden = width * options["ratio"]
-        return tokens * (8 * width * hidden + 6 * hidden * options["kernel"])

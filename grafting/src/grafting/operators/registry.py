@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-from grafting.operators.base import Operator, OperatorError, nearest
+from grafting.operators.arithmetic import TABLE, Arithmetic, OperatorError, arithmetic
+from grafting.operators.base import Operator
 
 T = TypeVar("T", bound=Operator)
-TABLE: dict[str, type[Operator]] = {}
 
 
 def register(name: str) -> Callable[[type[T]], type[T]]:
@@ -22,7 +21,7 @@ def register(name: str) -> Callable[[type[T]], type[T]]:
     def add(cls: type[T]) -> type[T]:
         if not (isinstance(cls, type) and issubclass(cls, Operator)):
             raise OperatorError(f"cannot register {cls!r} as {name!r}: it must derive from grafting.operators.Operator")
-        if name in TABLE:
+        if issubclass(TABLE.get(name, Arithmetic), Operator):
             raise OperatorError(f"operator {name!r} is already registered by {TABLE[name].__qualname__}")
         cls.name = name
         TABLE[name] = cls
@@ -37,14 +36,9 @@ def get(name: str) -> type[Operator]:
     Raises:
         OperatorError: no such operator; the message names the nearest one.
     """
-    if name not in TABLE:
-        raise OperatorError(f"unknown operator {name!r} ({nearest(name, list_operators())})")
-    return TABLE[name]
-
-
-def list_operators(pattern: str = "*") -> list[str]:
-    """Sorted names that match a shell pattern such as "hyena*"."""
-    return sorted(name for name in TABLE if fnmatchcase(name, pattern))
+    found = arithmetic(name)
+    assert issubclass(found, Operator), f"{name} has no class"
+    return found
 
 
 def build(name: str, *, width: int, heads: int | None = None, tokens: int | None = None, **options: Any) -> Operator:

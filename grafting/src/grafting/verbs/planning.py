@@ -29,7 +29,7 @@ def add(verbs: Verbs) -> None:
 
 def operators(arguments: argparse.Namespace) -> None:
     """Every operator with its options, parameters and FLOPs at one size."""
-    from ..operators import OperatorError, get, list_operators
+    from ..operators import OperatorError, arithmetic, list_operators
 
     names = list_operators(arguments.pattern)
     if not names:
@@ -39,7 +39,7 @@ def operators(arguments: argparse.Namespace) -> None:
         f"width {d}, {heads} heads, {n} tokens\n\n{'operator':<18}{'kind':<10}{'parameters':>14}{'GFLOPs':>10}  options"
     ]
     for name in names:
-        operator = get(name)
+        operator = arithmetic(name)
         options = ", ".join(f"{key}={option.default}" for key, option in operator.option_table.items())
         parameters, flops = operator.parameters_count(d, heads, n), operator.flops(d, heads, n)
         lines.append(f"{name:<18}{operator.kind:<10}{parameters:>14,}{flops / 1e9:>10.3f}  {options}")
