@@ -2,11 +2,13 @@
 
     python grafting/benchmarks/starts.py fashion --block 5 --operators swa mlp:ratio=3 hyena_x --out starts.json
 
-A random start gets its best of three learning rates and trains until its held-out error improves by less than 1 % over
-the last fifth of its steps. The other starts then say in how many steps they reach that error, 0 if they begin below.
-The site's activations are drawn once and held in memory, so that a step costs the operator alone. Steps are counted and
-not timed, so a busy machine changes nothing. With ``--out`` every finished operator is kept, and the same command goes
-on with the next one.
+A random start gets its best of three learning rates and trains at that rate until its held-out error improves by less
+than 1 % over the last fifth of its steps; the steps of its best error are the whole, and that error is the goal. Then
+copied and solved starts, and the random one beside them, run for a tenth of those steps under stage 1's own schedule
+(warm-up, then the rate halved three times), again with their best of three rates; where a tenth does not reach the
+goal, a fifth and a half are tried. The site's activations are drawn once and held in memory, so that a step costs the
+operator alone. Steps are counted and not timed, so a busy machine changes nothing. With ``--out`` every finished
+operator is kept, and the same command goes on with the next one.
 """
 
 from __future__ import annotations
@@ -31,29 +33,35 @@ from grafting.initialise import Moments, explained, solve_output
 from grafting.operators import Operator, build, get
 from grafting.random import generator
 from grafting.teachers import load_bundle, teacher_folder
-from grafting.training.distill import distance
+from grafting.training.distill import DistillConfig, distance
 from grafting.training.pretrain import encode
 
 LOSS = {"attn": "l1", "mlp": "l2"}
-RANDOM_RATES = (2e-3, 1e-3, 5e-4)
-START_RATES = (5e-4, 1e-3, 2e-4)
-WARMUP, EVERY, LEAST = 20, 20, 200
-"""Steps of warm-up, between two held-out errors, and before a run may be at rest."""
+RATES = (1e-3, 2e-3, 5e-4)
+SHARES = (0.1, 0.2, 0.5)
+"""Of the random start's steps, tried in turn."""
+WARMUP, EVERY, LEAST = 20, 20, 300
+"""Steps of warm-up, between two held-out errors, and before a run may end."""
+BEHIND = 1.03
+"""A rate whose error after ``LEAST`` steps is this many times that of the best rate there is given up."""
 CHUNK = 64
 
 
 @dataclass(frozen=True)
 class Run:
-    """Held-out (step, error, share of variance explained) by step; whether the run ended at rest; seconds spent."""
+    """Held-out (step, error, share of variance explained) by step, and whether the run ended at rest."""
 
     curve: list[tuple[int, float, float]]
-    rested: bool
-    seconds: float
+    rested: bool = False
 
     @property
     def best(self) -> tuple[float, int, float]:
         """(error, step, share explained) of the best held-out error."""
         return min((error, step, share) for step, error, share in self.curve)
+
+    def error_by(self, step: int) -> float:
+        """The best error up to a step."""
+        return min(error for at, error, _ in self.curve if at <= step)
 
 
 class Activations:
@@ -100,42 +108,40 @@ class Activations:
         solve_output(operator, moments)
         return time.perf_counter() - began
 
-    def train(self, start: Operator, loss: str, rate: float, batch: int, limit: int, goal: float | None) -> Run:
-        """Train a copy of ``start``; ends at ``goal``, at ``limit`` or, without a goal, at rest."""
+    def step(self, operator: Operator, optimizer: torch.optim.Optimizer, loss: str, batch: int, step: int) -> None:
+        """Train on the rows of step ``step``."""
+        x, f = self.kept["train"]
+        picked = torch.randint(0, len(x), (batch,), generator=generator(0, "starts", step))
+        distance(operator(x[picked], grid=self.grid), f[picked], loss, None).backward()
+        nn.utils.clip_grad_norm_(operator.parameters(), 10.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def to_rest(self, start: Operator, loss: str, rate: float, batch: int, limit: int, rivals: list[Run]) -> Run:
+        """Train a copy of ``start`` at one rate until it is at rest, or hopelessly behind, or at ``limit``."""
         operator = copy.deepcopy(start)
         optimizer = torch.optim.AdamW(operator.parameters(), lr=rate, weight_decay=0.0, fused=True)
-        x, f = self.kept["train"]
-        curve = [(0, *self.error(operator, loss))]
-        began = time.perf_counter()
+        run = Run([(0, *self.error(operator, loss))])
         for step in range(1, limit + 1):
-            if goal is not None and curve[-1][1] <= goal:
+            optimizer.param_groups[0]["lr"] = rate * min(1.0, step / WARMUP)
+            self.step(operator, optimizer, loss, batch, step)
+            if step % EVERY:
+                continue
+            run.curve.append((step, *self.error(operator, loss)))
+            if step >= LEAST and run.best[0] > 0.99 * run.error_by(int(0.8 * step)):
+                return Run(run.curve, True)
+            if step == LEAST and any(run.best[0] > BEHIND * rival.error_by(step) for rival in rivals):
                 break
-            picked = torch.randint(0, len(x), (batch,), generator=generator(0, "starts", step))
-            distance(operator(x[picked], grid=self.grid), f[picked], loss, None).backward()
-            nn.utils.clip_grad_norm_(operator.parameters(), 10.0)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * min(1.0, step / WARMUP)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            # On the way to a goal the first steps count, so they are looked at one by one, then five by five.
-            every = EVERY if goal is None or step > 100 else 5 if step > 10 else 1
-            if step % every == 0:
-                curve.append((step, *self.error(operator, loss)))
-                earlier = min(error for at, error, _ in curve if at <= 0.8 * step)
-                if goal is None and step >= LEAST and min(error for _, error, _ in curve) > 0.99 * earlier:
-                    return Run(curve, True, time.perf_counter() - began)
-        return Run(curve, False, time.perf_counter() - began)
+        return run
 
-    def steps_to(self, goal: float, start: Operator, loss: str, batch: int, limit: int) -> tuple[int, float] | None:
-        """(steps, learning rate) of the fastest way from ``start`` to ``goal``; None where none gets there."""
-        found = None
-        for rate in START_RATES:
-            run = self.train(start, loss, rate, batch, limit if found is None else found[0] - 1, goal)
-            if run.curve[-1][1] <= goal:
-                found = run.curve[-1][0], rate
-            if found is not None and found[0] == 0:
-                break
-        return found
+    def after(self, start: Operator, loss: str, rate: float, batch: int, steps: int) -> tuple[float, float]:
+        """Held-out error and share explained after ``steps`` under stage 1's schedule."""
+        operator, schedule = copy.deepcopy(start), DistillConfig(steps=steps)
+        optimizer = torch.optim.AdamW(operator.parameters(), lr=rate, weight_decay=0.0, fused=True)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = rate * schedule.factor(step)
+            self.step(operator, optimizer, loss, batch, step + 1)
+        return self.error(operator, loss)
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -161,39 +167,49 @@ def compare(
         copies = copied.copy_from_mlp(*host.mlp_weights(original))
     solved = copy.deepcopy(copied)
     solve_seconds = activations.solve(solved)
-    runs = {rate: activations.train(random, loss, rate, batch, limit, None) for rate in RANDOM_RATES}
+    runs: dict[float, Run] = {}
+    for rate in RATES:
+        runs[rate] = activations.to_rest(random, loss, rate, batch, limit, list(runs.values()))
     rate = min(runs, key=lambda r: runs[r].best)
     goal, steps, share = runs[rate].best
     row: dict[str, Any] = {
         "operator": text,
         "site": site.name,
         "loss": loss,
-        "random": {"rate": rate, "steps": steps, "rested": runs[rate].rested, "error": goal, "explained": share},
+        "goal": {"rate": rate, "steps": steps, "rested": runs[rate].rested, "error": goal, "explained": share},
         "solve_seconds": solve_seconds,
     }
-    for label, start in (("copy", copied if copies else None), ("solve", solved)):
-        if start is None:
-            row[label] = None
-            continue
-        error, share = activations.error(start, loss)
-        found = activations.steps_to(goal, start, loss, batch, steps)
-        reached = {"steps_to_goal": found and found[0], "rate": found and found[1]}
-        row[label] = {"error": error, "explained": share, **reached}
+    for label, start in (("random", random), ("copy", copied if copies else None), ("solve", solved)):
+        row[label] = start and reach(
+            activations, start, loss, batch, goal, steps, SHARES[:1] if start is random else SHARES
+        )
     return row
+
+
+def reach(
+    activations: Activations, start: Operator, loss: str, batch: int, goal: float, whole: int, shares: tuple[float, ...]
+) -> dict[str, Any]:
+    """Where a start begins, where a tenth of ``whole`` steps takes it, and the smallest share that reaches ``goal``."""
+    error, share = activations.error(start, loss)
+    found = {rate: activations.after(start, loss, rate, batch, round(shares[0] * whole)) for rate in RATES}
+    rate = min(found, key=lambda r: found[r])
+    row = {"error": error, "explained": share, "rate": rate, "tenth": found[rate][0], "tenth_explained": found[rate][1]}
+    reached = 0.0 if error <= goal else shares[0] if found[rate][0] <= goal else None
+    for more in shares[1:]:
+        if reached is None and activations.after(start, loss, rate, batch, round(more * whole))[0] <= goal:
+            reached = more
+    return row | {"reached": reached}
 
 
 def line(row: dict[str, Any]) -> str:
     """One row in words."""
-    random = row["random"]
-    parts = [f"random {random['error']:.4f} ({random['explained']:.2f}) in {random['steps']} steps"]
-    for label in ("copy", "solve"):
+    goal = row["goal"]
+    parts = [f"random {goal['error']:.4f} ({goal['explained']:.2f}) in {goal['steps']} steps"]
+    for label in ("random", "copy", "solve"):
         found = row[label]
-        if found is None:
-            parts.append("nothing to copy")
-            continue
-        steps = found["steps_to_goal"]
-        there = "not reached" if steps is None else f"there in {steps}"
-        parts.append(f"{label} {found['error']:.4f} ({found['explained']:.2f}), {there}")
+        if found is not None:
+            share = "more than tried" if found["reached"] is None else f"{found['reached']:.0%}"
+            parts.append(f"{label} {found['error']:.4f}, after a tenth {found['tenth']:.4f}, goal in {share}")
     return f"{row['operator']:<18}{row['site']:<15}" + "; ".join(parts)
 
 
