@@ -20,10 +20,7 @@ from ..report import Cost, Curve, Figure, ModelResult, Results, SiteMap, SpeedRo
 from .bench import Study
 from .entries import Entry, summary
 from .recipe import RunRecipe
-from .stages import stage_one_flops, stage_two_flops, start_flops
-
-PASSES = 3
-"""A training step costs a forward pass and a backward one of twice that."""
+from .stages import PASSES, part_flops
 
 
 def beside(results: Results, other: Results, source: Path, out: Path, name: str) -> Results:
@@ -122,10 +119,7 @@ def _description(entry: Entry, learnt: Mapping[str, Any]) -> str:
 
 
 def _curves(entry: Entry, learnt: Mapping[str, Any], run: str) -> list[Curve]:
-    judged = {
-        ("stage 1", name): tuple(zip(points["steps"], points["losses"], strict=True))
-        for name, points in learnt.get("held out", {}).items()
-    }
+    judged = {("stage 1", name): points["losses"][-1] for name, points in learnt.get("held out", {}).items()}
     return [
         Curve(
             name=name,
@@ -133,7 +127,7 @@ def _curves(entry: Entry, learnt: Mapping[str, Any], run: str) -> list[Curve]:
             stage=f"{entry.name}: {stage}",
             steps=tuple(points["steps"]),
             losses=tuple(points["losses"]),
-            held_out=judged.get((stage, name), ()),
+            held_out=judged.get((stage, name)),
         )
         for stage, lines in learnt.get("curves", {}).items()
         for name, points in lines.items()
@@ -151,23 +145,22 @@ def _map(study: Study, entry: Entry, run: str) -> SiteMap:
 
 def _costs(study: Study, entry: Entry, learnt: Mapping[str, Any], run: str) -> list[Cost]:
     """Of a hybrid, where the teacher's card says how many samples it was trained on."""
-    samples = _trained_on(study)
+    samples = trained_on(study)
     if samples is None or entry.plan is None:
         return []
-    cost, parts = plan_cost(entry.plan, study.teacher), {}
+    cost = plan_cost(entry.plan, study.teacher)
     one, two = study.recipe.stages
-    if learnt["started"]:
-        parts["solved start"] = start_flops(cost, study.recipe.calibration)
-    if "stage 1" in learnt["curves"] and one is not None:
-        parts["stage 1"] = stage_one_flops(cost, one)
-    if learnt["finetuned"] and two is not None:
-        operators = sum(site.flops_after for site in cost.sites)
-        parts["stage 2"] = stage_two_flops(cost.flops_before, cost.flops_after, operators, two)
+    parts = part_flops(
+        cost,
+        calibration=study.recipe.calibration if learnt["started"] else 0,
+        one=one if "stage 1" in learnt["curves"] else None,
+        two=two if learnt["finetuned"] else None,
+    )
     whole = PASSES * cost.flops_before * samples
     return [Cost(model=entry.name, run=run, parts=parts, teacher_training=whole)] if parts else []
 
 
-def _trained_on(study: Study) -> int | None:
+def trained_on(study: Study) -> int | None:
     """Samples that the teacher's transformer was trained on, from its card."""
     samples = study.model.card.get("training", {}).get("samples")
     return samples if isinstance(samples, int) else None
@@ -182,7 +175,7 @@ def _notes(study: Study, learnt: Mapping[str, Mapping[str, Any]]) -> tuple[str, 
             notes.append(f"{name}, variance explained after stage 1, held out: {_shares(outcome['explained'])}.")
     if "procedure" in study.recipe.controls and "procedure" not in learnt:
         notes.append("The control procedure is left out: there is no stage 2 at this budget.")
-    if _trained_on(study) is None:
+    if trained_on(study) is None:
         notes.append("The teacher's card does not say how many samples it was trained on: no share of cost is shown.")
     return tuple(notes)
 

@@ -28,6 +28,8 @@ from ..training.pretrain import encode
 from .recipe import DistillStage, FinetuneStage
 
 CALIBRATION_BATCH = 64
+PASSES = 3
+"""A training step costs a forward pass and a backward one of twice that."""
 
 
 def null_class(model: nn.Module) -> int:
@@ -196,6 +198,20 @@ def stage_two_flops(before: float, after: float, operators: float, stage: Finetu
     """
     backward = 2 * after if stage.train == "all" else after + operators
     return stage.steps * stage.batch * (after + backward + (before if stage.target != "noise" else 0))
+
+
+def part_flops(
+    cost: PlanCost, *, calibration: int, one: DistillStage | None, two: FinetuneStage | None
+) -> dict[str, float]:
+    """FLOPs of making one hybrid, by part; a start without ``calibration`` samples and a stage of None cost nothing."""
+    parts: dict[str, float] = {}
+    if calibration:
+        parts["solved start"] = start_flops(cost, calibration)
+    if one is not None:
+        parts["stage 1"] = stage_one_flops(cost, one)
+    if two is not None:
+        parts["stage 2"] = stage_two_flops(cost.flops_before, cost.flops_after, _operators(cost), two)
+    return parts
 
 
 def _operators(cost: PlanCost) -> int:

@@ -17,6 +17,7 @@ GROUPS = (
     "pictures",
     "measuring",
     "runs",
+    "tables",
     "recipes",
 )
 """Modules of this package, in the order of ``grafting --help``."""

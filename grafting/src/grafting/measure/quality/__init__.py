@@ -4,7 +4,7 @@ from .evaluate import Estimate, Protocol, Quality, evaluate, paired_fid_differen
 from .features import NOT_INCEPTION, ClassifierExtractor, Extractor, Features, collect
 from .fid import fid, frechet
 from .inception_score import inception_score
-from .kid import Kid, kid, mmd
+from .kid import Kid, kid, mmd, paired_kid_difference
 from .precision_recall import precision_recall
 from .recognition import Recognition, recognition
 from .statistics import Moments
@@ -28,6 +28,7 @@ __all__ = [
     "kid",
     "mmd",
     "paired_fid_difference",
+    "paired_kid_difference",
     "precision_recall",
     "recognition",
 ]

@@ -44,8 +44,25 @@ def kid(a: ArrayLike, b: ArrayLike, *, block: int = 100, seed: int = 0) -> Kid:
     Raises:
         ValueError: widths differ, or fewer than two blocks fit into the smaller set.
     """
-    from scipy.stats import t as student
+    return _interval(_blocks(a, b, block, seed))
 
+
+def paired_kid_difference(a: ArrayLike, b: ArrayLike, reference: ArrayLike, *, block: int = 100, seed: int = 0) -> Kid:
+    """KID of ``a`` minus KID of ``b``, the k-th sample of both being drawn from the same noise and label.
+
+    Both fall into the same blocks, so what the shared noise does to both cancels in the interval.
+
+    Raises:
+        ValueError: the numbers of samples differ; else as :func:`kid`.
+    """
+    x, y = np.asarray(a), np.asarray(b)
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} and {len(y)} samples: a paired difference needs the same seeds and number")
+    return _interval(_blocks(x, reference, block, seed) - _blocks(y, reference, block, seed))
+
+
+def _blocks(a: ArrayLike, b: ArrayLike, block: int, seed: int) -> Array:
+    """Squared MMD of every block."""
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"features of shapes {x.shape} and {y.shape}: give (M, F) and (N, F)")
@@ -57,8 +74,13 @@ def kid(a: ArrayLike, b: ArrayLike, *, block: int = 100, seed: int = 0) -> Kid:
     order_x = torch.randperm(len(x), generator=generator(seed, "kid", 0)).numpy()
     order_y = torch.randperm(len(y), generator=generator(seed, "kid", 1)).numpy()
     parts = [slice(k * block, (k + 1) * block) for k in range(blocks)]
-    values = np.array([mmd(x[order_x[part]], y[order_y[part]]) for part in parts])
-    error = float(values.std(ddof=1) / np.sqrt(blocks))
-    half = float(student.ppf(0.975, blocks - 1)) * error
+    return np.array([mmd(x[order_x[part]], y[order_y[part]]) for part in parts])
+
+
+def _interval(values: Array) -> Kid:
+    from scipy.stats import t as student
+
+    error = float(values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(student.ppf(0.975, len(values) - 1)) * error
     value = float(values.mean())
     return Kid(value=value, standard_error=error, low=value - half, high=value + half)

@@ -1,0 +1,114 @@
+"""The schema of a table's results, ``table.json``: every row as plain data. Needs neither torch nor diffusers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..files import write_text_atomic
+from .results import ROLES, Figure, built
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """One model. share: percent of the sites. budget: as asked, a share of the teacher's training; None untrained.
+
+    images: learnt from, None for all. parts: FLOPs of making it; ``teacher_training``: of the teacher. flops: of a
+    forward pass, over the teacher's. differences: minus the teacher's, paired (``loss``, ``fid``, ``kid``). over_none:
+    the same minus the control *none* of equal site, share and budget. by_timestep: paired loss differences to the
+    teacher in equal parts of the noise schedule, from no noise up. explained: variance explained by site after stage 1,
+    held out. figures: as in :class:`~grafting.report.results.ModelResult`. grid: a PNG beside the results file.
+    """
+
+    name: str
+    label: str
+    role: str
+    description: str = ""
+    site: str = ""
+    operator: str = ""
+    share: int | None = None
+    budget: float | None = None
+    images: int | None = None
+    variant: bool = False
+    steps: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict)
+    teacher_training: float = 0.0
+    flops: float = 1.0
+    loss: Figure | None = None
+    differences: Mapping[str, Figure] = field(default_factory=dict)
+    over_none: Mapping[str, Figure] = field(default_factory=dict)
+    by_timestep: tuple[Figure, ...] = ()
+    explained: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    protocol: str = ""
+    grid: str | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"role {self.role!r} of row {self.name!r} is not one of {', '.join(ROLES)}")
+
+    @property
+    def spent(self) -> float:
+        """Share of the teacher's training that making it took."""
+        return sum(self.parts.values()) / self.teacher_training if self.teacher_training else 0.0
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> TableRow:
+        """Check and convert plain data. Raises ValueError for an unknown or a missing key."""
+        data = dict(raw)
+        for key in ("differences", "over_none", "figures"):
+            data[key] = {name: built(Figure, figure) for name, figure in raw.get(key, {}).items()}
+        data["by_timestep"] = tuple(built(Figure, figure) for figure in raw.get("by_timestep", ()))
+        if raw.get("loss") is not None:
+            data["loss"] = built(Figure, raw["loss"])
+        return built(cls, data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableResults:
+    """All rows that there are. missing: by name, why a row is not there. provenance: free text by name."""
+
+    title: str
+    schema: int = SCHEMA
+    rows: tuple[TableRow, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> TableResults:
+        """Check and convert plain data. Raises ValueError: another schema version, an unknown or a missing key."""
+        if raw.get("schema", SCHEMA) != SCHEMA:
+            raise ValueError(f"a table of schema {raw['schema']}: this version reads schema {SCHEMA}")
+        rows = tuple(TableRow.from_dict(row) for row in raw.get("rows", ()))
+        return built(cls, {**raw, "rows": rows, "notes": tuple(raw.get("notes", ()))})
+
+    def row(self, name: str) -> TableRow | None:
+        """The row of that name, if it is there."""
+        return next((row for row in self.rows if row.name == name), None)
+
+
+def write_table(path: Path, results: TableResults) -> None:
+    """Write ``table.json`` atomically. Raises ValueError: a number that is not finite, which JSON cannot hold."""
+    try:
+        text = json.dumps(asdict(results), indent=1, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise ValueError(f"{path.name} would hold a number that is not finite; leave such a figure out") from None
+    write_text_atomic(path, text + "\n")
+
+
+def read_table(path: Path) -> TableResults:
+    """Read what :func:`write_table` wrote; raises ValueError as :meth:`TableResults.from_dict` does."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no table: it is no mapping")
+    return TableResults.from_dict(content)

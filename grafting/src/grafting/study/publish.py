@@ -1,0 +1,66 @@
+"""From the rows of a table to its results file and page."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from .. import __version__
+from ..report.table import TableResults, write_table
+from .whole import Table
+
+
+def collect(table: Table, failed: Mapping[str, str]) -> TableResults:
+    """All rows that there are, each beside its control *none*; the others with the reason why they are missing."""
+    made, missing = [], {}
+    for row in table.rows:
+        found = table.done(row)
+        if found is None:
+            missing[row.name] = row.problem or failed.get(row.name, "not run yet")
+        else:
+            made.append(replace(found, over_none=table.over_none(row)))
+    return TableResults(
+        title=table.recipe.title or f"Every operator on {table.recipe.teacher}",
+        rows=tuple(made),
+        missing=missing,
+        notes=_notes(table),
+        provenance=_provenance(table),
+    )
+
+
+def publish(table: Table, failed: Mapping[str, str]) -> TableResults:
+    """Write ``table.json`` from what is there; returns what it holds."""
+    results = collect(table, failed)
+    write_table(table.out / "table.json", results)
+    return results
+
+
+def _notes(table: Table) -> tuple[str, ...]:
+    recipe = table.recipe
+    starts = "; ".join(
+        f"{name}: {start.init}, stage 1 at {start.distill.attn.lr:g} (attn, {start.distill.attn.loss}) and "
+        f"{start.distill.mlp.lr:g} (mlp, {start.distill.mlp.loss})"
+        for name, start in recipe.starts.items()
+    )
+    fine = recipe.finetune
+    return (
+        f"Every row spends {recipe.budget:.0%} of the teacher's training unless it says otherwise: start, stage 1 "
+        f"(at most {recipe.stage_one:.0%} of that) and stage 2, all passes counted. Steps follow from it.",
+        f"One setting for all rows. Starts: {starts}. Stage 2: batch {fine.batch}, rate {fine.lr:g}, target "
+        f"{fine.target}, {fine.precision}. No setting was chosen by a figure of this table.",
+    )
+
+
+def _provenance(table: Table) -> dict[str, str]:
+    import diffusers
+
+    study = table.study
+    return {
+        "teacher": f"{table.recipe.teacher}, tensors' SHA-256 {study.source[:16]}",
+        "images": f"{study.material.path.name}, SHA-256 {(study.material.identity['images'] or '')[:16]}",
+        "versions": f"grafting {__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }

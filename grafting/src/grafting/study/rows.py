@@ -1,0 +1,255 @@
+"""The rows of a table: each a recipe of its own, whose steps follow from its budget by the cost formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..cost import PlanCost, plan_cost
+from ..plan import Edit, Plan, PlanError
+from .parts import StudyError
+from .recipe import DistillStage, FinetuneStage, RunRecipe
+from .stages import PASSES, part_flops, stage_one_flops, stage_two_flops
+from .table import Group, TableRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model of the table.
+
+    share: percent of the sites; None where that has no meaning. budget: as asked, None for what is not trained. images:
+    learnt from, None for all. recipe, entry: the study that makes it, and its name there; None where ``problem`` says
+    why it cannot be made. parts: FLOPs by part. cost: of its plan; None for the unchanged teacher.
+    """
+
+    name: str
+    label: str
+    role: str
+    description: str = ""
+    site: str = ""
+    operator: str = ""
+    share: int | None = None
+    budget: float | None = None
+    images: int | None = None
+    variant: bool = False
+    recipe: RunRecipe | None = None
+    entry: str = ""
+    parts: dict[str, float] = field(default_factory=dict)
+    cost: PlanCost | None = None
+    problem: str = ""
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Steps of both stages."""
+        one, two = (None, None) if self.recipe is None else self.recipe.stages
+        return {f"stage {k}": stage.steps for k, stage in ((1, one), (2, two)) if stage is not None and self.parts}
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of making it."""
+        return sum(self.parts.values())
+
+
+def base(recipe: TableRecipe) -> RunRecipe:
+    """The study of the teacher alone, whose measurements all rows share."""
+    edit = Edit(site="attn", blocks="all", operator="none")
+    return _recipe(recipe, "unused", Plan(edits=(edit,)), init="random", one=None, two=None, images=None)
+
+
+def rows(recipe: TableRecipe, model: Any, samples: int) -> list[Row]:
+    """Every row, in the order in which they are made: what a reader needs first comes first.
+
+    model: the teacher or its configuration. samples: that it was trained on. The table proper, by share, controls
+    before hybrids, cheap before dear; then what varies budget and data.
+
+    Raises:
+        StudyError: two rows have one name, or a budget that is too small for a single step.
+    """
+    edit = Edit(site="attn", blocks="all", operator="identity")
+    forward = plan_cost(Plan(edits=(edit,)), model).flops_before
+    whole = float(PASSES * forward * samples)
+    found = list(_teachers(recipe))
+    for group in recipe.rows:
+        found += [_row(recipe, group, model, whole, *choice) for choice in _choices(recipe, group)]
+    names = [row.name for row in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise StudyError(f"rows {', '.join(twice)} occur twice: give their groups other names")
+    return sorted(found, key=_order)
+
+
+def matching(found: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
+    """The rows whose name matches any of the patterns (``hyena*``); all where there is none.
+
+    Raises:
+        StudyError: a pattern that matches no row.
+    """
+    if not patterns:
+        return list(found)
+    for pattern in patterns:
+        if not any(fnmatchcase(row.name, pattern) for row in found):
+            raise StudyError(f"no row matches {pattern!r}: there are {', '.join(row.name for row in found)}")
+    return [row for row in found if any(fnmatchcase(row.name, pattern) for pattern in patterns)]
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    place = row.share if row.share is not None else (101 if row.role == "hybrid" else 0)
+    first = row.role == "teacher" and not row.variant
+    return not first, row.variant, (row.budget or 0) if row.variant else 0, place, row.role != "control", row.flops > 0
+
+
+def _teachers(recipe: TableRecipe) -> Iterator[Row]:
+    run = base(recipe)
+    yield Row(name="teacher", label="teacher", role="teacher", description="pretrained", recipe=run, entry="teacher")
+    if recipe.finer:
+        yield Row(
+            name=f"teacher-{recipe.finer}-steps",
+            label="teacher",
+            role="teacher",
+            description=f"pretrained, sampled in {recipe.finer} steps",
+            recipe=replace(run, evaluate=replace(run.evaluate, steps=recipe.finer)),
+            entry="teacher",
+            variant=True,
+        )
+
+
+def _choices(recipe: TableRecipe, group: Group) -> Iterator[tuple[int | None, float, int | None]]:
+    shares: Sequence[int | None] = group.shares if group.plan is None and group.what != "procedure" else (None,)
+    for share in shares:
+        for budget in group.budgets or (recipe.budget,):
+            for images in group.images or (None,):
+                yield share, budget, images
+
+
+def _row(
+    recipe: TableRecipe, group: Group, model: Any, whole: float, share: int | None, budget: float, images: int | None
+) -> Row:
+    name = group.name if share is None else f"{group.name}-{share}"
+    if budget != recipe.budget:
+        name += f"-b{budget * 100:g}".replace(".", "_")
+    if images is not None:
+        name += f"-n{images}"
+    plain = Row(
+        name=name,
+        label=group.name,
+        role=group.role,
+        site=group.site,
+        operator=group.operator,
+        share=share,
+        budget=None if group.what == "untrained" else budget,
+        images=images,
+        variant=budget != recipe.budget or images is not None,
+        entry=name,
+    )
+    if group.what == "procedure":
+        return _procedure(recipe, plain, model, whole * budget)
+    try:
+        plan = _plan(group, share)
+        cost = plan_cost(plan, model)
+    except PlanError as error:
+        return replace(plain, problem=str(error))
+    if group.what == "untrained":
+        made = _recipe(recipe, name, plan, init="random", one=None, two=None, images=images)
+        return replace(plain, recipe=made, cost=cost, description="random operators, no training")
+    start = recipe.starts[group.start]
+    learns = any(site.operator != "none" for site in cost.sites) or group.plan is not None
+    init = start.init if learns else "random"
+    one, two = fit(
+        cost,
+        whole * budget,
+        first=recipe.stage_one if learns else 0.0,
+        calibration=recipe.calibration if init in ("default", "solve") else 0,
+        distill=start.distill,
+        finetune=recipe.finetune,
+    )
+    parts = part_flops(cost, calibration=recipe.calibration if init in ("default", "solve") else 0, one=one, two=two)
+    made = _recipe(recipe, name, plan, init=init, one=one, two=two, images=images)
+    told = f"{group.start} start" if learns else "nothing at the sites"
+    return replace(plain, recipe=made, cost=cost, parts=parts, description=told)
+
+
+def _plan(group: Group, share: int | None) -> Plan:
+    if group.plan is not None:
+        return Plan.from_dict(group.plan, f"row {group.name}")
+    blocks = "all" if share == 100 else f"interleaved {share}%"
+    edit = {"site": group.site, "blocks": blocks, "operator": group.operator, "options": group.options}
+    return Plan.from_dict({"edits": [edit]}, f"row {group.name}")
+
+
+def _procedure(recipe: TableRecipe, row: Row, model: Any, allowed: float) -> Row:
+    """The unchanged teacher through stage 2; on its own output as target it stays what it is, for nothing."""
+    whole = Plan(edits=(Edit(site="attn", blocks="all", operator="identity"),))
+    forward = plan_cost(whole, model).flops_before
+    step = stage_two_flops(forward, forward, 0, recipe.finetune)
+    steps = int(allowed / step)
+    if steps < 1:
+        raise StudyError(f"row {row.name}: budget of {allowed:.3g} FLOPs: one step of stage 2 costs {step:.3g}")
+    two = replace(recipe.finetune, steps=steps)
+    still = two.target == "teacher" and two.weight_decay == 0
+    made = _recipe(recipe, "unused", whole, init="random", one=None, two=two, images=row.images)
+    return replace(
+        row,
+        recipe=replace(made, controls=("procedure",)),
+        entry="procedure",
+        parts={} if still else {"stage 2": stage_two_flops(forward, forward, 0, two)},
+        description="the teacher unchanged, through the same stage 2",
+    )
+
+
+def _recipe(
+    recipe: TableRecipe,
+    name: str,
+    plan: Plan,
+    *,
+    init: str,
+    one: DistillStage | None,
+    two: FinetuneStage | None,
+    images: int | None,
+) -> RunRecipe:
+    return RunRecipe(
+        teacher=recipe.teacher,
+        plans={name: plan},
+        data=recipe.data,
+        images=images,
+        init=init,
+        seed=recipe.seed,
+        calibration=recipe.calibration,
+        distill=one,
+        finetune=two,
+        evaluate=recipe.evaluate,
+        speed=None,
+        controls=(),
+    )
+
+
+def fit(
+    cost: PlanCost,
+    allowed: float,
+    *,
+    first: float,
+    calibration: int,
+    distill: DistillStage,
+    finetune: FinetuneStage,
+) -> tuple[DistillStage | None, FinetuneStage]:
+    """The longest stages that ``allowed`` FLOPs pay for, stage 1 taking at most the share ``first`` of them.
+
+    A stage 1 too short for a single step is left out. Raises StudyError where no step of stage 2 is left.
+    """
+    one = None
+    steps = int(first * allowed / stage_one_flops(cost, replace(distill, steps=1, evaluate_every=1))) or 1
+    while first and stage_one_flops(cost, _timed(distill, steps)) <= first * allowed:
+        one, steps = _timed(distill, steps), steps + 1
+    left = allowed - sum(part_flops(cost, calibration=calibration, one=one, two=None).values())
+    step = part_flops(cost, calibration=0, one=None, two=replace(finetune, steps=1))["stage 2"]
+    if left < step:
+        raise StudyError(
+            f"a budget of {allowed:.3g} FLOPs leaves {left:.3g} for stage 2, of which one step costs {step:.3g}"
+        )
+    return one, replace(finetune, steps=int(left / step))
+
+
+def _timed(stage: DistillStage, steps: int) -> DistillStage:
+    """``steps`` long, with three held-out errors: at the start, half-way, at the end."""
+    return replace(stage, steps=steps, evaluate_every=max(1, -(-steps // 2)))

@@ -1,0 +1,176 @@
+"""The recipe of a whole table: which operators at which shares of the sites, at which budgets, under one protocol.
+
+    kind: table
+    teacher: fashion
+    budget: 0.05                                   # of the teacher's own training, all passes counted
+    starts: {copied: {init: default, distill: {attn: {lr: 1.0e-4}}}}
+    finetune: {lr: 2.0e-4}
+    rows:
+      - {name: hyena_x, site: attn, operator: hyena_x}
+      - {name: none-attn, site: attn, operator: none, role: control}
+
+No stage says its steps: they follow from the budget, so that every row costs the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from ..initialise import STARTS
+from ..settings import SettingsError, build, near, override
+from .recipe import DistillStage, EvaluateStage, FinetuneStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How the operators of some rows begin, and at which rates they learn in stage 1."""
+
+    init: str
+    distill: DistillStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Rows of one operator: every combination of ``shares``, ``budgets`` and ``images``.
+
+    site, operator, options: as in a plan's edit. plan: a whole plan in their place, with no shares. shares: percent of
+    the blocks, interleaved. start: a name among the recipe's starts. what: ``graft``; ``untrained`` (random operators,
+    no training); ``procedure`` (the unchanged teacher through stage 2). budgets, images: the recipe's budget and all
+    images where empty.
+    """
+
+    name: str
+    role: Literal["hybrid", "control"] = "hybrid"
+    what: Literal["graft", "untrained", "procedure"] = "graft"
+    site: str = ""
+    operator: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] | None = None
+    shares: tuple[int, ...] = (50, 75, 100)
+    start: str = "copied"
+    budgets: tuple[float, ...] = ()
+    images: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            problems.append(f"name {self.name!r}: letters, digits, - and _")
+        if self.what != "procedure" and self.plan is None and not (self.site and self.operator):
+            problems.append("site and operator, or plan, are missing")
+        problems += [f"share {share}: from 1 to 100 percent" for share in self.shares if not 1 <= share <= 100]
+        problems += [f"budget {budget}: above 0" for budget in self.budgets if not budget > 0]
+        problems += [f"images {count}: at least 1" for count in self.images if count < 1]
+        if problems:
+            raise SettingsError(problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRecipe:
+    """A whole table.
+
+    teacher, data, seed, calibration, evaluate: as in :class:`~grafting.study.recipe.RunRecipe`. budget: share of the
+    teacher's training compute that a row may spend, start, both stages and the teacher's passes included.
+    stage_one: the share of that budget which stage 1 gets. finer: sampling steps at which the teacher is judged once
+    more, which says what the protocol's own steps hide; 0 leaves that out.
+    """
+
+    teacher: str
+    starts: dict[str, Start]
+    finetune: FinetuneStage
+    rows: tuple[Group, ...]
+    title: str = ""
+    data: str | None = None
+    seed: int = 0
+    calibration: int = 512
+    budget: float = 0.05
+    stage_one: float = 0.15
+    evaluate: EvaluateStage = field(default_factory=EvaluateStage)
+    finer: int = 0
+    kind: Literal["table"] = "table"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.budget > 0:
+            problems.append(f"budget {self.budget}: above 0")
+        if not 0 <= self.stage_one < 1:
+            problems.append(f"stage_one {self.stage_one}: a share of the budget, from 0 to below 1")
+        if self.calibration < 1:
+            problems.append(f"calibration {self.calibration}: at least 1")
+        if self.finer == 1 or self.finer < 0:
+            problems.append(f"finer {self.finer}: 0, or at least 2 steps")
+        if self.evaluate.samples < 2:
+            problems.append(f"samples {self.evaluate.samples}: a table judges at least 2 samples a row")
+        for group in self.rows:
+            if group.start not in self.starts:
+                problems.append(f"row {group.name}: start {group.start!r}: {near(group.start, list(self.starts))}")
+        if not self.rows:
+            problems.append("rows: give at least one")
+        if problems:
+            raise SettingsError(problems)
+
+    @classmethod
+    def from_dict(cls, content: Any, where: str = "recipe") -> TableRecipe:
+        """From plain data. Raises SettingsError naming every unknown key, with the nearest, and every bad value."""
+        if not isinstance(content, Mapping):
+            raise SettingsError([f"{where}: {content!r} is no mapping of settings"])
+        if content.get("kind") != "table":
+            raise SettingsError([f"{where}: no table (kind: table): give it to grafting run or grafting pretrain"])
+        problems: list[str] = []
+        starts = {}
+        named = content.get("starts")
+        if not isinstance(named, Mapping) or not named:
+            problems.append(f"{where}: starts {named!r}: a mapping from names to init and distill")
+            named = {}
+        for name, entry in named.items():
+            starts[str(name)] = _start(entry, f"{where}: start {name}", problems)
+        finetune = _unstepped(FinetuneStage, content.get("finetune", {}), f"{where}: finetune", problems)
+        plain = {key: value for key, value in content.items() if key not in ("starts", "finetune")}
+        known = [f.name for f in fields(cls)]
+        made = build(cls, plain, where, problems, {"starts": starts, "finetune": finetune}, known)
+        if problems or made is None:
+            raise SettingsError(list(dict.fromkeys(problems)))
+        return made
+
+    @classmethod
+    def from_yaml(cls, source: str | Path, overrides: Sequence[str] = ()) -> TableRecipe:
+        """From a YAML file (a Path) or text; ``overrides`` are ``key=value`` with dots between levels.
+
+        Raises SettingsError.
+        """
+        import yaml
+
+        text, where = (source.read_text(), str(source)) if isinstance(source, Path) else (source, "recipe")
+        try:
+            content = yaml.safe_load(text)
+            for assignment in overrides:
+                override(content, assignment)
+        except yaml.YAMLError as error:
+            raise SettingsError([f"{where}: not YAML: {' '.join(str(error).split())}"]) from None
+        return cls.from_dict(content, where)
+
+
+def _start(content: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(content, Mapping):
+        problems.append(f"{where}: {content!r} is no mapping with init and distill")
+        return None
+    problems += [
+        f"{where}: unknown key {key!r}: {near(key, ['init', 'distill'])}"
+        for key in content
+        if key not in ("init", "distill")
+    ]
+    init = content.get("init", "default")
+    if init not in STARTS:
+        problems.append(f"{where}: init {init!r}: {near(init, STARTS)}")
+    distill = _unstepped(DistillStage, content.get("distill", {}), f"{where}: distill", problems)
+    return Start(init=init, distill=distill)
+
+
+def _unstepped(kind: Any, content: Any, where: str, problems: list[str]) -> Any:
+    """A stage whose steps are not known yet: one stands for them."""
+    if isinstance(content, Mapping) and "steps" in content:
+        problems.append(f"{where}: steps follow from the budget: leave them out")
+        return None
+    return build(kind, {**content, "steps": 1} if isinstance(content, Mapping) else content, where, problems)

@@ -1,0 +1,258 @@
+"""A whole table run row by row: one file per row, done rows skipped, the page written again after each.
+
+    out/rows/NAME.json, NAME.png     a row's figures and samples, with the hash of what they depend on
+    out/work/teacher/, work/NAME/    what :class:`~grafting.study.bench.Study` keeps of every model
+    out/table.json, table.html       all rows that there are
+
+Several processes may work on one folder: each row is made by whoever locked it first. Killed anywhere, a row goes on
+where it was and comes to the same bits (same machine, same number of threads).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..claims import ClaimError
+from ..files import write_bytes_atomic, write_json_atomic
+from ..graft import tensors_hash
+from ..measure.denoising import mean_loss, paired_difference
+from ..measure.quality import paired_kid_difference
+from ..measure.quality.evaluate import paired_fid_difference
+from ..plan import PlanError
+from ..report import Figure, figures_of, grid_png
+from ..report.table import TableRow
+from .assemble import trained_on
+from .bench import Say, Study
+from .entries import Entry
+from .parts import StudyError, part
+from .rows import Row, base, rows
+from .table import TableRecipe
+
+GRID = 20
+"""Samples shown of each row, over the classes in turn."""
+BINS = 10
+"""Parts of the noise schedule that losses are shown by."""
+
+
+class Table:
+    """A recipe opened on its teacher; each method is one thing of one row, made once."""
+
+    def __init__(self, recipe: TableRecipe, out: Path, say: Say = print) -> None:
+        self.recipe, self.out, self.say = recipe, out, say
+        self.study = Study(base(recipe), out / "work", say)
+        samples = trained_on(self.study)
+        if samples is None:
+            raise StudyError(f"teacher {recipe.teacher}: its card does not say how many samples it was trained on")
+        self.samples = samples
+        self.rows = rows(recipe, self.study.teacher, samples)
+
+    @cached_property
+    def training(self) -> float:
+        """FLOPs of the teacher's own training."""
+        return training_flops(self.study.teacher, self.samples)
+
+    def named(self, name: str) -> Row:
+        """The row of that name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def opened(self, row: Row) -> tuple[Study, Entry]:
+        """The study that makes a row, and its entry there. Raises StudyError where it cannot be made."""
+        if row.recipe is None:
+            raise StudyError(f"row {row.name}: {row.problem}")
+        if row.recipe.evaluate != self.study.recipe.evaluate:
+            study = Study(row.recipe, self.out / "work" / row.name, self.say)
+        else:
+            study = self.study.again(row.recipe)
+        return study, next(entry for entry in study.entries if entry.name == row.entry)
+
+    def _settings(self, row: Row) -> dict[str, Any]:
+        assert row.recipe is not None and self.study.model.classifier is not None
+        return {
+            "recipe": row.recipe.to_dict(),
+            "entry": row.entry,
+            "teacher": self.study.source,
+            "material": self.study.material.identity,
+            "judge": tensors_hash(self.study.model.classifier.state_dict()),
+            "shown": [row.label, row.role, row.site, row.share, row.budget],
+        }
+
+    def done(self, row: Row) -> TableRow | None:
+        """A finished row, from its file; None where there is none, or one of other settings, or a broken one."""
+        if row.recipe is None or not (self.out / "rows" / f"{row.name}.png").is_file():
+            return None
+        try:
+            outcome = part(self.out / "rows" / f"{row.name}.json", self._settings(row), _absent)
+            return TableRow.from_dict(outcome)
+        except (_Absent, ValueError):
+            return None
+
+    def make(self, row: Row) -> TableRow:
+        """Train, measure and judge one row, from wherever it stands.
+
+        Raises:
+            StudyError, PlanError: it cannot be made. ClaimError: its folder holds a model of other settings.
+        """
+        found = self.done(row)
+        if found is not None:
+            return found
+        study, entry = self.opened(row)
+        home = study.out / entry.name
+        fresh, began = not home.exists(), time.monotonic()
+        learnt = study.train(entry)
+        trained = time.monotonic()
+        losses = study.denoise(entry)
+        images = study.sample(entry)
+        quality = study.judge(entry)
+        assert images is not None and quality is not None
+        if fresh and entry is study.subject(entry):
+            took = {"train": trained - began, "measure": time.monotonic() - trained}
+            write_json_atomic(home / "seconds.json", took)
+        differences: dict[str, Figure] = {}
+        bins: tuple[Figure, ...] = ()
+        if row.role != "teacher":
+            theirs = self.study.denoise(self.study.entries[0])
+            differences = self._against(study, entry, self.study, self.study.entries[0])
+            bins = by_timestep(losses, theirs, self.study.triples.t)
+        made = TableRow(
+            name=row.name,
+            label=row.label,
+            role=row.role,
+            description=row.description,
+            site=row.site,
+            operator=row.operator,
+            share=row.share,
+            budget=row.budget,
+            images=row.images,
+            variant=row.variant,
+            steps=row.steps,
+            parts=row.parts,
+            teacher_training=self.training,
+            flops=1.0 if row.cost is None else row.cost.flops_after / row.cost.flops_before,
+            loss=Figure(**asdict(mean_loss(losses))),
+            differences=differences,
+            by_timestep=bins,
+            explained=learnt.get("explained") or learnt.get("started") or {},
+            figures=figures_of(quality),
+            protocol=quality["protocol"]["text"],
+            grid=f"rows/{row.name}.png",
+            note="the teacher, bit for bit: on its own output as target no step moves it" if learnt.get("same") else "",
+        )
+        shown = images[:GRID, : 3 if images.shape[1] >= 3 else 1]
+        write_bytes_atomic(self.out / "rows" / f"{row.name}.png", grid_png(shown, columns=min(10, GRID), zoom=1))
+        part(self.out / "rows" / f"{row.name}.json", self._settings(row), lambda: asdict(made))
+        return made
+
+    def over_none(self, row: Row) -> dict[str, Figure]:
+        """A finished hybrid minus the finished control *none* of the same site, share, budget and images.
+
+        Empty where there is no such control, or where what both were measured by is no longer kept.
+        """
+        if row.role != "hybrid" or row.share is None:
+            return {}
+        same = (row.site, row.share, row.budget, row.images)
+        for control in self.rows:
+            if control.operator == "none" and (control.site, control.share, control.budget, control.images) == same:
+                break
+        else:
+            return {}
+        both = (row, control)
+        kept = all((self.out / "work" / each.entry / "quality.json").is_file() for each in both)
+        if not kept or any(self.done(each) is None for each in both):
+            return {}
+        path = self.out / "work" / row.entry / "over-none.json"
+        found = part(path, {"rows": [self._settings(each) for each in both]}, lambda: self._over(row, control))
+        return {name: Figure(**figure) for name, figure in found.items()}
+
+    def _over(self, row: Row, control: Row) -> dict[str, Any]:
+        found = self._against(*self.opened(row), *self.opened(control))
+        return {name: asdict(figure) for name, figure in found.items()}
+
+    def _against(self, mine: Study, entry: Entry, theirs: Study, other: Entry) -> dict[str, Figure]:
+        """Paired differences of two models."""
+        a, b, reference = mine.features(entry), theirs.features(other), self.study.reference
+        loss = paired_difference(mine.denoise(entry), theirs.denoise(other))
+        distance = paired_fid_difference(a, b, reference)
+        kernel = paired_kid_difference(a.pool, b.pool, reference.pool, seed=self.recipe.seed) if len(a) >= 200 else None
+        found = {"loss": Figure(**asdict(loss)), "fid": Figure(**asdict(distance))}
+        if kernel is not None:
+            found["kid"] = Figure(value=kernel.value, low=kernel.low, high=kernel.high)
+        return found
+
+
+class _Absent(Exception):
+    """No file of these settings."""
+
+
+def _absent() -> dict[str, Any]:
+    raise _Absent
+
+
+def training_flops(model: Any, samples: int) -> float:
+    """FLOPs of the teacher's own training."""
+    from ..cost import host_flops
+    from ..hosts import shape_of
+    from .stages import PASSES
+
+    return float(PASSES * host_flops(shape_of(model)) * samples)
+
+
+def by_timestep(mine: torch.Tensor, theirs: torch.Tensor, t: torch.Tensor, steps: int = 1000) -> tuple[Figure, ...]:
+    """Paired loss differences (n,) in equal parts of the schedule; a part with fewer than two triples is 0 without
+    interval."""
+    found = []
+    for k in range(BINS):
+        inside = (t * BINS // steps) == k
+        few = int(inside.sum()) < 2
+        found.append(Figure(value=0.0) if few else Figure(**asdict(paired_difference(mine[inside], theirs[inside]))))
+    return tuple(found)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether this process has the lock of ``path`` while this is open; it goes with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def run_rows(table: Table, chosen: Sequence[Row], publish: Any) -> dict[str, str]:
+    """Make the rows in their order, ``publish`` after each; returns by name why a row was not made.
+
+    A row that fails does not keep the others from being made.
+    """
+    failed: dict[str, str] = {}
+    with locked(table.out / "work" / "teacher.lock", wait=True):
+        table.make(table.rows[0])
+    for number, row in enumerate(chosen, 1):
+        if table.done(row) is not None:
+            continue
+        if row.recipe is None:
+            failed[row.name] = row.problem
+            continue
+        with locked(table.out / "work" / f"{row.name}.lock", wait=False) as mine:
+            if not mine:
+                table.say(f"{row.name}: another process makes it")
+                continue
+            table.say(f"row {number} of {len(chosen)}: {row.name}")
+            try:
+                table.make(row)
+            except (StudyError, PlanError, ClaimError, FloatingPointError) as error:
+                failed[row.name] = str(error)
+                table.say(f"{row.name} failed: {error}")
+                continue
+        publish()
+    return failed

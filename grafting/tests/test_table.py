@@ -1,0 +1,261 @@
+"""A whole table on a tiny random model: rows, costs, resume, what is missing."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from grafting.cli import main
+from grafting.report.table import TableResults, read_table
+from grafting.settings import SettingsError
+from grafting.study.parts import StudyError
+from grafting.study.publish import publish
+from grafting.study.rows import fit, matching
+from grafting.study.stages import stage_one_flops, stage_two_flops, start_flops
+from grafting.study.table import TableRecipe
+from grafting.study.whole import Table, by_timestep, run_rows
+
+TEXT = """
+kind: table
+budget: 1.0e-4
+stage_one: 0.2
+calibration: 16
+starts:
+  copied: {init: default, distill: {batch: 4, heldout_batches: 1, save_every: 1}}
+  random: {init: random, distill: {batch: 4, heldout_batches: 1, save_every: 1}}
+finetune: {batch: 4, lr: 1.0e-3, target: teacher, save_every: 1, log_every: 1}
+evaluate: {triples: 40, samples: 24, steps: 3, grid: 0, batch: 12}
+rows:
+  - {name: hyena_x, site: attn, operator: hyena_x, shares: [50, 100]}
+  - {name: none-attn, role: control, site: attn, operator: none, shares: [50]}
+  - {name: untrained, role: control, what: untrained, site: attn, operator: hyena_x, shares: [50]}
+  - {name: procedure, role: control, what: procedure}
+  - {name: mlp_r3, site: mlp, operator: mlp, options: {ratio: 3}, shares: [50], budgets: [5.0e-5], images: [10]}
+  - {name: lost, plan: {edits: [{site: attn, blocks: [99], operator: swa}]}}
+"""
+
+
+def recipe(teacher: Path, *changes: str) -> TableRecipe:
+    return TableRecipe.from_yaml(f"teacher: {teacher}\n{TEXT}", changes)
+
+
+def opened(teacher: Path, out: Path, *changes: str) -> Table:
+    return Table(recipe(teacher, *changes), out, lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, TableResults]:
+    table = opened(tiny_teacher, tmp_path_factory.mktemp("table") / "out")
+    failed = run_rows(table, table.rows, lambda: publish(table, {}))
+    return table, publish(table, failed)
+
+
+def test_rows_come_in_the_order_of_their_use_and_name_what_they_are(finished: tuple[Table, TableResults]) -> None:
+    table, results = finished
+    assert [row.name for row in table.rows] == [
+        "teacher",
+        "procedure",
+        "untrained-50",
+        "none-attn-50",
+        "hyena_x-50",
+        "hyena_x-100",
+        "lost",
+        "mlp_r3-50-b0_005-n10",
+    ]
+    assert [row.name for row in results.rows] == [row.name for row in table.rows if row.name != "lost"]
+    assert list(results.missing) == ["lost"] and "block 99" in results.missing["lost"]
+    assert read_table(table.out / "table.json") == results
+
+
+def test_every_row_has_its_figures_and_controls(finished: tuple[Table, TableResults]) -> None:
+    table, results = finished
+    teacher, none, hybrid = (results.row(name) for name in ("teacher", "none-attn-50", "hyena_x-50"))
+    assert teacher is not None and none is not None and hybrid is not None
+    for row in results.rows:
+        assert row.loss is not None and row.figures["fid_minus_floor"].low is not None
+        assert (table.out / (row.grid or "")).is_file() and "N = 24" in row.protocol
+        assert set(row.differences) == (set() if row.role == "teacher" else {"loss", "fid"})
+    assert hybrid.differences["loss"].value == pytest.approx(hybrid.loss.value - teacher.loss.value)  # type: ignore[union-attr]
+    assert hybrid.over_none["loss"].value == pytest.approx(hybrid.loss.value - none.loss.value)  # type: ignore[union-attr]
+    assert hybrid.over_none["fid"].value == pytest.approx(hybrid.figures["fid"].value - none.figures["fid"].value)
+    assert not none.over_none and not results.row("hyena_x-100").over_none  # type: ignore[union-attr]
+    assert set(hybrid.explained) == {"blocks.1.attn", "blocks.3.attn"}
+    procedure = results.row("procedure")
+    assert procedure is not None and procedure.loss == teacher.loss and procedure.spent == 0
+    assert "bit for bit" in procedure.note
+
+
+def test_cost_by_hand(finished: tuple[Table, TableResults]) -> None:
+    """Every row spends its budget up to one step of stage 2, of sums that are written out here."""
+    table, _ = finished
+    row = table.named("hyena_x-50")
+    assert row.cost is not None and row.recipe is not None
+    one, two = row.recipe.stages
+    assert one is not None and two is not None
+    before, after = row.cost.flops_before, row.cost.flops_after
+    operators = sum(site.flops_after for site in row.cost.sites)
+    whole = 3 * before * 1_000_000
+    assert table.training == whole
+    step = 4 * (3 * after + before)
+    taught = one.steps * 4 * (before + 3 * operators) + 3 * 4 * (before + operators)
+    assert row.parts == {
+        "solved start": 16 * (before + operators),
+        "stage 1": taught,
+        "stage 2": two.steps * step,
+    }
+    assert taught <= 0.2 * 1e-4 * whole < taught + 4 * (before + 3 * operators) * 2
+    assert 1e-4 * whole - step < row.flops <= 1e-4 * whole
+
+
+def test_a_budget_too_small_for_a_step_is_refused(finished: tuple[Table, TableResults]) -> None:
+    table, _ = finished
+    cost, start = table.named("hyena_x-50").cost, table.recipe.starts["copied"]
+    assert cost is not None
+    settings = {"calibration": 16, "distill": start.distill, "finetune": table.recipe.finetune}
+    need = start_flops(cost, 16) + stage_two_flops(
+        cost.flops_before, cost.flops_after, sum(s.flops_after for s in cost.sites), table.recipe.finetune
+    )
+    one, two = fit(cost, need, first=0.0, **settings)  # type: ignore[arg-type]
+    assert one is None and two.steps == 1
+    one, two = fit(cost, 50 * need, first=0.5, **settings)  # type: ignore[arg-type]
+    assert one is not None and stage_one_flops(cost, one) <= 25 * need
+    with pytest.raises(StudyError, match="one step costs"):
+        fit(cost, 0.99 * need, first=0.0, **settings)  # type: ignore[arg-type]
+
+
+def test_done_rows_are_skipped_and_a_broken_one_is_made_again_to_the_same_figures(
+    finished: tuple[Table, TableResults], tiny_teacher: Path
+) -> None:
+    table, results = finished
+    said: list[str] = []
+    again = Table(table.recipe, table.out, said.append)
+    assert run_rows(again, again.rows, lambda: None) == {"lost": again.named("lost").problem} and not said
+    path = table.out / "rows" / "hyena_x-50.json"
+    before = path.read_bytes()
+    path.write_bytes(before[: len(before) // 2])
+    assert again.done(again.named("hyena_x-50")) is None
+    run_rows(again, matching(again.rows, ["hyena_x-50"]), lambda: None)
+    assert said == ["row 1 of 1: hyena_x-50"] and path.read_bytes() == before
+    changed = Table(replace(table.recipe, seed=1), table.out, said.append)
+    assert changed.done(changed.named("hyena_x-50")) is None
+    failed = run_rows(changed, matching(changed.rows, ["hyena_x-50"]), lambda: None)
+    assert "holds a model of other settings (seed 0 there, 1 now)" in failed["hyena_x-50"]
+    run_rows(again, again.rows, lambda: None)
+    assert publish(again, {"lost": "x"}).rows == results.rows
+
+
+def test_killed_at_random_it_goes_on_to_the_same_bits(
+    finished: tuple[Table, TableResults], tiny_teacher: Path, tmp_path: Path
+) -> None:
+    table, _ = finished
+    out, file = tmp_path / "out", tmp_path / "table.yaml"
+    file.write_text(f"teacher: {tiny_teacher}\n{TEXT}")
+    command = ["study", str(file), "--out", str(out), "--rows", "hyena_x-50", "--rows", "none*"]
+    code = f"""
+import sys, torch
+torch.set_num_threads({torch.get_num_threads()})
+from grafting.study import publish, whole
+from grafting.cli import main
+print("ready", flush=True)
+sys.exit(main({command!r}))
+"""
+    for attempt in range(2):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(random.random() * 1.5 + attempt)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert main(command) == 0
+    for name in ("teacher", "none-attn-50", "hyena_x-50"):
+        assert (out / "rows" / f"{name}.json").read_bytes() == (table.out / "rows" / f"{name}.json").read_bytes()
+        assert (out / "rows" / f"{name}.png").read_bytes() == (table.out / "rows" / f"{name}.png").read_bytes()
+
+
+def test_dry_run_says_rows_cost_and_time_and_makes_nothing(
+    finished: tuple[Table, TableResults], tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, _ = finished
+    file, out = tmp_path / "table.yaml", tmp_path / "out"
+    file.write_text(f"teacher: {tiny_teacher}\n{TEXT}")
+    assert main(["study", str(file), "--out", str(out), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    row = table.named("hyena_x-50")
+    line = next(line for line in text.splitlines() if line.startswith("hyena_x-50 ")).split()
+    assert line[1:3] == ["to", "do"] and line[3:5] == [str(row.steps["stage 1"]), str(row.steps["stage 2"])]
+    assert float(line[6].rstrip("%")) == pytest.approx(0.01, abs=1e-3)
+    assert "not available: row lost" in text or "not available: edit 0" in text
+    assert "by a step and a batch of samples" in text and not out.exists()
+    assert main(["study", str(file), "--out", str(table.out), "--dry-run", "--rows", "h*"]) == 0
+    text = capsys.readouterr().out
+    assert "by finished rows" in text and "2 rows" in text and " done " in text and "about 0.0 h left" in text
+
+
+def test_rows_are_picked_by_pattern(finished: tuple[Table, TableResults]) -> None:
+    table, _ = finished
+    assert [row.name for row in matching(table.rows, ["hyena*", "none*"])] == [
+        "none-attn-50",
+        "hyena_x-50",
+        "hyena_x-100",
+    ]
+    assert matching(table.rows, []) == table.rows
+    with pytest.raises(StudyError, match=r"no row matches 'hyenax\*': there are teacher"):
+        matching(table.rows, ["hyenax*"])
+
+
+def test_losses_by_timestep() -> None:
+    t = torch.tensor([0, 99, 100, 199, 500, 999, 998, 997])
+    mine, theirs = torch.arange(8.0), torch.zeros(8)
+    bins = by_timestep(mine, theirs, t)
+    assert [figure.value for figure in bins] == [0.5, 2.5, 0, 0, 0, 0, 0, 0, 0, 6.0]
+    assert bins[4].low is None and bins[9].low is not None and bins[9].low < 6 < bins[9].high  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ("finetune.steps=3", "finetune: steps follow from the budget"),
+        ("starts.copied.distill.steps=3", "start copied: distill: steps follow from the budget"),
+        ("starts.copied.inti=copy", "unknown key 'inti': did you mean 'init'"),
+        ("rows.0.start=coped", "row hyena_x: start 'coped': did you mean 'copied'"),
+        ("rows.0.share=[50]", "unknown key 'share': did you mean 'shares'"),
+        ("rows.0.shares=[0]", "share 0: from 1 to 100 percent"),
+        ("rows.0.operator=", "row"),
+        ("budget=0", "budget 0.0: above 0"),
+        ("stage_one=1", "stage_one 1.0"),
+        ("evaluate.samples=0", "at least 2 samples"),
+        ("kind=run", "no table"),
+        ("buget=1", "did you mean 'budget'"),
+    ],
+)
+def test_bad_recipes_are_refused(tiny_teacher: Path, change: str, word: str) -> None:
+    with pytest.raises(SettingsError, match=word):
+        recipe(tiny_teacher, change)
+
+
+def test_two_rows_of_one_name_are_refused(tiny_teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="rows hyena_x-100 occur twice"):
+        opened(tiny_teacher, tmp_path / "out", "rows.1.name=hyena_x", "rows.1.shares=[100]")
+
+
+def test_results_of_another_schema_or_with_odd_keys_are_refused(
+    finished: tuple[Table, TableResults], tmp_path: Path
+) -> None:
+    table, _ = finished
+    content = json.loads((table.out / "table.json").read_text())
+    for change, word in (
+        ({"schema": 2}, "schema 2"),
+        ({"rwos": []}, "did you mean 'rows'"),
+        ({"rows": [{"name": "a", "label": "a", "role": "hybird"}]}, "hybird"),
+    ):
+        (tmp_path / "table.json").write_text(json.dumps(content | change))
+        with pytest.raises(ValueError, match=word):
+            read_table(tmp_path / "table.json")
