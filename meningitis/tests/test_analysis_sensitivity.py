@@ -99,6 +99,22 @@ def test_partial_rank_correlations_of_a_gaussian() -> None:
     assert np.allclose(partial_correlations(x, y), given / np.hypot(given, noise), atol=4 / np.sqrt(n))
 
 
+@pytest.mark.filterwarnings("error")
+def test_partial_correlations_where_there_is_nothing_to_correlate() -> None:
+    generator = np.random.default_rng(2)
+    x = generator.standard_normal((9, 3))
+    y = x[:, 0]
+    found = partial_correlations(x, y)  # the first column is y itself: it leaves nothing of y to the others
+    assert found[0] == 1.0 and np.isnan(found[1:]).all()
+    assert partial_correlations(x[:, :1], -y) == pytest.approx([-1.0])
+    low, high = fisher_interval(np.array([1.0, -1.0, np.nan]), 9, 2)
+    assert low[:2].tolist() == high[:2].tolist() == [1.0, -1.0] and np.isnan([low[2], high[2]]).all()
+    twins = np.column_stack([x, x[:, 1]])
+    found = partial_correlations(twins, x @ np.ones(3) + generator.standard_normal(9))
+    assert np.isnan(found[[1, 3]]).all() and np.isfinite(found[[0, 2]]).all()
+    assert np.isnan(partial_correlations(x, np.ones(9))).all()
+
+
 def test_fisher_intervals_cover_as_often_as_they_say() -> None:
     generator, hits, rho = np.random.default_rng(7), 0, 0.6
     for _ in range(400):

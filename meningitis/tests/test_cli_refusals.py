@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from meningitis import analysis
@@ -66,3 +70,71 @@ def test_a_mistake_of_the_program_is_not_dressed_up_as_bad_input(monkeypatch: py
     monkeypatch.setitem(verbs.WORK, "models", broken)
     with pytest.raises(NotImplementedError):
         main(("models",))
+
+
+SHORT = (
+    (Path(__file__).parents[1] / "docs" / "declare-your-own-model.md").read_text().split("```yaml\n")[2].split("```")[0]
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("default: 0.4", "default: true", "E010 parameters[0].default: true is not a quantity"),
+        ("I: 1}", "I: true}", "E010 initial.I: must be persons"),
+        ("infected: true", "infected: perhaps", "'infected' must be true or false, not 'perhaps'"),
+        ("new_infection: true", "new_infection: 1", "'new_infection' must be true or false, not '1'"),
+        ("name: short", "name: short\nclosed: maybe", "E010 declaration: 'closed' must be true or false"),
+        ("name: beta", "name: 5", "E010 parameters[0]: 'name' must be text, not '5'"),
+        ("gamma * I}", "gama * I}", "E001 flow recovery: undeclared name 'gama', did you mean 'gamma'?"),
+        ("gamma * I}", "I}", "E004 flow recovery: its rate 'I' is in persons, but must be in persons/day"),
+        ("gamma * I}", "3}", "E004 flow recovery: its rate '3' has no unit"),
+        ("target: R", "target: Q", "E007 flow recovery: there is no compartment 'Q'"),
+        ("name: short", "name: short\nscenarios: [{name: a, days: long}]", "'days' must be a number, not 'long'"),
+        ("name: short", "name: short\nscenarios: [{name: a, days: -5}]", "E005 scenario a: days is -5"),
+        ("name: short", "name: short\nscenarios: [{name: a, overrides: [1]}]", "'overrides' must be a table"),
+        ("name: short", "name: {", "not YAML"),
+    ],
+)
+def test_a_wrong_declaration_is_one_coded_sentence(
+    old: str, new: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert old in SHORT
+    file = tmp_path / "own.yaml"
+    file.write_text(SHORT.replace(old, new, 1))
+    assert says in refused(capsys, "show", "--model", str(file))
+
+
+@pytest.mark.parametrize("value", ["true", "[1]", "null"])
+def test_params_are_numbers_or_texts(value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text(f"carrier_odds: {value}")
+    assert "gives carrier_odds as" in refused(capsys, "r0", "--params", str(file))
+
+
+def test_a_refusal_is_one_sentence_however_the_program_is_started() -> None:
+    for module in ("meningitis", "meningitis.cli"):
+        done = subprocess.run([sys.executable, "-m", module, "r0", "--model", "basik"], capture_output=True, text=True)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.strip() == (
+            "meningitis: E012 models: there is no model 'basik', did you mean 'basic'?; allowed are basic, generalised"
+        )
+
+
+def test_a_stiff_run_is_printed_with_a_note(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    from meningitis import engine
+
+    def fallen_back(*given: object, **options: object) -> object:
+        run = engine.ensemble.simulate(*given, **options)  # type: ignore[arg-type]
+        run.status[:] = engine.Status.FALLBACK
+        return run
+
+    monkeypatch.setattr(engine, "simulate", fallen_back)
+    assert main(("simulate", "--model", "basic", "--days", "14", "--csv")) == 0
+    caught = capsys.readouterr()
+    assert "stiff: solved by scipy's Radau instead" in caught.err and len(caught.out.splitlines()) == 3
+    assert np.isfinite(float(caught.out.splitlines()[1].split(",")[2]))

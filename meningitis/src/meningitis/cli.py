@@ -148,10 +148,16 @@ def table_of(path: str) -> dict[str, float | str]:
         raise Refused(f"--params {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Refused(f"--params {path} is neither YAML nor JSON") from error
-    if not isinstance(data, dict) or not all(isinstance(v, int | float | str) for v in data.values()):
+    if not isinstance(data, dict):
         raise Refused(f"--params {path} must be a table of names and values")
+    for name, value in data.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise Refused(f"--params {path} gives {name} as {value}, but it must be a number or a text such as 70/year")
     return {str(name): value for name, value in data.items()}
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Under its own name: the Refused that verbs raise is not the one of a module called __main__.
+    from meningitis.cli import main as entry
+
+    raise SystemExit(entry())

@@ -21,6 +21,14 @@ from meningitis.model import (
 )
 from meningitis.units import UnitError, parse_quantity, quantity_in
 
+_TYPES: Mapping[str, tuple[Any, str]] = {
+    "str": (str, "text"),
+    "str | None": (str | None, "text"),
+    "bool": (bool, "true or false"),
+    "int": (int | float, "a number"),
+}
+"""What a field of that type may hold in YAML, and in words."""
+
 
 def to_dict(model: Model) -> dict[str, Any]:
     """The declaration as plain dictionaries and lists; fields at their defaults are left out."""
@@ -85,7 +93,7 @@ class _Reader:
         if "initial" in entries:
             values = entries["initial"]
             if isinstance(values, Mapping):
-                entries["initial"] = InitialState(values={k: self.value(v) for k, v in values.items()})
+                entries["initial"] = InitialState(values={k: self.value(v, k) for k, v in values.items()})
             else:
                 self.bad("initial", "must be a table of compartment: persons")
         if self.problems:
@@ -95,7 +103,9 @@ class _Reader:
     def bad(self, where: str, message: str) -> None:
         self.problems.append(Problem(code="E010", where=where, message=message))
 
-    def value(self, value: Any) -> str | float:
+    def value(self, value: Any, where: str) -> str | float:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            self.bad(f"initial.{where}", f"must be persons, a number or text over the parameters, not '{value}'")
         return float(value) if isinstance(value, int | float) else str(value)
 
     def items(self, data: Any, where: str, read: Callable[[Any, str], Any]) -> tuple[Any, ...]:
@@ -112,6 +122,10 @@ class _Reader:
         for name in data:
             if name not in known:
                 self.bad(where, f"unknown entry '{name}'{nearest(str(name), known)}")
+        for name, value in data.items():
+            wanted, words = _TYPES.get(str(known[name].type) if name in known else "", (object, ""))
+            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool and words):
+                self.bad(where, f"'{name}' must be {words}, not '{value}'")
         for name, f in known.items():
             if name not in data and f.default is MISSING and f.default_factory is MISSING:
                 self.bad(where, f"'{name}' is missing")
@@ -140,8 +154,11 @@ class _Reader:
         return self.make(Flow, data, where)
 
     def scenario(self, data: Any, where: str) -> Any:
-        if isinstance(data, Mapping) and isinstance(data.get("overrides", {}), Mapping):
+        if isinstance(data, Mapping):
             given = data.get("overrides", {})
+            if not isinstance(given, Mapping):
+                self.bad(where, "'overrides' must be a table of parameter: value")
+                given = {}
             data = {
                 "title": "",
                 **data,

@@ -43,6 +43,8 @@ def quantity(text: str | float) -> tuple[float, Dimension | None]:
     Raises UnitError.
     """
     given: Dimension | None = None
+    if isinstance(text, bool):
+        raise UnitError(f"{str(text).lower()} is not a quantity, but a number with an optional unit is wanted")
     if isinstance(text, int | float):
         value = float(text)
     else:

@@ -13,6 +13,7 @@ import sympy
 from meningitis.grammar import CONSTANTS, FUNCTIONS, GrammarError, nearest, parse
 from meningitis.model import TIME, Model, ModelError, Parameter, Problem
 from meningitis.units import (
+    DIMENSIONLESS,
     PERSONS,
     PERSONS_PER_DAY,
     Dimension,
@@ -31,7 +32,7 @@ CODES: Mapping[str, str] = {
     "E002": "two things have the same name, or a name is not usable",
     "E003": "a rate or initial value cannot be read",
     "E004": "a flow is not in persons per day, or an initial value not in persons",
-    "E005": "a default, bound or distribution is outside what it may be",
+    "E005": "a default, bound, distribution or length is outside what it may be",
     "E006": "a closed model has a flow from or to outside",
     "E007": "a flow names a compartment that does not exist, or goes nowhere",
     "E008": "a unit cannot be read",
@@ -62,6 +63,9 @@ def check(model: Model) -> Checked:
     _flows(model, units, checked, problems)
     _initial(model, units, checked, problems)
     for scenario in model.scenarios:
+        if not (math.isfinite(scenario.days) and scenario.days > 0):
+            message = f"days is {scenario.days:g}, but must be above 0"
+            problems.append(Problem(code="E005", where=f"scenario {scenario.name}", message=message))
         _values(model, scenario.overrides, f"scenario {scenario.name}", problems)
     if problems:
         raise ModelError(problems)
@@ -225,7 +229,8 @@ def _unit(
         problems.append(Problem(code="E004", where=where, message=str(error)))
         return
     if found is not None and found != wanted:
-        message = f"{what} '{expression}' is in {spell(found)}, but must be in {spell(wanted)}"
+        has = f"is in {spell(found)}" if found != DIMENSIONLESS else "has no unit"
+        message = f"{what} '{expression}' {has}, but must be in {spell(wanted)}"
         problems.append(Problem(code="E004", where=where, message=message))
 
 

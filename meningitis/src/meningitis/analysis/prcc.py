@@ -18,6 +18,8 @@ from meningitis.analysis.runs import Array
 from meningitis.model import Model
 
 LEVEL = 0.95
+NOTHING = 1e-10
+"""Share of a variance that counts as none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +52,32 @@ class PRCC:
 def partial_correlations(x: Array, y: Array) -> Array:
     """Partial correlation of each column of x (n, k) with y (n,), all other columns held; shape (k,).
 
-    Ranks in, PRCC out. NaN where y or a column is constant or a combination of others.
+    Ranks in, PRCC out. NaN where y or any column is constant, and where the other columns leave nothing of y or of the
+    column itself to correlate.
     """
     joint = np.column_stack([x, y])
+    found = np.full(x.shape[1], np.nan)
     if np.any(np.ptp(joint, axis=0) == 0):
-        return np.full(x.shape[1], np.nan)
-    try:
-        precision = np.linalg.inv(np.corrcoef(joint, rowvar=False))
-    except np.linalg.LinAlgError:
-        return np.full(x.shape[1], np.nan)
-    diagonal = np.diag(precision)
-    return np.asarray(-precision[:-1, -1] / np.sqrt(diagonal[:-1] * diagonal[-1]))
+        return found
+    correlation = np.asarray(np.corrcoef(joint, rowvar=False))
+    for j in range(found.size):
+        pair, others = [j, found.size], [i for i in range(found.size) if i != j]
+        shared = correlation[np.ix_(pair, others)]
+        inverse = np.linalg.pinv(correlation[np.ix_(others, others)], hermitian=True)
+        left = correlation[np.ix_(pair, pair)] - shared @ inverse @ shared.T  # of both, once the others explain theirs
+        if np.diag(left).min() > NOTHING:
+            found[j] = np.clip(left[0, 1] / np.sqrt(left[0, 0] * left[1, 1]), -1.0, 1.0)
+    return found
 
 
 def fisher_interval(coefficient: Array, n: int, controls: int, level: float = LEVEL) -> tuple[Array, Array]:
-    """Interval of a partial correlation from n rows with `controls` variables held, by Fisher's z."""
+    """Interval of a partial correlation from n rows with `controls` variables held, by Fisher's z.
+
+    A correlation of exactly 1 or -1 has an interval of no width.
+    """
     half = norm.ppf(0.5 + level / 2) / np.sqrt(n - controls - 3)
-    z = np.arctanh(coefficient)
+    with np.errstate(divide="ignore"):
+        z = np.arctanh(coefficient)
     return np.tanh(z - half), np.tanh(z + half)
 
 

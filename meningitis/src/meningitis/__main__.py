@@ -1,0 +1,5 @@
+"""`python -m meningitis`."""
+
+from meningitis.cli import main
+
+raise SystemExit(main())
