@@ -11,14 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .hosts.base import HostShape, Site
+from .hosts.shapes import EMBEDDING, HostShape, Site, shape_of
 from .plan import CONTROLS, Plan, Resolved
 
 if TYPE_CHECKING:
-    from .hosts.registry import Source
-
-EMBEDDING = 256
-"""Width of the sinusoidal timestep embedding in diffusers' hosts."""
+    from .hosts.shapes import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +138,6 @@ def plan_cost(plan: Plan, source: Source, *, grid: tuple[int, int] | None = None
     Raises:
         PlanError: the plan does not fit.
     """
-    from .hosts.registry import shape_of
-
     shape = shape_of(source)
     shape = shape.at(grid) if grid else shape
     plan.check(shape).raise_if_any()

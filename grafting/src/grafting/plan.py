@@ -21,10 +21,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from .hosts.base import KINDS, HostShape, Kind, Site
+from .hosts.shapes import KINDS, HostShape, Kind, Site, shape_of
 
 if TYPE_CHECKING:
-    from .hosts.registry import Source
+    from .hosts.shapes import Source
 
 CONTROLS = ("none", "identity")
 """Not operators but controls: a site whose output is zero, and a copy of the original."""
@@ -332,8 +332,6 @@ def _kind(site: str) -> Kind:
 def _shape(source: Source) -> HostShape:
     if isinstance(source, HostShape):
         return source
-    from .hosts.registry import shape_of
-
     return shape_of(source)
 
 

@@ -1,12 +1,18 @@
 """One descriptor per family of diffusers: what is a site, how to call the model, where its gates and weights are.
 
-Nothing outside this folder names a model class. A descriptor reads a live module or a bare configuration.
+Nothing outside this folder names a model class. A descriptor reads a live module; sizes are read from a configuration
+too, without torch, which is imported when a descriptor is first asked for.
 """
 
 from __future__ import annotations
 
-from .base import Host, HostError, HostShape, Site
-from .registry import bundled_config, bundled_configs, host_for, shape_of
+from typing import TYPE_CHECKING, Any
+
+from .shapes import HostError, HostShape, Site, bundled_config, bundled_configs, shape_of
+
+if TYPE_CHECKING:
+    from .base import Host as Host
+    from .registry import host_for as host_for
 
 __all__ = [
     "Host",
@@ -18,3 +24,15 @@ __all__ = [
     "host_for",
     "shape_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Host":
+        from .base import Host
+
+        return Host
+    if name == "host_for":
+        from .registry import host_for
+
+        return host_for
+    raise AttributeError(f"module 'grafting.hosts' has no attribute {name!r}")

@@ -4,61 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-Kind = Literal["attn", "mlp"]
-KINDS: tuple[Kind, ...] = ("attn", "mlp")
-
-
-class HostError(ValueError):
-    """A model that no descriptor knows, or a question that a family cannot answer."""
-
-
-@dataclass(frozen=True, order=True)
-class Site:
-    """One operator in one block: its token mixer (``attn``) or its channel mixer (``mlp``)."""
-
-    block: int
-    kind: Kind
-
-    @property
-    def name(self) -> str:
-        """As printed and stored: ``blocks.3.attn``."""
-        return f"blocks.{self.block}.{self.kind}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostShape:
-    """Sizes that plans and costs need.
-
-    tokens: N of the model's own resolution, on ``grid`` (H, W). context_tokens: text tokens that cross-attention reads,
-    0 where there is none. conditioning_flops: per block and sample, what the host's own embedders cost.
-    """
-
-    family: str
-    width: int
-    heads: int
-    depth: int
-    grid: tuple[int, int]
-    mlp_ratio: float
-    context_tokens: int = 0
-    patch_channels: int = 0
-    out_channels: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """N = H x W."""
-        return self.grid[0] * self.grid[1]
-
-    def at(self, grid: tuple[int, int]) -> HostShape:
-        """The same model over another grid of tokens."""
-        from dataclasses import replace
-
-        return replace(self, grid=grid)
+from .shapes import KINDS, HostError, HostShape, Kind, Site, shape_of
 
 
 class Host(ABC):
@@ -68,9 +19,9 @@ class Host(ABC):
     class_names: ClassVar[tuple[str, ...]]
     module_of: ClassVar[Mapping[Kind, str]]
 
-    @abstractmethod
     def shape(self, config: Mapping[str, Any]) -> HostShape:
         """Sizes from a diffusers configuration."""
+        return shape_of({"_class_name": self.class_names[0], **config})
 
     @abstractmethod
     def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from .base import Host, HostShape, Site
+from .base import Host
+from .shapes import Site
 
 
 class DiT(Host):
@@ -17,21 +17,6 @@ class DiT(Host):
     family = "DiT"
     class_names = ("DiTTransformer2DModel",)
     module_of = {"attn": "attn1", "mlp": "ff"}  # noqa: RUF012 (a ClassVar of the base)
-
-    def shape(self, config: Mapping[str, Any]) -> HostShape:
-        side = int(config["sample_size"]) // int(config["patch_size"])
-        channels = int(config["in_channels"])
-        patch = int(config["patch_size"]) ** 2
-        return HostShape(
-            family=self.family,
-            width=int(config["num_attention_heads"]) * int(config["attention_head_dim"]),
-            heads=int(config["num_attention_heads"]),
-            depth=int(config["num_layers"]),
-            grid=(side, side),
-            mlp_ratio=4.0,
-            patch_channels=channels * patch,
-            out_channels=int(config.get("out_channels") or channels) * patch,
-        )
 
     def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
         """c: class labels (B,); the null class is the number of classes."""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import Host, HostError, HostShape, Site
+from .base import Host
+from .shapes import HostError, Site
 
 
 class PixArt(Host):
@@ -21,23 +22,6 @@ class PixArt(Host):
     family = "PixArt"
     class_names = ("PixArtTransformer2DModel",)
     module_of = {"attn": "attn1", "mlp": "ff"}  # noqa: RUF012 (a ClassVar of the base)
-    text_tokens = 300
-
-    def shape(self, config: Mapping[str, Any]) -> HostShape:
-        side = int(config["sample_size"]) // int(config["patch_size"])
-        patch = int(config["patch_size"]) ** 2
-        channels = int(config["in_channels"])
-        return HostShape(
-            family=self.family,
-            width=int(config["num_attention_heads"]) * int(config["attention_head_dim"]),
-            heads=int(config["num_attention_heads"]),
-            depth=int(config["num_layers"]),
-            grid=(side, side),
-            mlp_ratio=4.0,
-            context_tokens=self.text_tokens,
-            patch_channels=channels * patch,
-            out_channels=int(config.get("out_channels") or channels) * patch,
-        )
 
     def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
         """c: keyword arguments of the model, as said above. Raises HostError without text states."""

@@ -1,0 +1,173 @@
+"""Sizes of a model from its configuration, and what a site is called. Imports nothing heavy, so that planning need not."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Kind = Literal["attn", "mlp"]
+KINDS: tuple[Kind, ...] = ("attn", "mlp")
+EMBEDDING = 256
+"""Width of the sinusoidal embedding of timesteps in diffusers' hosts."""
+
+
+class HostError(ValueError):
+    """A model that no descriptor knows, or a question that a family cannot answer."""
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One operator in one block: its token mixer (``attn``) or its channel mixer (``mlp``)."""
+
+    block: int
+    kind: Kind
+
+    @property
+    def name(self) -> str:
+        """As printed and stored: ``blocks.3.attn``."""
+        return f"blocks.{self.block}.{self.kind}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostShape:
+    """Sizes that plans and costs need.
+
+    tokens: N of the model's own resolution, on ``grid`` (H, W). context_tokens: text tokens that cross-attention reads,
+    0 where there is none. parameters: of the whole model, 0 where they were not counted.
+    """
+
+    family: str
+    width: int
+    heads: int
+    depth: int
+    grid: tuple[int, int]
+    mlp_ratio: float
+    context_tokens: int = 0
+    patch_channels: int = 0
+    out_channels: int = 0
+    parameters: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """N = H x W."""
+        return self.grid[0] * self.grid[1]
+
+    def at(self, grid: tuple[int, int]) -> HostShape:
+        """The same model over another grid of tokens."""
+        return replace(self, grid=grid)
+
+
+Source: TypeAlias = "nn.Module | Mapping[str, Any] | HostShape"
+"""What sizes can be read from."""
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    """Parameters of a linear layer with bias."""
+    return inputs * outputs + outputs
+
+
+def _common(config: Mapping[str, Any], family: str) -> HostShape:
+    """What every family's configuration says in the same words."""
+    side, patch = int(config["sample_size"]) // int(config["patch_size"]), int(config["patch_size"]) ** 2
+    channels = int(config["in_channels"])
+    return HostShape(
+        family=family,
+        width=int(config["num_attention_heads"]) * int(config["attention_head_dim"]),
+        heads=int(config["num_attention_heads"]),
+        depth=int(config["num_layers"]),
+        grid=(side, side),
+        mlp_ratio=4.0,
+        patch_channels=channels * patch,
+        out_channels=int(config.get("out_channels") or channels) * patch,
+    )
+
+
+def dit_shape(config: Mapping[str, Any]) -> HostShape:
+    """``DiTTransformer2DModel``: every block has its own timestep and label embedder and modulation."""
+    shape = _common(config, "DiT")
+    d = shape.width
+    labels = (int(config.get("num_embeds_ada_norm") or 1000) + 1) * d
+    embedder = _linear(EMBEDDING, d) + _linear(d, d) + labels
+    block = 12 * d * d + 9 * d + embedder + _linear(d, 6 * d)
+    ends = _linear(shape.patch_channels, d) + _linear(d, 2 * d) + _linear(d, shape.out_channels)
+    return replace(shape, parameters=shape.depth * block + ends)
+
+
+PIXART_TEXT = 300
+"""Text tokens of PixArt-Sigma's prompts."""
+
+
+def pixart_shape(config: Mapping[str, Any]) -> HostShape:
+    """``PixArtTransformer2DModel``: cross-attention to text, one timestep embedder for all blocks."""
+    shape = replace(_common(config, "PixArt"), context_tokens=PIXART_TEXT)
+    d, text = shape.width, int(config.get("cross_attention_dim") or shape.width)
+    block = 12 * d * d + 9 * d + 2 * _linear(d, d) + 2 * _linear(text, d) + 6 * d
+    embedder = _linear(EMBEDDING, d) + _linear(d, d) + _linear(d, 6 * d)
+    sized = config.get("use_additional_conditions")
+    if sized or (sized is None and int(config["sample_size"]) == 128):
+        embedder += 2 * (_linear(EMBEDDING, d // 3) + _linear(d // 3, d // 3))
+    captions = config.get("caption_channels")
+    prompt = _linear(int(captions), d) + _linear(d, d) if captions else 0
+    ends = _linear(shape.patch_channels, d) + 2 * d + _linear(d, shape.out_channels)
+    return replace(shape, parameters=shape.depth * block + embedder + prompt + ends)
+
+
+SHAPES: dict[str, Callable[[Mapping[str, Any]], HostShape]] = {
+    "DiTTransformer2DModel": dit_shape,
+    "PixArtTransformer2DModel": pixart_shape,
+}
+"""By diffusers' class."""
+
+
+def class_of(source: nn.Module | Mapping[str, Any]) -> str:
+    """diffusers' class of a live module or a configuration.
+
+    Raises:
+        HostError: no family has this class; the message lists those that are known.
+    """
+    config = source if isinstance(source, Mapping) else getattr(source, "config", None)
+    name = config.get("_class_name") if isinstance(config, Mapping) else None
+    name = name or type(source).__name__
+    if name not in SHAPES:
+        raise HostError(f"no host descriptor for {name}: known are {', '.join(SHAPES)}")
+    return str(name)
+
+
+def shape_of(source: Source) -> HostShape:
+    """Sizes of a live module, a configuration, or sizes themselves.
+
+    Raises:
+        HostError: no family has this class, or its configuration lacks a size or holds a bad one.
+    """
+    if isinstance(source, HostShape):
+        return source
+    name = class_of(source)
+    config: Any = source if isinstance(source, Mapping) else source.config
+    try:
+        return SHAPES[name](dict(config))
+    except KeyError as error:
+        raise HostError(f"the configuration of {name} lacks {error.args[0]}") from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise HostError(f"the configuration of {name} holds a bad size: {error}") from None
+
+
+def bundled_configs() -> list[str]:
+    """Names of the configurations that ship for planning."""
+    return sorted(entry.name.removesuffix(".json") for entry in (files("grafting.hosts") / "configs").iterdir())
+
+
+def bundled_config(name: str) -> dict[str, Any]:
+    """One of :func:`bundled_configs`. Raises HostError naming the nearest."""
+    names = bundled_configs()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, 0.0)
+        raise HostError(f"no bundled configuration {name!r}: did you mean {near[0]!r}? there are {', '.join(names)}")
+    content: dict[str, Any] = json.loads((files("grafting.hosts") / "configs" / f"{name}.json").read_text())
+    return content
