@@ -1,4 +1,4 @@
-"""Sizes of a model from its configuration, and what a site is called. Imports nothing heavy, so that planning need not."""
+"""Sizes of a model from its configuration, and what a site is called; imports nothing heavy, as planning needs."""
 
 from __future__ import annotations
 
