@@ -15,7 +15,7 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from grafting.data import FashionMNIST, write_subset
     from grafting.files import write_json_atomic
-    from grafting.training.classifier import Classifier
+    from grafting.classifier import Classifier
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("teacher")

@@ -169,7 +169,7 @@ def test_paired_difference_is_tighter_than_two_intervals():
 
 
 def test_collecting_in_batches_and_refusing_broken_images():
-    from grafting.training.classifier import Classifier
+    from grafting.classifier import Classifier
 
     torch.manual_seed(0)
     extractor = ClassifierExtractor(Classifier(widths=(8, 16)).eval())

@@ -8,10 +8,10 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import save as to_bytes
+if TYPE_CHECKING:
+    import torch
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
@@ -47,6 +47,8 @@ def save_safetensors_atomic(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write ``tensors`` as one safetensors file, atomically; tensors are made contiguous, on the CPU."""
+    from safetensors.torch import save as to_bytes
+
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes_atomic(path, to_bytes(flat, dict(metadata) if metadata else None))
 

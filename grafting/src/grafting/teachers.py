@@ -6,13 +6,12 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from .files import sha256, write_json_atomic, write_text_atomic
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PARTS = ("transformer", "autoencoder", "classifier")
 
@@ -52,7 +51,7 @@ def load_bundle(name: str) -> Teacher:
     """The bundled teacher ``name`` with its autoencoder, classifier and card."""
     from diffusers import AutoencoderKL
 
-    from .training.classifier import Classifier
+    from .classifier import Classifier
 
     folder = teacher_folder(name)
     return Teacher(
@@ -76,6 +75,8 @@ def bundle(sources: dict[str, Path], out: Path, card: dict[str, Any]) -> None:
 
     Buffers that are not floating point keep their type. The card gets each part's hash and number of parameters.
     """
+    from safetensors.torch import load_file, save_file
+
     missing = [part for part in PARTS if part not in sources]
     if missing:
         raise ValueError(f"a bundle needs {', '.join(PARTS)}; missing: {', '.join(missing)}")
@@ -91,6 +92,6 @@ def bundle(sources: dict[str, Path], out: Path, card: dict[str, Any]) -> None:
         parts[part] = {
             "parameters": count,
             "sha256": sha256(target),
-            "dtype": str(torch.float16).removeprefix("torch."),
+            "dtype": "float16",
         }
     write_json_atomic(out / "teacher.json", card | {"parts": parts})

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..hosts import Site, shape_of
 from ..plan import Plan, PlanError
-from ..store.models import config_of
+from ..store.configs import config_of
 from ..teachers import teacher_folder, teachers
 from .activations import Spread
 from .analysis import Analysis, AnalysisError, Distance

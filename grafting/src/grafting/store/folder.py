@@ -7,7 +7,6 @@ with an error instead of dropping the graft.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,11 @@ from ..hosts import host_for
 from ..plan import Edit, Plan
 from ..teachers import load_teacher, teachers
 from .checkpoints import read_checkpoint, translate, unshift_timesteps
+from .manifest import MANIFEST, StoreError, read_manifest
 
-MANIFEST, WEIGHTS = "graft.json", "graft.safetensors"
-NEEDED = ("whole", "base", "class", "config", "conventions", "plan", "init", "seed", "explained", "file", "protocol")
+WEIGHTS = "graft.safetensors"
 # What a DiT computes with but neither its weights nor, for the first, its configuration hold.
 CONVENTIONS = ("downscale_freq_shift", "eps")
-
-
-class StoreError(ValueError):
-    """A folder that is no graft, one that changed since it was written, or one that another model is needed for."""
 
 
 def save(
@@ -75,21 +70,6 @@ def save(
     }
     write_text_atomic(folder / "README.md", card(manifest))
     write_json_atomic(folder / MANIFEST, manifest)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a graft. Raises StoreError where there is none, or what is there is no manifest."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise StoreError(f"{folder} is no graft: it has no {MANIFEST}")
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise StoreError(f"{path} is not JSON: {error}") from None
-    missing = [key for key in NEEDED if not isinstance(manifest, dict) or key not in manifest]
-    if missing:
-        raise StoreError(f"{path} is no manifest of a graft: it lacks {', '.join(missing)}")
-    return dict(manifest)
 
 
 def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:

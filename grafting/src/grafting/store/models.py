@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,28 +12,15 @@ from torch import nn
 from ..graft import Grafted
 from ..hosts import host_for
 from ..teachers import teacher_folder, teachers
-from .folder import MANIFEST, import_original, load, read_manifest
+from .configs import HUB_ID, SCHEDULER, ModelError, check_schedule, hub_config, hub_file, read_json, unknown
+from .folder import import_original, load
+from .manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
-    from ..training.classifier import Classifier
+    from ..classifier import Classifier
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SCHEDULE = {
-    "beta_schedule": "linear",
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "trained_betas": None,
-    "rescale_betas_zero_snr": False,
-}
-"""The noise that everything here adds (Ho et al. 2020), in the words of a scheduler_config.json; its defaults too."""
 AUTOENCODERS = ("autoencoder", "vae")
 """Subfolders that hold an autoencoder: ours, and that of diffusers' pipelines."""
-
-
-class ModelError(ValueError):
-    """A MODEL that cannot be found or read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,50 +66,18 @@ def open_model(name: str, *, base: str | None = None) -> Model:
         return Model(name=name, transformer=handle.model if handle else found, graft=handle)  # type: ignore[arg-type]
     if HUB_ID.fullmatch(name):
         return _hub(name)
-    raise ModelError(_unknown(name))
-
-
-def config_of(name: str) -> dict[str, Any]:
-    """The configuration of a MODEL, without its weights. Raises ModelError as :func:`open_model` does."""
-    folder = teacher_folder(name) if name in teachers() else Path(name)
-    if (folder / MANIFEST).is_file():
-        manifest = read_manifest(folder)
-        return {"_class_name": manifest["class"], **manifest["config"]}
-    for path in (folder / "config.json", folder / "transformer" / "config.json"):
-        if path.is_file():
-            content: dict[str, Any] = json.loads(path.read_text())
-            return content
-    if folder.exists():
-        raise ModelError(f"{name}: neither {MANIFEST} nor config.json is there, so it is no model to plan for")
-    if HUB_ID.fullmatch(name):
-        return _hub_config(name)
-    raise ModelError(_unknown(name))
-
-
-def _unknown(name: str) -> str:
-    ships = ", ".join(teachers()) or "none ships"
-    return f"{name!r} is no bundled teacher ({ships}), no folder or file, and no hub id such as owner/name"
+    raise ModelError(unknown(name))
 
 
 def _plain(folder: Path, name: str) -> Model:
     source = folder / "transformer" if (folder / "transformer").is_dir() else folder
     if not (source / "config.json").is_file():
         raise ModelError(f"{name}: neither {MANIFEST} nor config.json is in {folder}, so it holds no model")
-    _check_schedule(folder / "scheduler" / "scheduler_config.json")
-    config = json.loads((source / "config.json").read_text())
-    return Model(name=name, transformer=_transformer(config, str(source)), **_companions(folder))
-
-
-def _check_schedule(path: Path) -> None:
-    """Raises ModelError where a model was trained under other noise than the one that everything here adds."""
-    if not path.is_file():
-        return
-    content = json.loads(path.read_text())
-    odd = [f"{key} {content[key]}" for key, value in SCHEDULE.items() if (content.get(key) or value) != value]
-    if odd:
-        raise ModelError(
-            f"{path} has {', '.join(odd)}: only linear noise from 0.0001 to 0.02 with epsilon is known here"
-        )
+    if (folder / SCHEDULER).is_file():
+        check_schedule(folder / SCHEDULER)
+    return Model(
+        name=name, transformer=_transformer(read_json(source / "config.json"), str(source)), **_companions(folder)
+    )
 
 
 def _graft(folder: Path, base: str | None) -> Model:
@@ -154,8 +107,6 @@ def _graft(folder: Path, base: str | None) -> Model:
 
 def _companions(folder: Path) -> dict[str, Any]:
     """What lies beside a transformer, as keyword arguments of :class:`Model`."""
-    from ..training.classifier import Classifier
-
     found: dict[str, Any] = {"folder": folder}
     for part in AUTOENCODERS:
         if (folder / part / "config.json").is_file():
@@ -164,31 +115,28 @@ def _companions(folder: Path) -> dict[str, Any]:
             found["autoencoder"] = AutoencoderKL.from_pretrained(folder / part).float().eval()
             break
     if (folder / "classifier" / "config.json").is_file():
+        from ..classifier import Classifier
+
         found["classifier"] = Classifier.from_pretrained(folder / "classifier").float().eval()
     if (folder / "images.npz").is_file():
         found["images"] = folder / "images.npz"
     if (folder / "teacher.json").is_file():
-        found["card"] = json.loads((folder / "teacher.json").read_text())
+        found["card"] = read_json(folder / "teacher.json")
     return found
 
 
 def _hub(name: str) -> Model:
-    from diffusers import AutoencoderKL
+    """As a folder: the transformer, its autoencoder if there is one, and the same check of its noise."""
+    schedule = hub_file(name, SCHEDULER)
+    if schedule is not None:
+        check_schedule(schedule)
+    transformer = _transformer(hub_config(name), name, subfolder="transformer")
+    autoencoder: nn.Module | None = None
+    if hub_file(name, "vae/config.json") is not None:
+        from diffusers import AutoencoderKL
 
-    transformer = _transformer(_hub_config(name), name, subfolder="transformer")
-    autoencoder = AutoencoderKL.from_pretrained(name, subfolder="vae").float().eval()
+        autoencoder = AutoencoderKL.from_pretrained(name, subfolder="vae").float().eval()
     return Model(name=name, transformer=transformer, autoencoder=autoencoder)
-
-
-def _hub_config(name: str) -> dict[str, Any]:
-    from diffusers import DiTTransformer2DModel
-
-    try:
-        config: dict[str, Any] = DiTTransformer2DModel.load_config(name, subfolder="transformer")
-    except OSError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{name!r} is no folder here, and was not had from the hub: {reason}") from error
-    return config
 
 
 def _transformer(config: Mapping[str, Any], source: str, **where: str) -> nn.Module:

@@ -20,7 +20,8 @@ from ..files import sha256
 from ..graft import Grafted, graft, tensors_hash
 from ..hosts import host_for
 from ..plan import Plan
-from ..store.models import Model, ModelError
+from ..store.configs import ModelError
+from ..store.models import Model
 from ..training.distill import SiteReport, distill
 from ..training.finetune import finetune
 from ..training.loop import Loop

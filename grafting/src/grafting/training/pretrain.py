@@ -212,7 +212,7 @@ def _zero_adaln(model: Any) -> None:
 
 
 def _classifier(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.Module, Any]:
-    from .classifier import Classifier
+    from ..classifier import Classifier
 
     model = Classifier(**recipe.model).to(team.device)
     source = load_fashion(_folder(recipe))

@@ -77,6 +77,6 @@ def plan(arguments: argparse.Namespace) -> None:
 def _config(name: str) -> dict[str, Any]:
     """A configuration of a model, without loading weights."""
     from ..hosts import bundled_config, bundled_configs
-    from ..store.models import config_of
+    from ..store.configs import config_of
 
     return bundled_config(name) if name in bundled_configs() else config_of(name)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from ...training.classifier import Classifier
+from ...classifier import Classifier
 
 NOT_INCEPTION = "not Inception FID"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..files import save_safetensors_atomic, write_json_atomic
+from .files import save_safetensors_atomic, write_json_atomic
 
 
 class Classifier(nn.Module):

@@ -1,0 +1,103 @@
+"""What a MODEL says of itself in JSON, read without torch: its sizes, and the noise that it was trained under."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ..teachers import teacher_folder, teachers
+from .manifest import MANIFEST, read_manifest
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SCHEDULE = {
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+}
+"""The noise that everything here adds (Ho et al. 2020), in the words of a scheduler_config.json; its defaults too."""
+SCHEDULER = "scheduler/scheduler_config.json"
+CONFIGS = ("config.json", "transformer/config.json")
+
+
+class ModelError(ValueError):
+    """A MODEL that cannot be found or read."""
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """The configuration of a MODEL, without its weights.
+
+    Raises:
+        ModelError, StoreError: nothing of that name, or what is there cannot be read.
+    """
+    folder = teacher_folder(name) if name in teachers() else Path(name)
+    if (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder)
+        return {"_class_name": manifest["class"], **manifest["config"]}
+    for part in CONFIGS:
+        if (folder / part).is_file():
+            return read_json(folder / part)
+    if folder.exists():
+        raise ModelError(f"{name}: neither {MANIFEST} nor config.json is there, so it is no model to plan for")
+    if HUB_ID.fullmatch(name):
+        return hub_config(name)
+    raise ModelError(unknown(name))
+
+
+def unknown(name: str) -> str:
+    """The words that refuse a MODEL which is nothing."""
+    ships = ", ".join(teachers()) or "none ships"
+    return f"{name!r} is no bundled teacher ({ships}), no folder or file, and no hub id such as owner/name"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises ModelError for another."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON object")
+    return content
+
+
+def hub_config(name: str) -> dict[str, Any]:
+    """The transformer's configuration of a repository on the hub. Raises ModelError."""
+    path = hub_file(name, "transformer/config.json")
+    if path is None:
+        raise ModelError(f"{name} on the hub has no transformer/config.json, so it is no diffusion transformer")
+    return read_json(path)
+
+
+def hub_file(name: str, file: str) -> Path | None:
+    """A file of a repository on the hub, fetched or from the cache; None where the repository has no such file.
+
+    Raises:
+        ModelError: the hub cannot be reached, or has no such repository.
+    """
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except (OSError, ValueError) as error:
+        absent = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+        if absent or try_to_load_from_cache(name, file) is _CACHED_NO_EXIST:
+            return None
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{name!r} is no folder here, and its {file} was not had from the hub: {reason}") from error
+
+
+def check_schedule(path: Path) -> None:
+    """Raises ModelError where a model was trained under other noise than the one that everything here adds."""
+    content = read_json(path)
+    odd = [f"{key} {content[key]}" for key, value in SCHEDULE.items() if (content.get(key) or value) != value]
+    if odd:
+        raise ModelError(
+            f"{path} has {', '.join(odd)}: only linear noise from 0.0001 to 0.02 with epsilon is known here"
+        )

@@ -1,0 +1,29 @@
+"""``graft.json``, the manifest of a graft's folder, read without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "graft.json"
+NEEDED = ("whole", "base", "class", "config", "conventions", "plan", "init", "seed", "explained", "file", "protocol")
+
+
+class StoreError(ValueError):
+    """A folder that is no graft, one that changed since it was written, or one that another model is needed for."""
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a graft. Raises StoreError where there is none, or what is there is no manifest."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise StoreError(f"{folder} is no graft: it has no {MANIFEST}")
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise StoreError(f"{path} is not JSON: {error}") from None
+    missing = [key for key in NEEDED if not isinstance(manifest, dict) or key not in manifest]
+    if missing:
+        raise StoreError(f"{path} is no manifest of a graft: it lacks {', '.join(missing)}")
+    return dict(manifest)
