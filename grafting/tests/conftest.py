@@ -13,9 +13,9 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as a bundle is laid out: ``transformer``, ``classifier``, ``images.npz`` and ``teacher.json``."""
     from diffusers import DiTTransformer2DModel
 
+    from grafting.classifier import Classifier
     from grafting.data import FashionMNIST, write_subset
     from grafting.files import write_json_atomic
-    from grafting.classifier import Classifier
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("teacher")
