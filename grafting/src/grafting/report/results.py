@@ -55,14 +55,17 @@ class ModelResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Losses of one site (``blocks.3.attn``) or of one model over training steps; ``held_out`` is the last error."""
+    """Losses of one site (``blocks.3.attn``) or of one model over training steps.
+
+    held_out: (step, error) on held-out images, where that was measured.
+    """
 
     name: str
     run: str
     stage: str
     steps: tuple[int, ...]
     losses: tuple[float, ...]
-    held_out: float | None = None
+    held_out: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.losses):
@@ -140,7 +143,12 @@ class Results:
         data = dict(raw)
         data["models"] = tuple(_model(x) for x in raw.get("models", ()))
         data["curves"] = tuple(
-            built(Curve, {**x, "steps": tuple(x.get("steps", ())), "losses": tuple(x.get("losses", ()))})
+            built(
+                Curve,
+                x
+                | {key: tuple(x.get(key, ())) for key in ("steps", "losses")}
+                | {"held_out": tuple((int(step), float(error)) for step, error in x.get("held_out") or ())},
+            )
             for x in raw.get("curves", ())
         )
         data["maps"] = tuple(

@@ -119,7 +119,10 @@ def _description(entry: Entry, learnt: Mapping[str, Any]) -> str:
 
 
 def _curves(entry: Entry, learnt: Mapping[str, Any], run: str) -> list[Curve]:
-    judged = {("stage 1", name): points["losses"][-1] for name, points in learnt.get("held out", {}).items()}
+    judged = {
+        ("stage 1", name): tuple(zip(points["steps"], points["losses"], strict=True))
+        for name, points in learnt.get("held out", {}).items()
+    }
     return [
         Curve(
             name=name,
@@ -127,7 +130,7 @@ def _curves(entry: Entry, learnt: Mapping[str, Any], run: str) -> list[Curve]:
             stage=f"{entry.name}: {stage}",
             steps=tuple(points["steps"]),
             losses=tuple(points["losses"]),
-            held_out=judged.get((stage, name)),
+            held_out=judged.get((stage, name), ()),
         )
         for stage, lines in learnt.get("curves", {}).items()
         for name, points in lines.items()
