@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from grafting.measure.quality import (
     Features,
     Moments,
     Protocol,
+    Reference,
     collect,
     evaluate,
     fid,
@@ -19,6 +23,7 @@ from grafting.measure.quality import (
     kid,
     mmd,
     paired_fid_difference,
+    paired_kid_difference,
     precision_recall,
     recognition,
 )
@@ -83,16 +88,17 @@ def test_mmd_equals_torchmetrics():
     assert mmd(a, b) == pytest.approx(poly_mmd(torch.from_numpy(a), torch.from_numpy(b)).item(), rel=1e-9)
 
 
-def test_kid_is_unbiased_and_its_interval_covers():
+@pytest.mark.parametrize("block", [None, 20])
+def test_kid_is_unbiased_and_its_interval_covers(block):
     covered, values = 0, []
     for trial in range(60):
-        result = kid(features(200, seed=2 * trial), features(200, seed=2 * trial + 1), block=20)
+        result = kid(features(200, seed=2 * trial), features(200, seed=2 * trial + 1), block=block)
         values.append(result.value)
         covered += result.low <= 0 <= result.high
     # The mean over trials within four of its own standard errors; 95 % coverage: 51 of 60 is four sigma off.
     assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(len(values))
     assert covered >= 50
-    shifted = kid(features(200), features(200, shift=0.5, seed=1), block=20)
+    shifted = kid(features(200), features(200, shift=0.5, seed=1), block=block)
     assert shifted.low > 0
 
 
@@ -125,6 +131,22 @@ def test_precision_and_recall_of_hand_made_sets():
     assert precision_recall(real, real, k=1) == (1.0, 1.0)
 
 
+def test_precision_and_recall_equal_a_loop_over_pairs():
+    """Kynkäänniemi et al., eq. 1 and 2, written out point by point; numbers above one slab of the distance matrix."""
+    real, generated = features(61, width=3), features(47, width=3, shift=0.4, seed=1)
+
+    def share(points: np.ndarray, centres: np.ndarray, k: int) -> float:
+        radii = [sorted(np.linalg.norm(c - other) for other in centres)[k] for c in centres]
+        return np.mean(
+            [any(np.linalg.norm(p - c) <= r for c, r in zip(centres, radii, strict=True)) for p in points]
+        ).item()
+
+    for k in (1, 3, 5):
+        found = precision_recall(real, generated, k=k)
+        assert found == (pytest.approx(share(generated, real, k)), pytest.approx(share(real, generated, k)))
+        assert 0 < found[0] < 1
+
+
 def test_recognition_counts_by_class():
     logits = torch.eye(3)[[0, 1, 1, 2]]
     result = recognition(logits, torch.tensor([0, 0, 1, 2]))
@@ -153,6 +175,137 @@ def test_evaluation_orders_models_and_subtracts_the_floor():
     assert bad.to_dict()["protocol"]["sampling"]["steps"] == 50 and "a toy" in bad.to_dict()["protocol"]["text"]
 
 
+def test_sfid_and_fid_of_an_evaluation_equal_torchmetrics():
+    from torchmetrics.image.fid import _compute_fid
+
+    x, y, z = (as_features(features(300, shift=0.1 * k, seed=k)) for k in range(3))
+    found = evaluate(x, y, z, PROTOCOL, bootstraps=0)
+    for name, part in (("fid", lambda f: f.pool), ("sfid", lambda f: f.spatial)):
+        moments = [(part(f).double().mean(0), part(f).double().T.cov()) for f in (x, y, z)]
+        assert found.figures[name].value == pytest.approx(_compute_fid(*moments[0], *moments[1]).item(), rel=1e-6)
+        assert found.floors[name] == pytest.approx(_compute_fid(*moments[2], *moments[1]).item(), rel=1e-6)
+        assert found.figures[f"{name}_minus_floor"].low is None  # no bootstrap, no interval
+
+
+def test_the_interval_of_fid_minus_floor_holds_the_chance_of_both():
+    """Samples like the real images: FID − floor is zero on average, and its interval must cover that."""
+    reference = as_features(features(3000, width=3, seed=99))
+    protocol, covered, narrow = replace(PROTOCOL, n=80), 0, 0
+    for trial in range(60):
+        x, z = (as_features(features(80, width=3, seed=1000 + 2 * trial + k)) for k in range(2))
+        found = evaluate(x, reference, z, protocol, bootstraps=40).figures
+        apart, alone = found["fid_minus_floor"], found["fid"]
+        assert apart.value == pytest.approx(found["fid"].value - fid_of(z, reference))
+        covered += apart.low <= 0 <= apart.high
+        narrow += abs(apart.value) <= (alone.high - alone.low) / 2  # what a floor taken for exact would claim
+    assert covered >= 51 and covered > narrow  # 95 % of 60 is 57; 51 is four sigma off
+
+
+def fid_of(x: Features, y: Features) -> float:
+    return fid(Moments.of(x.pool.double()), Moments.of(y.pool.double()))
+
+
+def test_kid_leaves_groups_out_as_if_they_had_never_been_there():
+    """The jackknife against squared MMDs of the sets without each group, one by one."""
+    from grafting.measure.quality.kid import _left_out
+
+    x, y = features(43, shift=0.3), features(61, seed=1)
+    value, pseudo = _left_out(x, y, 5)
+    assert value == pytest.approx(mmd(x, y))
+    for k in range(5):
+        keep_x = np.delete(x, range(k * 43 // 5, (k + 1) * 43 // 5), axis=0)
+        keep_y = np.delete(y, range(k * 61 // 5, (k + 1) * 61 // 5), axis=0)
+        assert pseudo[k] == pytest.approx(5 * value - 4 * mmd(keep_x, keep_y))
+
+
+def test_kid_of_few_samples_and_of_many(monkeypatch):
+    """Whole sets up to a size, blocks above; either way the interval holds the difference that there is."""
+    x, y = features(200, shift=0.5), features(2000, seed=1)
+    few = kid(x, y)
+    assert few.value == pytest.approx(mmd(x, y)) and few.low > 0
+    monkeypatch.setattr(sys.modules[kid.__module__], "WHOLE", 100)
+    many = kid(features(2000, shift=0.5), y, block=None)
+    assert many.low > 0 and abs(many.value - few.value) < few.standard_error * 4
+    with pytest.raises(ValueError, match="at least 4 of each"):
+        kid(x[:3], y[:90])
+    protocol = replace(PROTOCOL, n=99)
+    small, reference = as_features(features(99)), as_features(features(500, seed=1))
+    assert "kid" not in evaluate(small, reference, small, protocol, bootstraps=0).figures
+
+
+def test_paired_kid_is_the_difference_and_tighter_than_unpaired():
+    base, reference = features(300), features(1000, seed=9)
+    mine = paired_kid_difference(base + 0.1, base, reference)
+    assert mine.value == pytest.approx(mmd(base + 0.1, reference) - mmd(base, reference))
+    apart = paired_kid_difference(features(300, seed=5) + 0.1, base, reference)
+    assert mine.standard_error < 0.6 * apart.standard_error
+    with pytest.raises(ValueError, match="300 and 299 samples"):
+        paired_kid_difference(base, base[:299], reference)
+
+
+class Flat:
+    """An extractor that counts how many images it sees at a time."""
+
+    name, label = "flat", "a toy"
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def __call__(self, images: torch.Tensor) -> Features:
+        self.most = max(self.most, len(images))
+        flat = images.flatten(1)
+        return Features(pool=flat, spatial=flat[:, :2], logits=flat[:, :3])
+
+
+def test_a_streamed_reference_equals_one_from_all_images(tmp_path):
+    images = torch.randn(1000, 1, 2, 3, generator=torch.Generator().manual_seed(0)) + 5
+    images[:, 0, 0, 0] = torch.arange(1000)  # where an image stood
+    extractor = Flat()
+    sizes = [7, 300, 1, 92, 600]
+    streamed = Reference.stream(extractor, images.split(sizes), rows=100, key="abc")
+    whole = Reference.of(collect(extractor, images))
+    assert len(streamed) == 1000 and extractor.most == 600 and streamed.pool.shape == (100, 6)
+    for mine, other in ((streamed.moments, whole.moments), (streamed.spatial, whole.spatial)):
+        np.testing.assert_allclose(mine.mean, other.mean, rtol=1e-12)
+        np.testing.assert_allclose(mine.covariance, other.covariance, rtol=1e-9, atol=1e-9)
+    places = streamed.pool[:, 0].sort().values
+    assert len(places.unique()) == 100 and (places[1:] - places[:-1]).max() <= 25  # even: a gap of 10 on average
+    again = Reference.stream(Flat(), images.split(50), rows=100)
+    assert torch.equal(again.pool, streamed.pool)  # whatever the batches
+    streamed.save(tmp_path / "reference.npz")
+    back = Reference.load(tmp_path / "reference.npz", "abc")
+    assert torch.equal(back.pool, streamed.pool) and (back.moments.scatter == streamed.moments.scatter).all()
+    assert Reference.load(tmp_path / "reference.npz", "other") is None
+    assert Reference.load(tmp_path / "nothing.npz") is None
+    with pytest.raises(ValueError, match="no images"):
+        Reference.stream(extractor, [])
+
+
+def test_published_statistics_stand_for_their_images(tmp_path):
+    x = collect(Flat(), torch.randn(400, 1, 2, 3, generator=torch.Generator().manual_seed(1)))
+    real = features(500, seed=3)
+    np.savez(
+        tmp_path / "adm.npz",
+        mu=real.mean(0),
+        sigma=np.cov(real.T),
+        mu_s=real.mean(0)[:2],
+        sigma_s=np.cov(real.T)[:2, :2],
+    )
+    published = Reference.published(tmp_path / "adm.npz", torch.zeros(0, 6))
+    whole = Features(pool=torch.from_numpy(real), spatial=torch.from_numpy(real[:, :2]), logits=None)
+    protocol = replace(PROTOCOL, n=400)
+    mine, other = (evaluate(x, y, x, protocol, bootstraps=0).figures for y in (published, whole))
+    assert mine["fid"].value == pytest.approx(other["fid"].value) and mine["sfid"].value == pytest.approx(
+        other["sfid"].value
+    )
+    assert "kid" not in mine and "precision" not in mine and "kid" in other
+    with pytest.raises(ValueError, match="statistics of 6 features, the extractor gives 7"):
+        Reference.published(tmp_path / "adm.npz", torch.zeros(0, 7))
+    np.savez(tmp_path / "other.npz", images=real)
+    with pytest.raises(ValueError, match="no mu and sigma in it, but images"):
+        Reference.published(tmp_path / "other.npz", torch.zeros(0, 6))
+
+
 def test_unequal_numbers_are_refused():
     with pytest.raises(ValueError, match="300 samples, 299 floor images"):
         evaluate(as_features(features(300)), as_features(features(900)), as_features(features(299)), PROTOCOL)
@@ -179,5 +332,9 @@ def test_collecting_in_batches_and_refusing_broken_images():
     assert whole.spatial.shape == (9, 8 * 2 * 2) and whole.logits.shape == (9, 10)
     torch.testing.assert_close(whole.at(torch.tensor([3])).logits, extractor.classifier(images[3:4]))
     images[2, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="1 of 9 images"):
+    streamed = collect(extractor, iter(images[:2].split(1)))
+    torch.testing.assert_close(streamed.pool, whole.pool[:2])
+    with pytest.raises(ValueError, match="1 of images 0 to 8"):
         collect(extractor, images)
+    with pytest.raises(ValueError, match="there are no images"):
+        collect(extractor, images[:0])

@@ -1,7 +1,8 @@
 """Every metric over one set of samples, each figure with its protocol, its interval and its floor.
 
 The reference is what FID compares to (training images); the floor is the same figure for held-out real images of the
-same number, which no generator can be expected to beat.
+same number, which no generator can be expected to beat. The reference defines the figures and is taken as it is;
+samples and floor images are both a draw, and intervals say what other draws would have given.
 """
 
 from __future__ import annotations
@@ -22,8 +23,13 @@ from .inception_score import inception_score
 from .kid import kid
 from .precision_recall import precision_recall
 from .recognition import recognition
+from .reference import Reference
 from .statistics import Moments
 
+KID_LEAST = 100
+"""Samples below which there is no KID: its interval would say nothing."""
+NEIGHBOUR = 3
+"""Whose distance is the radius of a ball of a manifold, as Kynkäänniemi et al. have it."""
 _Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 
@@ -59,10 +65,13 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
-    def minus(self, constant: float) -> Estimate:
-        """The same interval about another origin."""
-        shift = [None if x is None else x - constant for x in (self.low, self.high)]
-        return Estimate(value=self.value - constant, low=shift[0], high=shift[1])
+    def minus(self, other: Estimate) -> Estimate:
+        """The difference of two figures of independent draws, none of them exact: variances add."""
+        value = self.value - other.value
+        if self.low is None or self.high is None or other.low is None or other.high is None:
+            return Estimate(value=value)
+        half = ((self.high - self.low) ** 2 + (other.high - other.low) ** 2) ** 0.5 / 2
+        return Estimate(value=value, low=value - half, high=value + half)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,19 +90,20 @@ class Quality:
 
 def evaluate(
     samples: Features,
-    reference: Features,
+    reference: Features | Reference,
     floor: Features,
     protocol: Protocol,
     *,
     labels: torch.Tensor | None = None,
     bootstraps: int = 100,
-    kid_block: int = 100,
 ) -> Quality:
     """All metrics of ``samples`` against ``reference``, with ``floor`` as held-out real images of the same number.
 
     Intervals: FID and sFID from the bootstrap's standard error over the samples (its percentiles would be shifted, for
-    resampling repeats samples and so raises FID by itself); KID from its blocks. ``labels`` are the asked classes and
-    add ``recognised``. ``bootstraps=0`` leaves the FID without interval: with 2,048 features a round takes seconds.
+    resampling repeats samples and so raises FID by itself); a figure minus its floor from the bootstraps of both, which
+    are drawn apart, for the images have nothing to do with each other; KID, from :data:`KID_LEAST` samples on, from its
+    jackknife. ``labels`` are the asked classes and add ``recognised``. ``bootstraps=0`` leaves the FID without
+    interval: with 2,048 features a round takes seconds.
 
     Raises:
         ValueError: the number of samples is not that of the protocol, or the floor's differs from it.
@@ -103,24 +113,27 @@ def evaluate(
             f"{len(samples)} samples, {len(floor)} floor images and a protocol of {protocol.n}: FID depends on the "
             "number, so the three must be equal"
         )
+    reference = reference if isinstance(reference, Reference) else Reference.of(reference)
     figures: dict[str, Estimate] = {}
     floors: dict[str, float] = {}
-    for name, pick in (("fid", _pool), ("sfid", _spatial)):
-        x, y, z = pick(samples), pick(reference), pick(floor)
-        if x is None or y is None or z is None:
+    for name, pick, target in (("fid", _pool, reference.moments), ("sfid", _spatial, reference.spatial)):
+        x, z = pick(samples), pick(floor)
+        if x is None or z is None or target is None:
             continue
-        target = Moments.of(y)
         figures[name] = _bootstrapped(partial(_fid_of_rows, x, target), len(x), bootstraps)
-        floors[name] = fid(Moments.of(z), target)
-        figures[f"{name}_minus_floor"] = figures[name].minus(floors[name])
-    if min(len(samples), len(reference)) >= 2 * kid_block:
-        distance = kid(samples.pool, reference.pool, block=kid_block, seed=protocol.seed)
+        real_images = _bootstrapped(partial(_fid_of_rows, z, target), len(z), bootstraps, "bootstrap floor")
+        floors[name] = real_images.value
+        figures[f"{name}_minus_floor"] = figures[name].minus(real_images)
+    rows = min(len(samples), len(reference.pool))
+    if rows >= KID_LEAST:
+        distance = kid(samples.pool, reference.pool, seed=protocol.seed)
         figures["kid"] = Estimate(value=distance.value, low=distance.low, high=distance.high)
-        floors["kid"] = kid(floor.pool, reference.pool, block=kid_block, seed=protocol.seed).value
-    # Manifolds of unequal size are not comparable, so the reference is cut to N.
-    real = reference.pool[: len(samples)]
-    for name, generated in (("", samples.pool), ("floor", floor.pool)):
-        pair = dict(zip(("precision", "recall"), precision_recall(real, generated), strict=True))
+        floors["kid"] = kid(floor.pool, reference.pool, seed=protocol.seed).value
+    # Manifolds of unequal size are not comparable, so all are cut to the same number.
+    real = reference.pool[:rows]
+    pairs = (("", samples.pool[:rows]), ("floor", floor.pool[:rows])) if rows > NEIGHBOUR else ()
+    for name, generated in pairs:
+        pair = dict(zip(("precision", "recall"), precision_recall(real, generated, k=NEIGHBOUR), strict=True))
         if name:
             floors |= pair
         else:
@@ -136,27 +149,31 @@ def evaluate(
     return Quality(figures=figures, floors=floors, protocol=protocol)
 
 
-def paired_fid_difference(a: Features, b: Features, reference: Features, *, bootstraps: int = 100) -> Estimate:
+def paired_fid_difference(
+    a: Features, b: Features, reference: Features | Reference, *, bootstraps: int = 100
+) -> Estimate:
     """FID of ``a`` minus FID of ``b``, the k-th sample of both being drawn from the same noise and label.
 
-    Both are resampled by the same rows, so what the shared noise does to both cancels in the interval.
+    Both are resampled by the same rows, so what the shared noise does to both cancels in the interval; so does the
+    floor, whatever it is.
 
     Raises:
         ValueError: the numbers of samples differ.
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} samples: a paired difference needs the same seeds and number")
-    target, x, y = Moments.of(reference.pool), _pool(a), _pool(b)
+    target = (reference if isinstance(reference, Reference) else Reference.of(reference)).moments
+    x, y = _pool(a), _pool(b)
     return _bootstrapped(
         lambda rows: fid(Moments.of(x[rows]), target) - fid(Moments.of(y[rows]), target), len(a), bootstraps
     )
 
 
-def _bootstrapped(statistic: Callable[[np.ndarray], float], n: int, rounds: int) -> Estimate:
+def _bootstrapped(statistic: Callable[[np.ndarray], float], n: int, rounds: int, stream: str = "bootstrap") -> Estimate:
     value = statistic(np.arange(n))
     if rounds < 2:
         return Estimate(value=value)
-    draws = [torch.randint(0, n, (n,), generator=generator(0, "bootstrap", k)).numpy() for k in range(rounds)]
+    draws = [torch.randint(0, n, (n,), generator=generator(0, stream, k)).numpy() for k in range(rounds)]
     half = _Z95 * float(np.std([statistic(rows) for rows in draws], ddof=1))
     return Estimate(value=value, low=value - half, high=value + half)
 
