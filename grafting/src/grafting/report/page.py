@@ -16,6 +16,7 @@ from .results import Curve, ModelResult, Results
 
 if TYPE_CHECKING:
     import torch
+    from jinja2 import Template
 
 # Name, heading, and whether less is better, in the order of the columns; a table wider than a window is two tables.
 CLOSENESS = (
@@ -61,25 +62,33 @@ def grid_png(images: torch.Tensor, *, columns: int, gap: int = 2, zoom: int = 2)
     return buffer.getvalue()
 
 
+def template(name: str) -> Template:
+    """A template of this folder; the look that all pages share is ``style.html``."""
+    from importlib.resources import files
+
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    loader = FunctionLoader(lambda found: (files("grafting.report") / found).read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
+
+
 def render(results: Results | Mapping[str, Any], folder: Path) -> str:
     """HTML of ``results`` (or of its plain data); the PNG grids that it names lie in ``folder``.
 
     Raises:
         ValueError: the data does not fit the schema, or a grid is missing or outside the folder.
     """
-    from importlib.resources import files
-
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     if not isinstance(results, Results):
         results = Results.from_dict(results)
     titled = f"speed-up over the teacher, {results.run}"
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("grafting.report") / "page.html").read_text(encoding="utf-8"))
     pictures = [(m, _inline(folder, m.grid)) for m in results.models if m.grid]
     first = [(m, data) for m, data in pictures if m.role != "control" and m.run == results.run][:FIRST]
-    return template.render(
+    return template("page.html").render(
         r=results,
         verdict=_sentences(results),
         first=first,
