@@ -1,5 +1,8 @@
 """Random models by Hypothesis. The generated kernel runs as plain Python here, so that no example is compiled."""
 
+import ctypes
+import ctypes.util
+
 import numpy as np
 import pytest
 import yaml
@@ -12,16 +15,24 @@ from meningitis.engine.system import System, of_model
 from meningitis.model import Model
 from meningitis.models import GENERALISED
 
+FMA = ctypes.CDLL(ctypes.util.find_library("m")).fma
+FMA.restype, FMA.argtypes = ctypes.c_double, [ctypes.c_double] * 3
+
 NAMES = ("S", "E", "I", "R", "W")
 
 
 def interpreted(system: System, lanes: int):
-    """`solve` of the generated module, without numba."""
+    """`solve` of the generated module, without numba and with the C library's fused multiply-add."""
     source = generate(system, lanes)
-    plain = "def njit(f=None, **_):\n    return f or (lambda g: g)\nprange = range"
-    assert source.count("from numba import njit, prange") == 1
-    space = {}
-    exec(compile(source.replace("from numba import njit, prange", plain), "kernel", "exec"), space)
+    plain = {
+        "from numba import njit, prange": "def njit(f=None, **_):\n    return f or (lambda g: g)\nprange = range",
+        "from meningitis.engine.intrinsics import bits, fma": "",
+    }
+    for compiled, text in plain.items():
+        assert source.count(compiled) == 1
+        source = source.replace(compiled, text)
+    space = {"fma": FMA, "bits": lambda x: int(np.float64(x).view(np.int64))}
+    exec(compile(source, "kernel", "exec"), space)
     return space["solve"]
 
 
@@ -97,7 +108,7 @@ def test_random_models_conserve_stay_positive_and_agree_with_dop853(model, seed)
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_compiled_and_interpreted_kernels_agree_to_the_last_bit_whatever_the_lanes(lanes):
-    """IEEE arithmetic in the written order, on vectors of eight or one number at a time."""
+    """IEEE arithmetic in the written order, fused where it says so, on vectors of eight or one number at a time."""
     rng = np.random.default_rng(2)
     sets = np.stack([p.distribution.ppf(rng.random(7)) for p in GENERALISED.parameters], axis=1)
     times = np.arange(0.0, 200.0, 7.0)

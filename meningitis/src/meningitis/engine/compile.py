@@ -15,7 +15,7 @@ from typing import Any
 from meningitis.engine.codegen import LANES, generate
 from meningitis.engine.system import System
 
-FORMAT = 2
+FORMAT = 3
 """Number of the calling convention of `solve`; part of a kernel's name, beside its source."""
 
 
@@ -32,7 +32,9 @@ def kernel(system: System, lanes: int = LANES) -> Callable[..., None]:
     from numba.core.registry import cpu_target
 
     source = generate(system, lanes)
-    key = "\n".join((str(FORMAT), source, numba.__version__, str(cpu_target.target_context.codegen().magic_tuple())))
+    shared = Path(__file__).with_name("intrinsics.py").read_text(encoding="utf-8")
+    processor = str(cpu_target.target_context.codegen().magic_tuple())
+    key = "\n".join((str(FORMAT), source, shared, numba.__version__, processor))
     name = f"kernel_{hashlib.sha256(key.encode()).hexdigest()[:20]}"
     folder = cache_folder()
     try:
