@@ -90,7 +90,7 @@ def test_budget_scales_both_stages_and_zero_leaves_the_start_alone() -> None:
     assert RunRecipe.from_yaml(TEXT, ["budget=0"]).stages == (None, None)
 
 
-@pytest.mark.parametrize("first", ["import grafting.graft", "from grafting.graft import Switch", "import grafting"])
+@pytest.mark.parametrize("first", ["import grafting.graft", "from grafting.graft import Grafted", "import grafting"])
 def test_public_names_whatever_was_imported_first(first: str) -> None:
     code = f"""
 {first}

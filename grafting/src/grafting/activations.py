@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -31,6 +31,40 @@ def visit(
         return hook
 
     handles = [module.register_forward_hook(watch(key), with_kwargs=True) for key, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def visit_spans(
+    spans: Mapping[Key, Sequence[tuple[nn.Module, nn.Module]]],
+    visitor: Callable[[Key, torch.Tensor, torch.Tensor, Mapping[str, Any]], None],
+) -> Iterator[None]:
+    """While open, ``visitor(key, inputs, outputs, call)`` is called whenever the last module of a span has run.
+
+    inputs: what the span's first module was given (B, N, D); outputs: what its last one returned; call: the keyword
+    arguments of the last. Both are detached, and kept no longer than the span and its visit last.
+    """
+
+    def watch(key: Key, first: nn.Module, last: nn.Module) -> list[Any]:
+        entered: list[torch.Tensor] = []
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entered.append((args[0] if args else kwargs["hidden_states"]).detach())
+
+        def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
+            call = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            visitor(key, entered.pop(), output.detach(), call)
+
+        return [
+            first.register_forward_pre_hook(before, with_kwargs=True),
+            last.register_forward_hook(after, with_kwargs=True),
+        ]
+
+    handles = [handle for key, pairs in spans.items() for pair in pairs for handle in watch(key, *pair)]
     try:
         yield
     finally:

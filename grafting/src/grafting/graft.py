@@ -23,11 +23,15 @@ import torch
 from torch import nn
 
 from .activations import visit
+from .conventions import conventions
 from .diffusion import Diffusion, draw
 from .hosts import Host, Site, host_for
 from .initialise import STARTS, SolveAll
 from .operators import Operator, build
+from .parallel import Parallel, Student, make_student
 from .plan import Plan
+from .restructure import Group
+from .switch import Nothing, Switch
 
 Batches = Callable[[int], Mapping[str, torch.Tensor]]
 
@@ -36,51 +40,25 @@ class GraftError(ValueError):
     """A graft, or its removal, that cannot be done; the model is as it was."""
 
 
-class Nothing(nn.Module):
-    """The control *none*: the site's output is zero."""
+@dataclass(frozen=True, kw_only=True)
+class Pupil:
+    """What stage 1 teaches: ``parameters``, by what the teacher does on ``spans`` of its modules, first to last.
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Zeros of the input's shape (B, N, D), still on the graph of the input."""
-        return hidden_states * 0
-
-
-class Switch(nn.Module):
-    """A site that holds the original and its stand-in, and runs one of them.
-
-    original: the pretrained module, never copied; None once the student has its own copy of the model.
-    operator: an :class:`~grafting.operators.Operator`, or a control that is called as the original is.
+    answer: of the span's inputs, outputs and further arguments, what the student gives and what it should give.
     """
 
-    def __init__(self, original: nn.Module | None, operator: nn.Module, grid: tuple[int, ...]) -> None:
-        super().__init__()
-        self.original = original
-        self.operator = operator
-        self.grid = grid
-        self.grafted = True
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(B, N, D) to (B, N, D) through the chosen side; further arguments reach modules of the host's own kind."""
-        if not self.grafted:
-            assert self.original is not None
-            result: torch.Tensor = self.original(hidden_states, *args, **kwargs)
-            return result
-        return self.stand_in(hidden_states, *args, **kwargs)
-
-    def stand_in(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The new operator's output, whatever the switch says."""
-        if isinstance(self.operator, Operator):
-            # Another size than the model's own has another grid, which square hosts need not be told.
-            height, width = self.grid[-2:]
-            grid = self.grid if height * width == hidden_states.shape[1] else None
-            result: torch.Tensor = self.operator(hidden_states, grid=grid)
-        else:
-            result = self.operator(hidden_states, *args, **kwargs)
-        return result
+    parameters: dict[str, nn.Parameter]
+    spans: tuple[tuple[nn.Module, nn.Module], ...]
+    answer: Callable[[torch.Tensor, torch.Tensor, Mapping[str, Any]], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(kw_only=True)
 class Grafted:
     """A grafted model: its plan, its switches by site, and how it was started.
+
+    switches: where the teacher's pass goes through, in a private copy where the student's does. inner: by site within a
+    group of a restructured model, the student's own switch to the same operator. groups: that model's new blocks.
+    facts: its constants that neither weights nor configuration hold, by module path of the pretrained model.
 
     source_hash: of the pretrained tensors. explained: by site, the share of the original's output variance on the
     calibration activations that the start explains (empty where nothing was solved). private: the student has its own
@@ -98,6 +76,10 @@ class Grafted:
     explained: dict[Site, float] = field(default_factory=dict)
     private: bool = False
     required: dict[str, bool] = field(default_factory=dict)
+    groups: dict[Group, Parallel] = field(default_factory=dict)
+    inner: dict[Site, Switch] = field(default_factory=dict)
+    student_blocks: Student | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def teacher(self) -> Iterator[nn.Module]:
@@ -119,11 +101,15 @@ class Grafted:
     @contextmanager
     def _set(self, *, grafted: bool) -> Iterator[nn.Module]:
         before = {site: switch.grafted for site, switch in self.switches.items()}
+        blocks = self.host.blocks(self.model)
         for switch in self.switches.values():
             switch.grafted = grafted
+        if self.student_blocks is not None and self.student_blocks.originals is not None:
+            self.host.set_blocks(self.model, self.student_blocks if grafted else self.student_blocks.originals)
         try:
             yield self.model
         finally:
+            self.host.set_blocks(self.model, blocks)
             for site, switch in self.switches.items():
                 switch.grafted = before[site]
 
@@ -131,37 +117,90 @@ class Grafted:
         """The new modules by site."""
         return {site: switch.operator for site, switch in self.switches.items()}
 
+    def learnable(self) -> dict[Site | Group, dict[str, nn.Parameter]]:
+        """By site and group, the parameters that both stages may train and that a delta stores; each is in one only.
+
+        An operator within a group belongs to its site.
+        """
+        found: dict[Site | Group, dict[str, nn.Parameter]] = {
+            site: dict(operator.named_parameters()) for site, operator in self.operators().items()
+        }
+        taken = {id(parameter) for parameters in found.values() for parameter in parameters.values()}
+        for group, module in self.groups.items():
+            found[group] = {
+                name: parameter
+                for name, parameter in module.named_parameters()
+                if id(parameter) not in taken and (group.train == "all" or name.startswith("combine."))
+            }
+        return {key: parameters for key, parameters in found.items() if parameters}
+
+    def pupils(self) -> dict[Site | Group, Pupil]:
+        """What can be taught beside the teacher, by site and group."""
+        found: dict[Site | Group, Pupil] = {}
+        for key, parameters in self.learnable().items():
+            if isinstance(key, Site):
+                switch = self.switches[key]
+                found[key] = Pupil(parameters=parameters, spans=((switch, switch),), answer=_site_answer(switch))
+            else:
+                assert self.student_blocks is not None and self.student_blocks.originals is not None
+                blocks = self.student_blocks.originals
+                spans = tuple((blocks[first], blocks[last]) for first, last in key.spans)
+                found[key] = Pupil(parameters=parameters, spans=spans, answer=_group_answer(self.groups[key]))
+        return found
+
     def train_grafted(self) -> None:
-        """Let only the new operators require gradients."""
+        """Let only the new operators and groups require gradients."""
         self.model.requires_grad_(False)
-        for switch in self.switches.values():
-            switch.operator.requires_grad_(True)
+        if self.student_blocks is not None and self.student_blocks.originals is not None:
+            self.student_blocks.originals.requires_grad_(False)
+        for parameters in self.learnable().values():
+            for parameter in parameters.values():
+                parameter.requires_grad_(True)
 
     def own_copy(self) -> Grafted:
         """A hybrid whose every weight is its own and trains, without the teacher: what full finetuning edits."""
         # Neither the originals nor this handle are copied: the memo says that they are nothing.
-        left_out = [self, *(switch.original for switch in self.switches.values())]
-        model = copy.deepcopy(self.model, {id(thing): None for thing in left_out})
+        left_out: list[Any] = [self, *(switch.original for switch in self.switches.values())]
+        if self.student_blocks is not None:
+            left_out.append(self.student_blocks.originals)
+        memo: dict[int, Any] = {id(thing): None for thing in left_out}
+        with self.student():
+            model = copy.deepcopy(self.model, memo)
         model.requires_grad_(True)
-        switches: dict[Site, Switch] = {}
-        for site in self.switches:
-            switch = self.host.get(model, site)
-            assert isinstance(switch, Switch)
-            switch.original, switch.grafted = None, True
-            switches[site] = switch
         mine = Grafted(
             model=model,
             plan=self.plan,
             host=self.host,
-            switches=switches,
+            switches={site: memo[id(self.inner.get(site, switch))] for site, switch in self.switches.items()},
             init=self.init,
             seed=self.seed,
             source_hash=self.source_hash,
             explained=dict(self.explained),
-            private=True,
+            groups={group: memo[id(module)] for group, module in self.groups.items()},
+            student_blocks=None if self.student_blocks is None else memo[id(self.student_blocks)],
+            facts=dict(self.facts),
         )
+        mine.forget_teacher()
         remember(mine)
         return mine
+
+    def forget_teacher(self) -> None:
+        """Keep the student alone: its weights are its own from now on, and there is no way back."""
+        self.switches = {site: self.inner.get(site, switch) for site, switch in self.switches.items()}
+        self.inner, self.private = {}, True
+        for switch in self.switches.values():
+            switch.original, switch.grafted = None, True
+        if self.student_blocks is not None:
+            self.student_blocks.forget()
+
+
+def _site_answer(switch: Switch) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    return lambda inputs, outputs, _: (switch.stand_in(inputs), outputs)
+
+
+def _group_answer(module: Parallel) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """Of updates: what is added to the residual stream."""
+    return lambda inputs, outputs, call: (module(inputs, **call) - inputs, outputs - inputs)
 
 
 def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -195,7 +234,7 @@ def graft(
     calibration_batches: int = 4,
     diffusion: Diffusion | None = None,
 ) -> Grafted:
-    """Put the operators of ``plan`` into ``model``, in place.
+    """Put the operators of ``plan`` into ``model`` and restructure its blocks, in place.
 
     Args:
         init: ``random`` (the paper's; per-site seed = ``seed`` + block), ``copy``, ``solve``, or ``default``: solve
@@ -227,9 +266,26 @@ def graft(
     required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     grid = tuple(host.grid_of(model))
     switches = {site: Switch(originals[site], stand_ins[site], grid) for site in originals}
+    inner: dict[Site, Switch] = {}
+    student: Student | None = None
+    groups: dict[Group, Parallel] = {}
+    facts: dict[str, Any] = {}
+    layout = plan.layout(model)
+    if layout is not None:
+
+        def replace(branch: nn.Module, block: int) -> None:
+            for site, stand_in in stand_ins.items():
+                if site.block == block:
+                    inner[site] = Switch(None, stand_in, grid)
+                    host.set_in(branch, site.kind, inner[site])
+
+        student, groups = make_student(host, model, layout, replace)
+        facts = conventions(model)
     for site, switch in switches.items():
         switch.train(originals[site].training)
         host.set(model, site, switch)
+    if student is not None:
+        host.set_blocks(model, student)
     handle = Grafted(
         model=model,
         plan=plan,
@@ -240,6 +296,10 @@ def graft(
         source_hash=source_hash,
         explained=explained,
         required=required,
+        groups=groups,
+        inner=inner,
+        student_blocks=student,
+        facts=facts,
     )
     remember(handle)
     return handle
@@ -258,6 +318,9 @@ def ungraft(model: nn.Module) -> nn.Module:
             "this model was finetuned as a whole and holds no original weights: load the model of hash "
             f"{handle.source_hash[:12]} again"
         )
+    if handle.student_blocks is not None:
+        assert handle.student_blocks.originals is not None
+        handle.host.set_blocks(model, handle.student_blocks.originals)
     for site, switch in handle.switches.items():
         assert switch.original is not None
         handle.host.set(model, site, switch.original)

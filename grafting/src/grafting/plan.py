@@ -6,7 +6,8 @@
 
 ``blocks`` is a list of indices or a pattern over the model's depth: ``interleaved 50%`` (every second block: 1, 3, …),
 ``interleaved 75%`` (three of four), ``first 50%``, ``last 50%``, ``all``. ``most local 50%`` and ``least local 50%``
-name blocks once the locality of their attention is given: :meth:`Plan.located`.
+name blocks once the locality of their attention is given: :meth:`Plan.located`. ``restructure`` merges, drops, reorders
+and shares blocks (:mod:`grafting.restructure`); edits go on naming blocks by their numbers in the pretrained model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from . import restructure as steps
 from .hosts.shapes import KINDS, HostShape, Kind, Site, shape_of
+from .restructure import Layout, Step
 
 if TYPE_CHECKING:
     from .hosts.shapes import Source
@@ -127,10 +130,11 @@ class CheckReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Edits in order; no site may get two operators."""
+    """Edits in order, of which no two may meet at a site, and the steps that change what blocks there are."""
 
-    edits: tuple[Edit, ...]
+    edits: tuple[Edit, ...] = ()
     name: str = ""
+    restructure: tuple[Step, ...] = ()
 
     @classmethod
     def interleaved(cls, *, site: str = "attn", operator: str, ratio: float = 0.5, **options: Any) -> Plan:
@@ -178,8 +182,12 @@ class Plan:
         return cls(edits=(Edit(site=_kind(site), blocks=f"{pattern} {text}%", operator=operator, options=options),))
 
     def __add__(self, other: Plan) -> Plan:
-        """Both plans' edits."""
-        return Plan(edits=self.edits + other.edits, name=self.name or other.name)
+        """Both plans' edits and steps."""
+        return Plan(
+            edits=self.edits + other.edits,
+            name=self.name or other.name,
+            restructure=self.restructure + other.restructure,
+        )
 
     @property
     def by_locality(self) -> bool:
@@ -203,11 +211,22 @@ class Plan:
         ]
         return sorted(entries, key=lambda entry: (entry.site.block, KINDS.index(entry.site.kind)))
 
+    def layout(self, source: Source) -> Layout | None:
+        """What blocks there are after the restructuring; None where there is none. Raises PlanError."""
+        if not self.restructure:
+            return None
+        found, problems = steps.resolve(self.restructure, _shape(source).depth, pattern_blocks)
+        if found is None:
+            raise PlanError(problems)
+        return found
+
     def _block_problems(self, shape: HostShape) -> list[str]:
         problems: list[str] = []
         taken: dict[Site, int] = {}
-        if not self.edits:
+        if not self.edits and not self.restructure:
             problems.append("a plan without edits changes nothing: give at least one")
+        layout, found = steps.resolve(self.restructure, shape.depth, pattern_blocks)
+        problems += found
         for number, edit in enumerate(self.edits):
             where = f"edit {number} ({edit.site}, {edit.operator})"
             try:
@@ -225,6 +244,11 @@ class Plan:
                 if site in taken:
                     problems.append(f"{where}: {site.name} is edited by edit {taken[site]} already")
                 taken.setdefault(site, number)
+                if layout is not None and block in layout.dropped:
+                    problems.append(f"{where}: block {block} is dropped by the restructuring")
+                if layout is not None and block in layout.borrowed:
+                    lender = layout.borrowed[block]
+                    problems.append(f"{where}: block {block} runs with the weights of block {lender}: edit that one")
         return problems
 
     def check(self, source: Source) -> CheckReport:
@@ -259,7 +283,8 @@ class Plan:
             blocks = edit.blocks if isinstance(edit.blocks, str) else list(edit.blocks)
             entry: dict[str, Any] = {"site": edit.site, "blocks": blocks, "operator": edit.operator}
             edits.append(entry | ({"options": dict(edit.options)} if edit.options else {}))
-        return ({"name": self.name} if self.name else {}) | {"edits": edits}
+        restructured = {"restructure": [steps.to_dict(step) for step in self.restructure]} if self.restructure else {}
+        return ({"name": self.name} if self.name else {}) | {"edits": edits} | restructured
 
     def to_yaml(self) -> str:
         """The plan as YAML text."""
@@ -277,8 +302,14 @@ class Plan:
         """From plain data. Raises PlanError naming every unknown key and bad value."""
         if not isinstance(content, Mapping):
             raise PlanError([f"{where}: {content!r} is no mapping with edits"])
-        problems = _unknown(content, ("name", "edits"), where)
-        edits = content.get("edits")
+        problems = _unknown(content, ("name", "edits", "restructure"), where)
+        listed = content.get("restructure", [])
+        if not isinstance(listed, Sequence) or isinstance(listed, str):
+            problems.append(f"{where}: restructure is {listed!r}, must be a list of steps")
+            listed = []
+        read = [steps.from_dict(entry, f"{where}: restructure {number}") for number, entry in enumerate(listed)]
+        problems += [problem for _, found in read for problem in found]
+        edits = content.get("edits", [] if listed else None)
         if not isinstance(edits, Sequence) or isinstance(edits, str):
             raise PlanError([*problems, f"{where}: edits is {edits!r}, must be a list of edits"])
         made = []
@@ -308,7 +339,8 @@ class Plan:
                 made.append(Edit(site=entry["site"], blocks=taken, operator=entry["operator"], options=options))
         if problems:
             raise PlanError(problems)
-        return cls(edits=tuple(made), name=str(content.get("name", "")))
+        restructure = tuple(step for step, _ in read if step is not None)
+        return cls(edits=tuple(made), name=str(content.get("name", "")), restructure=restructure)
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> Plan:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from ..operators import parallel
 from .shapes import KINDS, HostError, HostShape, Kind, Site, shape_of
 
 
@@ -37,18 +38,34 @@ class Host(ABC):
         assert isinstance(blocks, nn.ModuleList)
         return blocks
 
+    def set_blocks(self, model: nn.Module, blocks: nn.ModuleList) -> None:
+        """Let the model run through ``blocks``, which it calls as it calls its own."""
+        model.transformer_blocks = blocks
+
+    def first_block(self, block: nn.Module, original: nn.Module) -> nn.Module:
+        """``block`` as it must be to stand first in the place of ``original``, whatever else the model reads of it."""
+        return block
+
     def sites(self, model: nn.Module) -> list[Site]:
         """Every site, block by block."""
         return [Site(block, kind) for block in range(len(self.blocks(model))) for kind in KINDS]
 
     def get(self, model: nn.Module, site: Site) -> nn.Module:
         """The module at a site. Raises HostError for a block that does not exist."""
-        module: nn.Module = getattr(self._block(model, site), self.module_of[site.kind])
-        return module
+        return self.get_in(self._block(model, site), site.kind)
 
     def set(self, model: nn.Module, site: Site, module: nn.Module) -> None:
         """Put ``module`` at a site; it is called with hidden states (B, N, D) first, whatever else follows."""
-        setattr(self._block(model, site), self.module_of[site.kind], module)
+        self.set_in(self._block(model, site), site.kind, module)
+
+    def get_in(self, block: nn.Module, kind: Kind) -> nn.Module:
+        """The operator of one block."""
+        module: nn.Module = getattr(block, self.module_of[kind])
+        return module
+
+    def set_in(self, block: nn.Module, kind: Kind, module: nn.Module) -> None:
+        """Put ``module`` into one block."""
+        setattr(block, self.module_of[kind], module)
 
     def _block(self, model: nn.Module, site: Site) -> nn.Module:
         blocks = self.blocks(model)
@@ -95,6 +112,62 @@ class Host(ABC):
         """Attention probabilities (B, heads, N, N) of a site's module on its input x (B, N, D)."""
         q, k = self.queries_keys(module, x)
         return (q @ k.transpose(2, 3)).softmax(-1)
+
+    # -- blocks side by side: see grafting.parallel ---------------------------------------------------------------
+
+    @abstractmethod
+    def modulation(self, blocks: Sequence[nn.Module], x: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
+        """(k, B, 6, D): shift, scale and gate of attention, then of the MLP, of blocks called with x and ``call``."""
+
+    @abstractmethod
+    def norms(self, block: nn.Module) -> tuple[nn.LayerNorm, nn.LayerNorm]:
+        """The norms before attention and before the MLP, without weights."""
+
+    def between(self, blocks: Sequence[nn.Module], y: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
+        """What comes between attention and MLP: y (k, B, N, D) to the same shape."""
+        return y
+
+    def batchable(self, blocks: Sequence[nn.Module], call: Mapping[str, Any]) -> bool:
+        """Whether the blocks, called so, may run as one batch: no hook, mask or further argument would be missed."""
+        return not (call.get("attention_mask") is not None or call.get("cross_attention_kwargs")) and all(
+            type(block).__name__ == "BasicTransformerBlock"
+            and not block._forward_hooks
+            and not block._forward_pre_hooks
+            for block in blocks
+        )
+
+    def attention_layers(self, blocks: Sequence[nn.Module]) -> tuple[Any, Any, int] | None:
+        """By block the q, k, v projections, the output projections, and the heads; None where a block has another
+        attention than the family's plain one."""
+        modules: list[Any] = [self.get_in(block, "attn") for block in blocks]
+        if not all(
+            type(a).__name__ == "Attention"
+            and type(a.processor).__name__ == "AttnProcessor2_0"
+            and not (a._forward_hooks or a._forward_pre_hooks)
+            and (a.norm_q, a.norm_k, a.group_norm, a.spatial_norm) == (None, None, None, None)
+            and not a.residual_connection
+            and a.rescale_output_factor == 1
+            and a.to_out[1].p == 0
+            for a in modules
+        ):
+            return None
+        qkv, out = [(a.to_q, a.to_k, a.to_v) for a in modules], [a.to_out[0] for a in modules]
+        fits = parallel.plain([layer for three in qkv for layer in three]) and parallel.plain(out)
+        return (qkv, out, int(modules[0].heads)) if fits else None
+
+    def perceptron_layers(self, blocks: Sequence[nn.Module]) -> tuple[Any, Any] | None:
+        """The two layers of every block's tanh-GELU perceptron; None where a block has another channel mixer."""
+        modules: list[Any] = [self.get_in(block, "mlp") for block in blocks]
+        if not all(
+            type(m).__name__ == "FeedForward"
+            and not (m._forward_hooks or m._forward_pre_hooks)
+            and getattr(m.net[0], "approximate", None) == "tanh"
+            and m.net[1].p == 0
+            for m in modules
+        ):
+            return None
+        first, last = [m.net[0].proj for m in modules], [m.net[2] for m in modules]
+        return (first, last) if parallel.plain(first) and parallel.plain(last) else None
 
 
 def _config(model: nn.Module) -> Mapping[str, Any]:

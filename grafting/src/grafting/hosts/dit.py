@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..operators import parallel
 from .base import Host
 from .shapes import Site
 
@@ -30,3 +32,33 @@ class DiT(Host):
             six = norm.linear(norm.silu(norm.emb(t, c, hidden_dtype=norm.linear.weight.dtype))).chunk(6, dim=1)
             gates[Site(index, "attn")], gates[Site(index, "mlp")] = six[2][:, None], six[5][:, None]
         return gates
+
+    def modulation(self, blocks: Sequence[nn.Module], x: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
+        """Every block embeds timestep and label by itself."""
+        norms: list[Any] = [block.norm1 for block in blocks]
+        t, y = call["timestep"], call["class_labels"]
+        embedded = torch.stack([norm.silu(norm.emb(t, y, hidden_dtype=x.dtype)) for norm in norms])
+        return parallel.linear(embedded, [[norm.linear] for norm in norms]).unflatten(2, (6, -1))
+
+    def norms(self, block: nn.Module) -> tuple[nn.LayerNorm, nn.LayerNorm]:
+        b: Any = block
+        return b.norm1.norm, b.norm3
+
+    def first_block(self, block: nn.Module, original: nn.Module) -> nn.Module:
+        """The head reads the first block's embedder: the original's stays, beside the one that ``block`` runs with."""
+        return First(block, original)
+
+
+class First(nn.Module):
+    """A block that runs as ``block`` and shows the head the embedder of ``original``, as ``norm1.emb``."""
+
+    def __init__(self, block: nn.Module, original: nn.Module) -> None:
+        super().__init__()
+        norm: Any = original.norm1
+        self.block = block
+        self.norm1 = nn.ModuleDict({"emb": norm.emb})
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the host calls a block."""
+        result: torch.Tensor = self.block(hidden_states, *args, **kwargs)
+        return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,3 +42,21 @@ class PixArt(Host):
             six = table[None] + embedded.reshape(len(t), 6, -1)
             gates[Site(index, "attn")], gates[Site(index, "mlp")] = six[:, 2:3], six[:, 5:6]
         return gates
+
+    def modulation(self, blocks: Sequence[nn.Module], x: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
+        """Every block adds its table to the one embedding of the timestep."""
+        tables = torch.stack([block.scale_shift_table for block in blocks])  # type: ignore[misc]
+        return tables[:, None] + call["timestep"].reshape(len(x), 6, -1)
+
+    def norms(self, block: nn.Module) -> tuple[nn.LayerNorm, nn.LayerNorm]:
+        b: Any = block
+        return b.norm1, b.norm2
+
+    def between(self, blocks: Sequence[nn.Module], y: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
+        """Cross-attention to the text, block by block."""
+        text = {
+            "encoder_hidden_states": call["encoder_hidden_states"],
+            "attention_mask": call["encoder_attention_mask"],
+        }
+        cross: list[Any] = [block.attn2 for block in blocks]
+        return torch.stack([part + attend(part, **text) for attend, part in zip(cross, y, strict=True)])

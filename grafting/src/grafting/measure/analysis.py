@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from ..activations import visit
-from ..graft import Switch
 from ..hosts import Host, Site, host_for
 from ..sampling import Pipeline, Sampling, draw_labels
+from ..switch import Switch
 from .activations import Spread, merged
 from .locality import by_grid, by_raster, curve, default_reach, offset_mass, square_within, uniform_mass
 

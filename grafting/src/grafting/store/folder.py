@@ -16,17 +16,18 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .. import __version__
+from ..conventions import CONVENTIONS, conventions
 from ..files import save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
-from ..graft import Grafted, Switch, graft, remember, tensors_hash
+from ..graft import Grafted, graft, remember, tensors_hash
 from ..hosts import host_for
 from ..plan import Edit, Plan
+from ..restructure import Group
+from ..switch import Switch
 from ..teachers import load_teacher, teachers
 from .checkpoints import read_checkpoint, translate, unshift_timesteps
 from .manifest import MANIFEST, StoreError, read_manifest
 
 WEIGHTS = "graft.safetensors"
-# What a DiT computes with but neither its weights nor, for the first, its configuration hold.
-CONVENTIONS = ("downscale_freq_shift", "eps")
 
 
 def save(
@@ -49,6 +50,7 @@ def save(
         raise StoreError("this graft was finetuned as a whole: its delta is the whole model, save it with whole=True")
     everything = handle.private or bool(whole)
     tensors = {f"{site.name}.{key}": value for site, op in handle.operators().items() for key, value in _state(op)}
+    tensors |= {} if everything else _groups(handle)
     if everything:
         tensors |= {f"shared.{key}": value for key, value in shared_tensors(handle).items()}
     save_safetensors_atomic(folder / WEIGHTS, tensors)
@@ -58,7 +60,7 @@ def save(
         "base": {"name": base, "sha256": handle.source_hash},
         "class": type(handle.model).__name__,
         "config": {k: v for k, v in dict(handle.model.config).items() if not k.startswith("_")},  # type: ignore[arg-type]
-        "conventions": conventions(handle.model),
+        "conventions": handle.facts if handle.student_blocks is not None else conventions(handle.model),
         "plan": handle.plan.to_dict(),
         "init": handle.init,
         "seed": handle.seed,
@@ -101,6 +103,10 @@ def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
     for site, operator in handle.operators().items():
         prefix = f"{site.name}."
         operator.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    if not manifest["whole"]:
+        with torch.no_grad():
+            for name, parameter in _groups(handle).items():
+                parameter.copy_(tensors[name])
     handle.init, handle.seed, handle.source_hash = manifest["init"], manifest["seed"], wanted
     handle.explained = {s: manifest["explained"][s.name] for s in handle.switches if s.name in manifest["explained"]}
     return handle
@@ -120,9 +126,7 @@ def assemble(
             raise StoreError(f"convention {path!r}: known are {', '.join(CONVENTIONS)}")
         setattr(model.get_submodule(owner), name, value)
     handle = graft(model, plan, init="random")
-    for switch in handle.switches.values():
-        switch.original = None
-    handle.private = True
+    handle.forget_teacher()
     expected = shared_tensors(handle)
     if expected.keys() != shared.keys():
         odd = sorted(expected.keys() ^ shared.keys())
@@ -134,34 +138,27 @@ def assemble(
 
 
 def shared_tensors(handle: Grafted) -> dict[str, torch.Tensor]:
-    """The model's tensors outside of its new operators; originals beside them are left out."""
+    """The student's tensors outside of its new operators, those of new blocks among them; originals are left out."""
     inside = [name for name, module in handle.model.named_modules() if isinstance(module, Switch)]
     state = handle.model.state_dict()
     return {key: value for key, value in state.items() if not any(key.startswith(f"{name}.") for name in inside)}
 
 
-def conventions(model: nn.Module) -> dict[str, Any]:
-    """By module path, the constants that a fresh model of the same configuration does not have."""
-    with torch.device("meta"):
-        fresh = dict(type(model)(**{k: v for k, v in dict(model.config).items() if k[0] != "_"}).named_modules())  # type: ignore[arg-type]
-    return {
-        f"{path}.{name}": getattr(module, name)
-        for path, module in model.named_modules()
-        for name in CONVENTIONS
-        if path in fresh and hasattr(fresh[path], name) and getattr(module, name, None) != getattr(fresh[path], name)
-    }
-
-
 def card(manifest: Mapping[str, Any]) -> str:
     """The model card, Markdown."""
-    edits = "\n".join(f"- {e['operator']} at {e['site']}, blocks {e['blocks']}" for e in manifest["plan"]["edits"])
+    edits = "\n".join(
+        [
+            *(f"- {e['operator']} at {e['site']}, blocks {e['blocks']}" for e in manifest["plan"]["edits"]),
+            *(f"- {step}" for step in manifest["plan"].get("restructure", ())),
+        ]
+    )
     need = "" if manifest["whole"] or manifest["base"]["name"] in teachers() else ", base=pretrained"
     extra = (
         "" if manifest["whole"] else "\nOnly the new operators are here; the pretrained model is needed beside them."
     )
     parts = [
         "---\nlibrary_name: grafting\n---\n# A grafted diffusion transformer",
-        f"A `{manifest['class']}` with some of its operators replaced:\n\n{edits}",
+        f"A `{manifest['class']}` with some of its operators or blocks replaced:\n\n{edits}",
         f"Pretrained model: {manifest['base']['name'] or 'unnamed'}, "
         f"tensors' SHA-256 `{manifest['base']['sha256']}`.{extra}",
         f'```python\nfrom grafting.store.folder import load\n\nhandle = load("this folder"{need})\n```',
@@ -172,6 +169,16 @@ def card(manifest: Mapping[str, Any]) -> str:
             rows = "\n".join(f"| {key} | {value} |" for key, value in manifest[title].items())
             parts.append(f"## {title.capitalize()}\n\n| | |\n|---|---|\n{rows}")
     return "\n\n".join(parts) + "\n"
+
+
+def _groups(handle: Grafted) -> dict[str, nn.Parameter]:
+    """What a delta holds of a restructured model, by name."""
+    return {
+        f"{key.name}.{name}": parameter
+        for key, parameters in handle.learnable().items()
+        if isinstance(key, Group)
+        for name, parameter in parameters.items()
+    }
 
 
 def _state(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

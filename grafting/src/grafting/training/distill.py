@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..activations import visit
+from ..activations import visit_spans
 from ..diffusion import Diffusion, draw, drop_labels
 from ..initialise import explained
 from .distill_state import load_state, save_state
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 LOSSES = ("l1", "l2", "huber")
 Batches = Callable[[int], Mapping[str, torch.Tensor]]
+Answer = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+"""What the student gives at a site or group, and what it should give; computed when called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ class DistillConfig:
     steps: int
     attn: SiteConfig = SiteConfig(lr=5e-4, weight_decay=0.0, loss="l1")
     mlp: SiteConfig = SiteConfig(lr=1e-3, weight_decay=1e-5, loss="l2")
+    group: SiteConfig = SiteConfig(lr=2e-4, weight_decay=0.0, loss="l2")
     clip: float = 10.0
     warmup: float = 0.1
     halve: tuple[float, ...] = (0.25, 0.5, 0.75)
@@ -80,7 +83,7 @@ class DistillConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        problems = [f"attn: {p}" for p in self.attn.problems()] + [f"mlp: {p}" for p in self.mlp.problems()]
+        problems = [f"{kind}: {p}" for kind in ("attn", "mlp", "group") for p in getattr(self, kind).problems()]
         for name in ("steps", "evaluate_every", "heldout_batches", "patience", "save_every"):
             if getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)}: at least 1")
@@ -94,8 +97,8 @@ class DistillConfig:
             raise ValueError("; ".join(problems))
 
     def site(self, kind: str) -> SiteConfig:
-        """The settings for sites of ``kind`` (attn or mlp)."""
-        return self.attn if kind == "attn" else self.mlp
+        """The settings for sites of ``kind`` (attn or mlp), or for the groups of a restructured model."""
+        return {"attn": self.attn, "mlp": self.mlp}.get(kind, self.group)
 
     def factor(self, step: int) -> float:
         """What multiplies the learning rate at step ``step`` (from 0)."""
@@ -121,12 +124,12 @@ def distance(given: torch.Tensor, wanted: torch.Tensor, loss: str, gate: torch.T
 
 @dataclass(kw_only=True)
 class Learner:
-    """One site's training: its operator, optimiser, curve, and the best weights so far.
+    """One site's or group's training: its parameters, optimiser, curve, and the best weights so far.
 
     curve: (step, training loss). heldout: (step, loss, share of variance explained) on fixed held-out draws.
     """
 
-    operator: nn.Module
+    parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.AdamW
     settings: SiteConfig
     best: dict[str, torch.Tensor]
@@ -135,11 +138,6 @@ class Learner:
     stopped: int | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
     heldout: list[tuple[int, float, float]] = field(default_factory=list)
-
-    @property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The operator's parameters by name."""
-        return dict(self.operator.named_parameters())
 
     def judge(self, step: int, loss: float, share: float, floor: float, patience: int) -> None:
         """Note a held-out error: keep the weights if it is the best, stop if the site reached its floor."""
@@ -208,15 +206,12 @@ class Distillation:
         self.whole = True  # false while a step is being written into weights and moments
         handle.train_grafted()
         self.learners: dict[Any, Learner] = {}
-        for site, operator in handle.operators().items():
-            parameters = dict(operator.named_parameters())
-            if not parameters:
-                continue
+        for site, parameters in handle.learnable().items():
             settings = config.site(site.kind)
             with torch.no_grad():
                 self.team.share(parameters.values())
             self.learners[site] = Learner(
-                operator=operator,
+                parameters=parameters,
                 optimizer=torch.optim.AdamW(
                     parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
                 ),
@@ -224,7 +219,7 @@ class Distillation:
                 best={name: p.detach().clone() for name, p in parameters.items()},
             )
         if not self.learners:
-            raise ValueError("nothing to distil: no site of this plan has weights to learn")
+            raise ValueError("nothing to distil: no site or group of this plan has weights to learn")
 
     def run(self) -> dict[str, SiteReport]:
         """Train to the last step, or until every site has stopped."""
@@ -263,18 +258,22 @@ class Distillation:
         y = drop_labels(batch["y"], self.config.label_dropout, self.null, self.config.seed, self.step)
         factor = self.config.factor(self.step)
 
-        def learn(site: Any, inputs: torch.Tensor, outputs: torch.Tensor, gate: torch.Tensor | None) -> None:
+        def learn(site: Any, answer: Answer, gate: torch.Tensor | None) -> None:
             learner = self.learners[site]
+            parameters = list(learner.parameters.values())
             with torch.enable_grad():
-                given = self.handle.switches[site].stand_in(inputs)
-                loss = distance(given, outputs, learner.settings.loss, gate)
-                loss.backward()
+                given, wanted = answer()
+                loss = distance(given, wanted, learner.settings.loss, gate)
+                # Not backward: operators within a group are taught at their own sites.
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
             shown = loss.detach()
-            self.team.average([shown, *(p.grad for p in learner.operator.parameters() if p.grad is not None)])
+            self.team.average([shown, *(gradient for gradient in gradients if gradient is not None)])
             value = shown.item()
             if not math.isfinite(value):
                 raise FloatingPointError(f"{site.name}: the loss is {value} at step {self.step}: try a lower lr")
-            nn.utils.clip_grad_norm_(learner.operator.parameters(), self.config.clip)
+            nn.utils.clip_grad_norm_(parameters, self.config.clip)
             for group in learner.optimizer.param_groups:
                 group["lr"] = learner.settings.lr * factor
             learner.optimizer.step()
@@ -294,13 +293,15 @@ class Distillation:
         active = self._active()
         # By site: the loss, the squared error, and the sums over rows of the outputs and of their squares.
         sums: dict[Any, list[torch.Tensor]] = {}
-        rows = 0
+        visits: dict[Any, int] = dict.fromkeys(active, 0)  # a shared block is seen at each of its places
+        rows: dict[Any, int] = dict.fromkeys(active, 0)
 
-        def measure(site: Any, inputs: torch.Tensor, outputs: torch.Tensor, gate: torch.Tensor | None) -> None:
-            learner = self.learners[site]
-            given = self.handle.switches[site].stand_in(inputs)
+        def measure(site: Any, answer: Answer, gate: torch.Tensor | None) -> None:
+            given, outputs = answer()
             y = outputs.double().flatten(0, -2)
-            loss = distance(given, outputs, learner.settings.loss, gate).double()
+            rows[site] += len(y)
+            visits[site] += 1
+            loss = distance(given, outputs, self.learners[site].settings.loss, gate).double()
             error = (given.double() - outputs.double()).square().sum()
             parts = (loss, error, y.sum(0), y.square().sum(0))
             sums[site] = [a + b for a, b in zip(sums[site], parts, strict=True)] if site in sums else list(parts)
@@ -308,13 +309,13 @@ class Distillation:
         for index in range(self.config.heldout_batches):
             batch = self.heldout(index)
             # Counters far below those of calibration: noise that neither a start nor a step has seen.
-            rows += self._teach(active, batch["z"], batch["y"], -1_000_000 - index, measure)
+            self._teach(active, batch["z"], batch["y"], -1_000_000 - index, measure)
         for site, learner in active.items():
             # Means over the processes of sums over equally many rows: their number cancels in the share.
             self.team.average(sums[site])
             loss, error, total, square = sums[site]
-            share = explained(error.item(), (square - total.square() / rows).sum().item())
-            mean = loss.item() / self.config.heldout_batches
+            share = explained(error.item(), (square - total.square() / rows[site]).sum().item())
+            mean = loss.item() / visits[site]
             learner.judge(self.step, mean, share, self.config.floor, self.config.patience)
 
     @torch.no_grad()
@@ -324,25 +325,23 @@ class Distillation:
         z: torch.Tensor,
         y: torch.Tensor,
         counter: int,
-        visitor: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None], None],
-    ) -> int:
-        """A teacher pass over this process's part of noised ``z`` that calls ``visitor`` at every active site; returns
-        the rows it saw."""
+        visitor: Callable[[Any, Answer, torch.Tensor | None], None],
+    ) -> None:
+        """A teacher pass over this process's part of noised ``z`` that calls ``visitor`` at every active site, with
+        what the student gives there and what it should give, and the gate that weighs both."""
         handle, host = self.handle, self.handle.host
         noise, t = draw(z.shape, self.diffusion.steps, self.config.seed, counter)
         z, y, noise, t = (self.team.rows(tensor) for tensor in (z, y, noise, t))
         zt = self.diffusion.add_noise(z, t, noise)
-        gates = host.gates(handle.model, t, y) if self.config.gate_weighted else {}
-        rows = 0
+        pupils = handle.pupils()
 
-        def at_site(site: Any, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-            nonlocal rows
-            rows = inputs.shape[:-1].numel()
-            visitor(site, inputs, outputs, gates.get(site))
+        def at_site(site: Any, inputs: torch.Tensor, outputs: torch.Tensor, call: Mapping[str, Any]) -> None:
+            visitor(site, lambda: pupils[site].answer(inputs, outputs, call), gates.get(site))
 
-        with handle.teacher(), visit({site: handle.switches[site] for site in active}, at_site):
-            host.call(handle.model, zt, t, y)
-        return rows
+        with handle.teacher():
+            gates = host.gates(handle.model, t, y) if self.config.gate_weighted else {}
+            with visit_spans({site: pupils[site].spans for site in active}, at_site):
+                host.call(handle.model, zt, t, y)
 
     def _save(self) -> None:
         if self.out is not None and self.team.leads:

@@ -1,0 +1,23 @@
+"""Constants that a model computes with but that neither its weights nor its configuration hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+CONVENTIONS = ("downscale_freq_shift", "eps")
+"""What a DiT computes with but neither its weights nor, for the first, its configuration hold."""
+
+
+def conventions(model: nn.Module) -> dict[str, Any]:
+    """By module path, the constants that a fresh model of the same configuration does not have."""
+    with torch.device("meta"):
+        fresh = dict(type(model)(**{k: v for k, v in dict(model.config).items() if k[0] != "_"}).named_modules())  # type: ignore[arg-type]
+    return {
+        f"{path}.{name}": getattr(module, name)
+        for path, module in model.named_modules()
+        for name in CONVENTIONS
+        if path in fresh and hasattr(fresh[path], name) and getattr(module, name, None) != getattr(fresh[path], name)
+    }
