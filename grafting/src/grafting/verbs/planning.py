@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
-from .shared import CONFIGURATION, Verbs, plan_of, plan_options
+from .shared import CONFIGURATION, Verbs, integers, plan_of, plan_options
 
 
 def add(verbs: Verbs) -> None:
@@ -24,6 +25,11 @@ def add(verbs: Verbs) -> None:
     made.add_argument("model", metavar="MODEL", help=CONFIGURATION)
     plan_options(made)
     made.add_argument("--side", type=int, metavar="N", help="tokens along one side of a square, for another size")
+    made.add_argument("--measured", type=Path, metavar="JSON", help="of grafting profile MODEL --json, or of stack.py")
+    made.add_argument("--throughput", type=float, metavar="N", help="forward samples of MODEL a second, where known")
+    made.add_argument("--tflops", type=float, metavar="N", help="TFLOP/s to reckon with, where nothing is measured")
+    made.add_argument("--steps", type=integers, default=[200, 300], metavar="N,N", help="of both stages (200,300)")
+    made.add_argument("--batch", type=int, default=64)
     made.add_argument("--json", action="store_true")
 
 
@@ -63,15 +69,33 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    """A plan's cost and bounds, from a configuration alone."""
+    """A plan's cost, bounds, time and disk, from a configuration alone."""
     from ..cost import plan_cost, table
+    from ..expect import STATED_RATE, expect, lines, read_measured, stated, throughput
 
     chosen = plan_of(arguments)
     if arguments.side is not None and arguments.side < 1:
         raise ValueError(f"--side {arguments.side}: must be at least 1")
+    if len(arguments.steps) != 2:
+        raise ValueError(f"--steps {','.join(map(str, arguments.steps))}: must be two numbers, of stage 1 and stage 2")
+    if sum(given is not None for given in (arguments.measured, arguments.throughput, arguments.tflops)) > 1:
+        raise ValueError("--measured, --throughput and --tflops say the same thing: give one of them")
     grid = (arguments.side, arguments.side) if arguments.side else None
     cost = plan_cost(chosen, _config(arguments.model), grid=grid)
-    print(json.dumps(cost.to_dict(), indent=2) if arguments.json else table(cost, arguments.model))
+    measured = None
+    if arguments.measured is not None:
+        measured = read_measured(arguments.measured, cost)
+        rate = measured.rate
+    elif arguments.throughput is not None:
+        rate = throughput(arguments.throughput, cost)
+    else:
+        rate = stated(STATED_RATE if arguments.tflops is None else arguments.tflops * 1e12)
+    one, two = arguments.steps
+    expected = expect(cost, rate, steps=(one, two), batch=arguments.batch, measured=measured)
+    if arguments.json:
+        print(json.dumps(cost.to_dict() | {"expected": expected.to_dict()}, indent=2))
+        return
+    print(f"{table(cost, arguments.model)}\n{lines(expected)}")
 
 
 def _config(name: str) -> dict[str, Any]:
