@@ -53,6 +53,7 @@ class Table:
         if samples is None:
             raise StudyError(f"teacher {recipe.teacher}: its card does not say how many samples it was trained on")
         self.samples = samples
+        self._others: dict[str, Study] = {}
         self.rows = rows(recipe, self.study.teacher, samples)
 
     @cached_property
@@ -68,22 +69,28 @@ class Table:
         """The study that makes a row, and its entry there. Raises StudyError where it cannot be made."""
         if row.recipe is None:
             raise StudyError(f"row {row.name}: {row.problem}")
-        if row.recipe.evaluate != self.study.recipe.evaluate:
-            study = Study(row.recipe, self.out / "work" / row.name, self.say)
-        else:
+        if row.recipe.evaluate == self.study.recipe.evaluate:
             study = self.study.again(row.recipe)
+        else:  # another protocol shares no measurement
+            if row.name not in self._others:
+                self._others[row.name] = Study(row.recipe, self.out / "work" / row.name, self.say)
+            study = self._others[row.name]
         return study, next(entry for entry in study.entries if entry.name == row.entry)
 
     def _settings(self, row: Row) -> dict[str, Any]:
-        assert row.recipe is not None and self.study.model.classifier is not None
+        study, entry = self.opened(row)
+        protocol = asdict(study.recipe.evaluate.sampling) | {"triples": study.recipe.evaluate.triples}
         return {
-            "recipe": row.recipe.to_dict(),
-            "entry": row.entry,
-            "teacher": self.study.source,
-            "material": self.study.material.identity,
-            "judge": tensors_hash(self.study.model.classifier.state_dict()),
-            "shown": [row.label, row.role, row.site, row.share, row.budget],
+            "model": study.settings(entry),
+            "protocol": protocol | {"labels": study.recipe.evaluate.labels, "samples": study.recipe.evaluate.samples},
+            "judge": self._judge | study.material.identity,
+            "shown": [row.label, row.role, row.site, row.share, row.budget, row.description],
         }
+
+    @cached_property
+    def _judge(self) -> dict[str, str | None]:
+        assert self.study.model.classifier is not None
+        return {"classifier": tensors_hash(self.study.model.classifier.state_dict())}
 
     def done(self, row: Row) -> TableRow | None:
         """A finished row, from its file; None where there is none, or one of other settings, or a broken one."""
@@ -92,7 +99,7 @@ class Table:
         try:
             outcome = part(self.out / "rows" / f"{row.name}.json", self._settings(row), _absent)
             return TableRow.from_dict(outcome)
-        except (_Absent, ValueError):
+        except (_Absent, ValueError):  # a plan that does not fit is told when the row is made
             return None
 
     def make(self, row: Row) -> TableRow:
@@ -104,6 +111,7 @@ class Table:
         found = self.done(row)
         if found is not None:
             return found
+        _ = self.study.reference, self.study.triples  # before the row's study is opened, which shares them
         study, entry = self.opened(row)
         home = study.out / entry.name
         fresh, began = not home.exists(), time.monotonic()
