@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,3 +139,55 @@ def test_a_stiff_run_is_printed_with_a_note(
     caught = capsys.readouterr()
     assert "stiff: solved by scipy's Radau instead" in caught.err and len(caught.out.splitlines()) == 3
     assert np.isfinite(float(caught.out.splitlines()[1].split(",")[2]))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("r0", "--start", "2026-11-30"), "r0 takes no --start"),
+        (("show", "--days", "10"), "show takes no --days"),
+        (("models", "--model", "basic"), "models takes no --model"),
+        (("compare", "--weeks", "cdc"), "compare takes no --weeks"),
+        (("study", "--out", "x", "--json"), "study takes no --json"),
+        (("simulate", "--weeks", "cdc"), "needs --start"),
+        (
+            ("sensitivity", "--sobol-n", "64", "--seed", "2"),
+            "--seed and --sobol-n would change nothing without --global",
+        ),
+        (("sensitivity", "--lhs-n", "0"), "--lhs-n would change nothing"),
+        (("sensitivity", "--days", "30"), "--days would change nothing"),
+        (
+            ("final-size", "--sweep", "carrier_odds=1,2", "--sweep", "carrier_odds=3"),
+            "--sweep is given carrier_odds twice",
+        ),
+        (("r0", "--set", "carrier_odds=1", "--set", "carrier_odds=2"), "--set is given carrier_odds twice"),
+        (
+            ("profile", "--set", "carrier_odds=1", "--sweep", "carrier_odds=2"),
+            "one value by --set and several by --sweep",
+        ),
+        (("simulate", "--start", ""), "must be a date such as"),
+        (("simulate", "--model", "basic", "--days", "nan"), "--days is nan"),
+        (("r0", "extra"), "r0 takes no extra"),
+    ],
+)
+def test_an_option_that_could_only_be_ignored_is_refused(
+    words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refused(capsys, *words)
+
+
+def test_the_help_of_a_verb_lists_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    def listed(verb: str) -> set[str]:
+        with pytest.raises(SystemExit):
+            main((verb, "--help"))
+        return set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out)) - {"--help"}
+
+    values = {"--model", "--scenario", "--set", "--params"}
+    form, calendar = {"--json", "--csv"}, {"--start", "--weeks"}
+    assert listed("models") == form
+    assert listed("show") == values | form
+    assert listed("r0") == values | form | {"--efficacy"}
+    assert listed("simulate") == values | form | calendar | {"--days"}
+    assert listed("final-size") == values | form | {"--days", "--sweep"}
+    assert listed("profile") == values | form | calendar | {"--days", "--sweep"}
+    assert listed("compare") == values | form | {"--days", "--with", "--with-scenario"}

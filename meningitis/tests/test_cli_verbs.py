@@ -244,3 +244,43 @@ def test_the_study_refuses_before_it_writes(capsys: pytest.CaptureFixture[str], 
     assert main(("study", "--model", sir, "--out", str(out), "--set", "betta=0.5")) == 2
     assert "did you mean 'beta'?" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_run_that_ends_within_a_week_shows_the_part_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(("simulate", "--model", "basic", "--days", "10", "--csv")) == 0
+    caught = capsys.readouterr()
+    found = table(caught.out)
+    assert (list(found["day"]), list(found["days"])) == ([7, 10], [7, 3])
+    _, C, _, _, _, cases = by_hand(BASIC.values(), [0.0, 7.0, 10.0])
+    assert np.allclose(found["C"], C[1:], rtol=1e-5) and np.allclose(found["weekly_cases"], np.diff(cases), rtol=1e-5)
+    assert "the last week has 3 of 7 days" in caught.err
+    assert main(("profile", "--model", "basic", "--days", "10", "--csv")) == 0
+    assert list(table(capsys.readouterr().out)["day"]) == [0, 7, 10]
+
+
+def test_two_sweeps_give_every_combination(say: Any) -> None:
+    words = ("--sweep", "carrier_odds=0.5,1", "--sweep", "direct_fraction=0,0.1,0.2", "--csv")
+    found = table(say("final-size", *words))
+    assert list(zip(found["carrier_odds"], found["direct_fraction"], strict=True)) == [
+        (odds, p) for odds in (0.5, 1) for p in (0, 0.1, 0.2)
+    ]
+    held = table(say("final-size", *words[2:], "--set", "carrier_odds=0.5"))
+    assert np.allclose(held["exact"], found["exact"][:3])
+    assert set(table(say("profile", "--days", "7", *words))["carrier_odds"]) == {0.5, 1}
+
+
+def test_final_size_does_not_sweep_over_what_is_given(say: Any) -> None:
+    found = table(say("final-size", "--set", "carrier_odds=0.7", "--csv"))
+    assert "carrier_odds" not in found and len(found) == 5
+
+
+def test_thresholds_and_profiles_are_dated(say: Any) -> None:
+    words = ("--model", "basic", "--start", "2021-01-03", "--weeks")
+    for system, week in (("iso", "2020-W53"), ("cdc", "2021-W01")):
+        found = table(say("profile", *words, system, "--days", "14", "--csv"))
+        assert list(found["date"]) == ["2021-01-03", "2021-01-10", "2021-01-17"] and found["epi_week"][0] == week
+    data = json.loads(say("profile", *words, "iso", "--days", "14", "--sweep", "carrier_odds=1,2", "--json"))
+    assert data["epi_week"] == ["2020-W53", "2021-W01", "2021-W02"]
+    rows = json.loads(say("thresholds", *words, "cdc", "--json"))["events"]["events"]
+    alert = next(row for row in rows if row["name"] == "alert threshold")
+    assert (alert["date"], alert["epi_week"]) == ("2021-02-14", "2021-W07")  # a Sunday, on which the week begins

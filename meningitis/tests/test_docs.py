@@ -26,7 +26,7 @@ COMMANDS = re.findall(r"^    meningitis ([^#\n]+)", README, re.MULTILINE)
 
 @pytest.mark.parametrize("path", sorted((HOME / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples_run_and_say_what_they_should(path: Path) -> None:
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert re.search(SAYS[path.name], done.stdout, re.MULTILINE), done.stdout
 

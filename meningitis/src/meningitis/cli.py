@@ -15,9 +15,9 @@ VERBS = {
     "simulate": "run a scenario and print its weekly course",
     "r0": "next-generation matrix, R0, R at the start, growth, doubling time, control thresholds",
     "thresholds": "conditions for carriage and illness to spread, and the events along a run in order",
-    "sensitivity": "indices of R0, and with --global rank correlations and Sobol indices",
+    "sensitivity": "indices of R0, or with --global rank correlations and Sobol indices of all outcomes",
     "final-size": "share ever infected: over carrier odds and the proportion ill at once, or a sweep of your own",
-    "profile": "case-carrier ratios over time, for swept values of one parameter",
+    "profile": "case-carrier ratios over time, at one set of values or swept",
     "compare": "two parameter sets side by side: cases and deaths averted",
     "study": "the whole study: page, figures, tables, results.json",
     "benchmark": "time the engine beside its peers",
@@ -45,45 +45,81 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def _common() -> Parser:
-    common = Parser(add_help=False)
-    group = common.add_argument_group("model and values")
+TAKES = {
+    "models": ("form",),
+    "show": ("values", "form"),
+    "simulate": ("values", "days", "calendar", "form"),
+    "r0": ("values", "form"),
+    "thresholds": ("values", "days", "calendar", "form"),
+    "sensitivity": ("values", "form"),
+    "final-size": ("values", "days", "sweep", "form"),
+    "profile": ("values", "days", "calendar", "sweep", "form"),
+    "compare": ("values", "days", "form"),
+    "study": ("values", "days", "calendar"),
+    "benchmark": (),
+}
+"""The groups of options that each verb takes: what it could only ignore it refuses."""
+
+DAYS = "length of the run (default: the scenario's)"
+
+
+def _shared() -> dict[str, Parser]:
+    shared = {name: Parser(add_help=False) for name in ("values", "days", "calendar", "sweep", "form")}
+    group = shared["values"].add_argument_group("model and values")
     group.add_argument("--model", metavar="NAME|FILE", help="shipped model or YAML declaration (default: generalised)")
     group.add_argument("--scenario", metavar="NAME", help="named values (default: the model's first scenario)")
     group.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="one value, e.g. 70/year; repeat"
     )
     group.add_argument("--params", metavar="FILE", help="YAML or JSON table of values, overridden by --set")
-    group.add_argument("--days", type=float, metavar="N", help="length of the run (default: the scenario's)")
-    group.add_argument("--start", metavar="DATE", help="first day, YYYY-MM-DD: dates and epidemiological weeks appear")
-    group.add_argument("--weeks", choices=("iso", "cdc"), default="iso", help="system of epidemiological weeks")
-    form = common.add_mutually_exclusive_group()
+    shared["days"].add_argument("--days", type=float, metavar="N", help=DAYS)
+    calendar = shared["calendar"]
+    calendar.add_argument(
+        "--start", metavar="DATE", help="first day, YYYY-MM-DD: dates and epidemiological weeks appear"
+    )
+    calendar.add_argument("--weeks", choices=("iso", "cdc"), help="system of epidemiological weeks (default: iso)")
+    shared["sweep"].add_argument(
+        "--sweep", action="append", default=[], metavar="NAME=V1,V2,...",
+        help="values of one parameter to compare; repeat for all combinations with another's",
+    )  # fmt: skip
+    form = shared["form"].add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--csv", action="store_true", help="print CSV")
-    return common
+    return shared
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all verbs, built without importing anything heavy."""
     top = Parser(prog="meningitis", description="A compartmental model of meningitis epidemics with carriers.")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
-    common = _common()
+    shared = _shared()
     sub = {
-        name: verbs.add_parser(name, help=words, description=words, parents=[] if name == "benchmark" else [common])
+        name: verbs.add_parser(name, help=words, description=words, parents=[shared[part] for part in TAKES[name]])
         for name, words in VERBS.items()
     }
-    sub["r0"].add_argument("--efficacy", type=float, default=1.0, help="vaccine efficacy for the critical coverage")
-    sub["thresholds"].add_argument(
-        "--reporting-fraction", type=float, default=1.0, help="suspected cases per model case"
+    sub["r0"].add_argument(
+        "--efficacy",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="vaccine efficacy for the critical coverage (default: 1)",
     )
-    sensitivity = sub["sensitivity"]
-    sensitivity.add_argument("--global", dest="worldwide", action="store_true", help="PRCC and Sobol as well")
-    for verb in (sensitivity, sub["study"]):
-        verb.add_argument("--seed", type=int, default=1, help="seed of every random draw")
-        verb.add_argument("--sobol-n", type=int, default=4096, help="Sobol base samples, a power of two")
-        verb.add_argument("--lhs-n", type=int, default=2000, help="Latin hypercube samples")
-    for name in ("profile", "final-size"):
-        sub[name].add_argument("--sweep", metavar="NAME=V1,V2,...", help="values of one parameter to compare")
+    sub["thresholds"].add_argument(
+        "--reporting-fraction",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="suspected cases per model case (default: 1)",
+    )
+    sub["sensitivity"].add_argument("--global", dest="worldwide", action="store_true", help="PRCC and Sobol instead")
+    sampling = sub["sensitivity"].add_argument_group("only with --global")
+    sampling.add_argument("--days", type=float, metavar="N", help=DAYS)
+    for group in (sampling, sub["study"]):
+        group.add_argument("--seed", type=int, metavar="N", help="seed of every random draw (default: 1)")
+        group.add_argument(
+            "--sobol-n", type=int, metavar="N", help="Sobol base samples, a power of two (default: 4096)"
+        )
+        group.add_argument("--lhs-n", type=int, metavar="N", help="Latin hypercube samples (default: 2000)")
     sub["compare"].add_argument(
         "--with-scenario", metavar="NAME", help="scenario of the second set (default: the same)"
     )
@@ -97,8 +133,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub["study"].add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     sub["study"].description = f"{VERBS['study']}; without --model, of the basic and the generalised model"
-    # One fixed task, so none of the options on models and values.
-    benchmark = sub["benchmark"]
+    benchmark = sub["benchmark"]  # one fixed task, so none of the options on models and values
     benchmark.add_argument("--quick", action="store_true", help="seconds instead of minutes: fewer sets and sizes")
     benchmark.add_argument("--seed", type=int, default=1, help="seed of the parameter sets")
     benchmark.add_argument("--out", metavar="FILE", help="write the figures as JSON")
@@ -108,8 +143,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns 0; 2 with one sentence on stderr for bad input; 130 when interrupted."""
-    arguments = parser().parse_args(argv)
+    arguments, unknown = parser().parse_known_args(argv)
     try:
+        if unknown:
+            raise Refused(f"{arguments.verb} takes no {unknown[0]}: see meningitis {arguments.verb} --help")
         from meningitis import verbs
 
         verbs.run(arguments)
@@ -134,6 +171,8 @@ def pairs(entries: Sequence[str], option: str) -> dict[str, str]:
         name, sign, value = entry.partition("=")
         if not sign or not name.strip() or not value.strip():
             raise Refused(f"{option} is given '{entry}', but must be NAME=VALUE such as transmission_rate=70/year")
+        if name.strip() in found:
+            raise Refused(f"{option} is given {name.strip()} twice")
         found[name.strip()] = value.strip()
     return found
 

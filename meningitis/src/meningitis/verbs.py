@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meningitis.cli import Refused, pairs, table_of
+from meningitis.cli import Refused, pairs
+from meningitis.options import calendar_of, days_of, given_of, model_of, sampling_of, sweep_of, values_of
 
 if TYPE_CHECKING:
     import datetime as dt
 
     import pandas as pd
 
+    from meningitis.calendar import WeekSystem
     from meningitis.model import Model
 
-HORIZON = 36_500.0  # days: no run needs more than a century
+SWEPT = {"carrier_odds": (0.5, 0.75, 1.0, 1.25, 1.5), "direct_fraction": (0.0, 0.01, 0.1, 0.5, 1.0)}
+"""What final-size sweeps over, where a model has it, no value is given and no --sweep."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -38,46 +41,15 @@ def run(arguments: argparse.Namespace) -> None:
         raise Refused(" ".join(str(error).split())) from error
 
 
-def model_of(arguments: argparse.Namespace) -> Model:
-    """The model named or declared in the file that --model gives."""
-    from meningitis import models
-    from meningitis.model import Model
+def dated(days: Iterable[float | None], start: dt.date | None, weeks: WeekSystem) -> dict[str, list[str | None]]:
+    """Columns `date` and `epi_week` for days since the start; none without a first day."""
+    from meningitis.calendar import date_of, epi_week
 
-    name: str = arguments.model or "generalised"
-    if name in models.names():
-        return models.get(name)
-    if Path(name).suffix in {".yaml", ".yml"} or Path(name).is_file():
-        if not Path(name).is_file():
-            raise Refused(f"--model {name}: there is no such file")
-        return Model.from_yaml(Path(name))
-    return models.get(name)
-
-
-def values_of(model: Model, arguments: argparse.Namespace) -> dict[str, float]:
-    """Every parameter's value: defaults, scenario, --params, then --set."""
-    return model.values(arguments.scenario, given_of(arguments))
-
-
-def given_of(arguments: argparse.Namespace) -> dict[str, float | str]:
-    """What --params and --set give, the latter on top."""
-    given: dict[str, float | str] = table_of(arguments.params) if arguments.params else {}
-    return {**given, **pairs(arguments.set, "--set")}
-
-
-def days_of(model: Model, arguments: argparse.Namespace) -> float:
-    """Length of the run in days: --days or the scenario's."""
-    if arguments.days is None:
-        return float(model.scenario(arguments.scenario).days)
-    if not 7 <= arguments.days <= HORIZON:
-        raise Refused(f"--days is {arguments.days:g}, but must be from 7 to {HORIZON:g}")
-    return float(arguments.days)
-
-
-def start_of(arguments: argparse.Namespace) -> dt.date | None:
-    """The first day, where one is given."""
-    from meningitis.calendar import parse_date
-
-    return parse_date(arguments.start) if arguments.start else None
+    if start is None:
+        return {}
+    dates = [None if day is None or day != day else date_of(float(day), start) for day in days]
+    shown = [None if d is None else "{}-W{:02d}".format(*epi_week(d, weeks)) for d in dates]
+    return {"date": [None if d is None else d.isoformat() for d in dates], "epi_week": shown}
 
 
 def put(
@@ -135,25 +107,31 @@ def _show(arguments: argparse.Namespace) -> None:
     put(arguments, pd.DataFrame(rows), data, words, model)
 
 
-def weekly_table(model: Model, values: Mapping[str, float], days: float, start: dt.date | None, weeks: str) -> Any:
-    """Weekly course of one run: states at the end of each week and the week's new infections, cases and deaths."""
+def weekly_table(
+    model: Model, values: Mapping[str, float], days: float, start: dt.date | None, weeks: WeekSystem
+) -> pd.DataFrame:
+    """Weekly course of one run: states at the end of each week and the week's new infections, cases and deaths.
+
+    `days` of the last week are fewer than seven where the run ends within it.
+    """
     import numpy as np
     import pandas as pd
 
-    from meningitis.calendar import date_of, epi_week
     from meningitis.engine import simulate
 
-    times = np.arange(0.0, days + 1e-9, 7.0)
+    times = np.unique(np.append(np.arange(0.0, days, 7.0), days))
     run = simulate(model, parameters=dict(values), times=times)
     if run.status[0] > 0:
         raise Refused(f"the run failed: {run.failures[0]}")
     for note in run.failures:  # solved, but not by the kernel
         print(f"meningitis: {note}", file=sys.stderr)
-    table: dict[str, Any] = {"week": np.arange(1, len(times)), "day": times[1:]}
-    if start is not None:
-        begins = [date_of(float(t), start) for t in times[:-1]]
-        table["begins"] = [d.isoformat() for d in begins]
-        table["epi_week"] = ["{}-W{:02d}".format(*epi_week(d, "cdc" if weeks == "cdc" else "iso")) for d in begins]
+    table: dict[str, Any] = {"week": np.arange(1, len(times)), "day": times[1:], "days": np.diff(times)}
+    if table["days"][-1] < 7:
+        print(
+            f"meningitis: the last week has {table['days'][-1]:g} of 7 days, so its counts are lower", file=sys.stderr
+        )
+    begins = dated(times[:-1].tolist(), start, weeks)
+    table |= {"begins" if name == "date" else name: column for name, column in begins.items()}
     table |= {name: run.states[0, 1:, k] for k, name in enumerate(run.state_names)}
     table |= {f"weekly_{name}": np.diff(run.cumulative[0, :, k]) for k, name in enumerate(run.cumulative_names)}
     return pd.DataFrame(table)
@@ -161,8 +139,8 @@ def weekly_table(model: Model, values: Mapping[str, float], days: float, start: 
 
 def _simulate(arguments: argparse.Namespace) -> None:
     model = model_of(arguments)
-    values, start = values_of(model, arguments), start_of(arguments)
-    put(arguments, weekly_table(model, values, days_of(model, arguments), start, arguments.weeks), model=model)
+    values, (start, weeks) = values_of(model, arguments), calendar_of(arguments)
+    put(arguments, weekly_table(model, values, days_of(model, arguments), start, weeks), model=model)
 
 
 def _r0(arguments: argparse.Namespace) -> None:
@@ -202,19 +180,22 @@ def _thresholds(arguments: argparse.Namespace) -> None:
     from meningitis.printed import thresholds_text
 
     model = model_of(arguments)
-    values = values_of(model, arguments)
+    values, (start, weeks) = values_of(model, arguments), calendar_of(arguments)
     happened = analysis.events(
         model,
         values,
         days_of(model, arguments),
-        start=start_of(arguments),
+        start=start,
         reporting_fraction=arguments.reporting_fraction,
     )
     for warning in happened.warnings:
         print(f"meningitis: {warning}", file=sys.stderr)
     found = None if symbolic.case_and_carrier(model) is None else symbolic.thresholds(model).to_dict()
-    data = {"thresholds": found, "events": happened.to_dict(), "values": values}
-    put(arguments, happened.frame(), data, thresholds_text(model), model)
+    frame, told = happened.frame(), happened.to_dict()
+    if start is not None:
+        frame.insert(3, "epi_week", dated(frame["day"], start, weeks)["epi_week"])
+        told["events"] = [row | {"epi_week": week} for row, week in zip(told["events"], frame["epi_week"], strict=True)]
+    put(arguments, frame, {"thresholds": found, "events": told, "values": values}, thresholds_text(model), model)
 
 
 def _sensitivity(arguments: argparse.Namespace) -> None:
@@ -223,6 +204,17 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     model = model_of(arguments)
     values = values_of(model, arguments)
     if not arguments.worldwide:
+        options = {
+            "days": arguments.days,
+            "seed": arguments.seed,
+            "sobol-n": arguments.sobol_n,
+            "lhs-n": arguments.lhs_n,
+        }
+        ignored = [f"--{name}" for name, value in options.items() if value is not None]
+        if ignored:
+            raise Refused(
+                f"{' and '.join(ignored)} would change nothing without --global: the index of R0 is a formula"
+            )
         put(arguments, symbolic.elasticities(model).frame(values), None, "normalised indices of R0", model)
         return
     pinned, days = given_of(arguments), days_of(model, arguments)
@@ -239,21 +231,12 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     held = ", ".join(f"{name} = {values[name]:g}" for name in pinned) or "none"
     words = f"pinned by --set or --params: {held}; sampled, whatever the scenario says: {', '.join(names)}"
     print(f"meningitis: {words}", file=sys.stderr)
+    sizes = sampling_of(arguments)
     ranks, shares = analysis.global_sensitivity(
-        model, values, days, lhs=arguments.lhs_n, sobol=arguments.sobol_n, seed=arguments.seed, pinned=tuple(pinned)
+        model, values, days, lhs=sizes["lhs_n"], sobol=sizes["sobol_n"], seed=sizes["seed"], pinned=tuple(pinned)
     )
     both = ranks.merge(shares, on=["outcome", "parameter", "symbol"], how="outer", suffixes=("_prcc", "_sobol"))
     put(arguments, both, model=model)
-
-
-def sweep_of(model: Model, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Values of the swept parameter, each checked against its bounds."""
-    sweep: dict[str, list[float]] = {}
-    for name, text in pairs([arguments.sweep] if arguments.sweep else [], "--sweep").items():
-        sweep[model.parameter(name).name] = [
-            model.values(arguments.scenario, {name: part.strip()})[name] for part in text.split(",")
-        ]
-    return sweep
 
 
 def _final_size(arguments: argparse.Namespace) -> None:
@@ -261,10 +244,9 @@ def _final_size(arguments: argparse.Namespace) -> None:
 
     model = model_of(arguments)
     sweep = sweep_of(model, arguments)
-    if not sweep and "carrier_odds" in model.parameter_names:
-        sweep = {"carrier_odds": [0.5, 0.75, 1.0, 1.25, 1.5]}
-        if "direct_fraction" in model.parameter_names:
-            sweep["direct_fraction"] = [0.0, 0.01, 0.1, 0.5, 1.0]
+    if not sweep:
+        given = given_of(arguments)
+        sweep = {n: list(grid) for n, grid in SWEPT.items() if n in model.parameter_names and n not in given}
     found = analysis.final_sizes(model, values_of(model, arguments), sweep, days=days_of(model, arguments))
     if found.note:
         print(f"meningitis: {found.note}", file=sys.stderr)
@@ -277,8 +259,13 @@ def _profile(arguments: argparse.Namespace) -> None:
 
     model = model_of(arguments)
     sweep, values = sweep_of(model, arguments), values_of(model, arguments)
+    start, weeks = calendar_of(arguments)
     found = analysis.profiles(model, values, sweep, days=days_of(model, arguments), step=7.0)
-    put(arguments, found.frame(), found.to_dict(), model=model)
+    frame, data = found.frame(), found.to_dict()
+    for name, column in dated(frame["day"], start, weeks).items():
+        frame.insert(list(frame.columns).index("stage1"), name, column)
+        data[name] = column[: found.times.size]
+    put(arguments, frame, data, model=model)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -303,17 +290,16 @@ def _study(arguments: argparse.Namespace) -> None:
     from meningitis.study import study
 
     chosen = (BASIC, GENERALISED) if arguments.model is None else (model_of(arguments),)
+    start, weeks = calendar_of(arguments)
     page = study(
         Path(arguments.out),
         models=chosen,
         scenario=arguments.scenario,
         overrides=given_of(arguments),
         days=None if arguments.days is None else days_of(chosen[-1], arguments),
-        seed=arguments.seed,
-        sobol_n=arguments.sobol_n,
-        lhs_n=arguments.lhs_n,
-        start=start_of(arguments),
-        weeks=arguments.weeks,
+        start=start,
+        weeks=weeks,
+        **sampling_of(arguments),
         progress=lambda words: print(words, file=sys.stderr),
     )
     print(page)

@@ -70,7 +70,7 @@ def profiles(
     checked(model, list(sweep))
     grid = grid_of(sweep)
     size = len(next(iter(grid.values()))) if grid else 1
-    times = np.arange(0.0, days + 1e-9, step)
+    times = np.unique(np.append(np.arange(0.0, days, step), days))
     run = solved(simulate(model, parameters={**values, **grid}, times=times))
     ill = [name for name in infected_states(model) if name != carrier]
     stage1, both, prevalence, threshold = (np.empty((size, times.size)) for _ in range(4))
