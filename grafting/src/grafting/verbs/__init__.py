@@ -16,6 +16,7 @@ GROUPS = (
     "stages",
     "pictures",
     "measuring",
+    "analysis",
     "runs",
     "tables",
     "recipes",
