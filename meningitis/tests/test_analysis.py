@@ -124,18 +124,22 @@ def test_figures_of_the_scenarios(scenario: str, reproduction: float | None, pea
         assert cases / N == pytest.approx(0.017, abs=0.0005)
 
 
-def test_stage_one_peaks_as_the_ratio_crosses_the_critical_one() -> None:
-    v = BASIC.values()
+@pytest.mark.parametrize("scenario", ["epidemic", "hyperendemic", "severe"])
+def test_stage_one_peaks_as_the_ratio_crosses_the_critical_one(scenario: str) -> None:
+    v = BASIC.values(scenario)
 
     def decline(t: float, y: Any, values: dict[str, float]) -> float:
         return rates(t, y, values)[2]
 
     decline.direction = -1  # type: ignore[attr-defined]
-    peak = float(by_hand(v, 200.0, events=decline).t_events[0][0])
+    run = by_hand(v, 200.0, events=decline)
+    ((peak,),), ((_, C, I1, _),) = run.t_events, run.y_events[0]
+    assert pytest.approx(v["carrier_conversion_rate"] / v["stage_progression_rate"], rel=1e-9) == I1 / C
     found = analysis.events(BASIC, v)
     assert found.day("critical ratio") == pytest.approx(peak, abs=1e-3)
     assert found.day("prevalence peak") == pytest.approx(peak, abs=1e-3)
-    assert analysis.events(GENERALISED, GENERALISED.values()).day("critical ratio") != pytest.approx(peak, abs=1.0)
+    direct = analysis.events(GENERALISED, GENERALISED.values(scenario)).day("critical ratio")
+    assert direct != pytest.approx(peak, abs=1.0)
 
 
 def test_events_come_in_order_with_dates_and_the_claim() -> None:
@@ -207,15 +211,14 @@ def test_a_profile_without_a_sweep_is_one_run_whose_peak_crosses_the_threshold()
 
 def test_crossings_are_found_in_their_direction() -> None:
     v = BASIC.values()
-    rise = runs.first_crossing(BASIC, v, 365, lambda x: x["I1"] - 10.0)
-    fall = runs.first_crossing(BASIC, v, 365, lambda x: x["I1"] - 10.0, rising=False)
-    assert rise is not None
-    assert fall is not None
+    I1 = BASIC.symbols["I1"]
+    (rise,) = runs.crossing_days(BASIC, v, 365, I1 - 10)
+    (fall,) = runs.crossing_days(BASIC, v, 365, I1 - 10, upwards=False)
     dense = by_hand(v, 365.0, dense_output=True).sol
-    assert dense(rise)[2] == pytest.approx(10.0, abs=1e-4)
-    assert dense(fall)[2] == pytest.approx(10.0, abs=1e-4)
+    assert dense(rise)[2] == pytest.approx(10.0, abs=1e-6)
+    assert dense(fall)[2] == pytest.approx(10.0, abs=1e-6)
     assert rise < fall
-    assert runs.first_crossing(BASIC, v, 365, lambda x: x["I1"] - 1e6) is None
+    assert runs.crossing_days(BASIC, v, 365, I1 - 1e6) == []
 
 
 def test_adequacy_depends_on_the_outcome() -> None:

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import sympy as sp
 
-from meningitis.analysis.runs import at_times, first_crossing
+from meningitis.analysis.runs import at_times, crossing_days
 from meningitis.analysis.surveillance import who_thresholds
 from meningitis.model import Model
 from meningitis.symbolic import case_and_carrier, growth, initial_state, thresholds
@@ -156,7 +155,10 @@ def _ratios(
     case, carrier = pair
 
     def reached(level: float | None) -> float | None:
-        return None if level is None else first_crossing(model, values, days, lambda x: x[case] - level * x[carrier])
+        if level is None:
+            return None
+        found = crossing_days(model, values, days, model.symbols[case] - level * model.symbols[carrier])
+        return found[0] if found else None
 
     speed = growth(model, values)
     early = speed.early_ratio if speed.rate > 0 else None
@@ -178,21 +180,8 @@ def _prevalence_peak(
     model: Model, values: Mapping[str, float], days: float, case: str
 ) -> tuple[float | None, float | None]:
     """Day and height of the highest prevalence in the case compartment; None where it is at an end of the run."""
-    lambdas = {name: k for k, name in enumerate(model.state_names)}
-    rates = _derivative(model, values, case)
-
-    def decline(x: Mapping[str, np.ndarray]) -> np.ndarray:
-        return -np.asarray(rates(*(x[name] for name in lambdas)))
-
-    grid = np.arange(0.0, days + 1e-9, 1.0)
-    held = at_times(model, values, grid)[case]
+    turns = crossing_days(model, values, days, model.rhs()[case], upwards=False)
+    times = [0.0, *turns, days]
+    held = at_times(model, values, times)[case]
     top = int(np.argmax(held))
-    if top in (0, held.size - 1):
-        return None, None
-    day = first_crossing(model, values, days, decline, after=float(grid[top - 1]))
-    return (None, None) if day is None else (day, float(at_times(model, values, [0.0, day])[case][-1]))
-
-
-def _derivative(model: Model, values: Mapping[str, float], case: str) -> Any:
-    at = {model.symbols[name]: values[name] for name in model.parameter_names}
-    return sp.lambdify([model.symbols[name] for name in model.state_names], model.rhs()[case].subs(at), "numpy")
+    return (None, None) if top in (0, len(turns) + 1) else (times[top], float(held[top]))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import numpy as np
+import sympy
 from numpy.typing import ArrayLike, NDArray
 
-from meningitis.engine import Ensemble, simulate
+from meningitis.engine import Ensemble, crossings, simulate
 from meningitis.engine.status import Status
 from meningitis.model import Model
 
 Array = NDArray[np.float64]
-Measure = Callable[[Mapping[str, Array]], Array]
 RTOL, ATOL = 1e-10, 1e-10
-COARSE, FINE = 0.25, 512  # days between the points that bracket an event; points within its bracket
+GRID = 0.25  # days between the points that bracket a crossing
 
 
 def columns(run: Ensemble, model: Model, index: int = 0) -> dict[str, Array]:
@@ -39,26 +39,15 @@ def solved(run: Ensemble) -> Ensemble:
     return run
 
 
-def first_crossing(
-    model: Model, values: Mapping[str, float], days: float, measure: Measure, *, after: float = 0.0, rising: bool = True
-) -> float | None:
-    """First day after `after` on which measure(columns) goes through zero upwards (or downwards); None: never.
+def crossing_days(
+    model: Model, values: Mapping[str, float], days: float, expression: sympy.Expr, *, upwards: bool = True
+) -> list[float]:
+    """Days on which an expression of states and parameters goes through zero upwards (or downwards), in order.
 
-    Bracketed on a quarter-day grid, then refined within the bracket, so good to about 1e-4 day.
+    Located by root-finding on the kernel's dense output, to 1e-7 day.
     """
-    grid = np.linspace(0.0, days, round(days / COARSE) + 1)
-    sign = 1.0 if rising else -1.0
-    for points in (FINE, 2):
-        level = sign * np.asarray(measure(at_times(model, values, grid)))
-        hits = np.flatnonzero((level[:-1] < 0) & (level[1:] >= 0) & (grid[1:] > after))
-        if hits.size == 0:
-            return None
-        k = int(hits[0])
-        if points == 2:
-            return float(grid[k] + (grid[k + 1] - grid[k]) * level[k] / (level[k] - level[k + 1]))
-        # The solver starts from day 0 whatever the first output is, so the refined grid keeps it.
-        grid = np.concatenate([[0.0] if grid[k] > 0 else [], np.linspace(grid[k], grid[k + 1], points)])
-    return None
+    found = crossings(model, expression, parameters=dict(values), days=days, grid=GRID, rtol=RTOL, atol=ATOL)
+    return [crossing.time for crossing in found if crossing.upwards == upwards]
 
 
 def grid_of(sweep: Mapping[str, Sequence[float]]) -> dict[str, Array]:
