@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,57 @@ def test_sample_is_the_same_picture_for_the_same_seed(taught: Path, tiny_teacher
     assert one == draw(tiny_teacher, "e.png", "--labels", "0,1,2,0,1,2")
 
 
+def test_sampling_options_reach_the_sampler(
+    taught: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from grafting.sampling import Pipeline, Sampling
+
+    seen: list[Sampling] = []
+    latents = Pipeline.latents
+
+    def spied(self: Pipeline, labels: Any, *, sampling: Sampling, **more: Any) -> torch.Tensor:
+        seen.append(sampling)
+        return latents(self, labels, sampling=sampling, **more)
+
+    monkeypatch.setattr(Pipeline, "latents", spied)
+    options = ["--steps", "2", "--scheduler", "ddpm", "--spacing", "leading", "--guidance", "1.5"]
+    options += ["--guided-channels", "1", "--clip", "--precision", "bf16"]
+    assert main(["sample", str(tiny_teacher), "--out", str(tmp_path / "x.png"), "--count", "3", *options]) == 0
+    assert main(["evaluate", str(taught), "--triples", "8", "--samples", "8", *options]) == 0
+    wanted = Sampling(
+        scheduler="ddpm", steps=2, spacing="leading", guidance=1.5, guided_channels=1, clip=True, precision="bf16"
+    )
+    assert seen == [wanted, wanted]
+
+
+@pytest.fixture(scope="module")
+def latent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer of latents without an autoencoder, and in ``other`` autoencoders of the right and a wrong width."""
+    from diffusers import AutoencoderKL
+    from test_graft import tiny
+
+    folder = tmp_path_factory.mktemp("latents")
+    tiny().save_pretrained(folder / "model" / "transformer")  # type: ignore[operator]
+    for channels in (4, 3):
+        AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=channels).save_pretrained(
+            folder / "other" / str(channels) / "vae"
+        )
+    return folder
+
+
+def test_an_autoencoder_can_be_given_beside_a_transformer(
+    latent_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sample", str(latent_model / "model"), "--count", "1", "--steps", "2", "--out", str(tmp_path / "x.png")]
+    assert main([*command, "--vae", str(latent_model / "other" / "4")]) == 0
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    for given, word in (("3", "of 3 channels"), ("nothing", "no config.json")):
+        capsys.readouterr()
+        assert main([*command, "--vae", str(latent_model / "other" / given)]) == 2
+        error = capsys.readouterr().err
+        assert word in error and error.count("\n") == 1
+
+
 def test_latents_without_an_autoencoder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from test_graft import tiny
 
@@ -166,11 +218,18 @@ controls: [untrained]
 """
     )
     command = [*GRAFTING, "run", str(recipe), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that runs in the background of a shell has Ctrl-C ignored, which its children would inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "hybrid: stage 2, 100000 steps\n"
-    while not (out / "hybrid" / "settings.json").is_file():
-        pass
+    while process.poll() is None and not (out / "hybrid" / "settings.json").is_file():
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -190,6 +249,11 @@ controls: [untrained]
         (["sample", "nothing", "--out", "x.png"], "'nothing' is no bundled teacher"),
         (["sample", "TEACHER", "--out", "x.png", "--labels", "7"], "label 7"),
         (["sample", "TEACHER", "--out", "x.png", "--steps", "1"], "at least 2"),
+        (["sample", "TEACHER", "--out", "x.png", "--spacing", "trailing"], "linspace, leading"),
+        (["sample", "TEACHER", "--out", "x.png", "--guided-channels", "3"], "give --guidance too"),
+        (["sample", "TEACHER", "--out", "x.png", "--guided-channels", "3", "--guidance", "2"], "the samples have 1"),
+        (["sample", "TEACHER", "--out", "x.png", "--clip", "--scheduler", "dpm++"], "clip has no meaning"),
+        (["sample", "TEACHER", "--out", "x.png", "--precision", "int8"], "fp32, bf16"),
         (["finetune", "TEACHER", "--out", "x"], "is no graft"),
         (["distill", "TEACHER", "--out", "x", "--operator", "hyena_z"], "hyena_z"),
         (["distill", "TEACHER", "--out", "x", "--set", "atn.lr=1"], "did you mean 'attn'"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,35 @@ def open_model(name: str, *, base: str | None = None) -> Model:
     raise ModelError(unknown(name))
 
 
+def with_autoencoder(model: Model, name: str) -> Model:
+    """``model`` with the AutoencoderKL of a folder (its own, or its subfolder ``vae``) for what it draws.
+
+    Raises:
+        ModelError: no autoencoder there, one for latents of other channels, or the model brings its own.
+    """
+    if model.autoencoder is not None:
+        raise ModelError(f"{model.name} brings its own autoencoder: another is for a transformer without one")
+    folder = next(
+        (f for f in (Path(name), *(Path(name) / p for p in AUTOENCODERS)) if (f / "config.json").is_file()), None
+    )
+    if folder is None:
+        raise ModelError(f"autoencoder {name}: no config.json there, nor in a subfolder {' or '.join(AUTOENCODERS)}")
+    kind, drawn = read_json(folder / "config.json"), getattr(model.transformer.config, "in_channels", None)
+    if kind.get("_class_name") != "AutoencoderKL" or kind.get("latent_channels") != drawn:
+        raise ModelError(
+            f"autoencoder {folder} is {kind.get('_class_name')} of {kind.get('latent_channels')} channels, "
+            f"{model.name} needs an AutoencoderKL of {drawn}"
+        )
+    return replace(model, autoencoder=_autoencoder(folder))
+
+
+def _autoencoder(source: Path | str, **where: str) -> nn.Module:
+    from diffusers import AutoencoderKL
+
+    made: nn.Module = AutoencoderKL.from_pretrained(source, **where)
+    return made.float().eval()
+
+
 def _plain(folder: Path, name: str) -> Model:
     source = folder / "transformer" if (folder / "transformer").is_dir() else folder
     if not (source / "config.json").is_file():
@@ -110,9 +139,7 @@ def _companions(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"folder": folder}
     for part in AUTOENCODERS:
         if (folder / part / "config.json").is_file():
-            from diffusers import AutoencoderKL
-
-            found["autoencoder"] = AutoencoderKL.from_pretrained(folder / part).float().eval()
+            found["autoencoder"] = _autoencoder(folder / part)
             break
     if (folder / "classifier" / "config.json").is_file():
         from ..classifier import Classifier
@@ -131,11 +158,8 @@ def _hub(name: str) -> Model:
     if schedule is not None:
         check_schedule(schedule)
     transformer = _transformer(hub_config(name), name, subfolder="transformer")
-    autoencoder: nn.Module | None = None
-    if hub_file(name, "vae/config.json") is not None:
-        from diffusers import AutoencoderKL
-
-        autoencoder = AutoencoderKL.from_pretrained(name, subfolder="vae").float().eval()
+    own = hub_file(name, "vae/config.json") is not None
+    autoencoder = _autoencoder(name, subfolder="vae") if own else None
     return Model(name=name, transformer=transformer, autoencoder=autoencoder)
 
 

@@ -6,7 +6,18 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from .shared import MODEL, Verbs, base_option, data_option, interval, progress, sampling_of, sampling_options
+from .shared import (
+    MODEL,
+    Verbs,
+    base_option,
+    data_option,
+    interval,
+    opened,
+    progress,
+    sampling_of,
+    sampling_options,
+    vae_option,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +35,7 @@ def add(verbs: Verbs) -> None:
     data_option(made)
     made.add_argument("--json", action="store_true")
     base_option(made)
+    vae_option(made)
     sampling_options(made)
 
     made = verbs.add("profile", profile, "parameters, FLOPs, latency, memory and time bound")
@@ -37,10 +49,9 @@ def add(verbs: Verbs) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Held-out denoising loss beside the teacher's, and FID, KID and recognition of samples."""
-    from ..store.models import open_model
     from ..study.stages import Material
 
-    model = open_model(arguments.model, base=arguments.base)
+    model = opened(arguments)
     material = Material(model, arguments.data)
     if arguments.samples and model.classifier is None:
         raise ValueError(f"{arguments.model} brings no classifier to judge samples: take --samples 0")

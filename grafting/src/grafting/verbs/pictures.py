@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .shared import MODEL, Verbs, base_option, integers, progress, sampling_of, sampling_options
+from .shared import MODEL, Verbs, base_option, integers, opened, progress, sampling_of, sampling_options, vae_option
 
 
 def add(verbs: Verbs) -> None:
@@ -19,6 +19,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--columns", type=int, metavar="N")
     made.add_argument("--zoom", type=int, default=2, metavar="N")
     base_option(made)
+    vae_option(made)
     sampling_options(made)
 
 
@@ -29,17 +30,16 @@ def sample(arguments: argparse.Namespace) -> None:
     from ..files import write_bytes_atomic
     from ..report import grid_png
     from ..sampling import Pipeline, draw_labels
-    from ..store.models import open_model
     from ..study.stages import null_class
 
-    model = open_model(arguments.model, base=arguments.base)
+    model = opened(arguments)
     classes = null_class(model.transformer)
     labels = torch.tensor(arguments.labels) if arguments.labels else draw_labels(arguments.count, classes)
     drawn: Any = getattr(model.transformer.config, "in_channels", None)
     if model.autoencoder is None and drawn not in (1, 3):
         raise ValueError(
             f"{arguments.model} draws latents of {drawn} channels and brings no autoencoder to make images of them: "
-            "put its AutoencoderKL into a subfolder vae of its folder, beside transformer"
+            "give it with --vae, or put it into a subfolder vae of its folder, beside transformer"
         )
     pipeline = Pipeline(model.transformer, model.autoencoder)
     show = progress("sample")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..plan import Plan
     from ..sampling import Sampling
+    from ..store.models import Model
 
 Verb = Callable[[argparse.Namespace], None]
 MODEL = "a bundled teacher, a folder of diffusers or of a graft, or an id of the hub"
@@ -63,19 +64,50 @@ def data_option(made: argparse.ArgumentParser) -> None:
     made.add_argument("--data", metavar="NPZ", help="images, where the model brings none")
 
 
+def vae_option(made: argparse.ArgumentParser) -> None:
+    """``--vae``, for :func:`opened`."""
+    made.add_argument("--vae", metavar="FOLDER", help="an AutoencoderKL, for a model of latents that brings none")
+
+
+def opened(arguments: argparse.Namespace) -> Model:
+    """The model that MODEL, ``--base`` and ``--vae`` ask for."""
+    from ..store.models import open_model, with_autoencoder
+
+    model = open_model(arguments.model, base=arguments.base)
+    return with_autoencoder(model, arguments.vae) if arguments.vae else model
+
+
 def sampling_options(made: argparse.ArgumentParser) -> None:
     """Options for :func:`sampling_of`."""
     made.add_argument("--scheduler", default="ddim", help="ddim, ddpm or dpm++")
     made.add_argument("--steps", type=int, default=20)
+    made.add_argument(
+        "--spacing", default="linspace", help="of the timesteps: linspace (DiT's) or leading (diffusers')"
+    )
     made.add_argument("--guidance", type=float, default=1.0, help="1 is off")
+    made.add_argument("--guided-channels", type=int, metavar="N", help="guide the first N channels (DiT: 3), not all")
+    made.add_argument("--clip", action="store_true", help="bound the clean sample to [-1, 1] at every step")
+    made.add_argument("--precision", default="fp32", help="of the model's matrix products: fp32 or bf16")
     made.add_argument("--seed", type=int, default=0)
 
 
 def sampling_of(arguments: argparse.Namespace) -> Sampling:
-    """How the options ask to sample."""
+    """How the options ask to sample. Raises ValueError for options that do not go together."""
     from ..sampling import Sampling
 
-    return Sampling(scheduler=arguments.scheduler, steps=arguments.steps, guidance=arguments.guidance)
+    if arguments.guided_channels is not None and arguments.guidance == 1:
+        raise ValueError(
+            f"--guided-channels {arguments.guided_channels} says nothing while guidance is off: give --guidance too"
+        )
+    return Sampling(
+        scheduler=arguments.scheduler,
+        steps=arguments.steps,
+        spacing=arguments.spacing,
+        guidance=arguments.guidance,
+        guided_channels=arguments.guided_channels,
+        clip=arguments.clip,
+        precision=arguments.precision,
+    )
 
 
 def integers(text: str) -> list[int]:
