@@ -114,6 +114,9 @@ def parser() -> argparse.ArgumentParser:
     sub["sensitivity"].add_argument("--global", dest="worldwide", action="store_true", help="PRCC and Sobol instead")
     sampling = sub["sensitivity"].add_argument_group("only with --global")
     sampling.add_argument("--days", type=float, metavar="N", help=DAYS)
+    sampling.add_argument(
+        "--checkpoint", metavar="DIR", help="keep finished runs here: the same command goes on after an interruption"
+    )
     for group in (sampling, sub["study"]):
         group.add_argument("--seed", type=int, metavar="N", help="seed of every random draw (default: 1)")
         group.add_argument(

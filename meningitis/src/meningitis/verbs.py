@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from meningitis.cli import Refused, pairs
 from meningitis.options import calendar_of, days_of, given_of, model_of, sampling_of, sweep_of, values_of
+from meningitis.progress import estimated
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -177,7 +178,7 @@ def _r0(arguments: argparse.Namespace) -> None:
 
 def _thresholds(arguments: argparse.Namespace) -> None:
     from meningitis import analysis, symbolic
-    from meningitis.printed import thresholds_text
+    from meningitis.printed import outlook_text, thresholds_text
 
     model = model_of(arguments)
     values, (start, weeks) = values_of(model, arguments), calendar_of(arguments)
@@ -196,6 +197,8 @@ def _thresholds(arguments: argparse.Namespace) -> None:
         frame.insert(3, "epi_week", dated(frame["day"], start, weeks)["epi_week"])
         told["events"] = [row | {"epi_week": week} for row, week in zip(told["events"], frame["epi_week"], strict=True)]
     put(arguments, frame, {"thresholds": found, "events": told, "values": values}, thresholds_text(model), model)
+    if not (arguments.json or arguments.csv):
+        print("".join(f"\n{sentence}" for sentence in outlook_text(happened)))
 
 
 def _sensitivity(arguments: argparse.Namespace) -> None:
@@ -209,6 +212,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
             "seed": arguments.seed,
             "sobol-n": arguments.sobol_n,
             "lhs-n": arguments.lhs_n,
+            "checkpoint": arguments.checkpoint,
         }
         ignored = [f"--{name}" for name, value in options.items() if value is not None]
         if ignored:
@@ -232,9 +236,23 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     words = f"pinned by --set or --params: {held}; sampled, whatever the scenario says: {', '.join(names)}"
     print(f"meningitis: {words}", file=sys.stderr)
     sizes = sampling_of(arguments)
-    ranks, shares = analysis.global_sensitivity(
-        model, values, days, lhs=sizes["lhs_n"], sobol=sizes["sobol_n"], seed=sizes["seed"], pinned=tuple(pinned)
-    )
+    folder = Path(arguments.checkpoint) if arguments.checkpoint else None
+    try:
+        ranks, shares = analysis.global_sensitivity(
+            model,
+            values,
+            days,
+            lhs=sizes["lhs_n"],
+            sobol=sizes["sobol_n"],
+            seed=sizes["seed"],
+            pinned=tuple(pinned),
+            progress=estimated(lambda words: print(f"meningitis: {words}", file=sys.stderr), "outbreaks"),
+            checkpoint=folder,
+        )
+    except KeyboardInterrupt:
+        if folder:
+            print(f"meningitis: the same command goes on with what {folder} holds", file=sys.stderr)
+        raise
     both = ranks.merge(shares, on=["outcome", "parameter", "symbol"], how="outer", suffixes=("_prcc", "_sobol"))
     put(arguments, both, model=model)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 import pandas as pd
 
@@ -20,15 +21,25 @@ def global_sensitivity(
     sobol: int,
     seed: int,
     pinned: Collection[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tables of PRCC and of Sobol indices with 95 % intervals, by outcome and parameter, with LaTeX symbols.
 
     `lhs` Latin hypercube samples and `sobol` base samples (a power of two); those pinned stay at `values`.
+    `progress(done, n)` hears of each sweep's chunks; `checkpoint` is a folder that keeps both sweeps' finished runs, so
+    that the same call goes on after an interruption.
     Raises: as `prcc` and `sobol` do.
     """
     symbols = {p.name: p.symbol for p in model.parameters}
-    ranks = prcc(model, n=lhs, seed=seed, values=values, days=days, pinned=pinned).frame()
-    shares = sobol_indices(model, n=sobol, seed=seed, values=values, days=days, pinned=pinned).frame()
+    ranked = checkpoint / "ranks.npz" if checkpoint else None
+    shared = checkpoint / "shares.npz" if checkpoint else None
+    ranks = prcc(
+        model, n=lhs, seed=seed, values=values, days=days, pinned=pinned, progress=progress, checkpoint=ranked
+    ).frame()
+    shares = sobol_indices(
+        model, n=sobol, seed=seed, values=values, days=days, pinned=pinned, progress=progress, checkpoint=shared
+    ).frame()
     for table in (ranks, shares):
         table.insert(2, "symbol", table["parameter"].map(symbols))
     return ranks, shares

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,17 +17,24 @@ OUTCOMES = ("R0", "peak_weekly_incidence", "peak_week", "cases", "deaths", "ever
 """R0; highest weekly cases, persons; its week (1 is the first); cases, deaths and ever infected, persons."""
 
 
-def outcomes(model: Model, samples: Mapping[str, ArrayLike], *, days: float = 365.0) -> dict[str, Array]:
-    """Every one of OUTCOMES for each parameter set, shape (n,).
+def outcomes(
+    model: Model,
+    samples: Mapping[str, ArrayLike],
+    *,
+    days: float = 365.0,
+    progress: Callable[[int, int], None] | None = None,
+    checkpoint: Path | None = None,
+) -> dict[str, Array]:
+    """Every one of OUTCOMES for each parameter set, shape (n,); `progress` and `checkpoint` as in `engine.reduce`.
 
-    Raises: RuntimeError where a trajectory fails, naming how many did: a sensitivity measure over part of its design
-    would be wrong.
+    Raises: ValueError for a checkpoint of another sweep; RuntimeError where a trajectory fails, naming how many did: a
+    sensitivity measure over part of its design would be wrong.
     """
     size = max(np.size(column) for column in samples.values())
     full = {
         name: np.broadcast_to(np.asarray(column, dtype=np.float64), size).copy() for name, column in samples.items()
     }
-    found = reduce(model, full, days=days)
+    found = reduce(model, full, days=days, progress=progress, checkpoint=checkpoint)
     failed = int(np.count_nonzero(found["status"] > 0))
     if failed:
         raise RuntimeError(f"{failed} of {size} trajectories of model {model.name!r} failed; narrow the distributions")

@@ -5,8 +5,9 @@ Source: Marino et al., J Theor Biol 254 (2008) 178-196.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,9 +91,12 @@ def prcc(
     values: Mapping[str, float] | None = None,
     days: float = 365.0,
     pinned: Collection[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> PRCC:
     """PRCC of `outputs` with every sampled parameter; those of a single value or pinned stay at `values` (or defaults).
 
+    `progress` and `checkpoint` are those of `engine.reduce`.
     Raises: ValueError for an unknown output, nothing left to sample, or fewer rows than the partial correlation needs;
     RuntimeError where a trajectory fails.
     """
@@ -103,7 +107,8 @@ def prcc(
     if n < len(names) + 5:
         raise ValueError(f"n is {n}, but {len(names)} sampled parameters need at least {len(names) + 5}")
     uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
-    found = outcomes(model, draw(model, names, uniform, values or model.values()), days=days)
+    samples = draw(model, names, uniform, values or model.values())
+    found = outcomes(model, samples, days=days, progress=progress, checkpoint=checkpoint)
     # A distribution function is monotone, so the ranks of the uniforms are the ranks of the parameters.
     ranks = rankdata(uniform, axis=0)
     coefficient = np.stack([partial_correlations(ranks, rankdata(found[name])) for name in outputs])

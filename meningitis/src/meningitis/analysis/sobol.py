@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,18 +125,21 @@ def sobol(
     values: Mapping[str, float] | None = None,
     days: float = 365.0,
     pinned: Collection[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> Sobol:
     """Sobol indices of R0, weekly peak, its week, cases, deaths and total infected for every sampled parameter.
 
     Runs n(k + 2) outbreaks for k sampled parameters; the others, and those pinned, stay at `values` (default:
-    defaults). Raises: ValueError where n is not a power of two or nothing is left to sample; RuntimeError where a
-    trajectory fails.
+    defaults). `progress` and `checkpoint` are those of `engine.reduce`.
+    Raises: ValueError where n is not a power of two or nothing is left to sample; RuntimeError where a run fails.
     """
     names = sampled(model, pinned)
     held = values or model.values()
 
     def run(uniform: Array) -> Array:
-        found = outcomes(model, draw(model, names, uniform, held), days=days)
+        samples = draw(model, names, uniform, held)
+        found = outcomes(model, samples, days=days, progress=progress, checkpoint=checkpoint)
         return np.column_stack([found[name] for name in OUTCOMES])
 
     return sobol_of(run, names, OUTCOMES, n=n, seed=seed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from meningitis.engine.ensemble import MAX_STEPS, Array, Ensemble, simulate, tab
 from meningitis.model import Model
 
 CHUNK = 8_192
+SAVED_EVERY = 5.0
+"""Seconds between two writes of a checkpoint: each holds all that is done so far."""
 
 
 def reduce(
@@ -37,9 +41,9 @@ def reduce(
     `final_<state>` for every state; `peak_weekly_incidence` (cases in the worst whole week) and `peak_week` (from 1);
     `peak_prevalence_<state>` and `peak_time_<state>` (days) for infected states; `status`. Failed sets are NaN.
 
-    `progress(done, n)` is called after each chunk. With `checkpoint` a finished chunk is written to that file, and the
-    same call after an interruption goes on from there. Raises as `simulate` does; ValueError for a checkpoint of
-    another sweep.
+    `progress(done, n)` is called after each chunk. With `checkpoint` the finished chunks are written to that file every
+    few seconds and when the sweep stops, and the same call after an interruption goes on from there, to the same bits.
+    Raises as `simulate` does; ValueError for a checkpoint of another sweep.
     """
     values = table(model, scenario, samples)
     n = len(next(iter(values.values())))
@@ -48,26 +52,32 @@ def reduce(
     path = Path(checkpoint) if checkpoint is not None else None
     key = _key(model, values, end, rtol, atol, max_steps) if path else ""
     results, done = _resume(path, key, n) if path else ({}, 0)
-    while done < n:
-        part = slice(done, min(done + chunk, n))
-        solved = simulate(
-            model,
-            scenario=scenario,
-            parameters={name: array[part] for name, array in values.items()},
-            days=end,
-            times=times,
-            rtol=rtol,
-            atol=atol,
-            threads=threads,
-            max_steps=max_steps,
-        )
-        for name, array in _reduced(model, solved).items():
-            results.setdefault(name, np.full(n, np.nan))[part] = array
-        done = part.stop
-        if path:
+    saved, when = done, time.monotonic()
+    try:
+        while done < n:
+            part = slice(done, min(done + chunk, n))
+            solved = simulate(
+                model,
+                scenario=scenario,
+                parameters={name: array[part] for name, array in values.items()},
+                days=end,
+                times=times,
+                rtol=rtol,
+                atol=atol,
+                threads=threads,
+                max_steps=max_steps,
+            )
+            for name, array in _reduced(model, solved).items():
+                results.setdefault(name, np.full(n, np.nan))[part] = array
+            done = part.stop
+            if path and time.monotonic() - when > SAVED_EVERY:
+                _save(path, key, results, done)
+                saved, when = done, time.monotonic()
+            if progress:
+                progress(done, n)
+    finally:  # interrupted as well
+        if path and done > saved:
             _save(path, key, results, done)
-        if progress:
-            progress(done, n)
     return results
 
 
@@ -99,15 +109,19 @@ def _key(model: Model, values: Mapping[str, Array], *settings: float) -> str:
 def _resume(path: Path, key: str, n: int) -> tuple[dict[str, Array], int]:
     if not path.exists():
         return {}, 0
-    with np.load(path, allow_pickle=False) as stored:
-        if str(stored["key"]) != key:
-            raise ValueError(
-                f"{path} holds another sweep (other model, samples or settings): remove it or name another"
-            )
-        done = int(stored["done"])
-        results = {name: np.full(n, np.nan) for name in stored.files if name not in ("key", "done")}
-        for name, array in results.items():
-            array[:done] = stored[name]
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            held = {name: stored[name] for name in stored.files}
+    except (zipfile.BadZipFile, ValueError, EOFError):
+        held = {}
+    if not {"key", "done"} <= held.keys():
+        raise ValueError(f"{path} is no checkpoint of a sweep: remove it or name another")
+    if str(held.pop("key")) != key:
+        raise ValueError(f"{path} holds another sweep (other model, samples or settings): remove it or name another")
+    done = int(held.pop("done"))
+    results = {name: np.full(n, np.nan) for name in held}
+    for name, array in results.items():
+        array[:done] = held[name]
     return results, done
 
 
