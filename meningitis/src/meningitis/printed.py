@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from meningitis.report import NUMBER, show
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from meningitis.analysis import Events
 
 
 def beside(left: str, block: str) -> str:
@@ -97,6 +100,23 @@ def spread_text(model: Model) -> str:
     reproduction = symbolic.effective_r(model)
     text = f"infection spreads while R(t) = {write.text(reproduction)} > 1"
     return f"{text}\n\n{legend_text(model, {'R': reproduction})}"
+
+
+def outlook_text(happened: Events) -> list[str]:
+    """What each ratio would have been worth as a warning, a sentence each."""
+
+    def lead(days: float, threshold: str) -> list[str]:
+        if days != days:
+            return []
+        return [f"{abs(days):.0f} days {'before' if days >= 0 else 'after'} the {threshold} threshold"]
+
+    sentences = []
+    for row in happened.outlook().fillna(math.nan).to_dict("records"):
+        ending = "a false alarm, since no epidemic follows" if row["verdict"] == "false alarm" else ""
+        parts = [*lead(row["before_alert"], "alert"), *lead(row["before_epidemic"], "epidemic")]
+        when = f"attained on day {row['day']:.1f}" if row["day"] == row["day"] else "never attained"
+        sentences.append(f"{row['ratio']}: " + ", ".join(part for part in (when, " and ".join(parts), ending) if part))
+    return sentences
 
 
 def legend_text(model: Model, expressions: Mapping[str, sp.Expr | sp.Matrix]) -> str:

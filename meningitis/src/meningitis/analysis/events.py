@@ -46,11 +46,12 @@ class Event:
 class Events:
     """Events in order of time (those that did not happen last), warnings, and the claim by ratio.
 
-    claim: True where that ratio is attained before the epidemic threshold, False where after or never, None where the
-    epidemic threshold is never reached, so that the claim says nothing.
+    attained: the day on which each ratio is; claim: True where that ratio is attained before the epidemic threshold,
+    False where after or never, None where the epidemic threshold is never reached, so that the claim says nothing.
     """
 
     events: tuple[Event, ...]
+    attained: dict[str, float | None]
     claim: dict[str, bool | None]
     warnings: tuple[str, ...]
 
@@ -64,6 +65,23 @@ class Events:
         first, over = self.day("alert threshold"), self.day(OVER)
         return None if first is None or over is None else over - first
 
+    def outlook(self) -> pd.DataFrame:
+        """What each ratio would have been worth as a warning: ratio, day, before_alert, before_epidemic, verdict.
+
+        The lead times are in days, negative where the ratio comes later and missing where either never comes. A ratio
+        that is attained although no epidemic follows is a false alarm.
+        """
+        alert, epidemic = self.day("alert threshold"), self.day("epidemic threshold")
+        rows = []
+        for ratio, day in self.attained.items():
+            leads = [None if day is None or other is None else other - day for other in (alert, epidemic)]
+            if epidemic is None:
+                verdict = "no alarm" if day is None else "false alarm"
+            else:
+                verdict = "never" if day is None else "before" if day < epidemic else "after"
+            rows.append((ratio, day, *leads, verdict))
+        return pd.DataFrame(rows, columns=["ratio", "day", "before_alert", "before_epidemic", "verdict"])
+
     def frame(self) -> pd.DataFrame:
         """Table event, day, date, value, unit."""
         return pd.DataFrame([asdict(event) for event in self.events])
@@ -72,7 +90,8 @@ class Events:
         """Plain data, dates in ISO form."""
         rows = [asdict(e) | {"date": e.date.isoformat() if e.date else None} for e in self.events]
         return {"events": rows, "claim": self.claim, "claim_text": CLAIM, "warnings": list(self.warnings)} | {
-            "duration_days": self.duration
+            "duration_days": self.duration,
+            "outlook": self.outlook().replace({np.nan: None}).to_dict("records"),
         }
 
 
@@ -142,7 +161,7 @@ def events(
     claim = {
         name: None if epidemic_day is None else day is not None and day < epidemic_day for name, day in crossed.items()
     }
-    return Events(events=tuple(ordered), claim=claim, warnings=tuple(warnings))
+    return Events(events=tuple(ordered), attained=crossed, claim=claim, warnings=tuple(warnings))
 
 
 def _ratios(

@@ -90,9 +90,8 @@ def ratios(work: Work) -> None:
         _figures(work, model, kept[model.name, model.scenario(work.scenario).name])
     if kept:
         _table(work, kept)
-    for ratio in ("early ratio", "critical ratio", analysis.IMPLICIT):
-        told = {"/".join(where): found.claim.get(ratio) for where, found in kept.items()}
-        _claim(work, ratio, {where: bool(held) for where, held in told.items() if held is not None})
+    if fitting:
+        _claims(work, kept)
     for warning in dict.fromkeys(w for found in kept.values() for w in found.warnings):
         work.report.text(f"Note: {warning}.")
 
@@ -166,25 +165,77 @@ def _when(work: Work, day: float | None) -> str | None:
     return f"{date.day}\N{NO-BREAK SPACE}{date:%b}\N{NO-BREAK SPACE}{date:%Y} (W{epi_week(date, work.weeks)[1]:02d})"
 
 
-def _claim(work: Work, ratio: str, told: dict[str, bool]) -> None:
+READINGS = {
+    "early ratio": "the ratio of the exponential phase",
+    "critical ratio": "stage-I prevalence peaks there in the basic model; with direct infection it is passed at once",
+    analysis.IMPLICIT: "the true condition for stage I where some fall ill at once; crossed at the prevalence peak",
+}
+EMPTY = (
+    " It marks the end of the first transient, in which the infectives catch up with the carriers: it comes whenever "
+    "the infection grows, at about the same day, and tells a small outbreak from an epidemic no better than R > 1 does."
+)
+
+
+def _claims(work: Work, kept: dict[tuple[str, str], analysis.Events]) -> None:
+    """The claim for each reading of the ratio, with its lead times and false alarms."""
+    parts = []
+    for (model, scenario), found in kept.items():
+        part = found.outlook()
+        part.insert(0, "run", f"{model}/{scenario}")
+        parts.append(part)
+    table = pd.concat(parts, ignore_index=True)
+    work.results["outlook"] = table.to_dict("records")
+    words = {
+        "before": "before the epidemic", "after": "after its threshold", "never": "never attained",
+        "false alarm": "false alarm", "no alarm": "no epidemic, no alarm",
+    }  # fmt: skip
+    heads = ("run", "ratio", "attained (day)", "days before alert", "days before epidemic threshold", "as a warning")
+    shown = table.assign(verdict=table["verdict"].map(words))
+    for name in ("day", "before_alert", "before_epidemic"):
+        shown[name] = [None if pd.isna(x) else f"{x:.1f}".replace("-", "−") for x in shown[name]]
+    work.report.table(
+        "outlook",
+        table,
+        "Each ratio as a warning: when it is attained, how long before the thresholds of surveillance (negative: after "
+        "them), and whether an epidemic follows at all. A ratio that is attained without one is a false alarm.",
+        shown.set_axis(list(heads), axis="columns"),
+    )
+    for ratio, part in table.groupby("ratio", sort=False):
+        _claim(work, str(ratio), part)
+
+
+def _claim(work: Work, ratio: str, part: pd.DataFrame) -> None:
+    where = {verdict: list(rows["run"]) for verdict, rows in part.groupby("verdict")}
+    yes, no = where.get("before", []), [*where.get("after", []), *where.get("never", [])]
+    false = where.get("false alarm", [])
+    told = {run: verdict == "before" for run, verdict in zip(part["run"], part["verdict"], strict=True)
+            if verdict in ("before", "after", "never")}  # fmt: skip
+    work.results.setdefault("claims", {})[f"{ratio} before epidemic threshold"] = told
     if not told:
         return
-    yes, no = [w for w, held in told.items() if held], [w for w, held in told.items() if not held]
-    work.results.setdefault("claims", {})[f"{ratio} before epidemic threshold"] = told
-    what = {
-        "early ratio": "the ratio of the exponential phase",
-        "critical ratio": "stage-I prevalence peaks there in the basic model; with direct infection it is passed at "
-        "once and forewarns of nothing",
-        analysis.IMPLICIT: "the true condition for stage I where some fall ill at once; crossed at the prevalence peak",
-    }[ratio]
+    verdict = "Holds" if not no else "Does not hold" if not yes else "Mixed"
+    sentences = [f"Before the epidemic threshold in {_listed(yes)}; after it or never in {_listed(no)}."]
+    leads = part.loc[part["verdict"] == "before", ["before_alert", "before_epidemic"]].agg(["min", "max"])
+    if yes:
+        (alert0, epidemic0), (alert1, epidemic1) = leads.to_numpy().tolist()
+        days = part["day"].dropna()
+        sentences.append(
+            f"It is attained between day {days.min():.1f} and day {days.max():.1f}, {epidemic0:.0f} to {epidemic1:.0f} "
+            f"days before the epidemic threshold and {_lead(alert0)} to {_lead(alert1)} the alert threshold."
+        )
+    if false:
+        sentences.append(f"False alarm, since no epidemic follows, in {_listed(false)}.")
     work.report.claim(
         "A critical case–carrier ratio is attained before cases grow to an epidemic level"
-        f" — read as the {ratio} ({what}).",
-        holds=None if yes and no else bool(yes),
-        verdict="Holds" if not no else "Does not hold" if not yes else "Mixed",
-        condition=f"Before the epidemic threshold in {_listed(yes)}; after it or never in {_listed(no)}. Runs "
-        "that never reach that threshold say nothing.",
+        f" — read as the {ratio} ({READINGS[ratio]}).",
+        holds=None if (yes and no) or (yes and false) else bool(yes),
+        verdict=f"{verdict}, with false alarms" if yes and false and not no else verdict,
+        condition=" ".join(sentences) + (EMPTY if ratio == "early ratio" else ""),
     )
+
+
+def _lead(days: float) -> str:
+    return f"{abs(days):.0f} days {'before' if days >= 0 else 'after'}"
 
 
 def _listed(words: Sequence[str]) -> str:
