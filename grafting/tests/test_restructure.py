@@ -12,8 +12,10 @@ from test_hosts_gates import _pixart
 from torch import nn
 
 from grafting import parallel
+from grafting.cost import plan_cost, table
 from grafting.graft import Grafted, GraftError, graft, ungraft
 from grafting.hosts import host_for
+from grafting.measure.speed import flops, parameters
 from grafting.parallel import Parallel
 from grafting.plan import Edit, Plan, PlanError
 from grafting.restructure import Drop, Merge, Reorder, Share
@@ -278,7 +280,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["delta", "whole", "own"])
-@pytest.mark.parametrize("steps", [EVERYTHING.restructure, (Merge(train="combine"), Reorder(order=(2, 3, 0, 1, 4, 5)))])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        EVERYTHING.restructure,
+        (Merge(train="combine"), Reorder(order=(2, 3, 0, 1, 4, 5))),
+        (Share(groups=((1, 3),)), Reorder(order=(1, 0, 2, 3, 5, 4))),
+    ],
+)
 def test_round_trips(tmp_path: Path, kind: str, steps: Any) -> None:
     plan = OPERATORS + Plan(restructure=steps)
     assert Plan.from_yaml(plan.to_yaml()) == plan and Plan.from_yaml(plan.to_yaml()).digest == plan.digest
@@ -378,3 +387,33 @@ def test_moving_the_student_moves_the_teacher() -> None:
     with handle.teacher() as teacher:
         assert {p.dtype for p in teacher.parameters()} == {torch.float64}
     assert isinstance(next(iter(handle.groups.values())), Parallel)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (Merge(),),
+        (Merge(groups=((0, 1, 2),), combine="dense"),),
+        (Drop(blocks=(0, 3)), Merge(groups=((1, 2),), train="combine")),
+        EVERYTHING.restructure,
+        (Reorder(order=(1, 0, 2, 3, 4, 5)),),
+    ],
+)
+def test_costs_are_what_is_counted(steps: Any) -> None:
+    plan = Plan(restructure=steps)
+    handle = graft(six(), plan)
+    cost = plan_cost(plan, handle.model)
+    z, t, y = torch.empty(1, 4, 8, 8), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    with handle.teacher():
+        before = flops(handle.model, z, timestep=t, class_labels=y)
+        assert parameters(handle.model) == cost.shape.parameters
+    assert flops(handle.model, z, timestep=t, class_labels=y) - before == cost.flops_after - cost.flops_before
+    assert parameters(handle.model) == cost.parameters_after
+    learnt = sum(p.numel() for ps in handle.learnable().values() for p in ps.values())
+    assert learnt == cost.new_parameters == sum(group.new_parameters for group in cost.groups)
+    composed = plan_cost(OPERATORS + Plan(restructure=EVERYTHING.restructure), handle.model)
+    assert composed.flop_ratio <= composed.flop_bound and composed.sites[1].runs == 2
+    handle = graft(six(), OPERATORS + Plan(restructure=EVERYTHING.restructure))
+    learnt = sum(p.numel() for ps in handle.learnable().values() for p in ps.values())
+    assert (learnt, parameters(handle.model)) == (composed.new_parameters, composed.parameters_after)
+    assert "blocks.0-1.merge" in table(composed) and "parameters  " in table(composed)

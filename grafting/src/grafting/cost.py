@@ -8,11 +8,13 @@ the time bound, from measured times, stands beside it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .hosts.shapes import EMBEDDING, HostShape, Site, shape_of
 from .plan import CONTROLS, Plan, Resolved
+from .restructure import Group
 
 if TYPE_CHECKING:
     from .hosts.shapes import Source
@@ -66,7 +68,10 @@ KEEPS_CORE = ("identity", "mha")
 
 @dataclass(frozen=True, kw_only=True)
 class SiteCost:
-    """One grafted site: what was, what comes instead, and the least FLOPs that its kind of operator can do with."""
+    """One grafted site: what was, what comes instead, and the least FLOPs that its kind of operator can do with.
+
+    runs: how often a forward pass comes here; twice or more where its block is shared.
+    """
 
     site: Site
     operator: str
@@ -75,6 +80,18 @@ class SiteCost:
     flops_before: int
     flops_after: int
     flops_least: int
+    runs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupCost:
+    """One group of a restructured model: the FLOPs of the blocks that it stands for, its own, its operators as they
+    are, and what it adds to a delta."""
+
+    group: Group
+    flops_before: int
+    flops_after: int
+    new_parameters: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +99,9 @@ class PlanCost:
     """A plan on a host at one resolution.
 
     core_bound: the speed-up if the swapped attention sites lost their cores and nothing else changed: what a mixer
-    with four D x D projections can reach at most, and what the time bound is in FLOPs.
+    with four D x D projections can reach at most, and what the time bound is in FLOPs. groups: of a restructured
+    model; flops_spared: by its blocks that run no longer, less what its combinations cost. parameters_after: of the
+    model alone, 0 where the host's were not counted.
     """
 
     shape: HostShape
@@ -90,6 +109,9 @@ class PlanCost:
     flops_before: int
     flops_after: int
     core_bound: float
+    groups: tuple[GroupCost, ...] = ()
+    flops_spared: int = 0
+    parameters_after: int = 0
 
     @property
     def flop_ratio(self) -> float:
@@ -103,13 +125,18 @@ class PlanCost:
         An attention site is charged its four D x D projections alone, or its operator's own FLOPs where these are
         fewer or where it keeps softmax over all tokens; an MLP site its operator's own FLOPs.
         """
-        spared = sum(site.flops_before - site.flops_least for site in self.sites)
-        return self.flops_before / (self.flops_before - spared)
+        spared = sum(site.runs * (site.flops_before - site.flops_least) for site in self.sites)
+        return self.flops_before / (self.flops_before - self.flops_spared - spared)
 
     @property
     def new_parameters(self) -> int:
-        """Parameters of the new operators: what stage 1 trains and the delta stores."""
-        return sum(site.parameters_after for site in self.sites)
+        """Parameters of the new operators and groups: what stage 1 trains and the delta stores."""
+        return sum(site.parameters_after for site in self.sites) + sum(group.new_parameters for group in self.groups)
+
+    @property
+    def taught_flops(self) -> int:
+        """FLOPs of one pass through everything that stage 1 teaches, each at its own site or group."""
+        return sum(site.flops_after for site in self.sites) + sum(group.flops_after for group in self.groups)
 
     @property
     def delta_bytes(self) -> int:
@@ -129,6 +156,9 @@ class PlanCost:
             "flop_ratio": self.flop_ratio,
             "flop_bound": self.flop_bound,
             "core_bound": self.core_bound,
+            "groups": [group.group.name for group in self.groups],
+            "parameters_before": self.shape.parameters,
+            "parameters_after": self.parameters_after,
         }
 
 
@@ -143,10 +173,55 @@ def plan_cost(plan: Plan, source: Source, *, grid: tuple[int, int] | None = None
     plan.check(shape).raise_if_any()
     block, before = block_cost(shape), host_flops(shape)
     sites = tuple(_site_cost(entry, shape, block) for entry in plan.resolve(shape))
-    after = before - sum(site.flops_before - site.flops_after for site in sites)
-    lost = sum(block.core for site in sites if site.site.kind == "attn" and site.operator not in KEEPS_CORE)
-    bound = before / (before - lost)
-    return PlanCost(shape=shape, sites=sites, flops_before=before, flops_after=after, core_bound=bound)
+    layout = plan.layout(shape)
+    groups: tuple[GroupCost, ...] = ()
+    spared = removed = 0
+    if layout is not None:
+        sites = tuple(replace(site, runs=len(layout.owner[site.site.block].spans)) for site in sites)
+        groups = tuple(_group_cost(group, shape, block, sites) for group in layout.groups)
+        combined = [_combination(group, shape) for group in layout.groups]
+        runs = sum(len(group.branches) for group in layout.places)
+        spared = (shape.depth - runs) * block.total - sum(flops for flops, _ in combined)
+        removed = (len(layout.dropped) + len(layout.borrowed)) * shape.block_parameters
+        removed -= sum(parameters for _, parameters in combined)
+        if 0 in layout.dropped or layout.owner[0].kind != "keep":
+            removed -= shape.first_parameters
+    after = before - spared - sum(site.runs * (site.flops_before - site.flops_after) for site in sites)
+    swapped = [site for site in sites if site.site.kind == "attn" and site.operator not in KEEPS_CORE]
+    bound = before / (before - spared - block.core * sum(site.runs for site in swapped))
+    new = sum(site.parameters_after - site.parameters_before for site in sites)
+    return PlanCost(
+        shape=shape,
+        sites=sites,
+        flops_before=before,
+        flops_after=after,
+        core_bound=bound,
+        groups=groups,
+        flops_spared=spared,
+        parameters_after=shape.parameters - removed + new if shape.parameters else 0,
+    )
+
+
+def _combination(group: Group, shape: HostShape) -> tuple[int, int]:
+    """FLOPs and parameters of a group's P_1 to P_k; products alone count, so scales are free."""
+    d, k = shape.width, len(group.branches)
+    if group.combine is None:
+        return 0, 0
+    return (2 * k * shape.tokens * d * d, k * d * d) if group.combine == "dense" else (0, k * d)
+
+
+def _group_cost(group: Group, shape: HostShape, block: BlockCost, sites: Sequence[SiteCost]) -> GroupCost:
+    inside = [site for site in sites if site.site.block in group.branches]
+    flops, parameters = _combination(group, shape)
+    flops += len(group.branches) * block.total - sum(site.flops_before - site.flops_after for site in inside)
+    if group.train == "all":  # the branches are copies, which learn; their grafted sites are counted by themselves
+        parameters += len(group.branches) * shape.block_parameters - sum(site.parameters_before for site in inside)
+    return GroupCost(
+        group=group,
+        flops_before=group.replaced * block.total,
+        flops_after=flops * len(group.spans),
+        new_parameters=parameters,
+    )
 
 
 def _site_cost(entry: Resolved, shape: HostShape, block: BlockCost) -> SiteCost:
@@ -198,11 +273,20 @@ def table(cost: PlanCost, name: str = "") -> str:
         parameters = f"{site.parameters_before / 1e6:.2f} M -> {site.parameters_after / 1e6:.2f} M"
         flops = f"{site.flops_before / 1e9:.2f} -> {site.flops_after / 1e9:.2f}"
         lines.append(f"{site.site.name:<18}{site.operator:<16}{parameters:>24}{flops:>22}")
+    for group in cost.groups:
+        told = f"{group.new_parameters / 1e6:.2f} M learn"
+        flops = f"{group.flops_before / 1e9:.2f} -> {group.flops_after / 1e9:.2f}"
+        lines.append(f"{group.group.name:<18}{group.group.combine or '':<16}{told:>24}{flops:>22}")
     return "\n".join(
         [
             *lines,
             f"forward pass     {cost.flops_before / 1e9:.1f} -> {cost.flops_after / 1e9:.1f} GFLOPs per sample",
             f"FLOP bound       {cost.flop_bound:.2f}x, FLOP ratio with these operators {cost.flop_ratio:.2f}x",
+            *(
+                [f"parameters       {cost.shape.parameters / 1e6:.2f} M -> {cost.parameters_after / 1e6:.2f} M"]
+                if cost.groups and cost.parameters_after
+                else []
+            ),
             f"new parameters   {cost.new_parameters / 1e6:.2f} M, {cost.delta_bytes / 2**20:.1f} MiB in float32",
         ]
     )

@@ -166,5 +166,6 @@ def make_student(
         places.append(Again(module) if group in seen else module)
         seen.add(group)
     if places[0] is not originals[0]:
-        places[0] = host.first_block(places[0], originals[0])
+        runs = any(place is originals[0] for place in places)
+        places[0] = host.first_block(places[0], originals[0], runs=runs)
     return Student(places, originals), made

@@ -42,8 +42,11 @@ class Host(ABC):
         """Let the model run through ``blocks``, which it calls as it calls its own."""
         model.transformer_blocks = blocks
 
-    def first_block(self, block: nn.Module, original: nn.Module) -> nn.Module:
-        """``block`` as it must be to stand first in the place of ``original``, whatever else the model reads of it."""
+    def first_block(self, block: nn.Module, original: nn.Module, *, runs: bool) -> nn.Module:
+        """``block`` as it must be to stand first in the place of ``original``, whatever else the model reads of that.
+
+        runs: whether the original itself runs in another place, where its weights have their names.
+        """
         return block
 
     def sites(self, model: nn.Module) -> list[Site]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -44,19 +45,22 @@ class DiT(Host):
         b: Any = block
         return b.norm1.norm, b.norm3
 
-    def first_block(self, block: nn.Module, original: nn.Module) -> nn.Module:
+    def first_block(self, block: nn.Module, original: nn.Module, *, runs: bool) -> nn.Module:
         """The head reads the first block's embedder: the original's stays, beside the one that ``block`` runs with."""
-        return First(block, original)
+        return First(block, original, runs)
 
 
 class First(nn.Module):
-    """A block that runs as ``block`` and shows the head the embedder of ``original``, as ``norm1.emb``."""
+    """A block that runs as ``block`` and shows the head the embedder of ``original``, as ``norm1.emb``.
 
-    def __init__(self, block: nn.Module, original: nn.Module) -> None:
+    runs: the original runs elsewhere, so that its embedder is no second child here.
+    """
+
+    def __init__(self, block: nn.Module, original: nn.Module, runs: bool) -> None:
         super().__init__()
         norm: Any = original.norm1
         self.block = block
-        self.norm1 = nn.ModuleDict({"emb": norm.emb})
+        self.norm1 = SimpleNamespace(emb=norm.emb) if runs else nn.ModuleDict({"emb": norm.emb})
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the host calls a block."""

@@ -40,7 +40,8 @@ class HostShape:
     """Sizes that plans and costs need.
 
     tokens: N of the model's own resolution, on ``grid`` (H, W). context_tokens: text tokens that cross-attention reads,
-    0 where there is none. parameters: of the whole model, 0 where they were not counted.
+    0 where there is none. parameters: of the whole model, 0 where they were not counted. block_parameters: of a block.
+    first_parameters: of what the model reads of its first block beside running it, and keeps where that runs no longer.
     """
 
     family: str
@@ -53,6 +54,8 @@ class HostShape:
     patch_channels: int = 0
     out_channels: int = 0
     parameters: int = 0
+    block_parameters: int = 0
+    first_parameters: int = 0
 
     @property
     def tokens(self) -> int:
@@ -97,7 +100,8 @@ def dit_shape(config: Mapping[str, Any]) -> HostShape:
     embedder = _linear(EMBEDDING, d) + _linear(d, d) + labels
     block = 12 * d * d + 9 * d + embedder + _linear(d, 6 * d)
     ends = _linear(shape.patch_channels, d) + _linear(d, 2 * d) + _linear(d, shape.out_channels)
-    return replace(shape, parameters=shape.depth * block + ends)
+    parameters = shape.depth * block + ends
+    return replace(shape, parameters=parameters, block_parameters=block, first_parameters=embedder)
 
 
 PIXART_TEXT = 300
@@ -116,7 +120,7 @@ def pixart_shape(config: Mapping[str, Any]) -> HostShape:
     captions = config.get("caption_channels")
     prompt = _linear(int(captions), d) + _linear(d, d) if captions else 0
     ends = _linear(shape.patch_channels, d) + 2 * d + _linear(d, shape.out_channels)
-    return replace(shape, parameters=shape.depth * block + embedder + prompt + ends)
+    return replace(shape, parameters=shape.depth * block + embedder + prompt + ends, block_parameters=block)
 
 
 SHAPES: dict[str, Callable[[Mapping[str, Any]], HostShape]] = {
