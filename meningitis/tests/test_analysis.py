@@ -149,6 +149,10 @@ def test_events_come_in_order_with_dates_and_the_claim() -> None:
     assert found.events[1].date == dt.date(2026, 1, 1) + dt.timedelta(days=42)
     assert found.claim == {"early ratio": True, "critical ratio": False}
     assert any("split" in warning for warning in found.warnings)
+    early = found.outlook().set_index("ratio").loc["early ratio"]
+    assert (early["before_alert"], early["before_epidemic"]) == pytest.approx((42 - early["day"], 56 - early["day"]))
+    lone = analysis.events(BASIC, BASIC.values("hyperendemic")).outlook()
+    assert list(lone["verdict"]) == ["false alarm", "false alarm"] and lone["before_epidemic"].isna().all()
     quiet = analysis.events(BASIC, BASIC.values("endemic"))
     assert quiet.day("epidemic threshold") is None
     assert set(quiet.claim.values()) == {None}

@@ -102,7 +102,10 @@ def test_thresholds_report_formulas_and_events_in_order(say: Any) -> None:
     assert events["weekly incidence peak"]["value"] == pytest.approx(weeks.max() * N / 1e5, rel=1e-5)
     assert events["critical ratio"]["value"] == pytest.approx(v["carrier_conversion_rate"] * 3)
     assert events["alert threshold"]["date"] == "2027-01-11"
-    assert "critical ratio" in say("thresholds", "--model", "basic")
+    said = say("thresholds", "--model", "basic")
+    assert "early ratio: attained on day 10.9, 31 days before the alert threshold and 45 days before the epid" in said
+    said = say("thresholds", "--model", "basic", "--scenario", "hyperendemic")
+    assert "early ratio: attained on day 12.7, 120 days before the alert threshold, a false alarm" in said
 
 
 def test_sensitivity_of_r0_for_any_model(say: Any, sir: str) -> None:

@@ -103,3 +103,31 @@ def test_links_lead_somewhere(page: str) -> None:
     path = HOME / page
     for target in re.findall(r"\]\(([^)#:]+)[^)]*\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
+
+
+def test_the_readings_stand_where_the_page_says() -> None:
+    import inspect
+
+    from meningitis.analysis import adequacy, events
+    from meningitis.chapters import outcomes
+
+    text = (HOME / "docs" / "model.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text[text.index("| reading |") :].split("\n\n")[0].splitlines()[2:]]
+    for *_, where, _ in rows:
+        for dotted in re.findall(r"`((?:analysis|chapters|symbolic)[\w.]*)", where):
+            parts = f"meningitis.{dotted}".split(".")
+            for cut in range(len(parts), 0, -1):  # the longest part that is a module, then attributes
+                try:
+                    found = importlib.import_module(".".join(parts[:cut]))
+                except ModuleNotFoundError:
+                    continue
+                for name in parts[cut:]:
+                    found = getattr(found, name)
+                break
+    assert inspect.signature(adequacy).parameters["early_days"].default == 28
+    assert inspect.signature(events).parameters["reporting_fraction"].default == 1
+    assert (importlib.import_module("meningitis.analysis.events").NEAR, outcomes.SAME, outcomes.EFFICACY) == (
+        0.01,
+        0.05,
+        0.9,
+    )

@@ -114,6 +114,15 @@ def test_the_claims_are_judged_by_the_numbers(results: Any) -> None:
     early, critical = (claims[f"{ratio} ratio before epidemic threshold"] for ratio in ("early", "critical"))
     assert early["basic/epidemic"] is True and critical["basic/epidemic"] is False
     assert "basic/endemic" not in early  # no epidemic is declared there, so the claim says nothing
+    rows = {(row["run"], row["ratio"]): row for row in results["outlook"]}
+    quiet = rows["basic/hyperendemic", "early ratio"]
+    assert (quiet["verdict"], quiet["before_epidemic"]) == ("false alarm", None)
+    assert quiet["before_alert"] == pytest.approx(133 - 12.7, abs=0.1)
+    assert rows["basic/epidemic", "early ratio"]["before_epidemic"] == pytest.approx(56 - 10.9, abs=0.1)
+    assert rows["generalised/severe", "early ratio"]["before_alert"] < 0  # the alert is raised first
+    days = [row["day"] for (_, ratio), row in rows.items() if ratio == "early ratio" and row["day"] is not None]
+    assert len(days) == 6 and max(days) - min(days) < 3  # at about the same day in every run that grows
+    assert rows["basic/endemic", "early ratio"]["verdict"] == "no alarm"
     assert claims["key parameters, basic, R0"]["holds"] is False
     assert claims["p = 0 adequate"]["ever_infected"] == pytest.approx(1, abs=0.05)
     assert claims["p = 0 adequate"]["cases"] > 10
@@ -121,7 +130,10 @@ def test_the_claims_are_judged_by_the_numbers(results: Any) -> None:
 
 def test_the_page_begins_with_the_verdicts(page: str) -> None:
     summary = page[page.index('class="summary"') : page.index("<nav")]
-    assert [*re.findall(r'class="verdict">([^<]+)\.<', summary)][:2] == ["Holds", "Mixed"]
+    assert [*re.findall(r'class="verdict">([^<]+)\.<', summary)][:2] == [
+        "Holds, with false alarms",
+        "Mixed",
+    ]
     assert summary.count('class="claim') == 5 == page.count('class="claim') - 5
     assert "Depends on the outcome" in summary
 
