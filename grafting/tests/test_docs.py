@@ -52,3 +52,12 @@ def test_readme_names_every_operator_and_the_bounds_that_plan_prints(capsys: pyt
 def test_readme_runs_on_the_bundled_teacher() -> None:
     (code,) = blocks("README.md", "python")
     exec(code, {})
+
+
+@pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
+def test_analyses_page_runs_on_the_analysis_that_ships() -> None:
+    scope: dict[str, object] = {}
+    for code in blocks("docs/analyses.md", "python"):
+        exec(code, scope)
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", (ROOT / "docs/analyses.md").read_text()):
+        assert (ROOT / "docs" / link).is_file(), link
