@@ -134,6 +134,11 @@ class PlanCost:
         return sum(site.parameters_after for site in self.sites) + sum(group.new_parameters for group in self.groups)
 
     @property
+    def restructured(self) -> bool:
+        """Whether there are other blocks than the host's, or fewer."""
+        return bool(self.groups)
+
+    @property
     def taught_flops(self) -> int:
         """FLOPs of one pass through everything that stage 1 teaches, each at its own site or group."""
         return sum(site.flops_after for site in self.sites) + sum(group.flops_after for group in self.groups)
@@ -284,7 +289,7 @@ def table(cost: PlanCost, name: str = "") -> str:
             f"FLOP bound       {cost.flop_bound:.2f}x, FLOP ratio with these operators {cost.flop_ratio:.2f}x",
             *(
                 [f"parameters       {cost.shape.parameters / 1e6:.2f} M -> {cost.parameters_after / 1e6:.2f} M"]
-                if cost.groups and cost.parameters_after
+                if cost.restructured and cost.parameters_after
                 else []
             ),
             f"new parameters   {cost.new_parameters / 1e6:.2f} M, {cost.delta_bytes / 2**20:.1f} MiB in float32",

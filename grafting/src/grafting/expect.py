@@ -81,8 +81,8 @@ class Expectation:
 
 
 def distill_flops(cost: PlanCost) -> int:
-    """Of stage 1 per sample: the teacher's pass, the new operators forward and backward (twice the forward)."""
-    return cost.flops_before + 3 * sum(site.flops_after for site in cost.sites)
+    """Of stage 1 per sample: the teacher's pass, what is new forward and backward (twice the forward)."""
+    return cost.flops_before + 3 * cost.taught_flops
 
 
 def finetune_flops(cost: PlanCost) -> int:
@@ -100,9 +100,11 @@ def expect(
     """
     if min(steps) < 0 or batch < 1:
         raise ValueError(f"steps {steps[0]} and {steps[1]}, batch {batch}: at least 0, and at least 1")
-    after = cost.shape.parameters + sum(s.parameters_after - s.parameters_before for s in cost.sites)
+    after = cost.parameters_after
     swapped = sum(s.site.kind == "attn" and s.operator not in KEEPS_CORE for s in cost.sites)
-    bound = None if measured is None else time_bound(1.0, 1.0 - measured.core_share, swapped, cost.shape.depth)
+    bound = None
+    if measured is not None and not cost.restructured:
+        bound = time_bound(1.0, 1.0 - measured.core_share, swapped, cost.shape.depth)
     return Expectation(
         rate=rate,
         steps=steps,
@@ -114,7 +116,7 @@ def expect(
         state_1=STATE_BYTES * cost.new_parameters,
         state_2=STATE_BYTES * after,
         bound=bound,
-        bound_source="" if measured is None else measured.rate.source,
+        bound_source="" if measured is None or bound is None else measured.rate.source,
     )
 
 
