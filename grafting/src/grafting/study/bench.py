@@ -20,14 +20,21 @@ from ..claims import claim
 from ..files import save_safetensors_atomic, write_bytes_atomic
 from ..graft import Grafted, tensors_hash, ungraft
 from ..measure.denoising import Triples, denoising_losses, mean_loss
-from ..measure.quality import ClassifierExtractor, Features, Protocol, collect, evaluate, recognition
-from ..measure.quality.evaluate import paired_fid_difference
+from ..measure.quality import (
+    Estimate,
+    Features,
+    Reference,
+    collect,
+    paired_fid_difference,
+    paired_kid_difference,
+)
 from ..report import Results, grid_png
 from ..sampling import Pipeline, draw_labels
 from ..store.folder import load, save
 from ..store.models import open_model
 from ..training.loop import Progress
 from .entries import Entry, entries
+from .judging import Judge
 from .parts import StudyError, key_of, part
 from .recipe import RunRecipe
 from .stages import Material, begin, denoiser, learns, null_class, stage_one, stage_two
@@ -49,6 +56,7 @@ class Study:
         self.teacher = self.model.transformer
         self.null = null_class(self.teacher)
         self.material = Material(self.model, recipe.data).first(recipe.images)
+        self.judging = Judge(recipe.evaluate, self.model, self.material, out, next(self.teacher.parameters()).device)
         self.entries = entries(recipe)
         self.source = tensors_hash(self.teacher.state_dict())
         self._check()
@@ -73,11 +81,7 @@ class Study:
         problems = []
         for name, plan in self.recipe.plans.items():
             problems += [f"plan {name}: {problem}" for problem in plan.check(self.teacher).problems]
-        wanted, have = self.recipe.evaluate.samples, len(self.material.images(train=False).labels)
-        if wanted > have:
-            problems.append(f"samples {wanted}: the floor needs as many held-out images, and there are {have}")
-        if wanted and self.model.classifier is None:
-            problems.append(f"samples {wanted}: {self.recipe.teacher} brings no classifier to judge them; ask for 0")
+        problems += self.judging.problems()
         learnt, there = self.recipe.images, len(self.material.images(train=True).labels)
         if learnt is not None and learnt > there:
             problems.append(f"images {learnt}: there are {there} to learn from")
@@ -243,38 +247,57 @@ class Study:
             "decoder": self.material.identity["autoencoder"],
         }
 
-    def sample(self, entry: Entry) -> torch.Tensor | None:
-        """(drawn, C, H, W) images of one model, kept in half precision, and their grid; None where none are drawn."""
+    def drawn(self, entry: Entry) -> list[Path]:
+        """The files that hold the samples of one model, in half precision, and its grid; none where none are drawn."""
         config, entry = self.recipe.evaluate, self.subject(entry)
         if config.drawn == 0:
-            return None
+            return []
         folder, settings = self.out / entry.name, self._sampling(entry)
-        chunks = folder / f"chunks-{key_of(settings)[:12]}"
+        chunks = f"samples-{key_of(settings)[:12]}"
 
         def make() -> dict[str, Any]:
             self.say(f"{entry.name}: {config.drawn} samples, {config.sampling.describe()}")
             with self.opened(entry) as (model, _):
-                images = self._draw(Pipeline(model, self.model.autoencoder), entry.name, chunks)
-            save_safetensors_atomic(folder / "samples.safetensors", {"images": images})
-            return {"n": len(images), "files": ["samples.safetensors"]}
+                names = self._draw(Pipeline(model, self.model.autoencoder), entry.name, folder, chunks)
+            return {"n": config.drawn, "files": names}
 
-        part(folder / "sample.json", settings, make, self._shipped(entry))
-        shutil.rmtree(chunks, ignore_errors=True)
-        images = load_file(folder / "samples.safetensors")["images"].float()
+        files = part(folder / "sample.json", settings, make, self._shipped(entry))["files"]
+        for old in folder.glob("samples-*"):
+            if old.is_dir() and not any(name.startswith(f"{old.name}/") for name in files):
+                shutil.rmtree(old, ignore_errors=True)
+        return [folder / name for name in files]
+
+    def images(self, entry: Entry, count: int) -> Iterator[torch.Tensor]:
+        """The first ``count`` samples of one model, (B, C, H, W) at a time."""
+        for path in self.drawn(entry):
+            if count <= 0:
+                return
+            for part_ in load_file(path)["images"][:count].split(SAMPLE_CHUNK):
+                yield part_.float()
+                count -= len(part_)
+
+    def sample(self, entry: Entry) -> torch.Tensor | None:
+        """Draw the samples of one model and their grid; returns the first of them, None where none are drawn."""
+        config = self.recipe.evaluate
+        if config.drawn == 0:
+            return None
+        first = next(self.images(entry, config.drawn))
         if config.grid:
-            columns = min(10, config.grid)
-            picture = grid_png(images[: config.grid, : 3 if images.shape[1] >= 3 else 1], columns=columns)
-            write_bytes_atomic(folder / "grid.png", picture)
-        return images
+            shown = torch.cat(list(self.images(entry, config.grid)))
+            picture = grid_png(shown[:, : 3 if shown.shape[1] >= 3 else 1], columns=min(10, config.grid))
+            write_bytes_atomic(self.out / self.subject(entry).name / "grid.png", picture)
+        return first
 
-    def _draw(self, pipeline: Pipeline, name: str, chunks: Path) -> torch.Tensor:
-        config, labels, parts = self.recipe.evaluate, self.labels(), []
+    def _draw(self, pipeline: Pipeline, name: str, folder: Path, chunks: str) -> list[str]:
+        """Draw into files of :data:`SAMPLE_CHUNK`, those that are there already left alone; returns their names."""
+        config, labels, names = self.recipe.evaluate, self.labels(), []
         walks = sum(-(-len(part) // config.batch) for part in labels.split(SAMPLE_CHUNK))
         total, done = walks * config.sampling.steps, 0
         progress = Progress(total, 0, f"{name}: samples")
         for start in range(0, len(labels), SAMPLE_CHUNK):
-            chunk, path = labels[start : start + SAMPLE_CHUNK], chunks / f"{start:06d}.safetensors"
-            if not path.is_file():
+            chunk = labels[start : start + SAMPLE_CHUNK]
+            names.append(f"{chunks}/{start:06d}.safetensors")
+            if not (folder / names[-1]).is_file():
                 before = done
                 images = pipeline(
                     chunk,
@@ -284,27 +307,29 @@ class Study:
                     batch_size=config.batch,
                     progress=lambda steps, _, before=before: progress.show(before + steps),  # type: ignore[misc]
                 )
-                save_safetensors_atomic(path, {"images": images.half()})
+                save_safetensors_atomic(folder / names[-1], {"images": images.half()})
             done += -(-len(chunk) // config.batch) * config.sampling.steps
-            parts.append(load_file(path)["images"])
-        return torch.cat(parts)
+        return names
 
-    @cached_property
-    def extractor(self) -> ClassifierExtractor:
-        """The judge beside the teacher."""
-        assert self.model.classifier is not None
-        return ClassifierExtractor(self.model.classifier, name=f"{self.recipe.teacher}-classifier")
-
-    @cached_property
-    def reference(self) -> Features:
-        """Features of the training images, what FID and KID compare to."""
-        return collect(self.extractor, self.material.images(train=True).images)
+    @property
+    def reference(self) -> Reference:
+        """Of real images, what FID and KID compare to."""
+        return self.judging.reference
 
     def features(self, entry: Entry) -> Features:
-        """Features of one model's samples."""
-        images = self.sample(entry)
-        assert images is not None
-        return collect(self.extractor, images[: self.recipe.evaluate.samples])
+        """Features of one model's samples, kept beside them."""
+        n, entry = self.recipe.evaluate.samples, self.subject(entry)
+        folder = self.out / entry.name
+        settings = self._sampling(entry) | {"n": n, "judge": self.judging.identity}
+
+        def make() -> dict[str, Any]:
+            found = collect(self.judging.extractor, self.images(entry, n))
+            tensors = {name: x for name, x in vars(found).items() if x is not None}
+            save_safetensors_atomic(folder / "features.safetensors", tensors)
+            return {"files": ["features.safetensors"]}
+
+        part(folder / "features.json", settings, make, self._shipped(entry))
+        return Features(**load_file(folder / "features.safetensors"))
 
     @cached_property
     def _teacher_features(self) -> Features:
@@ -315,37 +340,21 @@ class Study:
         n, entry = self.recipe.evaluate.samples, self.subject(entry)
         if n == 0:
             return None
-        assert self.model.classifier is not None
-        settings = self._sampling(entry) | {
-            "n": n,
-            "judge": tensors_hash(self.model.classifier.state_dict()),
-            "material": self.material.identity,
-        }
+        settings = self._sampling(entry) | {"n": n} | self.judging.settings
         return part(self.out / entry.name / "quality.json", settings, lambda: self._judge(entry, n))
 
     def _judge(self, entry: Entry, n: int) -> dict[str, Any]:
         self.say(f"{entry.name}: quality of {n} samples")
-        config, labels = self.recipe.evaluate, self.labels()[:n]
-        real = self.material.images(train=False)
-        protocol = Protocol(
-            n=n,
-            sampling=config.sampling,
-            labels=config.labels,
-            extractor=self.extractor.name,
-            extractor_label=self.extractor.label,
-            reference=f"{len(self.reference)} training images",
-            seed=self.recipe.seed,
-        )
-        features, floor = self.features(entry), collect(self.extractor, real.images[:n])
-        quality = evaluate(features, self.reference, floor, protocol, labels=labels)
-        outcome = quality.to_dict()
-        assert features.logits is not None and floor.logits is not None
-        found = recognition(features.logits, labels)
-        outcome["per_class"] = {str(label): share for label, share in found.per_class.items()}
-        outcome["floors"]["recognised"] = recognition(floor.logits, real.labels[:n]).share
+        features, seed = self.features(entry), self.recipe.seed
+        outcome = self.judging.quality(features, self.labels()[:n], seed)
         if entry.role != "teacher":
-            paired = paired_fid_difference(features, self._teacher_features, self.reference)
+            theirs, rounds = self._teacher_features, self.recipe.evaluate.bootstraps
+            paired = paired_fid_difference(features, theirs, self.reference, bootstraps=rounds)
             outcome["figures"]["FID − teacher's"] = asdict(paired)
+            if "kid" in outcome["figures"]:
+                kernel = paired_kid_difference(features.pool, theirs.pool, self.reference.pool, seed=seed)
+                found = Estimate(value=kernel.value, low=kernel.low, high=kernel.high)
+                outcome["figures"]["KID − teacher's"] = asdict(found)
         return outcome
 
     # -- speed ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import write_bytes_atomic, write_json_atomic
+from ..files import sha256, write_bytes_atomic, write_json_atomic
 
 
 class StudyError(ValueError):
@@ -21,13 +21,13 @@ def part(
     """What ``make`` returns, from ``path`` where that was made under the same settings.
 
     shipped: a folder that may hold the same part, made under the same settings elsewhere; it is copied with the
-    ``files`` that its outcome names.
+    ``files`` that its outcome names, unless one of these is not what it was.
     """
     key = key_of(settings)
     outcome = _kept(path, key)
     if outcome is not None:
         return outcome
-    outcome = None if shipped is None else _kept(shipped / path.name, key)
+    outcome = None if shipped is None or not _whole(shipped / path.name) else _kept(shipped / path.name, key)
     if outcome is None:
         outcome = make()
     elif shipped is not None:
@@ -47,6 +47,16 @@ def _kept(path: Path, key: str) -> dict[str, Any] | None:
         return outcome if saved["key"] == key else None
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _whole(path: Path) -> bool:
+    """Whether the files of a shipped part have the hashes that :mod:`~grafting.study.shipping` noted."""
+    if not path.is_file():
+        return False
+    noted = json.loads(path.read_text()).get("sha256", {})
+    return all(
+        (path.parent / name).is_file() and sha256(path.parent / name) == hashed for name, hashed in noted.items()
+    )
 
 
 def key_of(settings: Mapping[str, Any]) -> str:

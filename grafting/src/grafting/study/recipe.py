@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..initialise import STARTS
+from ..measure.quality.extractors import CLASSIFIER, ExtractorConfig
 from ..plan import Plan, PlanError
 from ..sampling import Sampling
 from ..settings import SettingsError, build, near, override
@@ -114,6 +115,9 @@ class EvaluateStage:
     """What is measured: ``triples`` of the held-out loss, ``samples`` of FID and KID (0: none), ``grid`` pictures.
 
     The middle entries are those of :class:`~grafting.sampling.Sampling`. labels: ``balanced`` or ``uniform``.
+    extractor: as :class:`~grafting.measure.quality.extractors.ExtractorConfig` has it. reference: a folder or array of
+    real images, or statistics as ADM publishes them, in the place of the training images; floor: held-out real images,
+    in the place of the data's. bootstraps: rounds of the intervals of FID.
     """
 
     triples: int = 1000
@@ -128,9 +132,13 @@ class EvaluateStage:
     precision: str = "fp32"
     labels: Literal["balanced", "uniform"] = "balanced"
     batch: int = 50
+    extractor: ExtractorConfig = CLASSIFIER
+    reference: str | None = None
+    floor: str | None = None
+    bootstraps: int = 100
 
     def __post_init__(self) -> None:
-        _at_least(self, triples=2, samples=0, grid=0, batch=1)
+        _at_least(self, triples=2, samples=0, grid=0, batch=1, bootstraps=0)
         _ = self.sampling
 
     @property

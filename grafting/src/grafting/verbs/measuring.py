@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..store.models import Model
+    from ..study.judging import Judge
 
 
 def add(verbs: Verbs) -> None:
@@ -31,7 +32,10 @@ def add(verbs: Verbs) -> None:
     made.add_argument("model", metavar="MODEL", help=MODEL)
     made.add_argument("--against", metavar="MODEL", help="for the paired difference; a graft's own teacher by default")
     made.add_argument("--triples", type=int, default=1000, metavar="N", help="of the held-out loss (default 1000)")
-    made.add_argument("--samples", type=int, default=0, metavar="N", help="judged by the classifier (default 0)")
+    made.add_argument("--samples", type=int, default=0, metavar="N", help="drawn and judged (default 0)")
+    made.add_argument("--extractor", default="classifier", help="or inception, inception:FILE, python:module:attribute")
+    made.add_argument("--reference", metavar="PATH", help="real images, or ADM's statistics; else the training images")
+    made.add_argument("--floor", metavar="PATH", help="held-out real images; else those of the data")
     data_option(made)
     made.add_argument("--json", action="store_true")
     base_option(made)
@@ -49,18 +53,28 @@ def add(verbs: Verbs) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Held-out denoising loss beside the teacher's, and FID, KID and recognition of samples."""
+    from dataclasses import asdict
+
+    from ..measure.quality.extractors import ExtractorConfig
+    from ..study.judging import Judge
+    from ..study.recipe import EvaluateStage
     from ..study.stages import Material
 
     model = opened(arguments)
     material = Material(model, arguments.data)
-    if arguments.samples and model.classifier is None:
-        raise ValueError(f"{arguments.model} brings no classifier to judge samples: take --samples 0")
-    n, have = arguments.samples, len(material.images(train=False).labels)
-    if n > have:
-        raise ValueError(f"--samples {n}: the floor needs as many held-out images, and there are {have}")
+    config = EvaluateStage(
+        **asdict(sampling_of(arguments)),
+        samples=arguments.samples,
+        extractor=ExtractorConfig.parse(arguments.extractor),
+        reference=arguments.reference,
+        floor=arguments.floor,
+    )
+    judge = Judge(config, model, material, None, next(model.transformer.parameters()).device)
+    if problems := judge.problems():
+        raise ValueError("; ".join(f"--{problem}" for problem in problems))
     found: dict[str, Any] = {"model": arguments.model, "held-out loss": _denoising(model, material, arguments)}
-    if n:
-        found["quality"] = _quality(model, material, arguments)
+    if arguments.samples:
+        found["quality"] = _quality(model, judge, arguments)
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
@@ -100,30 +114,20 @@ def _denoising(model: Model, material: Any, arguments: argparse.Namespace) -> di
     return found
 
 
-def _quality(model: Model, material: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    from ..measure.quality import ClassifierExtractor, Protocol, collect
-    from ..measure.quality import evaluate as judge
+def _quality(model: Model, judge: Judge, arguments: argparse.Namespace) -> dict[str, Any]:
+    from ..measure.quality import collect
     from ..sampling import Pipeline, draw_labels
     from ..study.stages import null_class
 
-    assert model.classifier is not None
-    train, held, n = material.images(train=True), material.images(train=False), arguments.samples
+    n, show = arguments.samples, progress("sample")
     labels, sampling = draw_labels(n, null_class(model.transformer)), sampling_of(arguments)
     pipeline = Pipeline(model.transformer, model.autoencoder)
-    images = pipeline(labels, sampling=sampling, seed=arguments.seed, progress=progress("sample"))
-    extractor = ClassifierExtractor(model.classifier)
-    reference = collect(extractor, train.images)
-    protocol = Protocol(
-        n=n,
-        sampling=sampling,
-        labels="balanced",
-        extractor=extractor.name,
-        extractor_label=extractor.label,
-        reference=f"{len(reference)} training images",
-        seed=arguments.seed,
-    )
-    floor = collect(extractor, held.images[:n])
-    return judge(collect(extractor, images), reference, floor, protocol, labels=labels).to_dict()
+
+    def drawn(start: int) -> torch.Tensor:
+        return pipeline(labels[start : start + 64], sampling=sampling, seed=arguments.seed, first_index=start)
+
+    features = collect(judge.extractor, map(drawn, range(0, n, 64)), progress=lambda done, _: show(done, n))
+    return judge.quality(features, labels, arguments.seed)
 
 
 def profile(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,98 @@
+"""Images from a folder or an array, a batch at a time: for references and floors of a size that fits no memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..files import sha256
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+ARRAYS = ("images", "arr_0", "train_images")
+"""Names under which an npz may hold images: ours, ADM's sample batches, and the training half of a subset."""
+
+
+class ImageStream:
+    """Images (B, C, side, side) in [-1, 1], in a fixed order, as often as it is iterated over.
+
+    path: a folder, searched through and taken in the order of names; or bytes of shape (N, H, W, 3) or (N, C, H, W), in
+    a ``.npy``, which stays on disk, or in an ``.npz``, which is held whole. Larger images of a folder are reduced by
+    areas and cut to their middle, as ADM and DiT prepare ImageNet.
+
+    Raises:
+        ValueError: there is nothing there, or it holds no images; an image of other size in an npz.
+    """
+
+    def __init__(self, path: Path, *, side: int, channels: int = 3, batch: int = 64) -> None:
+        self.path, self.side, self.channels, self.batch = path, side, channels, batch
+        if not path.exists():
+            raise ValueError(f"images {path}: no such file or folder")
+        if len(self) == 0:
+            raise ValueError(f"images {path}: neither {', '.join(SUFFIXES)} in it nor an array {' or '.join(ARRAYS)}")
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        if not self.path.is_dir():
+            return []
+        return sorted(file for file in self.path.rglob("*") if file.suffix.lower() in SUFFIXES)
+
+    @cached_property
+    def _array(self) -> np.ndarray:
+        if self.path.suffix == ".npy":
+            mapped: np.ndarray = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            return mapped
+        with np.load(self.path, allow_pickle=False) as stored:
+            name = next((name for name in ARRAYS if name in stored.files), None)
+            return stored[name] if name else np.zeros((0, 1, 1, 1), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._files) if self.path.is_dir() else len(self._array)
+
+    @property
+    def identity(self) -> str:
+        """A hash of the file, or of the names and sizes of a folder's images."""
+        if not self.path.is_dir():
+            return sha256(self.path)
+        told = "\n".join(f"{file.relative_to(self.path)} {file.stat().st_size}" for file in self._files)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def first(self, count: int) -> Iterator[torch.Tensor]:
+        """Batches of the first ``count`` images."""
+        for start in range(0, min(count, len(self)), self.batch):
+            stop = min(start + self.batch, count, len(self))
+            if self.path.is_dir():
+                pixels = np.stack([self._read(file) for file in self._files[start:stop]])
+            else:
+                pixels = self._array[start:stop]
+            if pixels.shape[-1] in (1, 3) and pixels.shape[1] not in (1, 3):
+                pixels = pixels.transpose(0, 3, 1, 2)
+            if pixels.shape[1:] != (self.channels, self.side, self.side):
+                wanted = (self.channels, self.side, self.side)
+                raise ValueError(f"images {self.path}: of shape {pixels.shape[1:]}, the model draws {wanted}")
+            yield torch.from_numpy(np.array(pixels)).float() / 127.5 - 1
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return self.first(len(self))
+
+    def _read(self, file: Path) -> np.ndarray:
+        """(C, side, side) bytes."""
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(file) as opened:
+                image = opened.convert("RGB" if self.channels == 3 else "L")
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"image {file}: {error}") from None
+        while min(image.size) >= 2 * self.side:
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+        scale = self.side / min(image.size)
+        if scale != 1:
+            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        pixels = np.asarray(image).reshape(image.height, image.width, self.channels)
+        top, left = (pixels.shape[0] - self.side) // 2, (pixels.shape[1] - self.side) // 2
+        return pixels[top : top + self.side, left : left + self.side].transpose(2, 0, 1)
