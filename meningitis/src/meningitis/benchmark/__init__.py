@@ -6,6 +6,7 @@ atol 1e-8 persons. Peers that are not installed (extra `bench`) are named as abs
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -20,10 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from meningitis.benchmark.accuracy import worst_deviation
+from meningitis.benchmark.accuracy import deviations
 from meningitis.benchmark.routes import DAYS, PEERS, Absent, Route, Task, engine_route
 
 Say = Callable[[str], None]
+PACKAGES = ("meningitis", "numpy", "scipy", "numba", "libroadrunner", "numbalsoda", "diffrax", "jax")
+"""The packages whose versions belong to the numbers, where they are installed."""
 SIZES = {False: (1_000, 10_000, 100_000, 1_000_000), True: (1_000, 4_000)}
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "meningitis --help": ("--help",),
@@ -42,17 +45,20 @@ def run(*, quick: bool = False, path: Path | str | None = None, seed: int = 1, s
     task = Task.drawn(sets, seed)
     say(f"{sets:,} sets of the generalised model, {DAYS:g} days, {task.times.size} outputs, rtol 1e-6, atol 1e-8")
     found: dict[str, Any] = {"machine": _machine(), "quick": quick, "seed": seed, "sets": sets}
-    say("; ".join(f"{name} {value}" for name, value in found["machine"].items()))
+    found["versions"] = _versions()
+    say("; ".join(f"{name} {value}" for name, value in {**found["machine"], **found["versions"]}.items()))
     found["routes"], found["absent"] = _race(task, rounds, quick)
     for line in _table(found["routes"]):
         say(line)
     for name, reason in found["absent"].items():
         say(f"absent: {name} ({reason})")
     number = sets if not quick else 100
-    found["accuracy"] = {"sets": number, "worst": worst_deviation(task, number), "allowed": 1e-5}
+    error = deviations(task, number)
+    worst, middle = float(error.max()), float(np.median(error))
+    found["accuracy"] = {"sets": number, "worst": worst, "median": middle, "allowed": 1e-5}
     say(
         f"accuracy: worst of {number:,} sets and all components, max |y - ref| / max |ref|, against DOP853 at 1e-11: "
-        f"{found['accuracy']['worst']:.2e} (allowed 1e-5)"
+        f"{worst:.2e} (allowed 1e-5), median {middle:.2e}"
     )
     found["sizes"] = [_sweep(size) for size in SIZES[quick]]
     for row in found["sizes"]:
@@ -63,6 +69,7 @@ def run(*, quick: bool = False, path: Path | str | None = None, seed: int = 1, s
     if not quick:
         with tempfile.TemporaryDirectory() as folder:
             found["commands"] |= _commands({"meningitis study": ("study", "--out", folder)}, 1)
+        found["commands"]["meningitis study, empty cache"] = _cold_study()
     for name, seconds in found["commands"].items():
         say(f"{name}: {'failed' if seconds is None else f'{seconds:.2f} s'}")
     if path is not None:
@@ -73,12 +80,31 @@ def run(*, quick: bool = False, path: Path | str | None = None, seed: int = 1, s
 def _machine() -> dict[str, Any]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "load": round(load, 2),  # above 0 at the start: other work shares the cores
         "python": platform.python_version(),
-        "numpy": np.__version__,
     }
+
+
+def _processor(record: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name and, where Linux tells, its family and model: the name alone may be vague."""
+    if not record.exists():
+        return platform.processor() or platform.machine()
+    lines = dict(line.split(":", 1) for line in record.read_text().split("\n\n")[0].splitlines() if ":" in line)
+    facts = {name.strip(): value.strip() for name, value in lines.items()}
+    name = facts.get("model name", platform.machine())
+    return f"{name}, family {facts['cpu family']}, model {facts['model']}" if "cpu family" in facts else name
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _race(task: Task, rounds: int, quick: bool) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -89,11 +115,11 @@ def _race(task: Task, rounds: int, quick: bool) -> tuple[list[dict[str, Any]], d
     routes: list[Route] = [engine_route(task, count) for count in threads]
     absent = {} if len(threads) > 1 else {"meningitis on 2 threads": "numba has a single thread here"}
     truth = routes[0].outputs(routes[0].solve())
-    deviation = [_deviation(route.outputs(route.solve()), truth) for route in routes]
+    deviation = [_differences(route.outputs(route.solve()), truth) for route in routes]
     for name, build in PEERS.items():
         try:
             route = build(task, quick)
-            deviation.append(_deviation(route.outputs(route.solve()), truth))  # also warms it up
+            deviation.append(_differences(route.outputs(route.solve()), truth))  # also warms it up
         except Absent as reason:
             absent[name] = str(reason)
         except Exception as error:  # a peer of another version must not cost the other numbers
@@ -119,7 +145,8 @@ def _race(task: Task, rounds: int, quick: bool) -> tuple[list[dict[str, Any]], d
                 "low_us": min(walls[at]),
                 "high_us": max(walls[at]),
                 "cpu_us": median(cpus[at]),
-                "deviation": deviation[at],
+                "deviation": float(deviation[at].max()),
+                "median_deviation": float(np.median(deviation[at])),
                 "ratios": {
                     str(count): median(walls[at]) / median(walls[k])
                     for k, count in enumerate(threads)
@@ -130,11 +157,11 @@ def _race(task: Task, rounds: int, quick: bool) -> tuple[list[dict[str, Any]], d
     return rows, absent
 
 
-def _deviation(mine: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:
-    """Largest |difference| over the largest |value| of each set and component: did it solve the same problem?"""
+def _differences(mine: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Largest |difference| over the largest |value| of each component, by set: did it solve the same problem?"""
     n = len(mine)
     scale = np.abs(truth[:n]).max(axis=1)
-    return float((np.abs(mine - truth[:n]).max(axis=1) / np.where(scale > 0, scale, 1.0)).max())
+    return np.asarray((np.abs(mine - truth[:n]).max(axis=1) / np.where(scale > 0, scale, 1.0)).max(axis=1))
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
@@ -174,6 +201,16 @@ def _commands(commands: Mapping[str, tuple[str, ...]], rounds: int) -> dict[str,
                 break
         found[name] = None if done.returncode else median(seconds[1:])
     return found
+
+
+def _cold_study() -> float | None:
+    """Seconds of one study by a process that finds no kernel, font list or anything else of an earlier one."""
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "meningitis.cli", "study", "--out", folder]
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, env={**os.environ, "XDG_CACHE_HOME": cache})
+        seconds = time.perf_counter() - start
+    return None if done.returncode else seconds
 
 
 def _write(path: Path, found: Mapping[str, Any]) -> None:

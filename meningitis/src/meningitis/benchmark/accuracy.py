@@ -12,17 +12,17 @@ from meningitis.models import GENERALISED
 STACK = 100
 
 
-def worst_deviation(task: Task, sets: int) -> float:
-    """Max over sets, states and integrals of max over time |y - ref| / max over time |ref|, for the first `sets`."""
-    worst = 0.0
+def deviations(task: Task, sets: int) -> Array:
+    """Max over states and integrals of max over time |y - ref| / max over time |ref|, for the first `sets` (sets,)."""
+    found = []
     for first in range(0, sets, STACK):
         part = slice(first, min(first + STACK, sets))
         values = {name: array[part] for name, array in task.values.items()}
         run = simulate(GENERALISED, parameters=values, days=DAYS, times=task.times, rtol=RTOL, atol=ATOL)
         mine = np.concatenate([run.states, run.cumulative], axis=2)
         true = stacked_reference(task, part)
-        worst = max(worst, float((np.abs(mine - true).max(axis=1) / np.abs(true).max(axis=1)).max()))
-    return worst
+        found.append((np.abs(mine - true).max(axis=1) / np.abs(true).max(axis=1)).max(axis=1))
+    return np.concatenate(found)
 
 
 def stacked_reference(task: Task, part: slice, tolerance: float = 1e-11) -> Array:

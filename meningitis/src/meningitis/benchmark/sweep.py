@@ -22,7 +22,7 @@ def measure(sets: int) -> dict[str, Any]:
     task = Task.drawn(sets, seed=2)
     reduce(GENERALISED, {name: array[:64] for name, array in task.values.items()}, days=DAYS)
     seconds, cores = [], []
-    for _ in range(max(1, min(20, 100_000 // sets))):
+    for _ in range(max(5, min(100, 1_000_000 // sets))):
         cpu, start = time.process_time(), time.perf_counter()
         reduce(GENERALISED, task.values, days=DAYS, rtol=RTOL, atol=ATOL)
         seconds.append((time.perf_counter() - start) / sets * 1e6)

@@ -157,7 +157,11 @@ def solve_ode(
 def table(model: Model, scenario: str | None, parameters: Mapping[str, ArrayLike] | None) -> dict[str, Array]:
     """Return every parameter as an (n,) array: the scenario's values with `parameters` on top, bounds checked."""
     given = dict(parameters or {})
-    base = model.values(scenario, {name: 0.0 for name in given if name not in model.parameter_names})
+    if given.keys() == set(model.parameter_names):  # nothing of the scenario is left, and its values take a millisecond
+        model.scenario(scenario)
+        base = dict.fromkeys(model.parameter_names, 0.0)
+    else:
+        base = model.values(scenario, {name: 0.0 for name in given if name not in model.parameter_names})
     problems = []
     for name, value in given.items():
         low, high = model.parameter(name).bounds
