@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from meningitis.analysis import outcomes
 from meningitis.engine import simulate
 from meningitis.engine.status import Status
 from meningitis.model import Compartment, Distribution, Flow, InitialState, Model, Parameter
@@ -49,3 +50,10 @@ def test_a_negative_set_has_no_numbers_afterwards(reference: str | None) -> None
     finite = run.states[0][np.isfinite(run.states[0]).all(axis=1)]
     assert finite[0].tolist() == [10.0, 0.0] and finite.min() > -1e-7
     assert np.isnan(run.states[0, 4:]).all() and np.isnan(run.cumulative[0, 4:]).all()  # A is empty on day 10/3
+
+
+def test_an_analysis_names_the_set_that_failed() -> None:
+    samples = {name: np.full(3, value) for name, value in BASIC.values().items()}
+    samples["initial_immune_fraction"][1] = 1.0  # no room left for the carriers
+    with pytest.raises(RuntimeError, match=r"1 of 3 .* set 1: a state falls below .*initial_immune_fraction=1\b"):
+        outcomes(BASIC, samples)

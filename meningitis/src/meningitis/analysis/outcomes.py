@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from meningitis.analysis.runs import Array
-from meningitis.engine import reduce
+from meningitis.engine import Status, reduce
 from meningitis.model import Model
 from meningitis.symbolic import r0_numeric
 
@@ -35,9 +35,14 @@ def outcomes(
         name: np.broadcast_to(np.asarray(column, dtype=np.float64), size).copy() for name, column in samples.items()
     }
     found = reduce(model, full, days=days, progress=progress, checkpoint=checkpoint)
-    failed = int(np.count_nonzero(found["status"] > 0))
-    if failed:
-        raise RuntimeError(f"{failed} of {size} trajectories of model {model.name!r} failed; narrow the distributions")
+    failed = np.flatnonzero(found["status"] > 0)
+    if failed.size:
+        first = failed[0]
+        where = ", ".join(f"{name}={column[first]:.6g}" for name, column in full.items())
+        raise RuntimeError(
+            f"{failed.size} of {size} trajectories of model {model.name!r} failed; narrow the distributions. First "
+            f"set {first}: {Status(int(found['status'][first])).sentence}; {where}"
+        )
     reproduction = {"R0": np.broadcast_to(r0_numeric(model)(full), size)}
     return reproduction | {name: np.asarray(found[name], dtype=np.float64) for name in OUTCOMES[1:]}
 
