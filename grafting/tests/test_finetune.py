@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
+from safetensors.torch import load_file
 from torch import nn
 
 from grafting.data import Batches
 from grafting.diffusion import Denoiser
-from grafting.training.finetune import FinetuneConfig, finetune, match_teacher
+from grafting.graft import Grafted, graft
+from grafting.hosts import Site
+from grafting.measure.speed import peak_bytes
+from grafting.plan import Plan
+from grafting.precision import autocast
+from grafting.training.finetune import FinetuneConfig, checkpointed, finetune, match_teacher
 from grafting.training.loop import LoopConfig
 
 
@@ -32,8 +50,11 @@ def _parts() -> tuple[Net, Net, Batches]:
     return Net(), Net(), Batches(inputs=z, labels=torch.arange(12) % 3, size=4, seed=0)
 
 
-def _config(steps: int = 30, share: tuple[float, float] = (1.0, 1.0), lr: float = 1e-2) -> FinetuneConfig:
-    return FinetuneConfig(loop=LoopConfig(steps=steps, lr=lr, ema=0.9, log_every=1), teacher_share=share)
+def _config(
+    steps: int = 30, share: tuple[float, float] = (1.0, 1.0), lr: float = 1e-2, save_every: int = 500
+) -> FinetuneConfig:
+    loop = LoopConfig(steps=steps, lr=lr, ema=0.9, log_every=1, save_every=save_every)
+    return FinetuneConfig(loop=loop, teacher_share=share)
 
 
 def test_student_approaches_the_teacher() -> None:
@@ -97,6 +118,126 @@ def test_resume_gives_the_same_bits(tmp_path: Path) -> None:
             run(tmp_path / "b", stop)
     resumed = run(tmp_path / "b", None)
     assert torch.equal(whole.conv.weight, resumed.conv.weight) and torch.equal(whole.conv.bias, resumed.conv.bias)
+
+
+CHILD = """
+import sys, time; sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from test_finetune import _config, _parts, finetune
+teacher, student, batches = _parts()
+def slow(step):
+    time.sleep(0.05)
+    return batches(step)
+finetune(student, student, teacher, slow, 3, _config(14, (1.0, 0.3), save_every=1), Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path) -> None:
+    """Weights, their averages, moments and every logged loss."""
+    (tmp_path / "whole").mkdir()
+    config = _config(14, (1.0, 0.3), save_every=1)
+
+    def go_on(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
+        teacher, student, batches = _parts()
+        finetune(student, student, teacher, batches, 3, config, folder)
+        return load_file(folder / "state-14.safetensors"), (folder / "log.jsonl").read_text()
+
+    wanted, log = go_on(tmp_path / "whole")
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "cut"), str(Path(__file__).parent)])
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "cut" / "state.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(random.random() * 0.5)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert json.loads((tmp_path / "cut" / "state.json").read_text())["step"] >= 1
+    found, other = go_on(tmp_path / "cut")
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert {key.split("/")[0] for key in wanted} == {"model", "ema", "optimizer"} and other == log
+
+
+def _dit() -> tuple[nn.Module, Any]:
+    model = DiTTransformer2DModel(**SMALL, in_channels=2, out_channels=4, num_embeds_ada_norm=3)
+    return model.eval(), torch.tensor([0, 3, 1])
+
+
+def _pixart() -> tuple[nn.Module, Any]:
+    model = PixArtTransformer2DModel(
+        **SMALL,
+        in_channels=2,
+        out_channels=4,
+        cross_attention_dim=16,
+        caption_channels=6,
+        use_additional_conditions=False,
+    )
+    return model.eval(), {"encoder_hidden_states": torch.randn(3, 5, 6)}
+
+
+SMALL: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "num_layers": 6,
+    "sample_size": 8,
+    "patch_size": 1,
+}
+
+
+@pytest.mark.parametrize("make", [_dit, _pixart])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_checkpointing_gives_the_same_bits_for_less_memory(make: Callable[[], Any], precision: str) -> None:
+    torch.manual_seed(0)
+    model, condition = make()
+    handle = graft(model, Plan.interleaved(operator="hyena_x") + Plan.explicit(site="mlp", operator="mlp", blocks=[2]))
+    z, t = torch.randn(3, 2, 8, 8), torch.tensor([3, 500, 999])
+    found = []
+    for context in (nullcontext(), checkpointed(model, torch.device("cpu"), precision)):
+        model.zero_grad()
+        losses = []
+
+        def step(losses: list[torch.Tensor] = losses) -> None:
+            with torch.enable_grad():
+                with autocast("cpu", precision):
+                    loss = handle.host.call(model, z, t, condition).float().square().mean()
+                loss.backward()
+                losses.append(loss.detach())
+
+        with context:
+            peak = peak_bytes(step)
+        grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        found.append((losses[0], grads, peak))
+    (loss, grads, peak), (again, same, less) = found
+    assert torch.equal(loss, again) and grads.keys() == same.keys()
+    assert all(torch.equal(grads[name], same[name]) for name in grads)
+    assert sum(".operator." in name and grad.abs().sum() > 0 for name, grad in grads.items()) >= 4 * 4
+    assert less < 0.6 * peak
+    assert (
+        not model.gradient_checkpointing and handle.host.get(model, Site(1, "attn")) is handle.switches[Site(1, "attn")]
+    )
+
+
+def test_stage_two_with_checkpointing_ends_at_the_same_weights() -> None:
+    ends = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model, _ = _dit()
+        handle = graft(model, Plan.all(operator="local_mean"), init="copy")
+        handle.train_grafted()
+        batches = Batches(inputs=torch.randn(6, 2, 8, 8), labels=torch.arange(6) % 3, size=3, seed=0)
+
+        def student(z: torch.Tensor, t: torch.Tensor, y: torch.Tensor, h: Grafted = handle) -> torch.Tensor:
+            return h.host.call(h.model, z, t, y)
+
+        def teacher(z: torch.Tensor, t: torch.Tensor, y: torch.Tensor, h: Grafted = handle) -> torch.Tensor:
+            with h.teacher():
+                return h.host.call(h.model, z, t, y)
+
+        config = replace(_config(2), checkpointing=checkpointing)
+        finetune(model, student, teacher, batches, 3, config)
+        ends.append(model.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    plain, _, batches = _parts()
+    with pytest.raises(ValueError, match="checkpointing: Net is no diffusers model"):
+        finetune(plain, plain, plain, batches, 3, replace(_config(2), checkpointing=True))
 
 
 def test_match_teacher_weighs_the_variance() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +28,9 @@ student, teacher = (torch.nn.Conv2d(2, 4, 3, padding=1) for _ in range(2))
 batches = Batches(inputs=torch.randn(12, 2, 4, 4), labels=torch.arange(12) % 3, size=4, seed=0)
 config = FinetuneConfig(loop=LoopConfig(steps=int(sys.argv[2]), lr=1e-2, log_every=1), teacher_share=(1.0, 0.5))
 call = lambda m: lambda z, t, y: m(z)
-finetune(student, call(student), call(teacher), batches, 3, config, Path(sys.argv[1]), team=Team.current())
+team = Team.current()
+assert team.size == int(sys.argv[3]) and team.device.type == "cpu"
+finetune(student, call(student), call(teacher), batches, 3, config, Path(sys.argv[1]), team=team)
 """
 
 
@@ -35,10 +39,8 @@ def _launch(script: Path, count: int, out: Path, steps: int) -> None:
     if count > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={count}", "--master-port=0", "--standalone"]
     environment = {"ACCELERATE_USE_CPU": "true"}
-    import os
-
     subprocess.run(
-        [*launcher, str(script), str(out), str(steps)],
+        [*launcher, str(script), str(out), str(steps), str(count)],
         check=True,
         capture_output=True,
         timeout=240,
@@ -56,6 +58,41 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert not torch.allclose(one["model/weight"], start.weight, atol=1e-3)
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-6, msg=key)
+
+
+@pytest.mark.heavy
+def test_a_launched_study_is_the_study_of_one_process(tiny_teacher: Path, tmp_path: Path) -> None:
+    """From the command line through accelerate: both stages shared by two, everything written by one."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"""
+teacher: {tiny_teacher}
+plan: {{edits: [{{site: attn, blocks: interleaved 50%, operator: hyena_x}}]}}
+calibration: 32
+distill: {{steps: 4, batch: 8, evaluate_every: 2}}
+finetune: {{steps: 4, batch: 8, log_every: 1}}
+evaluate: {{triples: 20, steps: 2, grid: 2}}
+speed: null
+controls: [untrained]
+"""
+    )
+    # Without --multi_gpu accelerate starts a single process; on a machine without a GPU the two meet on the CPU.
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no"]
+    launch += ["--num_processes=2", "--dynamo_backend=no", "--main_process_port=0"]
+    for name, launcher in (("one", []), ("two", launch)):
+        command = [sys.executable, *launcher, "-m", "grafting.cli", "run", str(recipe), "--out", str(tmp_path / name)]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.stdout.count("the page:") == 1 and done.stdout.count("hybrid: stage 2") == 1
+    one, two = (load_file(tmp_path / name / "hybrid" / "model" / "graft.safetensors") for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-6, msg=key)
+    first, second = (
+        json.loads((tmp_path / name / "hybrid" / "train.json").read_text())["outcome"] for name in ("one", "two")
+    )
+    assert second["explained"] == pytest.approx(first["explained"], rel=1e-4)
+    losses = second["curves"]["stage 2"]["hybrid"]["losses"]
+    assert losses == pytest.approx(first["curves"]["stage 2"]["hybrid"]["losses"], rel=1e-4) and len(losses) == 4
 
 
 def test_a_device_that_is_not_here_is_a_sentence() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ..graft import Grafted
@@ -40,6 +41,13 @@ class Model:
     folder: Path | None = None
     images: Path | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Model:
+        """This model, its networks moved to ``device`` in place."""
+        for network in (self.transformer, self.autoencoder, self.classifier):
+            if network is not None:
+                network.to(device)
+        return self
 
 
 def open_model(name: str, *, base: str | None = None) -> Model:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ..files import write_text_atomic
 from ..report import Results, read_results, write_page, write_results
+from ..training.team import Team
 from .assemble import assemble, beside
 from .bench import Say, Study
 from .entries import Entry, entries
@@ -30,10 +31,12 @@ from .recipe import RunRecipe
 __all__ = ["Entry", "RunRecipe", "Study", "StudyError", "entries", "run"]
 
 
-def run(recipe: RunRecipe, out: Path, *, resume: bool = True, say: Say = print) -> Results:
+def run(recipe: RunRecipe, out: Path, *, resume: bool = True, say: Say = print, team: Team | None = None) -> Results:
     """Run ``recipe`` in the folder ``out``, or go on with what is there; returns what ``out/results.json`` holds.
 
-    resume: whether ``out`` may hold a run already. say: gets a line per part.
+    resume: whether ``out`` may hold a run already. say: gets a line per part. team: the processes that train together,
+    and their device; as accelerate finds them by default. One of them measures and returns: the others leave by
+    SystemExit 0 after the training, since a measurement may last longer than processes wait for each other.
 
     Raises:
         StudyError, PlanError, ModelError: the recipe does not fit the teacher or its data.
@@ -41,10 +44,15 @@ def run(recipe: RunRecipe, out: Path, *, resume: bool = True, say: Say = print) 
     """
     if (out / "recipe.yaml").is_file() and not resume:
         raise StudyError(f"{out} holds a run: resume it, or name another folder")
-    study = Study(recipe, out, say)
-    write_text_atomic(out / "recipe.yaml", recipe.to_yaml())
+    team = team or Team.current()
+    study = Study(recipe, out, say if team.leads else lambda _: None, team)
+    team.wait()  # all have seen whether there was a run before one says that there is
+    if team.leads:
+        write_text_atomic(out / "recipe.yaml", recipe.to_yaml())
     for entry in study.entries:
         study.train(entry)
+    if not team.leads:
+        raise SystemExit(0)
     for entry in study.entries:
         study.denoise(entry)
     for entry in study.entries:

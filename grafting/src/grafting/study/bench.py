@@ -33,10 +33,11 @@ from ..sampling import Pipeline, draw_labels
 from ..store.folder import load, save
 from ..store.models import open_model
 from ..training.loop import Progress
+from ..training.team import Team
 from .entries import Entry, entries
 from .judging import Judge
 from .parts import StudyError, key_of, part
-from .recipe import RunRecipe
+from .recipe import HOW, RunRecipe
 from .stages import Material, begin, denoiser, learns, null_class, stage_one, stage_two
 
 Say = Callable[[str], None]
@@ -48,9 +49,10 @@ SAMPLE_CHUNK = 250
 class Study:
     """A recipe opened on its teacher and its data; each method is one part of one model, made once."""
 
-    def __init__(self, recipe: RunRecipe, out: Path, say: Say = print) -> None:
+    def __init__(self, recipe: RunRecipe, out: Path, say: Say = print, team: Team | None = None) -> None:
         self.recipe, self.out, self.say = recipe, out, say
-        self.model = open_model(recipe.teacher)
+        self.team = team or Team.current()
+        self.model = open_model(recipe.teacher).to(self.team.device)
         if self.model.graft is not None:
             raise StudyError(f"teacher {recipe.teacher} is a graft already: a study starts from a pretrained model")
         self.teacher = self.model.transformer
@@ -114,17 +116,22 @@ class Study:
         plain: dict[str, Any] = json.loads(json.dumps(found))
         for stage in ("distill", "finetune"):
             if plain.get(stage):
-                del plain[stage]["save_every"]  # says when to write, not what
+                plain[stage] = {key: value for key, value in plain[stage].items() if key not in HOW}
         return plain
 
     def train(self, entry: Entry) -> dict[str, Any]:
-        """Make one model and save it in ``out/NAME/model``; returns curves and shares explained."""
+        """Make one model and save it in ``out/NAME/model``; returns curves and shares explained.
+
+        Of several processes all train, and the one that leads writes.
+        """
         if entry.role == "teacher":
             return {}
         folder, settings = self.out / entry.name, self.settings(entry)
-        claim(folder / "settings.json", settings)
-        outcome = part(folder / "train.json", settings, lambda: self._train(entry, folder))
-        for state in ("distill", "finetune"):
+        leads = self.team.leads
+        if leads:
+            claim(folder / "settings.json", settings)
+        outcome = part(folder / "train.json", settings, lambda: self._train(entry, folder), write=leads)
+        for state in ("distill", "finetune") if leads else ():
             shutil.rmtree(folder / state, ignore_errors=True)
         return outcome
 
@@ -138,8 +145,10 @@ class Study:
                 # The teacher matches itself exactly: every gradient is zero and every step stays where it is.
                 return outcome | {"same": True}
             self.say(f"{entry.name}: stage 2, {two.steps} steps")
-            trained, loop = stage_two(self.teacher, two, self.material, seed=seed + 1, out=folder / "finetune")
-            trained.save_pretrained(folder / "model")  # type: ignore[union-attr, operator]
+            state = folder / "finetune"
+            trained, loop = stage_two(self.teacher, two, self.material, seed=seed + 1, out=state, team=self.team)
+            if self.team.leads:
+                trained.save_pretrained(folder / "model")  # type: ignore[union-attr, operator]
             outcome["curves"]["stage 2"] = {entry.name: _thin([(row["step"], row["loss"]) for row in loop.log])}
             return outcome
         handle = begin(
@@ -149,7 +158,7 @@ class Study:
             outcome["started"] = {site.name: share for site, share in handle.explained.items()}
             if one is not None and learns(handle):
                 self.say(f"{entry.name}: stage 1, {len(handle.switches)} sites, {one.steps} steps")
-                reports = stage_one(handle, one, self.material, seed=seed, out=folder / "distill")
+                reports = stage_one(handle, one, self.material, seed=seed, out=folder / "distill", team=self.team)
                 outcome["explained"] = {name: report.explained for name, report in reports.items()}
                 outcome["curves"]["stage 1"] = {name: _thin(report.curve) for name, report in reports.items()}
                 outcome["held out"] = {
@@ -158,12 +167,14 @@ class Study:
             student: Grafted | nn.Module = handle
             if two is not None and (two.train == "all" or learns(handle)):
                 self.say(f"{entry.name}: stage 2, {two.steps} steps")
-                student, loop = stage_two(handle, two, self.material, seed=seed + 1, out=folder / "finetune")
+                state = folder / "finetune"
+                student, loop = stage_two(handle, two, self.material, seed=seed + 1, out=state, team=self.team)
                 outcome["curves"]["stage 2"] = {entry.name: _thin([(row["step"], row["loss"]) for row in loop.log])}
             else:
                 outcome["finetuned"] = False
             assert isinstance(student, Grafted)
-            save(student, folder / "model", base=recipe.teacher)
+            if self.team.leads:
+                save(student, folder / "model", base=recipe.teacher)
         finally:
             ungraft(self.teacher)
         return outcome
@@ -179,11 +190,12 @@ class Study:
         if entry.role == "teacher":
             yield self.teacher, None
         elif entry.plan is None:
-            yield type(self.teacher).from_pretrained(folder / "model").eval(), None  # type: ignore[attr-defined]
+            model = type(self.teacher).from_pretrained(folder / "model").eval()  # type: ignore[attr-defined]
+            yield model.to(self.team.device), None
         else:
             handle = load(folder / "model", self.teacher)
             try:
-                yield handle.model, handle
+                yield handle.model.to(self.team.device), handle
             finally:
                 if not handle.private:
                     ungraft(self.teacher)
@@ -368,6 +380,8 @@ class Study:
             return []
         settings = {"plan": entry.plan and entry.plan.to_dict(), "teacher": self.source} | asdict(speed)
         settings = json.loads(json.dumps(settings | {"threads": torch.get_num_threads()}))
+        if self.team.device.type != "cpu":
+            settings["device"] = self.team.device.type
 
         def make() -> dict[str, Any]:
             self.say(f"{entry.name}: speed, {speed.rounds} rounds")

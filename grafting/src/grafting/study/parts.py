@@ -16,12 +16,18 @@ class StudyError(ValueError):
 
 
 def part(
-    path: Path, settings: Mapping[str, Any], make: Callable[[], dict[str, Any]], shipped: Path | None = None
+    path: Path,
+    settings: Mapping[str, Any],
+    make: Callable[[], dict[str, Any]],
+    shipped: Path | None = None,
+    *,
+    write: bool = True,
 ) -> dict[str, Any]:
     """What ``make`` returns, from ``path`` where that was made under the same settings.
 
     shipped: a folder that may hold the same part, made under the same settings elsewhere; it is copied with the
     ``files`` that its outcome names, unless one of these is not what it was.
+    write: False where another process writes what it makes as well.
     """
     key = key_of(settings)
     outcome = _kept(path, key)
@@ -33,7 +39,8 @@ def part(
     elif shipped is not None:
         for name in outcome.get("files", ()):
             write_bytes_atomic(path.parent / name, (shipped / name).read_bytes())
-    write_json_atomic(path, {"key": key, "outcome": outcome})
+    if write:
+        write_json_atomic(path, {"key": key, "outcome": outcome})
     return outcome
 
 

@@ -31,6 +31,8 @@ CONTROLS = ("procedure", "none", "untrained", "self")
 TARGETS = {"teacher": (1.0, 1.0), "mixture": (1.0, 0.0), "noise": (0.0, 0.0)}
 """Stage 2's targets: the share of the teacher's output against the noise, at the first and the last step."""
 TRAINED = ("all", "grafted")
+HOW = ("save_every", "checkpointing")
+"""Settings of a stage that say when to write and what to keep in memory, and change nothing of what is learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,8 @@ class FinetuneStage:
     """Stage 2: its length, its target and what it trains; the rest as in :class:`~grafting.training.loop.LoopConfig`.
 
     target: ``teacher`` (the teacher's own output), ``noise`` (the paper's), or ``mixture`` (from the one to the other).
-    train: ``all`` weights of a private copy, or the ``grafted`` operators alone.
+    train: ``all`` weights of a private copy, or the ``grafted`` operators alone. checkpointing: less memory for one
+    more forward pass, as in :class:`~grafting.training.finetune.FinetuneConfig`.
     """
 
     steps: int
@@ -83,6 +86,7 @@ class FinetuneStage:
     label_dropout: float = 0.1
     variance_weight: float = 0.05
     precision: str = "fp32"
+    checkpointing: bool = False
     save_every: int = 100
     log_every: int = 10
 
@@ -106,6 +110,7 @@ class FinetuneStage:
             variance_weight=self.variance_weight,
             label_dropout=self.label_dropout,
             precision=self.precision,
+            checkpointing=self.checkpointing,
             seed=seed,
         )
 

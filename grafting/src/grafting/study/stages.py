@@ -26,6 +26,7 @@ from ..training.distill import SiteReport, distill
 from ..training.finetune import finetune
 from ..training.loop import Loop
 from ..training.pretrain import encode
+from ..training.team import Team
 from .recipe import DistillStage, FinetuneStage
 
 CALIBRATION_BATCH = 64
@@ -42,9 +43,9 @@ def null_class(model: nn.Module) -> int:
 
 
 def denoiser(model: nn.Module) -> Denoiser:
-    """The model as (z_t, t, y) to its output (B, C or 2C, H, W)."""
-    host = host_for(model)
-    return lambda z, t, y: host.call(model, z, t, y)
+    """The model as (z_t, t, y), wherever these are, to its output (B, C or 2C, H, W) on its own device."""
+    host, device = host_for(model), next(model.parameters()).device
+    return lambda z, t, y: host.call(model, z.to(device), t.to(device), y.to(device))
 
 
 class Material:
@@ -118,14 +119,20 @@ def begin(model: nn.Module, plan: Plan, material: Material, *, init: str, seed: 
 
 
 def learns(handle: Grafted) -> bool:
-    """Whether any new operator has weights; the control *none* has not."""
-    return any(True for operator in handle.operators().values() for _ in operator.parameters())
+    """Whether any new operator or group has weights; the control *none* has not."""
+    return bool(handle.learnable())
 
 
 def stage_one(
-    handle: Grafted, stage: DistillStage, material: Material, *, seed: int, out: Path | None
+    handle: Grafted,
+    stage: DistillStage,
+    material: Material,
+    *,
+    seed: int,
+    out: Path | None,
+    team: Team | None = None,
 ) -> dict[str, SiteReport]:
-    """Distil every site; held-out errors are those of the held-out images."""
+    """Distil every site; held-out errors are those of the held-out images. team: as in :func:`distill`."""
     return distill(
         handle,
         material.batches(stage.batch, seed),
@@ -133,6 +140,7 @@ def stage_one(
         stage.config(seed=seed),
         out,
         material.batches(stage.batch, seed, train=False),
+        team=team,
     )
 
 
@@ -144,12 +152,13 @@ def stage_two(
     seed: int,
     out: Path | None,
     teacher: Denoiser | None = None,
+    team: Team | None = None,
 ) -> tuple[Grafted | nn.Module, Loop]:
     """Finetune a hybrid, or a plain model as the control *procedure*; returns what was trained and its loop.
 
     With ``train: all`` a private copy is trained and ``source`` stays. teacher: where there is none inside ``source``,
-    that is for a graft whose weights are its own. Raises ValueError where nothing can be trained, or a teacher to match
-    is missing.
+    that is for a graft whose weights are its own. team: as in :func:`finetune`. Raises ValueError where nothing can be
+    trained, or a teacher to match is missing.
     """
     trained: Grafted | nn.Module = source
     if isinstance(source, nn.Module):
@@ -165,8 +174,8 @@ def stage_two(
         assert isinstance(trained, Grafted)
         network = trained.model
     batches = material.batches(stage.batch, seed)
-    loop = finetune(network, denoiser(network), teacher, batches, null_class(network), stage.config(seed=seed), out)
-    return trained, loop
+    config, null = stage.config(seed=seed), null_class(network)
+    return trained, finetune(network, denoiser(network), teacher, batches, null, config, out, team=team)
 
 
 def _inner_teacher(handle: Grafted) -> Denoiser:
@@ -187,8 +196,8 @@ def start_flops(cost: PlanCost, calibration: int) -> float:
 def stage_one_flops(cost: PlanCost, stage: DistillStage) -> float:
     """The teacher's pass, the operators forward and backward (twice the forward), and the held-out passes."""
     evaluations = 1 + -(-stage.steps // stage.evaluate_every)
-    taught = stage.steps * stage.batch * (cost.flops_before + 3 * _operators(cost))
-    return taught + evaluations * stage.heldout_batches * stage.batch * (cost.flops_before + _operators(cost))
+    taught = stage.steps * stage.batch * (cost.flops_before + 3 * cost.taught_flops)
+    return taught + evaluations * stage.heldout_batches * stage.batch * (cost.flops_before + cost.taught_flops)
 
 
 def stage_two_flops(before: float, after: float, operators: float, stage: FinetuneStage) -> float:
@@ -211,7 +220,7 @@ def part_flops(
     if one is not None:
         parts["stage 1"] = stage_one_flops(cost, one)
     if two is not None:
-        parts["stage 2"] = stage_two_flops(cost.flops_before, cost.flops_after, _operators(cost), two)
+        parts["stage 2"] = stage_two_flops(cost.flops_before, cost.flops_after, cost.taught_flops, two)
     return parts
 
 

@@ -26,15 +26,16 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
     that the bound needs.
     """
     host, config = handle.host, handle.model.config
-    own = host.grid_of(handle.model)[0]
+    device, own = next(handle.model.parameters()).device, host.grid_of(handle.model)[0]
     tied = any(isinstance(op, Operator) and op.needs_tokens for op in handle.operators().values())
     found = []
     for side in speed.sides or (own,):
         if tied and side != own:
             continue
         size = side * config.patch_size  # type: ignore[union-attr, operator]
-        z = torch.randn(speed.batch, config.in_channels, size, size)  # type: ignore[union-attr, arg-type]
-        t, y = torch.full((speed.batch,), 500), torch.zeros(speed.batch, dtype=torch.int64)
+        z = torch.randn(speed.batch, config.in_channels, size, size).to(device)  # type: ignore[union-attr, arg-type]
+        t = torch.full((speed.batch,), 500, device=device)
+        y = torch.zeros(speed.batch, dtype=torch.int64, device=device)
 
         def hybrid(z: torch.Tensor = z, t: torch.Tensor = t, y: torch.Tensor = y) -> None:
             with without_cores([]):
@@ -47,7 +48,7 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
                 host.call(teacher, z, t, y)
 
         calls: dict[str, Callable[[], None]] = {"teacher": partial(original, ()), "hybrid": hybrid}
-        if all(site.kind == "attn" for site in handle.switches):
+        if handle.switches and all(site.kind == "attn" for site in handle.switches) and not handle.plan.restructure:
             calls["bound"] = partial(original, [host.get(teacher, site) for site in handle.switches])
         timed = latency(calls, rounds=speed.rounds)
         cost = plan_cost(handle.plan, handle.model, grid=(side, side))
@@ -55,7 +56,7 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
         ours, theirs = timed["hybrid"], timed["teacher"]
         found.append(
             {
-                "setting": f"{side * side:,} tokens, batch {speed.batch}, {ours.threads} threads, float32",
+                "setting": f"{side * side:,} tokens, batch {speed.batch}, {_where(device, ours.threads)}, float32",
                 "speedup": ours.speedup_over(theirs),
                 "seconds": ours.minimum,
                 "teacher_seconds": theirs.minimum,
@@ -66,3 +67,7 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
             }
         )
     return found
+
+
+def _where(device: torch.device, threads: int) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} threads"

@@ -28,11 +28,14 @@ class Team:
         cannot compute there, or where several processes, of which each has its own, are all sent to one card.
         """
         from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
 
-        state = PartialState(cpu=device == "cpu")
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        # Apple's GPUs have no float64, which least squares and the schedule need. Told cpu, accelerate joins processes
+        # there too; left alone on a machine without a GPU it would take each of them for the only one.
+        bare = found is None or found.type == "mps" or parse_flag_from_env("ACCELERATE_USE_CPU")
+        state = PartialState(cpu=device == "cpu" or (device is None and bare))
         place = state.device if device is None else usable(device)
-        if device is None and place.type == "mps":
-            place = torch.device("cpu")  # Apple's GPUs have no float64, which least squares and the schedule need
         if state.num_processes > 1 and place.type != state.device.type:
             raise ValueError(f"device {device!r}: the {state.num_processes} processes were started for {state.device}")
         if state.num_processes > 1 and place.index is not None and place != state.device:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from .shared import (
     MODEL,
     Verbs,
+    alone,
     base_option,
     data_option,
+    device_option,
     interval,
     opened,
     progress,
@@ -41,6 +43,7 @@ def add(verbs: Verbs) -> None:
     base_option(made)
     vae_option(made)
     sampling_options(made)
+    device_option(made)
 
     made = verbs.add("profile", profile, "parameters, FLOPs, latency, memory and time bound")
     made.add_argument("model", metavar="MODEL", help=MODEL)
@@ -49,6 +52,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--side", type=int, metavar="N", help="tokens along one side of a square, for another size")
     made.add_argument("--rounds", type=int, default=10)
     made.add_argument("--json", action="store_true")
+    device_option(made)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -60,7 +64,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from ..study.recipe import EvaluateStage
     from ..study.stages import Material
 
-    model = opened(arguments)
+    device = alone(arguments).device
+    model = opened(arguments).to(device)
     material = Material(model, arguments.data)
     config = EvaluateStage(
         **asdict(sampling_of(arguments)),
@@ -104,7 +109,7 @@ def _denoising(model: Model, material: Any, arguments: argparse.Namespace) -> di
     found = {"loss": asdict(mean_loss(mine))}
     other, name = None, arguments.against
     if name:
-        other = losses(open_model(name).transformer, name)
+        other = losses(open_model(name).to(alone(arguments).device).transformer, name)
     elif model.graft is not None and not model.graft.private:
         name = "teacher"
         with model.graft.teacher() as network:
@@ -141,13 +146,15 @@ def profile(arguments: argparse.Namespace) -> None:
     from ..study.recipe import SpeedStage
     from ..study.timing import speed_rows
 
-    model = open_model(arguments.model, base=arguments.base)
+    device = alone(arguments).device
+    model = open_model(arguments.model, base=arguments.base).to(device)
     network, shape = model.transformer, shape_of(model.transformer)
     config: Any = network.config
     host, side = host_for(network), arguments.side or shape.grid[0]
     size = side * config["patch_size"]
-    z = torch.randn(arguments.batch, config["in_channels"], size, size)
-    t, y = torch.full((arguments.batch,), 500), torch.zeros(arguments.batch, dtype=torch.int64)
+    z = torch.randn(arguments.batch, config["in_channels"], size, size).to(device)
+    t = torch.full((arguments.batch,), 500, device=device)
+    y = torch.zeros(arguments.batch, dtype=torch.int64, device=device)
 
     def call() -> None:
         host.call(network, z, t, y)
@@ -160,6 +167,7 @@ def profile(arguments: argparse.Namespace) -> None:
         "model": arguments.model,
         "tokens": side * side,
         "batch": arguments.batch,
+        "device": str(device),
         "threads": timed.threads,
         "parameters": parameters(network) - parameters(idle),
         "milliseconds": timed.minimum * 1000,

@@ -6,7 +6,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .shared import MODEL, Verbs, base_option, integers, opened, progress, sampling_of, sampling_options, vae_option
+from .shared import (
+    MODEL,
+    Verbs,
+    alone,
+    base_option,
+    device_option,
+    integers,
+    opened,
+    progress,
+    sampling_of,
+    sampling_options,
+    vae_option,
+)
 
 
 def add(verbs: Verbs) -> None:
@@ -21,6 +33,7 @@ def add(verbs: Verbs) -> None:
     base_option(made)
     vae_option(made)
     sampling_options(made)
+    device_option(made)
 
 
 def sample(arguments: argparse.Namespace) -> None:
@@ -32,7 +45,8 @@ def sample(arguments: argparse.Namespace) -> None:
     from ..sampling import Pipeline, draw_labels
     from ..study.stages import null_class
 
-    model = opened(arguments)
+    device = alone(arguments).device
+    model = opened(arguments).to(device)
     classes = null_class(model.transformer)
     labels = torch.tensor(arguments.labels) if arguments.labels else draw_labels(arguments.count, classes)
     drawn: Any = getattr(model.transformer.config, "in_channels", None)

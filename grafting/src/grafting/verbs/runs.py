@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from .recipes import recipe_source
-from .shared import Verbs
+from .shared import Verbs, device_option, team_of
 
 
 def add(verbs: Verbs) -> None:
@@ -19,6 +19,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--budget", type=float, help="multiplies the steps of both stages; 0 solves the start only")
     made.add_argument("--out", type=Path, help="the run's folder (default: out/ and the recipe's name)")
     made.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+    device_option(made)
 
     made = verbs.add("report", report, "write the page of a finished run again")
     made.add_argument("out", type=Path, metavar="OUT", help="the run's folder")
@@ -33,7 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
     changes = [*arguments.set, *([f"budget={arguments.budget}"] if arguments.budget is not None else [])]
     recipe = RunRecipe.from_yaml(text, changes)
     out = arguments.out or Path("out") / Path(arguments.recipe).stem
-    run_recipe(recipe, out, resume=arguments.resume, say=lambda line: print(line, flush=True))
+    team = team_of(arguments)
+    run_recipe(recipe, out, resume=arguments.resume, say=lambda line: print(line, flush=True), team=team)
 
 
 def report(arguments: argparse.Namespace) -> None:

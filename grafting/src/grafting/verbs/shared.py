@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ..plan import Plan
     from ..sampling import Sampling
     from ..store.models import Model
+    from ..training.team import Team
 
 Verb = Callable[[argparse.Namespace], None]
 MODEL = "a bundled teacher, a folder of diffusers or of a graft, or an id of the hub"
@@ -39,7 +40,8 @@ def plan_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--plan", type=Path, metavar="FILE", help="a plan in YAML; else --operator, --site and --blocks")
     made.add_argument("--operator", default="hyena_x")
     made.add_argument("--site", default="attn")
-    made.add_argument("--blocks", default="interleaved 50%", help="a pattern, such as 'last 25%%'")
+    made.add_argument("--blocks", default="interleaved 50%", help="a pattern, such as 'last 25%%' or 'most local 50%%'")
+    made.add_argument("--analysis", type=Path, metavar="FILE", help="of grafting analyze, for patterns of locality")
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
@@ -49,9 +51,15 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     if arguments.plan:
         if not arguments.plan.is_file():
             raise ValueError(f"--plan {arguments.plan}: no such file")
-        return Plan.from_yaml(arguments.plan)
-    edit = {"site": arguments.site, "blocks": arguments.blocks, "operator": arguments.operator}
-    return Plan.from_dict({"edits": [edit]})
+        plan = Plan.from_yaml(arguments.plan)
+    else:
+        edit = {"site": arguments.site, "blocks": arguments.blocks, "operator": arguments.operator}
+        plan = Plan.from_dict({"edits": [edit]})
+    if not plan.by_locality:
+        return plan
+    from ..measure.suggest import located  # needs torch, which other plans do without
+
+    return located(plan, arguments.model, arguments.analysis)
 
 
 def base_option(made: argparse.ArgumentParser) -> None:
@@ -62,6 +70,26 @@ def base_option(made: argparse.ArgumentParser) -> None:
 def data_option(made: argparse.ArgumentParser) -> None:
     """``--data``, for what learns from images or is judged by them."""
     made.add_argument("--data", metavar="NPZ", help="images, where the model brings none")
+
+
+def device_option(made: argparse.ArgumentParser) -> None:
+    """``--device``, for :func:`team_of`."""
+    made.add_argument("--device", help="such as cpu or cuda:1; by default the GPU where there is one")
+
+
+def team_of(arguments: argparse.Namespace) -> Team:
+    """This process and its device, as ``--device``, ``accelerate launch`` and the machine say."""
+    from ..training.team import Team
+
+    return Team.current(arguments.device)
+
+
+def alone(arguments: argparse.Namespace) -> Team:
+    """The same for what one process does. Raises ValueError where there are several."""
+    team = team_of(arguments)
+    if team.size > 1:
+        raise ValueError(f"{team.size} processes were launched, and this is the work of one: run it by itself")
+    return team
 
 
 def vae_option(made: argparse.ArgumentParser) -> None:

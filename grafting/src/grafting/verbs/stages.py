@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .recipes import recipe_source
-from .shared import MODEL, Verbs, data_option, plan_of, plan_options
+from .shared import MODEL, Verbs, data_option, device_option, plan_of, plan_options, team_of
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped one")
     made.add_argument("--out", type=Path, required=True, help="the run's folder; a run found there is continued")
     made.add_argument("--until", type=int, metavar="STEP", help="stop after this step; the same command goes on")
+    device_option(made)
 
     made = verbs.add("distill", distill, "stage 1: graft a model and teach its new operators", resume="")
     made.add_argument("model", metavar="MODEL", help=MODEL)
@@ -42,6 +43,7 @@ def _stage_options(made: argparse.ArgumentParser, *, steps: int) -> None:
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the stage")
     made.add_argument("--seed", type=int, default=0)
     data_option(made)
+    device_option(made)
 
 
 def pretrain(arguments: argparse.Namespace) -> None:
@@ -50,7 +52,8 @@ def pretrain(arguments: argparse.Namespace) -> None:
     from ..training.pretrain import PretrainRecipe
     from ..training.pretrain import pretrain as train
 
-    train(PretrainRecipe.from_yaml(text, arguments.recipe), arguments.out, until=arguments.until)
+    recipe = PretrainRecipe.from_yaml(text, arguments.recipe)
+    train(recipe, arguments.out, until=arguments.until, team=team_of(arguments))
 
 
 def distill(arguments: argparse.Namespace) -> None:
@@ -61,8 +64,8 @@ def distill(arguments: argparse.Namespace) -> None:
     from ..study.recipe import DistillStage
     from ..study.stages import Material, begin, learns, stage_one
 
-    stage = _stage(DistillStage, arguments)
-    out, model = _fresh(arguments.out), open_model(arguments.model)
+    stage, team = _stage(DistillStage, arguments), team_of(arguments)
+    out, model = _fresh(arguments.out), open_model(arguments.model).to(team.device)
     if model.graft is not None:
         raise ValueError(f"{arguments.model} is a graft already: stage 1 starts from a pretrained model")
     material = Material(model, arguments.data)
@@ -74,7 +77,7 @@ def distill(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         calibration=arguments.calibration,
     )
-    for site, share in handle.explained.items():
+    for site, share in handle.explained.items() if team.leads else ():
         print(f"{site.name}: {share:.3f} of the variance explained at the start")
     if stage.steps and learns(handle):
         depends: dict[str, Any] = {
@@ -84,10 +87,14 @@ def distill(arguments: argparse.Namespace) -> None:
         }
         depends |= {"init": arguments.init, "calibration": arguments.calibration, "seed": arguments.seed}
         state = out / "state"
-        claim(state / "settings.json", depends | _kept(stage), begun=(state / "distill.json").is_file())
-        reports = stage_one(handle, stage, material, seed=arguments.seed, out=state)
-        for name, report in reports.items():
+        if team.leads:
+            claim(state / "settings.json", depends | _kept(stage), begun=(state / "distill.json").is_file())
+        team.wait()
+        reports = stage_one(handle, stage, material, seed=arguments.seed, out=state, team=team)
+        for name, report in reports.items() if team.leads else ():
             print(f"{name}: {report.explained:.3f} explained on held-out images, step {report.best_step}")
+    if not team.leads:
+        return
     save(handle, out, base=arguments.model, protocol={"stage 1": _settings(stage)})
     shutil.rmtree(out / "state", ignore_errors=True)
     print(out)
@@ -102,8 +109,8 @@ def finetune(arguments: argparse.Namespace) -> None:
     from ..study.recipe import FinetuneStage
     from ..study.stages import Material, denoiser, stage_two
 
-    stage = _stage(FinetuneStage, arguments)
-    out, model = _fresh(arguments.out), open_model(arguments.model, base=arguments.base)
+    stage, team = _stage(FinetuneStage, arguments), team_of(arguments)
+    out, model = _fresh(arguments.out), open_model(arguments.model, base=arguments.base).to(team.device)
     if model.graft is None:
         raise ValueError(f"{arguments.model} is no graft: make one with grafting distill")
     other: torch.nn.Module | None = None
@@ -111,7 +118,7 @@ def finetune(arguments: argparse.Namespace) -> None:
     if model.graft.private and stage.target != "noise":
         if arguments.base is None:
             raise ValueError(f"target {stage.target} needs the teacher beside {arguments.model}: give it with --base")
-        other = open_model(arguments.base).transformer
+        other = open_model(arguments.base).to(team.device).transformer
         teacher = denoiser(other)
     material = Material(model, arguments.data)
     depends: dict[str, Any] = {"model": tensors_hash(model.transformer.state_dict()), "material": material.identity}
@@ -120,13 +127,14 @@ def finetune(arguments: argparse.Namespace) -> None:
         "plan": model.graft.plan.to_dict(),
     }
     state = out / "state"
-    claim(
-        state / "settings.json",
-        depends | {"seed": arguments.seed} | _kept(stage),
-        begun=(state / "state.json").is_file(),
-    )
-    trained, loop = stage_two(model.graft, stage, material, seed=arguments.seed, out=state, teacher=teacher)
+    if team.leads:
+        settings = depends | {"seed": arguments.seed} | _kept(stage)
+        claim(state / "settings.json", settings, begun=(state / "state.json").is_file())
+    team.wait()
+    trained, loop = stage_two(model.graft, stage, material, seed=arguments.seed, out=state, teacher=teacher, team=team)
     assert isinstance(trained, Grafted)
+    if not team.leads:
+        return
     manifest = json.loads((Path(arguments.model) / "graft.json").read_text())
     protocol = manifest["protocol"] | {"stage 2": _settings(stage)}
     save(trained, out, base=arguments.base or manifest["base"]["name"], protocol=protocol)
@@ -156,8 +164,10 @@ def _settings(stage: Any) -> dict[str, Any]:
 
 
 def _kept(stage: Any) -> dict[str, Any]:
-    """The settings that what is learnt depends on: all but when to write it."""
-    return {key: value for key, value in _settings(stage).items() if key != "save_every"}
+    """The settings that what is learnt depends on."""
+    from ..study.recipe import HOW
+
+    return {key: value for key, value in _settings(stage).items() if key not in HOW}
 
 
 def _fresh(out: Path) -> Path:
