@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -45,6 +46,28 @@ def test_readme_names_every_operator_and_the_bounds_that_plan_prints(capsys: pyt
     assert "FLOP bound       1.02x" in capsys.readouterr().out
     assert main(["plan", "pixart-sigma-2048", "--operator", "hyena_x"]) == 0
     assert "FLOP bound       1.49x" in capsys.readouterr().out
+
+
+def _printed(text: str, value: float) -> bool:
+    """Whether ``text`` is ``value`` to the digits shown: four decimals, or two figures below a thousandth."""
+    return float(text) == pytest.approx(value, rel=0.05 if value < 1e-3 else 0, abs=0 if value < 1e-3 else 6e-5)
+
+
+def test_the_table_of_starts_is_the_recorded_one() -> None:
+    recorded = json.loads((ROOT / "benchmarks/results/starts.json").read_text())["rows"]
+    page = (ROOT / "docs/grafting.md").read_text()
+    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "| blocks." in line]
+    assert [(row[0].strip("`"), row[1]) for row in shown] == [(row["operator"], row["site"]) for row in recorded]
+    for row, kept in zip(shown, recorded, strict=True):
+        error, steps = row[2].split(", ")
+        assert _printed(error, kept["goal"]["error"]) and int(steps.split()[0]) == kept["goal"]["steps"]
+        assert ("not at rest" in steps) == (not kept["goal"]["rested"])
+        assert _printed(row[3], kept["random"]["tenth"])
+        for cell, start in zip(row[4:], (kept["copy"], kept["solve"]), strict=True):
+            first, tenth, reached = cell.split("; ")
+            assert _printed(first, start["error"])
+            assert _printed(tenth, start["tenth"])
+            assert reached == ("no" if start["reached"] is None else f"{start['reached']:.0%}")
 
 
 @pytest.mark.heavy
