@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import sympy as sp
 
+from meningitis.symbolic.limits import tidy
+
 if TYPE_CHECKING:
     from meningitis.model import Model
 
@@ -322,13 +324,13 @@ def per_person(model: Model) -> tuple[sp.Expr | None, dict[str, sp.Expr]]:
     force: sp.Expr | None = None
     if len(sources) == 1:
         source = model.symbols[str(next(iter(sources)))]
-        force = sp.factor(sp.simplify(sum((rates[f.name] for f in new), sp.Integer(0)) / source))
+        force = tidy(tidy(sum((rates[f.name] for f in new), sp.Integer(0)) / source), sp.factor)
     states = {model.symbols[name] for name in model.state_names}
     found: dict[str, sp.Expr] = {}
     for flow in model.flows:
-        each = rates[flow.name] if flow.source is None else sp.simplify(rates[flow.name] / model.symbols[flow.source])
+        each = rates[flow.name] if flow.source is None else tidy(rates[flow.name] / model.symbols[flow.source])
         if force is not None and flow in new:
-            share = sp.simplify(each / force)
+            share = tidy(each / force)
             each = FORCE if share.free_symbols & states else share * FORCE
         found[flow.name] = each
     return force, found
@@ -340,7 +342,7 @@ def equations(model: Model) -> dict[str, sp.Expr]:
     found = {}
     for name in model.state_names:
         gains = [rates[f.name] * (model.symbols[f.source] if f.source else 1) for f in model.flows if f.target == name]
-        loss = sp.simplify(sum((rates[f.name] for f in model.flows if f.source == name), sp.Integer(0)))
+        loss = tidy(sum((rates[f.name] for f in model.flows if f.source == name), sp.Integer(0)))
         found[name] = sp.Add(*gains, sp.Mul(-1, loss, model.symbols[name]))
     return found
 

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from meningitis.model import Model
-from meningitis.symbolic.nextgen import infected_states, r0_numeric
+from meningitis.symbolic.nextgen import infected_states, next_generation, r0_numeric
 
 GRID = 200
 Floats = NDArray[np.float64]
@@ -60,12 +60,16 @@ def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0)
     else:
         # Immunising only the hosts of a vector, say, takes 1 - 1/R0^2 of them.
         reason = f"no single immune share stops transmission: new infections come from {' and '.join(drained)}"
+    solved = bool(next_generation(model).disease_free)
+    if not solved:  # each of some hundred trial values would need a disease-free state of its own
+        words = "the values at which R0 = 1 are not sought where the disease-free state is numeric"
+        reason = f"{reason}; {words}" if reason else words
     return Control(
         r0=reproduction,
         herd_immunity=needed,
         efficacy=efficacy,
         coverage=coverage,
-        critical={p.name: critical_value(model, values, p.name) for p in model.parameters},
+        critical={p.name: critical_value(model, values, p.name) if solved else None for p in model.parameters},
         reason=reason,
     )
 

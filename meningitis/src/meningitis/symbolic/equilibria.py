@@ -11,7 +11,7 @@ import sympy as sp
 
 from meningitis.model import Model
 from meningitis.symbolic.growth import initial_state
-from meningitis.symbolic.nextgen import disease_free_state, infected_states
+from meningitis.symbolic.nextgen import disease_free_at, infected_states
 
 LONG = 1e6  # days: enough for a model with births to settle before the root is polished
 
@@ -69,7 +69,7 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
     field = sp.Matrix([rhs[name].subs(at) for name in names])
     rates = sp.lambdify([symbols], list(field), "numpy")
     jacobian = sp.lambdify([symbols], field.jacobian(symbols), "numpy")
-    free = {name: float(value.subs(at)) for name, value in disease_free_state(model).items()}
+    free = disease_free_at(model, values)
     laws = _conserved(model, names)
     # The rates of change along a basis of what is not conserved, and the totals in place of the redundant equations.
     free_part = _complement(laws, len(names))

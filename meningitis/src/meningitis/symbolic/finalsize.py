@@ -11,7 +11,8 @@ import sympy as sp
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
-from meningitis.symbolic.nextgen import infected_states, infection_matrices, short_form
+from meningitis.symbolic.limits import TimeLimit, tidy, time_limit
+from meningitis.symbolic.nextgen import SYMBOLIC_SECONDS, infected_states, infection_matrices, short_form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,18 @@ def first_integral(model: Model) -> FirstIntegral:
     """Derive the first integral.
 
     It exists where everyone infected leaves a single compartment S, which nobody enters, by a force linear in the
-    infected, and where what the infected do next depends on them alone. Raises: ValueError saying what is missing.
+    infected, and where what the infected do next depends on them alone. Raises: ValueError saying what is missing, or
+    that symbols took too long.
     """
+    try:
+        with time_limit(SYMBOLIC_SECONDS):
+            return _derived(model)
+    except TimeLimit as stopped:
+        message = f"model {model.name!r} has no exact final size: its symbols took longer than {SYMBOLIC_SECONDS:g} s"
+        raise ValueError(message) from stopped
+
+
+def _derived(model: Model) -> FirstIntegral:
     names = infected_states(model)
     new = [flow for flow in model.flows if flow.new_infection]
     sources = {flow.source for flow in new}
@@ -45,7 +56,7 @@ def first_integral(model: Model) -> FirstIntegral:
     F, V = infection_matrices(model)
     S = model.symbols[susceptible]
     people = sp.Matrix([model.symbols[name] for name in names])
-    per_person = (F / S).applyfunc(sp.simplify)
+    per_person = (F / S).applyfunc(tidy)
     # What holds near the disease-free state must hold everywhere.
     linear = (S * per_person - V) * people
     states = {model.symbols[name] for name in model.state_names}
@@ -58,9 +69,9 @@ def first_integral(model: Model) -> FirstIntegral:
     entry = per_person.col(known) / force[known]
     if not all(_same(a, b) for a, b in zip(per_person, entry * force.T, strict=True)):
         raise ValueError(f"model {model.name!r} has no exact final size: who infects decides where the infected go")
-    population = sp.simplify(sum(model.initial_state().values(), sp.Integer(0)))
-    later = (V.T.LUsolve(force.applyfunc(sp.simplify)) * population).applyfunc(short_form)
-    whole = short_form(sum((a.simplify() * b for a, b in zip(entry, later, strict=True)), sp.Integer(0)))
+    population = tidy(sum(model.initial_state().values(), sp.Integer(0)))
+    later = (V.T.LUsolve(force.applyfunc(tidy)) * population).applyfunc(short_form)
+    whole = short_form(sum((tidy(a) * b for a, b in zip(entry, later, strict=True)), sp.Integer(0)))
     return FirstIntegral(
         susceptible=susceptible,
         potential={susceptible: whole, **dict(zip(names, later, strict=True))},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
-from meningitis.symbolic.limits import TimeLimit, time_limit
+from meningitis.symbolic.limits import TimeLimit, tidy, time_limit
 
 SYMBOLIC_SECONDS = 10.0
+SETTLED = 1e6  # days after which a population without disease has settled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ def infection_matrices(model: Model) -> tuple[sp.Matrix, sp.Matrix]:
     nothing = dict.fromkeys(symbols, 0)
     new = sp.Matrix(gains).jacobian(symbols).subs(nothing)
     total = sp.Matrix([rhs[name] for name in names]).jacobian(symbols).subs(nothing)
-    return new.applyfunc(sp.simplify), (new - total).applyfunc(sp.simplify)
+    return new.applyfunc(tidy), (new - total).applyfunc(tidy)
 
 
 def disease_free_state(model: Model) -> dict[str, sp.Expr]:
@@ -97,6 +99,7 @@ def disease_free_state(model: Model) -> dict[str, sp.Expr]:
     With births or other flows from outside, the uninfected compartments are solved for. Without, each set of
     compartments that flows connect keeps its total, and all of it stands in that set's susceptible compartments, in
     the proportions in which the initial state fills them (in the first where it leaves all of them empty).
+    Raises: ValueError where the solution is not single or takes too long; `disease_free_at` then answers in numbers.
     """
     infected = set(infected_states(model))
     state: dict[str, sp.Expr] = dict.fromkeys(model.state_names, sp.Integer(0))
@@ -105,20 +108,24 @@ def disease_free_state(model: Model) -> dict[str, sp.Expr]:
         rhs = model.rhs()
         absent = {model.symbols[name]: 0 for name in infected}
         unknowns = [model.symbols[name] for name in live]
-        found = sp.solve([rhs[name].subs(absent) for name in live], unknowns, dict=True)
+        try:
+            with time_limit(SYMBOLIC_SECONDS):
+                found = sp.solve([rhs[name].subs(absent) for name in live], unknowns, dict=True)
+        except TimeLimit as stopped:
+            raise ValueError(f"the disease-free state took longer than {SYMBOLIC_SECONDS:g} s in symbols") from stopped
+        except NotImplementedError as stopped:
+            raise ValueError("the disease-free state has no closed form") from stopped
         if len(found) == 1 and len(found[0]) == len(unknowns):
-            return state | {name: sp.simplify(found[0][model.symbols[name]]) for name in live}
-        raise ValueError(
-            f"model {model.name!r} has {len(found)} disease-free states in symbols where exactly one is needed"
-        )
+            return state | {name: tidy(found[0][model.symbols[name]]) for name in live}
+        raise ValueError(f"symbols give {len(found)} disease-free states, not a single one")
     initial = model.initial_state()
     for group, sources in _susceptible_groups(model):
         total = sum((initial[name] for name in group), sp.Integer(0))
-        begun = sp.simplify(sum((initial[name] for name in sources), sp.Integer(0)))
+        begun = tidy(sum((initial[name] for name in sources), sp.Integer(0)))
         if len(sources) == 1 or begun == 0:
-            state[sources[0]] = sp.simplify(total)
+            state[sources[0]] = tidy(total)
         else:
-            state |= {name: sp.simplify(total * initial[name] / begun) for name in sources}
+            state |= {name: tidy(total * initial[name] / begun) for name in sources}
     return state
 
 
@@ -199,11 +206,19 @@ def _rank_one(block: sp.Matrix) -> bool:
 def next_generation(model: Model, *, seconds: float = SYMBOLIC_SECONDS) -> NextGeneration:
     """Derive F, V, K and R0 from the declaration at the disease-free state (everyone susceptible).
 
-    Raises: ValueError where no compartment is infected, no flow a new infection, or no single disease-free state.
+    Where the disease-free state has no symbols, F and V keep those of the uninfected compartments and R0 is numeric.
+    Raises: ValueError where no compartment is infected or no flow a new infection.
     """
-    free = disease_free_state(model)
+    F, V = infection_matrices(model)
+    try:
+        free = disease_free_state(model)
+    except ValueError as error:
+        return NextGeneration(
+            F=F, V=V, K=None, infected=infected_states(model), r0=None, disease_free={},
+            symbol_names=model.latex_names, reason=f"R0 is numeric: {error}",
+        )  # fmt: skip
     at = {model.symbols[name]: value for name, value in free.items()}
-    F, V = (matrix.subs(at).applyfunc(sp.simplify) for matrix in infection_matrices(model))
+    F, V = (matrix.subs(at).applyfunc(tidy) for matrix in (F, V))
     K, r0_expression, reason = _radius_within(F, V, seconds)
     reason = "; ".join(part for part in (reason, _undecided(model)) if part)
     return NextGeneration(
@@ -284,9 +299,46 @@ class NumericR0:
 def r0_numeric(model: Model, *, symbolic: bool = True) -> NumericR0:
     """Fast R0 over arrays: the compiled expression, or eigenvalues of F V^-1 without one (or symbolic=False)."""
     result = next_generation(model)
+    if not result.disease_free:
+        return NumericR0(
+            method="numeric", reason=result.reason, names=model.parameter_names, function=partial(_row_by_row, model)
+        )
     return _over_arrays(
         model, model.parameter_names, (result.F, result.V), result.r0 if symbolic else None, result.reason
     )
+
+
+def _row_by_row(model: Model, *arrays: NDArray[np.float64]) -> NDArray[np.float64]:
+    """R0 of each parameter set at its own disease-free state, found in numbers."""
+    along = effective_r_numeric(model)
+    found = np.empty(np.shape(arrays[0]))
+    for at in np.ndindex(found.shape):
+        values = {name: float(array[at]) for name, array in zip(model.parameter_names, arrays, strict=True)}
+        found[at] = along({**values, **disease_free_at(model, values)})
+    return found
+
+
+def disease_free_at(model: Model, values: Mapping[str, float]) -> dict[str, float]:
+    """The disease-free state at `values`, persons: from symbols, or where the initial state settles without disease.
+
+    Raises: ValueError where it does not settle.
+    """
+    at = {model.symbols[name]: values[name] for name in model.parameter_names}
+    symbolic = next_generation(model).disease_free
+    if symbolic:
+        return {name: float(value.subs(at)) for name, value in symbolic.items()}
+    from scipy.integrate import solve_ivp
+
+    infected, dead = set(infected_states(model)), {c.name for c in model.compartments if c.dead}
+    live = [name for name in model.state_names if name not in infected | dead]
+    absent = {model.symbols[name]: 0 for name in infected | dead}
+    rhs, initial = model.rhs(), model.initial_state()
+    rates = sp.lambdify([[model.symbols[n] for n in live]], [rhs[n].subs(absent).subs(at) for n in live], "numpy")
+    begin = [float(initial[name].subs(at)) for name in live]
+    settled = solve_ivp(lambda _t, y: rates(y), (0, SETTLED), begin, "Radau", rtol=1e-10, atol=1e-10).y[:, -1]
+    if not np.all(np.isfinite(settled)) or np.abs(rates(settled)).max() > 1e-9 * max(1.0, np.abs(settled).max()):
+        raise ValueError(f"model {model.name!r} does not settle in a disease-free state within {SETTLED:g} days")
+    return dict.fromkeys(model.state_names, 0.0) | dict(zip(live, settled.tolist(), strict=True))
 
 
 @by_model

@@ -11,7 +11,9 @@ import sympy as sp
 from numpy.typing import ArrayLike, NDArray
 
 from meningitis.model import Model
+from meningitis.symbolic.caching import by_model
 from meningitis.symbolic.growth import case_and_carrier, early_ratio
+from meningitis.symbolic.limits import tidy
 from meningitis.symbolic.nextgen import infected_states, infection_matrices
 
 Q = sp.Symbol("q")
@@ -94,6 +96,7 @@ class Thresholds:
             }
 
 
+@by_model
 def thresholds(model: Model) -> Thresholds:
     """Derive the thresholds for carriage and for illness.
 
@@ -113,7 +116,7 @@ def thresholds(model: Model) -> Thresholds:
     S, C = model.symbols[susceptible], model.symbols[carrier]
     F, V = infection_matrices(model)
     X = sp.Matrix([model.symbols[name] for name in names])
-    population = sp.simplify(sum(model.initial_state().values(), sp.Integer(0)))
+    population = tidy(sum(model.initial_state().values(), sp.Integer(0)))
     # The infectiousness of all infected per carrier, by q = (all but carriers, in units of a case)/carriers.
     row = F.row(c) if F[c, c] != 0 else F.row(i)
     if row[i] == 0:
@@ -124,22 +127,22 @@ def thresholds(model: Model) -> Thresholds:
     per_share = {S: SHARE * population}
 
     def gain(index: int) -> sp.Expr:
-        return sp.factor(sp.simplify((F[index, c] + F[index, i] * Q).subs(per_share)))
+        return tidy(tidy((F[index, c] + F[index, i] * Q).subs(per_share)), sp.factor)
 
     loss = sum((V[c, j] * X[j] for j in range(len(names))), sp.Integer(0)) / C
-    spread = sp.factor(sp.simplify(loss / (gain(c) / SHARE)))
+    spread = tidy(tidy(loss / (gain(c) / SHARE)), sp.factor)
     other_feeds = sum((-V[i, j] * X[j] for j in range(len(names)) if j not in (i, c)), sp.Integer(0)) / C
-    critical = sp.simplify(-V[i, c] / V[i, i])
+    critical = tidy(-V[i, c] / V[i, i])
     early = early_ratio(model)
     assert early is not None
     return Thresholds(
         carriers_spread=spread,
-        stage1_spreads=sp.simplify((-V[i, c] + gain(i) + other_feeds) / V[i, i]),
+        stage1_spreads=tidy((-V[i, c] + gain(i) + other_feeds) / V[i, i]),
         critical_ratio=critical,
         early_ratio=early,
         carrier=carrier,
         case=case,
         susceptible=susceptible,
-        q=sp.simplify(others / C),
+        q=tidy(others / C),
         symbol_names=model.latex_names,
     )
