@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 
+from grafting.cli import main
 from grafting.data import Batches
 from grafting.graft import graft
 from grafting.hosts import host_for
 from grafting.operators import build, list_operators
 from grafting.plan import Plan
+from grafting.precision import autocast
 from grafting.sampling import Pipeline, Sampling
-from grafting.training.finetune import FinetuneConfig, finetune
-from grafting.training.loop import LoopConfig
+from grafting.training.distill import DistillConfig, SiteReport, distill
+from grafting.training.finetune import FinetuneConfig, checkpointed, finetune
+from grafting.training.loop import Loop, LoopConfig
 from grafting.training.team import Team
 
 pytestmark = [
@@ -84,3 +90,77 @@ def test_stage_two_trains_on_the_device() -> None:
     config = FinetuneConfig(loop=LoopConfig(steps=30, lr=1e-3, log_every=1), precision="bf16")
     loop = finetune(model, student, teacher, batches, 10, config, team=Team(device=torch.device("cuda")))
     assert loop.log[-1]["loss"] < loop.log[0]["loss"]
+
+
+CUDA = torch.device("cuda")
+
+
+def _batches() -> Batches:
+    torch.manual_seed(1)
+    return Batches(inputs=torch.randn(16, 4, 8, 8), labels=torch.arange(16) % 10, size=8, seed=0)
+
+
+def test_the_device_is_found_without_a_flag() -> None:
+    assert Team.current().device.type == "cuda" and Team.current("cpu").device.type == "cpu"
+
+
+def test_stage_one_solves_teaches_and_continues_on_the_device(tmp_path: Path) -> None:
+    """A state written half-way goes on there, with its moments, to the errors of an uninterrupted run."""
+
+    def run(folder: Path, cut: bool) -> dict[str, SiteReport]:
+        handle = graft(_model().cuda(), Plan.all(operator="hyena_x"), init="solve", calibration=_batches())
+        assert all(share <= 1 for share in handle.explained.values())
+
+        def stopped(step: int) -> dict[str, torch.Tensor]:
+            if cut and step == 5:
+                raise KeyboardInterrupt
+            return _batches()(step)
+
+        config = DistillConfig(steps=12, evaluate_every=4, heldout_batches=1, save_every=2)
+        return distill(handle, stopped, 10, config, folder, heldout=_batches())
+
+    whole = run(tmp_path / "whole", cut=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", cut=True)
+    for name, report in run(tmp_path / "cut", cut=False).items():
+        assert report.heldout[-1][1] == pytest.approx(whole[name].heldout[-1][1], rel=1e-3)
+
+
+def test_a_state_of_the_cpu_continues_on_the_device(tmp_path: Path) -> None:
+    def loop(device: str, until: int) -> Loop:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 4).to(device)
+        x = torch.ones(2, 4, device=device)
+        made = Loop(model, lambda _: {"mse": model(x).square().mean()}, LoopConfig(steps=8, lr=0.1), tmp_path, "tiny")
+        made.run(until)
+        return made
+
+    loop("cpu", 4)
+    there = loop("cuda", 8)
+    assert there.step == 8
+    assert {v.device.type for state in there.optimizer.state.values() for v in state.values()} == {"cuda"}
+
+
+def test_checkpointing_gives_the_gradients_on_the_device() -> None:
+    model = _model().cuda()
+    z, t, y = torch.randn(4, 4, 8, 8).cuda(), torch.tensor([1, 9, 500, 999]).cuda(), torch.arange(4).cuda()
+    found = []
+    for context in (nullcontext(), checkpointed(model, CUDA, "bf16")):
+        model.zero_grad()
+        with context:
+            with autocast(CUDA, "bf16"):
+                loss = model(z, timestep=t, class_labels=y).sample.float().square().mean()
+            loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
+
+
+def test_the_whole_way_from_the_command_line(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Distil, finetune, sample, evaluate and profile, each on the GPU that it finds."""
+    taught, tuned = str(tmp_path / "taught"), str(tmp_path / "tuned")
+    few = ["--steps", "2", "--batch", "8"]
+    assert main(["distill", str(tiny_teacher), "--operator", "swa", "--out", taught, "--calibration", "16", *few]) == 0
+    assert main(["finetune", taught, "--out", tuned, "--set", "checkpointing=true", *few]) == 0
+    assert main(["sample", taught, "--out", str(tmp_path / "x.png"), "--steps", "2", "--count", "4"]) == 0
+    assert main(["evaluate", taught, "--triples", "20", "--samples", "12", "--steps", "2"]) == 0
+    assert main(["profile", taught, "--rounds", "2", "--batch", "1"]) == 0
