@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import random
 import struct
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 
 from grafting.claims import ClaimError
 from grafting.data import load_fashion
@@ -100,6 +106,39 @@ def test_three_parts_train_resume_and_bundle(fashion: Path, tmp_path: Path) -> N
     half = DiTTransformer2DModel.from_pretrained(tmp_path / "bundle" / "transformer").float()
     for a, b in zip(whole.parameters(), half.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from grafting.data import Batches
+from grafting.training.pretrain import PretrainRecipe, pretrain
+draw = Batches.__call__
+Batches.__call__ = lambda self, step: time.sleep(0.05) or draw(self, step)
+pretrain(PretrainRecipe.from_yaml(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_run_continues_to_the_same_bits(fashion: Path, tmp_path: Path) -> None:
+    """Weights, averages, moments and every logged loss, of a real process killed at a random step."""
+    content = {"kind": "classifier", "data": str(fashion), "batch": 8, "model": {"widths": [8, 8, 8]}}
+    content["loop"] = {"steps": 14, "lr": 1e-3, "save_every": 1, "log_every": 1}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(content))
+    recipe = PretrainRecipe.from_yaml(file.read_text())
+    pretrain(recipe, tmp_path / "whole")
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(file), str(tmp_path / "cut")])
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "cut" / "state.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(random.random() * 0.5)
+    child.kill()
+    child.wait()
+    assert (tmp_path / "cut" / "state.json").is_file()
+    pretrain(recipe, tmp_path / "cut")
+    wanted, found = (load_file(tmp_path / name / "state-14.safetensors") for name in ("whole", "cut"))
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert (tmp_path / "cut" / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
 
 
 def test_adaln_zero_start_is_the_identity(fashion: Path, tmp_path: Path) -> None:
