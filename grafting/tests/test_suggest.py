@@ -127,3 +127,31 @@ def test_l2_noise_is_how_much_less_certain_a_batch_is() -> None:
     gauss, heavy = (getattr(source, kind)(size=(4000, 200)) for kind in ("standard_normal", "laplace"))
     relative = [(np.square(x).mean(1).var() / np.square(x).mean() ** 2) for x in (gauss, heavy)]
     assert relative[1] / relative[0] == pytest.approx(l2_noise(Spread.of(torch.from_numpy(heavy))), rel=0.15)
+
+
+def test_a_recipe_reads_its_pattern_as_blocks(tmp_path: Path) -> None:
+    from grafting.settings import SettingsError
+    from grafting.study.recipe import RunRecipe
+
+    (tmp_path / "config.json").write_text(json.dumps(bundled_config("dit-xl-2-256") | {"num_layers": 4}))
+    edits = {"edits": [{"site": "attn", "blocks": "least local 50%", "operator": "swa"}]}
+    content = {"teacher": str(tmp_path), "plan": edits}
+    with pytest.raises(SettingsError, match=r"plan hybrid: .*none lies beside"):
+        RunRecipe.from_dict(content)
+    write(tmp_path / "elsewhere.json")
+    recipe = RunRecipe.from_dict(content | {"analysis": str(tmp_path / "elsewhere.json")})
+    assert recipe.plans["hybrid"].edits[0].blocks == (0, 3)
+    assert RunRecipe.from_yaml(recipe.to_yaml()) == recipe, "what is kept of a run needs no analysis any more"
+    write(tmp_path / "analysis.json")
+    assert RunRecipe.from_dict(content) == recipe
+
+
+def test_the_command_line_takes_the_pattern(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from grafting.cli import main
+
+    (tmp_path / "config.json").write_text(json.dumps(bundled_config("dit-xl-2-256") | {"num_layers": 4}))
+    command = ["plan", str(tmp_path), "--blocks", "most local 50%", "--operator", "swa"]
+    assert main(command) == 2 and "none lies beside" in capsys.readouterr().err
+    assert main([*command, "--analysis", str(write(tmp_path / "b.json"))]) == 0
+    told = capsys.readouterr().out
+    assert "blocks.1.attn" in told and "blocks.2.attn" in told and "blocks.0.attn" not in told

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..hosts import Site, shape_of
+from ..hosts import Site, bundled_config, bundled_configs, shape_of
 from ..plan import Plan, PlanError
 from ..store.configs import config_of
 from ..teachers import teacher_folder, teachers
@@ -138,7 +138,9 @@ def located(plan: Plan, model: str, analysis: Path | None, config: Mapping[str, 
             "name its file"
         )
     ranking = read_ranking(analysis or folder / FILE)
-    depth = shape_of(config or config_of(model)).depth
+    if config is None:
+        config = bundled_config(model) if model in bundled_configs() else config_of(model)
+    depth = shape_of(config).depth
     if depth != len(ranking.values):
         raise PlanError([f"an analysis of {len(ranking.values)} blocks ({ranking.model}); {model} has {depth}"])
     return plan.located(ranking.values)

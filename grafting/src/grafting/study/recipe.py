@@ -7,7 +7,9 @@
     evaluate: {triples: 2000, samples: 500}
     controls: [none, untrained]
 
-``plans`` in the place of ``plan`` is a mapping from names to plans, for several hybrids in one study.
+``plans`` in the place of ``plan`` is a mapping from names to plans, for several hybrids in one study. ``most local
+50%`` is read as a list of blocks from ``analysis``: a file of ``grafting analyze``, or, where it is left out, what lies
+beside the teacher.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class DistillStage:
     batch: int = 64
     attn: SiteConfig = DistillConfig.attn
     mlp: SiteConfig = DistillConfig.mlp
+    group: SiteConfig = DistillConfig.group
     clip: float = 10.0
     warmup: float = 0.1
     halve: tuple[float, ...] = (0.25, 0.5, 0.75)
@@ -234,7 +237,7 @@ class RunRecipe:
         if "kind" in content and "teacher" not in content:
             raise SettingsError([f"{where} trains a model of kind {content['kind']}: give it to grafting pretrain"])
         problems: list[str] = []
-        plain = {key: value for key, value in content.items() if key not in ("plan", "plans")}
+        plain = {key: value for key, value in content.items() if key not in ("plan", "plans", "analysis")}
         if "plan" in content and "plans" in content:
             problems.append(f"{where}: both plan and plans are given")
         named = content.get("plans") or ({"hybrid": content["plan"]} if "plan" in content else {})
@@ -244,10 +247,13 @@ class RunRecipe:
             named = {}
         for name, plan in named.items():
             try:
-                plans[str(name)] = Plan.from_dict(plan, f"{where}: plan {name}")
+                read = Plan.from_dict(plan, f"{where}: plan {name}")
+                plans[str(name)] = _located(read, content) if read.by_locality else read
             except PlanError as error:
                 problems += error.problems
-        known = [*(f.name for f in fields(cls) if f.name != "plans"), "plan", "plans"]
+            except ValueError as error:
+                problems.append(f"{where}: plan {name}: {error}")
+        known = [*(f.name for f in fields(cls) if f.name != "plans"), "plan", "plans", "analysis"]
         if not named:
             problems.append(f"{where}: plan is missing")
         made = build(cls, plain, where, problems, {"plans": plans}, known)
@@ -283,6 +289,13 @@ class RunRecipe:
         import yaml
 
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _located(plan: Plan, content: Mapping[str, Any]) -> Plan:
+    from ..measure.suggest import located
+
+    analysis = content.get("analysis")
+    return located(plan, str(content.get("teacher")), None if analysis is None else Path(str(analysis)))
 
 
 def _scaled(stage: Any, budget: float) -> Any:

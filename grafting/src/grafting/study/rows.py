@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..cost import PlanCost, plan_cost
+from ..measure.suggest import located
 from ..plan import Edit, Plan, PlanError
 from .parts import StudyError
 from .recipe import DistillStage, FinetuneStage, RunRecipe
@@ -146,7 +147,7 @@ def _row(
     if group.what == "procedure":
         return _procedure(recipe, plain, model, whole * budget)
     try:
-        plan = _plan(group, share)
+        plan = _plan(group, share, recipe.teacher)
         cost = plan_cost(plan, model)
     except PlanError as error:
         return replace(plain, problem=str(error))
@@ -170,9 +171,9 @@ def _row(
     return replace(plain, recipe=made, cost=cost, parts=parts, description=told)
 
 
-def _plan(group: Group, share: int | None) -> Plan:
+def _plan(group: Group, share: int | None, teacher: str) -> Plan:
     if group.plan is not None:
-        return Plan.from_dict(group.plan, f"row {group.name}")
+        return located(Plan.from_dict(group.plan, f"row {group.name}"), teacher, None)
     blocks = "all" if share == 100 else f"interleaved {share}%"
     edit = {"site": group.site, "blocks": blocks, "operator": group.operator, "options": group.options}
     return Plan.from_dict({"edits": [edit]}, f"row {group.name}")
