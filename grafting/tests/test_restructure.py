@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from grafting.measure.speed import flops, parameters
 from grafting.parallel import Parallel
 from grafting.plan import Edit, Plan, PlanError
 from grafting.restructure import Drop, Merge, Reorder, Share
+from grafting.settings import SettingsError
 from grafting.store.folder import load, save
+from grafting.study import RunRecipe, entries, run
 from grafting.training.distill import DistillConfig, SiteConfig, distill
 
 PAIRS = Plan(restructure=(Merge(),))
@@ -417,3 +421,36 @@ def test_costs_are_what_is_counted(steps: Any) -> None:
     learnt = sum(p.numel() for ps in handle.learnable().values() for p in ps.values())
     assert (learnt, parameters(handle.model)) == (composed.new_parameters, composed.parameters_after)
     assert "blocks.0-1.merge" in table(composed) and "parameters  " in table(composed)
+
+
+def test_controls_of_a_merged_plan_and_its_recipe() -> None:
+    recipe = RunRecipe.from_yaml((files("grafting") / "recipes" / "depth-half.yaml").read_text())
+    found = {entry.name: entry for entry in entries(recipe)}
+    assert found["none"].plan == Plan(restructure=(Drop(blocks="interleaved 50%"),))
+    assert "merge pairs, combine scale" in found["hybrid"].description
+    mixed = replace(recipe, plans={"a": OPERATORS + Plan(restructure=(Merge(groups=((0, 1, 2),)),))})
+    (none,) = (entry.plan for entry in entries(mixed) if entry.name == "none")
+    assert none == Plan(restructure=(Drop(blocks=(1, 2)),))
+    with pytest.raises(SettingsError, match="as lists"):
+        entries(replace(recipe, plans={"a": Plan(restructure=(Merge(), Drop(blocks=(0,))))}))
+
+
+def test_a_study_of_half_the_depth(tiny_teacher: Path, tmp_path: Path) -> None:
+    recipe = RunRecipe.from_dict(
+        {
+            "teacher": str(tiny_teacher),
+            "plan": {"restructure": [{"merge": "pairs"}]},
+            "distill": {"steps": 4, "batch": 8, "evaluate_every": 2, "group": {"lr": 1e-4}},
+            "finetune": {"steps": 4, "batch": 8},
+            "evaluate": {"triples": 16, "samples": 0, "grid": 0},
+            "speed": {"batch": 1, "rounds": 2},
+            "controls": ["none"],
+        }
+    )
+    results = run(recipe, tmp_path, say=lambda _: None)
+    assert [model.name for model in results.models] == ["teacher", "hybrid", "none"]
+    assert results.speed[0].time_bound is None and results.costs[0].parts["stage 1"] > 0
+    assert "blocks.0-1.merge" in {curve.name for curve in results.curves}
+    opened = load(tmp_path / "hybrid" / "model")
+    assert [group.name for group in opened.groups] == ["blocks.0-1.merge", "blocks.2-3.merge"]
+    assert len(host_for(opened.model).blocks(opened.model)) == 2

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..plan import Plan
+from ..restructure import Drop, Merge, Step, to_dict
+from ..settings import SettingsError
 from .recipe import RunRecipe
 
 
@@ -50,12 +52,27 @@ def _control(control: str, name: str, plan: Plan) -> Entry:
         return Entry(name=name, role="control", description=text, plan=plan, init="random", learns=False)
     if control == "none":
         text = "zero in the place of the grafted sites, the same stage 2"
-        edits = tuple(replace(edit, operator="none", options={}) for edit in plan.edits)
+        if plan.restructure:
+            text = "all but the first block of a merged group dropped, no grafted sites, the same stages"
+        edits = tuple(replace(edit, operator="none", options={}) for edit in plan.edits if not plan.restructure)
     else:
         text = "operators of the teacher's own kind from a random start, the same two stages"
         kinds = {"attn": "mha", "mlp": "mlp"}
         edits = tuple(replace(edit, operator=kinds[edit.site], options={}) for edit in plan.edits)
-    return Entry(name=name, role="control", description=text, plan=Plan(edits=edits), init="random")
+    restructure = plan.restructure if control == "self" else tuple(_fewer(step, plan) for step in plan.restructure)
+    bare = Plan(edits=edits, restructure=restructure)
+    return Entry(name=name, role="control", description=text, plan=bare, init="random")
+
+
+def _fewer(step: Step, plan: Plan) -> Step:
+    """Instead of a merge, the blocks dropped that it puts beside the first of their group."""
+    if not isinstance(step, Merge):
+        return step
+    if not isinstance(step.groups, str):
+        return Drop(blocks=tuple(block for group in step.groups for block in group[1:]))
+    if len(plan.restructure) > 1:
+        raise SettingsError(["control none: name the merged pairs as lists where a plan has other steps too"])
+    return Drop(blocks="interleaved 50%")
 
 
 def summary(plan: Plan) -> str:
@@ -65,4 +82,8 @@ def summary(plan: Plan) -> str:
         options = f" ({', '.join(f'{key} {value}' for key, value in edit.options.items())})" if edit.options else ""
         blocks = edit.blocks if isinstance(edit.blocks, str) else f"blocks {', '.join(map(str, edit.blocks))}"
         parts.append(f"{edit.operator}{options} at {edit.site}, {blocks}")
+    for step in plan.restructure:
+        told = to_dict(step)
+        what = told.pop(step.verb)
+        parts.append(f"{step.verb} {what}{''.join(f', {key} {value}' for key, value in told.items())}")
     return "; ".join(parts)

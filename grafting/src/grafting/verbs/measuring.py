@@ -145,6 +145,7 @@ def profile(arguments: argparse.Namespace) -> None:
     from ..store.models import open_model
     from ..study.recipe import SpeedStage
     from ..study.timing import speed_rows
+    from ..switch import Switch
 
     device = alone(arguments).device
     model = open_model(arguments.model, base=arguments.base).to(device)
@@ -160,7 +161,7 @@ def profile(arguments: argparse.Namespace) -> None:
         host.call(network, z, t, y)
 
     # The originals of a delta stand beside its operators and do not run.
-    switches = [] if model.graft is None else model.graft.switches.values()
+    switches = [module for module in network.modules() if isinstance(module, Switch)]
     idle = torch.nn.ModuleList(switch.original for switch in switches if switch.original is not None)
     timed = latency({"model": call}, rounds=arguments.rounds)["model"]
     found: dict[str, Any] = {
