@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 from grafting import parallel
 from grafting.cost import plan_cost, table
 from grafting.graft import Grafted, GraftError, graft, ungraft
-from grafting.hosts import host_for
+from grafting.hosts import bundled_config, host_for
 from grafting.measure.speed import flops, parameters
 from grafting.parallel import Parallel
 from grafting.plan import Edit, Plan, PlanError
@@ -454,3 +455,16 @@ def test_a_study_of_half_the_depth(tiny_teacher: Path, tmp_path: Path) -> None:
     opened = load(tmp_path / "hybrid" / "model")
     assert [group.name for group in opened.groups] == ["blocks.0-1.merge", "blocks.2-3.merge"]
     assert len(host_for(opened.model).blocks(opened.model)) == 2
+
+
+def test_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "restructure.md").read_text()
+    (plan,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    layout = Plan.from_yaml(plan).layout({**bundled_config("dit-xl-2-256"), "num_layers": 12})
+    assert layout is not None and [group.name for group in layout.places[:2]] == [
+        "blocks.2-5.merge",
+        "blocks.0-1.merge",
+    ]
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    assert "blocks.0-1.merge" in capsys.readouterr().out
