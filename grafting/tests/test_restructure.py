@@ -17,7 +17,7 @@ from torch import nn
 from grafting import parallel
 from grafting.cost import plan_cost, table
 from grafting.graft import Grafted, GraftError, graft, ungraft
-from grafting.hosts import bundled_config, host_for
+from grafting.hosts import HostError, Site, bundled_config, host_for
 from grafting.measure.speed import flops, parameters
 from grafting.parallel import Parallel
 from grafting.plan import Edit, Plan, PlanError
@@ -384,6 +384,13 @@ def test_bad_yaml_is_told(entry: Any, words: str) -> None:
     assert words in str(caught.value)
     with pytest.raises(PlanError, match="list of steps"):
         Plan.from_dict({"restructure": "pairs"})
+
+
+def test_a_merged_block_has_no_sites() -> None:
+    model = tiny()
+    graft(model, PAIRS)
+    with pytest.raises(HostError, match="restructured"):
+        host_for(model).get(model, Site(0, "attn"))
 
 
 def test_moving_the_student_moves_the_teacher() -> None:

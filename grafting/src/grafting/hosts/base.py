@@ -62,8 +62,10 @@ class Host(ABC):
         self.set_in(self._block(model, site), site.kind, module)
 
     def get_in(self, block: nn.Module, kind: Kind) -> nn.Module:
-        """The operator of one block."""
-        module: nn.Module = getattr(block, self.module_of[kind])
+        """The operator of one block. Raises HostError for a block of a restructured model, which has no sites."""
+        module = getattr(block, self.module_of[kind], None)
+        if not isinstance(module, nn.Module):
+            raise HostError(f"{type(block).__name__} has no site {kind}: the model's blocks were restructured")
         return module
 
     def set_in(self, block: nn.Module, kind: Kind, module: nn.Module) -> None:
