@@ -86,7 +86,7 @@ def render(results: Results | Mapping[str, Any], folder: Path) -> str:
     if not isinstance(results, Results):
         results = Results.from_dict(results)
     titled = f"speed-up over the teacher, {results.run}"
-    pictures = [(m, _inline(folder, m.grid)) for m in results.models if m.grid]
+    pictures = [(m, inline(folder, m.grid)) for m in results.models if m.grid]
     first = [(m, data) for m, data in pictures if m.role != "control" and m.run == results.run][:FIRST]
     return template("page.html").render(
         r=results,
@@ -110,7 +110,7 @@ def write_page(path: Path, results: Results) -> None:
     write_text_atomic(path, render(results, path.parent))
 
 
-def _inline(folder: Path, name: str | None) -> str:
+def inline(folder: Path, name: str | None) -> str:
     root = folder.resolve()
     path = (root / (name or "")).resolve()
     if root not in path.parents or not path.is_file():

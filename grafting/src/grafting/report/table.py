@@ -18,11 +18,12 @@ SCHEMA = 1
 class TableRow:
     """One model. share: percent of the sites. budget: as asked, a share of the teacher's training; None untrained.
 
-    images: learnt from, None for all. parts: FLOPs of making it; ``teacher_training``: of the teacher. flops: of a
-    forward pass, over the teacher's. differences: minus the teacher's, paired (``loss``, ``fid``, ``kid``). over_none:
-    the same minus the control *none* of equal site, share and budget. by_timestep: paired loss differences to the
-    teacher in equal parts of the noise schedule, from no noise up. explained: variance explained by site after stage 1,
-    held out. figures: as in :class:`~grafting.report.results.ModelResult`. grid: a PNG beside the results file.
+    images: learnt from as asked, None for all; ``learnt_from``: how many that is. variant: of another budget, data or
+    protocol than the table's own. parts: FLOPs of making it; ``teacher_training``: of the teacher. flops: of a forward
+    pass, over the teacher's. differences: minus the teacher's, paired (``loss``, ``fid``, ``kid``). over_none: the same
+    minus the control *none* of equal site, share and budget. by_timestep: paired loss differences to the teacher in
+    equal parts of the noise schedule, from no noise up. explained: variance explained by site after stage 1, held out.
+    figures: as in :class:`~grafting.report.results.ModelResult`. grid: a PNG beside the results file.
     """
 
     name: str
@@ -34,6 +35,7 @@ class TableRow:
     share: int | None = None
     budget: float | None = None
     images: int | None = None
+    learnt_from: int = 0
     variant: bool = False
     steps: Mapping[str, int] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)

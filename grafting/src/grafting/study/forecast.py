@@ -60,10 +60,11 @@ def _training_rate(table: Table) -> float:
     stage, model = table.recipe.finetune, copy.deepcopy(table.study.teacher).requires_grad_(True)
     batch, call = table.study.material.batches(stage.batch, table.recipe.seed)(0), denoiser(model)
     noise, t = draw(batch["z"].shape, 1000, table.recipe.seed, 0)
+    device = next(model.parameters()).device
     took = []
     for _ in range(2):
         began = time.perf_counter()
-        with autocast("cpu", stage.precision):
+        with autocast(device, stage.precision):
             output = call(noise, t, batch["y"])
         output.float().square().mean().backward()
         took.append(time.perf_counter() - began)

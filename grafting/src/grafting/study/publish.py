@@ -10,6 +10,7 @@ import torch
 
 from .. import __version__
 from ..report.table import TableResults, write_table
+from ..report.table_page import write_table_page
 from .whole import Table
 
 
@@ -32,9 +33,10 @@ def collect(table: Table, failed: Mapping[str, str]) -> TableResults:
 
 
 def publish(table: Table, failed: Mapping[str, str]) -> TableResults:
-    """Write ``table.json`` from what is there; returns what it holds."""
+    """Write ``table.json`` and ``table.html`` from what is there; returns what the first holds."""
     results = collect(table, failed)
     write_table(table.out / "table.json", results)
+    write_table_page(table.out / "table.html", results)
     return results
 
 

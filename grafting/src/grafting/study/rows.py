@@ -98,7 +98,15 @@ def matching(found: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
 def _order(row: Row) -> tuple[Any, ...]:
     place = row.share if row.share is not None else (101 if row.role == "hybrid" else 0)
     first = row.role == "teacher" and not row.variant
-    return not first, row.variant, (row.budget or 0) if row.variant else 0, place, row.role != "control", row.flops > 0
+    return (
+        not first,
+        row.variant,
+        (row.budget or 0) if row.variant else 0,
+        place,
+        row.role != "control",
+        bool(row.problem),
+        row.flops > 0,
+    )
 
 
 def _teachers(recipe: TableRecipe) -> Iterator[Row]:

@@ -23,7 +23,6 @@ import torch
 
 from ..claims import ClaimError
 from ..files import write_bytes_atomic, write_json_atomic
-from ..graft import tensors_hash
 from ..measure.denoising import mean_loss, paired_difference
 from ..measure.quality import paired_kid_difference
 from ..measure.quality.evaluate import paired_fid_difference
@@ -83,14 +82,9 @@ class Table:
         return {
             "model": study.settings(entry),
             "protocol": protocol | {"labels": study.recipe.evaluate.labels, "samples": study.recipe.evaluate.samples},
-            "judge": self._judge | study.material.identity,
+            "judge": study.judging.settings,
             "shown": [row.label, row.role, row.site, row.share, row.budget, row.description],
         }
-
-    @cached_property
-    def _judge(self) -> dict[str, str | None]:
-        assert self.study.model.classifier is not None
-        return {"classifier": tensors_hash(self.study.model.classifier.state_dict())}
 
     def done(self, row: Row) -> TableRow | None:
         """A finished row, from its file; None where there is none, or one of other settings, or a broken one."""
@@ -128,7 +122,10 @@ class Table:
         bins: tuple[Figure, ...] = ()
         if row.role != "teacher":
             theirs = self.study.denoise(self.study.entries[0])
-            differences = self._against(study, entry, self.study, self.study.entries[0])
+            differences = {"loss": Figure(**asdict(paired_difference(losses, theirs)))}
+            for name, key in (("fid", "FID − teacher's"), ("kid", "KID − teacher's")):
+                # The procedure that moves nothing is the teacher, which has no difference to itself.
+                differences |= {name: Figure(**quality["figures"][key])} if key in quality["figures"] else {}
             bins = by_timestep(losses, theirs, self.study.triples.t)
         made = TableRow(
             name=row.name,
@@ -140,6 +137,7 @@ class Table:
             share=row.share,
             budget=row.budget,
             images=row.images,
+            learnt_from=row.images or len(self.study.material.images(train=True).labels),
             variant=row.variant,
             steps=row.steps,
             parts=row.parts,
@@ -189,10 +187,9 @@ class Table:
         a, b, reference = mine.features(entry), theirs.features(other), self.study.reference
         loss = paired_difference(mine.denoise(entry), theirs.denoise(other))
         distance = paired_fid_difference(a, b, reference)
-        kernel = paired_kid_difference(a.pool, b.pool, reference.pool, seed=self.recipe.seed) if len(a) >= 200 else None
+        kernel = paired_kid_difference(a.pool, b.pool, reference.pool, seed=self.recipe.seed)
         found = {"loss": Figure(**asdict(loss)), "fid": Figure(**asdict(distance))}
-        if kernel is not None:
-            found["kid"] = Figure(value=kernel.value, low=kernel.low, high=kernel.high)
+        found["kid"] = Figure(value=kernel.value, low=kernel.low, high=kernel.high)
         return found
 
 

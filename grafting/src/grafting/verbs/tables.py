@@ -40,7 +40,7 @@ def study(arguments: argparse.Namespace) -> None:
         return
     failed = run_rows(table, chosen, lambda: publish(table, {}))
     publish(table, failed)
-    print(out / "table.json")
+    print(f"the page: {out / 'table.html'}")
     broken = [name for name in failed if table.named(name).recipe is not None]
     if broken:
         raise StudyError(f"rows {', '.join(broken)} failed: {failed[broken[0]]}")

@@ -1,0 +1,141 @@
+"""Whether rows of a table reach what was aimed at, and what limits those that do not; from their figures alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .results import Figure
+from .table import TableResults, TableRow
+
+METRICS = {"kid": "KID", "fid_minus_floor": "FID − floor"}
+ALIVE = ("recognised", "precision", "recall")
+"""A model has collapsed where one of these is less than half of the teacher's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """Of hybrids at ``share`` percent: metrics at most ``within`` of the teacher above it; None asks for no collapse.
+
+    interval: whether a value within the teacher's own 95 % interval is enough.
+    """
+
+    share: int
+    within: float | None = None
+    interval: bool = False
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        if self.within is None:
+            return f"{self.share} %: no collapse ({', '.join(ALIVE)} at least half of the teacher's)"
+        inside = ", or within its interval" if self.interval else ""
+        return f"{self.share} %: KID and FID − floor at most {self.within:.0%} above the teacher's{inside}"
+
+
+GOALS = (Goal(share=50, within=0.05, interval=True), Goal(share=75, within=0.20), Goal(share=100))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One row against its goal: ``found`` says per metric how it stands, ``limits`` what a miss may come from."""
+
+    row: str
+    goal: Goal
+    met: bool
+    found: tuple[str, ...]
+    limits: str = ""
+
+
+def verdicts(results: TableResults) -> tuple[Verdict, ...]:
+    """Of every hybrid of the table proper that a goal is for; empty where the teacher was not measured."""
+    teacher = results.row("teacher")
+    if teacher is None:
+        return ()
+    found = []
+    for goal in GOALS:
+        rows = [row for row in results.rows if (row.share, row.role, row.variant) == (goal.share, "hybrid", False)]
+        found += [judge(row, teacher, goal) for row in rows]
+    return tuple(found)
+
+
+def judge(row: TableRow, teacher: TableRow, goal: Goal) -> Verdict:
+    """One row against one goal; a metric that either lacks is not met."""
+    told = []
+    if goal.within is None:
+        told = [_alive(row, teacher, name) for name in ALIVE]
+    else:
+        told = [_near(row, teacher, name, goal) for name in METRICS]
+    met = all(good for good, _ in told)
+    return Verdict(
+        row=row.name, goal=goal, met=met, found=tuple(text for _, text in told), limits="" if met else limits(row)
+    )
+
+
+def _near(row: TableRow, teacher: TableRow, name: str, goal: Goal) -> tuple[bool, str]:
+    mine, theirs, title = row.figures.get(name), teacher.figures.get(name), METRICS[name]
+    if mine is None or theirs is None or goal.within is None:
+        return False, f"{title} was not measured"
+    near = mine.value <= theirs.value + goal.within * abs(theirs.value)
+    inside = theirs.high is not None and mine.value <= theirs.high
+    apart = f"{title} {_more(mine, theirs)}"
+    if near:
+        return True, apart
+    if inside:
+        return goal.interval, f"{apart}, inside the teacher's interval"
+    return False, f"{apart}, beyond the teacher's interval"
+
+
+def _more(mine: Figure, theirs: Figure) -> str:
+    if theirs.value <= 0:
+        return f"{mine.value - theirs.value:+.2g} from the teacher's {theirs.value:.2g}"
+    return f"{mine.value / theirs.value - 1:+.0%}"
+
+
+def _alive(row: TableRow, teacher: TableRow, name: str) -> tuple[bool, str]:
+    mine, theirs = row.figures.get(name), teacher.figures.get(name)
+    if mine is None or theirs is None:
+        return False, f"{name} was not measured"
+    return mine.value >= 0.5 * theirs.value, f"{name} {mine.value:.0%} (the teacher's {theirs.value:.0%})"
+
+
+def limits(row: TableRow) -> str:
+    """Where a row's error sits: its worst sites after stage 1, and where in the noise schedule its loss is highest."""
+    told = []
+    if row.explained:
+        worst = sorted(row.explained.items(), key=lambda item: item[1])[:3]
+        told.append("least explained: " + ", ".join(f"{site} {share:.2f}" for site, share in worst))
+    if row.by_timestep:
+        step = 1000 // len(row.by_timestep)
+        total = sum(max(figure.value, 0.0) for figure in row.by_timestep)
+        place = max(range(len(row.by_timestep)), key=lambda k: row.by_timestep[k].value)
+        if total > 0:
+            share = row.by_timestep[place].value / total
+            told.append(f"{share:.0%} of the added loss at t = {place * step} to {(place + 1) * step - 1}")
+    return "; ".join(told)
+
+
+def beats_none(row: TableRow) -> bool | None:
+    """Whether its paired loss is below that of *none* beyond the interval; None where there is no such control."""
+    figure = row.over_none.get("loss")
+    return None if figure is None or figure.high is None else figure.high < 0
+
+
+def summary(results: TableResults) -> tuple[str, ...]:
+    """What a table says, in sentences."""
+    found = verdicts(results)
+    told = []
+    for goal in GOALS:
+        mine = [verdict for verdict in found if verdict.goal is goal]
+        met = sum(verdict.met for verdict in mine)
+        if mine:
+            told.append(f"{goal.text}: {met} of {len(mine)} rows reach it.")
+    compared = [(row, beats_none(row)) for row in results.rows if beats_none(row) is not None and not row.variant]
+    if compared:
+        missed = [row.name for row, better in compared if not better]
+        told.append(
+            f"By the paired held-out loss {len(compared) - len(missed)} of {len(compared)} rows beat the control none "
+            "beyond the interval" + (f"; {', '.join(missed)} do not." if missed else ".")
+        )
+    if results.missing:
+        told.append(f"{len(results.missing)} rows are missing.")
+    return tuple(told)
