@@ -1,7 +1,8 @@
 """Sabotage: a model that is wrong in one place must break a relation that knows nothing of the engine.
 
 The relations are the specification's first integral H and final size, and moments that tell the exits of a compartment
-apart, all with formulas typed in by hand. Everything runs on the scipy reference, so nothing is compiled.
+apart, all with formulas typed in by hand. Each wrong declaration runs on the scipy reference, which compiles nothing;
+the kernel runs one declaration in which the mistakes are parameters.
 """
 
 import numpy as np
@@ -45,8 +46,12 @@ def h_weights(v):
 
 def violations(model, branch=0):
     """Relative violations of each relation, zero for the right model."""
-    run = simulate(model, parameters=V, days=3000, rtol=1e-11, atol=1e-9, reference="DOP853")
-    s, c, i1, i2, r, d = run.states[0].T
+    return broken(simulate(model, parameters=V, days=3000, rtol=1e-11, atol=1e-9, reference="DOP853"), 0, branch)
+
+
+def broken(run, at=0, branch=0):
+    """The same for one trajectory of a run."""
+    s, c, i1, i2, r, d = run.states[at].T
     n = V["population"]
     r0, wc, wt, w2 = h_weights(V)
     h = np.log(s) - r0 * s / n - V["transmission_rate"] / n * (wc * c + wt * i1 + w2 * i2)
@@ -69,7 +74,7 @@ def violations(model, branch=0):
     return {
         "first integral": np.abs(h - h[0]).max() / abs(h[0]),
         "final size": abs(s[-1] / final - 1),
-        "cases": abs(run["cases"][0, -1] / cases - 1),
+        "cases": abs(run["cases"][at, -1] / cases - 1),
         "immune": abs(r[-1] / immune - 1),
         "deaths": abs(d[-1] / deaths - 1),
     }
@@ -124,3 +129,27 @@ def test_direct_fraction_dropped():
 
 def test_the_wrong_branch_of_lambert():
     assert violations(GENERALISED, branch=-1)["final size"] > 0.1
+
+
+def test_the_kernel_is_told_apart_as_well():
+    """One compiled model: a factor for each flow, and parameters that swap epsilon with eta and drop p."""
+    declaration = GENERALISED.to_dict()
+    names = [flow.name for flow in GENERALISED.flows]
+    for flow in declaration["flows"]:
+        rate = swapped("", flow["rate"]).replace("stage2_infectiousness", "@").replace("carrier_odds", "#")
+        rate = rate.replace("@", "(carrier_odds + swap * (stage2_infectiousness - carrier_odds))")
+        rate = rate.replace("#", "(stage2_infectiousness + swap * (carrier_odds - stage2_infectiousness))")
+        flow["rate"] = f"factor_{flow['name']} * ({rate.replace('direct_fraction', 'keep * direct_fraction')})"
+    plain = {"unit": "1", "kind": "multiplier", "bounds": [0, 2]}
+    extra = {**{f"factor_{name}": 1.0 for name in names}, "keep": 1.0, "swap": 0.0}
+    declaration["parameters"] += [{"name": name, "default": value, **plain} for name, value in extra.items()]
+    model = Model.from_yaml(yaml.safe_dump(declaration))
+    mistakes = [{f"factor_{name}": factor} for name in names for factor in (0.9, 1.1)] + [{"swap": 1.0}, {"keep": 0.0}]
+    rows = [{}, *mistakes]
+    sets = {name: np.array([row.get(name, value) for row in rows]) for name, value in extra.items()}
+    run = simulate(model, parameters={**V, **sets}, days=3000, rtol=1e-10, atol=1e-9)
+    assert not run.status.any()
+    assert max(broken(run, 0).values()) < 1e-6
+    assert broken(run, 0, branch=-1)["final size"] > 0.1
+    for at, mistake in enumerate(mistakes, start=1):
+        assert broken(run, at)["first integral"] > 1e-4, mistake
