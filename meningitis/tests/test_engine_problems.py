@@ -73,6 +73,53 @@ def test_output_between_the_steps_is_of_fourth_order(reference):
     assert errors[1] / errors[2] > 30
 
 
+MORE = {
+    "A1": ({"a1": "-a1"}, {"a1": 1.0}),
+    "A2": ({"a2": "-a2^3/2"}, {"a2": 1.0}),
+    "A5": ({"a5": "(a5 - t)/(a5 + t)"}, {"a5": 4.0}),
+    "B2": ({"p": "-p + q", "q": "p - 2*q + r", "r": "q - r"}, {"p": 2.0, "q": 0.0, "r": 1.0}),
+    "B3": ({"f": "-f", "g": "f - g^2", "h": "g^2"}, {"f": 1.0, "g": 0.0, "h": 0.0}),
+    "B4": (
+        {"l": "-m - l*n/sqrt(l^2 + m^2)", "m": "l - m*n/sqrt(l^2 + m^2)", "n": "l/sqrt(l^2 + m^2)"},
+        {"l": 3.0, "m": 0.0, "n": 0.0},
+    ),
+    "C1": (
+        {"c0": "-c0", **{f"c{k}": f"c{k - 1} - c{k}" for k in range(1, 9)}, "c9": "c8"},
+        {f"c{k}": float(k == 0) for k in range(10)},
+    ),
+    "D5": (
+        {"x": "u", "y": "v", "u": "-x/(x^2 + y^2)^1.5", "v": "-y/(x^2 + y^2)^1.5"},
+        {"x": 0.1, "y": 0.0, "u": 0.0, "v": 19.0**0.5},
+    ),
+    "E1": (
+        {"j": "i", "i": "-(i/(t + 1) + (1 - 0.25/(t + 1)^2)*j)"},
+        {"j": 0.671396707141803, "i": 0.09540051444747446},
+    ),
+    "E3": ({"o": "k", "k": "o^3/6 - o + 2*sin(2.78535*t)"}, {"o": 0.0, "k": 0.0}),
+    "E4": ({"z": "w", "w": "0.032 - 0.4*w^2"}, {"z": 30.0, "w": 0.0}),
+}
+"""More of the set, one to three of each class; in one system of their own."""
+
+
+def test_more_of_the_set_against_dop853():
+    equations = {name: text for each, _ in MORE.values() for name, text in each.items()}
+    initial = {name: value for _, each in MORE.values() for name, value in each.items()}
+    assert len(equations) == len(initial) == sum(len(each) for each, _ in MORE.values())
+    runs = [
+        solve_ode(equations, initial=initial, times=TIMES, rtol=rtol, atol=rtol / 100, reference=reference)
+        for rtol, reference in ((1e-8, None), (1e-13, "DOP853"))
+    ]
+    for name, (each, _) in MORE.items():
+        for state in each:
+            mine, other = (run[state][0] for run in runs)
+            assert np.abs(mine - other).max() < 2e-6 * np.abs(other).max(), (name, state)
+    # Closed forms: exponential decay, the inverse square root, Bessel's J of order a half from t + 1.
+    np.testing.assert_allclose(runs[0]["a1"][0], np.exp(-TIMES), atol=1e-9)
+    np.testing.assert_allclose(runs[0]["a2"][0], 1 / np.sqrt(1 + TIMES), rtol=1e-7)
+    bessel = np.sqrt(2 / np.pi / (TIMES + 1)) * np.sin(TIMES + 1)
+    np.testing.assert_allclose(runs[0]["j"][0], bessel, atol=1e-6)
+
+
 def conditions(weights, matrix, nodes):
     """Left-hand sides and values of the 17 order conditions up to order 5, as (order, left, right).
 
