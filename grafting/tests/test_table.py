@@ -39,7 +39,8 @@ rows:
   - {name: untrained, role: control, what: untrained, site: attn, operator: hyena_x, shares: [50]}
   - {name: procedure, role: control, what: procedure}
   - {name: mlp_r3, site: mlp, operator: mlp, options: {ratio: 3}, shares: [50], budgets: [5.0e-5], images: [10]}
-  - {name: depth-halved, plan: {restructure: [{merge: pairs}]}}
+  - {name: depth-halved, plan: {restructure: [{merge: pairs}]}, none: depth-dropped}
+  - {name: depth-dropped, role: control, plan: {restructure: [{drop: interleaved 50%}]}}
   - {name: lost, plan: {edits: [{site: attn, blocks: [99], operator: swa}]}}
 """
 
@@ -68,6 +69,7 @@ def test_rows_come_in_the_order_of_their_use_and_name_what_they_are(finished: tu
         "none-attn-50",
         "hyena_x-50",
         "hyena_x-100",
+        "depth-dropped",
         "depth-halved",
         "lost",
         "mlp_r3-50-b0_005-n10",
@@ -90,6 +92,9 @@ def test_every_row_has_its_figures_and_controls(finished: tuple[Table, TableResu
     assert hybrid.differences["loss"].value == pytest.approx(hybrid.loss.value - teacher.loss.value)  # type: ignore[union-attr]
     assert hybrid.over_none["loss"].value == pytest.approx(hybrid.loss.value - none.loss.value)  # type: ignore[union-attr]
     assert hybrid.over_none["fid"].value == pytest.approx(hybrid.figures["fid"].value - none.figures["fid"].value)
+    halved, dropped = results.row("depth-halved"), results.row("depth-dropped")
+    assert halved is not None and dropped is not None and halved.loss is not None and dropped.loss is not None
+    assert halved.over_none["loss"].value == pytest.approx(halved.loss.value - dropped.loss.value)
     assert not none.over_none and not results.row("hyena_x-100").over_none  # type: ignore[union-attr]
     assert set(hybrid.explained) == {"blocks.1.attn", "blocks.3.attn"}
     procedure = results.row("procedure")
@@ -248,6 +253,8 @@ def test_bad_recipes_are_refused(tiny_teacher: Path, change: str, word: str) -> 
 def test_two_rows_of_one_name_are_refused(tiny_teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="rows hyena_x-100 occur twice"):
         opened(tiny_teacher, tmp_path / "out", "rows.1.name=hyena_x", "rows.1.shares=[100]")
+    with pytest.raises(StudyError, match="none nothing: no such row; there are teacher"):
+        opened(tiny_teacher, tmp_path / "out", "rows.0.none=nothing")
 
 
 def test_results_of_another_schema_or_with_odd_keys_are_refused(

@@ -21,8 +21,9 @@ class Row:
     """One model of the table.
 
     share: percent of the sites; None where that has no meaning. budget: as asked, None for what is not trained. images:
-    learnt from, None for all. recipe, entry: the study that makes it, and its name there; None where ``problem`` says
-    why it cannot be made. parts: FLOPs by part. cost: of its plan; None for the unchanged teacher.
+    learnt from, None for all. none: the row of its control *none*, where that is not the one of equal site and share.
+    recipe, entry: the study that makes it, and its name there; None where ``problem`` says why it cannot be made.
+    parts: FLOPs by part. cost: of its plan; None for the unchanged teacher.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Row:
     budget: float | None = None
     images: int | None = None
     variant: bool = False
+    none: str = ""
     recipe: RunRecipe | None = None
     entry: str = ""
     parts: dict[str, float] = field(default_factory=dict)
@@ -78,6 +80,9 @@ def rows(recipe: TableRecipe, model: Any, samples: int) -> list[Row]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise StudyError(f"rows {', '.join(twice)} occur twice: give their groups other names")
+    lost = sorted({row.none for row in found} - {"", *names})
+    if lost:
+        raise StudyError(f"none {', '.join(lost)}: no such row; there are {', '.join(names)}")
     return sorted(found, key=_order)
 
 
@@ -96,7 +101,7 @@ def matching(found: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    place = row.share if row.share is not None else (101 if row.role == "hybrid" else 0)
+    place = row.share if row.share is not None else (0 if row.entry == "procedure" else 101)
     first = row.role == "teacher" and not row.variant
     return (
         not first,
@@ -149,6 +154,7 @@ def _row(
         share=share,
         budget=None if group.what == "untrained" else budget,
         images=images,
+        none=group.none,
         variant=budget != recipe.budget or images is not None,
         entry=name,
     )
@@ -165,15 +171,16 @@ def _row(
     start = recipe.starts[group.start]
     learns = any(site.operator != "none" for site in cost.sites) or group.plan is not None
     init = start.init if learns else "random"
+    calibration = recipe.calibration if cost.sites and init in ("default", "solve") else 0
     one, two = fit(
         cost,
         whole * budget,
         first=recipe.stage_one if learns else 0.0,
-        calibration=recipe.calibration if init in ("default", "solve") else 0,
+        calibration=calibration,
         distill=start.distill,
         finetune=recipe.finetune,
     )
-    parts = part_flops(cost, calibration=recipe.calibration if init in ("default", "solve") else 0, one=one, two=two)
+    parts = part_flops(cost, calibration=calibration, one=one, two=two)
     made = _recipe(recipe, name, plan, init=init, one=one, two=two, images=images)
     told = f"{group.start} start" if learns else "nothing at the sites"
     return replace(plain, recipe=made, cost=cost, parts=parts, description=told)

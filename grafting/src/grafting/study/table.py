@@ -38,7 +38,8 @@ class Group:
 
     site, operator, options: as in a plan's edit. plan: a whole plan in their place, with no shares. shares: percent of
     the blocks, interleaved. start: a name among the recipe's starts. what: ``graft``; ``untrained`` (random operators,
-    no training); ``procedure`` (the unchanged teacher through stage 2). budgets, images: the recipe's budget and all
+    no training); ``procedure`` (the unchanged teacher through stage 2). none: the row that is its
+    control *none*, where that is not the one of equal site and share. budgets, images: the recipe's budget and all
     images where empty.
     """
 
@@ -51,6 +52,7 @@ class Group:
     plan: dict[str, Any] | None = None
     shares: tuple[int, ...] = (50, 75, 100)
     start: str = "copied"
+    none: str = ""
     budgets: tuple[float, ...] = ()
     images: tuple[int, ...] = ()
 

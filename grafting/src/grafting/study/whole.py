@@ -162,13 +162,8 @@ class Table:
 
         Empty where there is no such control, or where what both were measured by is no longer kept.
         """
-        if row.role != "hybrid" or row.share is None:
-            return {}
-        same = (row.site, row.share, row.budget, row.images)
-        for control in self.rows:
-            if control.operator == "none" and (control.site, control.share, control.budget, control.images) == same:
-                break
-        else:
+        control = self._none(row)
+        if control is None:
             return {}
         both = (row, control)
         kept = all((self.out / "work" / each.entry / "quality.json").is_file() for each in both)
@@ -177,6 +172,15 @@ class Table:
         path = self.out / "work" / row.entry / "over-none.json"
         found = part(path, {"rows": [self._settings(each) for each in both]}, lambda: self._over(row, control))
         return {name: Figure(**figure) for name, figure in found.items()}
+
+    def _none(self, row: Row) -> Row | None:
+        if row.role != "hybrid" or row.none:
+            return self.named(row.none) if row.none else None
+        for other in self.rows:
+            same = (other.site, other.share, other.budget, other.images)
+            if other.operator == "none" and same == (row.site, row.share, row.budget, row.images):
+                return other
+        return None
 
     def _over(self, row: Row, control: Row) -> dict[str, Any]:
         found = self._against(*self.opened(row), *self.opened(control))
