@@ -46,7 +46,6 @@ class DistillStage:
     attn: SiteConfig = DistillConfig.attn
     mlp: SiteConfig = DistillConfig.mlp
     group: SiteConfig = DistillConfig.group
-    group: SiteConfig = DistillConfig.group
     clip: float = 10.0
     warmup: float = 0.1
     halve: tuple[float, ...] = (0.25, 0.5, 0.75)
