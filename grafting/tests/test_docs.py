@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import grafting
 from grafting.cli import main
 from grafting.operators import list_operators
 from grafting.plan import Plan
@@ -74,6 +75,8 @@ def test_the_table_of_starts_is_the_recorded_one() -> None:
 @pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
 def test_readme_runs_on_the_bundled_teacher() -> None:
     (code,) = blocks("README.md", "python")
+    assert re.findall(r"^(?:import|from) .*", code, re.MULTILINE) == ["import grafting"]
+    assert set(re.findall(r"grafting\.(\w+)", code)) <= set(grafting.__all__)
     exec(code, {})
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .store.models import open_model as open_model
     from .study import RunRecipe as RunRecipe
     from .study import run as run
+    from .study.stages import Material as Material
     from .teachers import load_bundle as load_bundle
     from .teachers import load_teacher as load_teacher
     from .training.distill import distill as distill
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Material": "study.stages",
     "Pipeline": "sampling",
     "Plan": "plan",
     "RunRecipe": "study",

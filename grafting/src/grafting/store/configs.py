@@ -85,7 +85,7 @@ def hub_file(name: str, file: str) -> Path | None:
 
     try:
         return Path(hf_hub_download(name, file))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EntryNotFoundError) as error:
         absent = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
         if absent or try_to_load_from_cache(name, file) is _CACHED_NO_EXIST:
             return None
