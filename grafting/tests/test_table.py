@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from grafting.cli import main
+from grafting.report import published
 from grafting.report.table import TableResults, read_table
 from grafting.settings import SettingsError
 from grafting.study.parts import StudyError
@@ -77,6 +79,10 @@ def test_rows_come_in_the_order_of_their_use_and_name_what_they_are(finished: tu
     assert [row.name for row in results.rows] == [row.name for row in table.rows if row.name != "lost"]
     assert list(results.missing) == ["lost"] and "block 99" in results.missing["lost"]
     assert read_table(table.out / "table.json") == results
+    page = table.out / "table.html"
+    before = page.read_text()
+    page.unlink()
+    assert main(["report", str(table.out)]) == 0 and page.read_text() == before
 
 
 def test_every_row_has_its_figures_and_controls(finished: tuple[Table, TableResults]) -> None:
@@ -248,6 +254,31 @@ def test_losses_by_timestep() -> None:
 def test_bad_recipes_are_refused(tiny_teacher: Path, change: str, word: str) -> None:
     with pytest.raises(SettingsError, match=word):
         recipe(tiny_teacher, change)
+
+
+def test_the_pages_own_table_and_the_shipped_one_are_recipes() -> None:
+    from importlib.resources import files
+
+    docs = Path(__file__).parents[1] / "docs" / "table.md"
+    (own,) = re.findall(r"```yaml\n(.*?)```", docs.read_text(), re.DOTALL)
+    assert len(TableRecipe.from_yaml(own).rows) == 4
+    shipped = TableRecipe.from_yaml((files("grafting") / "recipes" / "table.yaml").read_text())
+    operators = {
+        "hyena_se",
+        "hyena_x",
+        "hyena_y",
+        "swa",
+        "mamba2",
+        "mlp",
+        "mlp_hyena_x",
+        "local_mean",
+        "hyena_x_2d",
+        "linear",
+    }
+    full = [group for group in shipped.rows if group.shares == (50, 75, 100) and group.role == "hybrid"]
+    assert {group.operator for group in full} == operators | {""}
+    assert set(published.ROWS) <= {group.name for group in shipped.rows}
+    assert shipped.evaluate.samples >= 2000 and shipped.evaluate.guidance == 1 and shipped.budget == 0.05
 
 
 def test_two_rows_of_one_name_are_refused(tiny_teacher: Path, tmp_path: Path) -> None:

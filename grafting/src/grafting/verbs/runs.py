@@ -39,9 +39,16 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """The page of a finished run again, from its ``results.json``."""
+    """The page of a finished run or of a table again, from its ``results.json`` or ``table.json``."""
     from ..report import read_results, write_page
+    from ..report.table import read_table
+    from ..report.table_page import write_table_page
 
+    path = arguments.out / "table.json"
+    if path.is_file():
+        write_table_page(arguments.out / "table.html", read_table(path))
+        print(arguments.out / "table.html")
+        return
     path = arguments.out / "results.json"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; a finished grafting run writes it")
