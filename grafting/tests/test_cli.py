@@ -77,6 +77,42 @@ def test_operators_inspect_and_recipes(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["recipes", "cp", "fashion-transformer", str(tmp_path)]) == 2
 
 
+def test_only_a_run_that_is_told_to_resumes() -> None:
+    from grafting.cli import _parser
+
+    assert _parser().parse_args(["run", "demo"]).resume is False
+    assert _parser().parse_args(["run", "demo", "--resume"]).resume is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "demo"], "stopped; go on with: grafting run demo --resume"),
+        (["run", "demo", "--resume", "--out", "a b"], "stopped; go on with: grafting run demo --resume --out 'a b'"),
+        (["pretrain", "fashion-classifier", "--out", "x"], "go on with: grafting pretrain fashion-classifier --out x"),
+        (["sample", "fashion", "--out", "x.png"], "stopped"),
+    ],
+)
+def test_ctrl_c_prints_the_command_that_goes_on(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import argparse
+
+    parse = argparse.ArgumentParser.parse_args
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def parsed(self: argparse.ArgumentParser, given: list[str]) -> argparse.Namespace:
+        found = parse(self, given)
+        found.run = stopped
+        return found
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    assert main(arguments) == 130
+    assert capsys.readouterr().err.strip().endswith(said)
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from grafting.cli import _parser; _parser().format_help(); "

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed.run(parsed)
     except KeyboardInterrupt:
-        print(f"\nstopped{_resuming(given, parsed.resume)}", file=sys.stderr)
+        print(f"\nstopped{_resuming(given, parsed.goes_on_with)}", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"grafting {parsed.verb}: {error}", file=sys.stderr)

@@ -25,7 +25,7 @@ GROUPS = (
 
 
 def add_verbs(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` all verbs; parsed arguments have ``verb`` (its name), ``run`` and ``resume``."""
+    """Give ``parser`` all verbs; parsed arguments have ``verb`` (its name), ``run`` and ``goes_on_with``."""
     verbs = Verbs(parser.add_subparsers(dest="verb", required=True, metavar="VERB"))
     for name in GROUPS:
         import_module(f".{name}", __name__).add(verbs)

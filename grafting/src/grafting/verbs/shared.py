@@ -31,7 +31,8 @@ class Verbs:
         nothing is kept.
         """
         made = self._subparsers.add_parser(name, help=help, description=help)
-        made.set_defaults(run=run, resume=resume)
+        # Not "resume": defaults of the parser would become those of a verb's own --resume.
+        made.set_defaults(run=run, goes_on_with=resume)
         return made
 
 
