@@ -109,7 +109,10 @@ def results(tmp_path: Path) -> TableResults:
         (tmp_path / "rows" / f"{made.name}.png").write_bytes(grid_png(torch.full((4, 1, 4, 4), k / 8), columns=2))
         drawn.append(replace(made, grid=f"rows/{made.name}.png", protocol="N = 24"))
     return TableResults(
-        title="A <table>", rows=tuple(drawn), missing={"swa-75": "not run yet"}, provenance={"machine": "one"}
+        title="A <table>",
+        rows=tuple(drawn),
+        missing={"swa-75": "not run yet", "swa-100": "not run yet"},
+        provenance={"machine": "one"},
     )
 
 
@@ -120,10 +123,10 @@ def test_summary_counts_what_was_reached(results: TableResults) -> None:
         ("hyena_x-100", True),
     ]
     said = summary(results)
-    assert said[0].startswith("50 %: ") and said[0].endswith("or within its interval: 1 of 2 rows reach it.")
-    assert said[1].startswith("100 %: no collapse") and "1 of 1 rows" in said[1]
+    assert said[0].startswith("50 %: ") and said[0].endswith("or within its interval: 1 of 2 reach it.")
+    assert said[1].startswith("100 %: no collapse") and "1 of 1 reach" in said[1]
     assert "1 of 2 rows beat the control none beyond the interval; hyena_x-50 do not." in said[2]
-    assert said[3] == "1 rows are missing."
+    assert said[3] == "Rows missing: 2."
     assert beats_none(results.rows[2]) is True and beats_none(results.rows[3]) is False
     assert beats_none(results.rows[1]) is None
     assert verdicts(replace(results, rows=results.rows[1:])) == ()
@@ -135,7 +138,7 @@ def test_page_shows_every_row_and_what_is_missing(results: TableResults, tmp_pat
     assert page.count("data:image/png") == len(results.rows) and "<script" not in page and 'src="http' not in page
     for made in results.rows:
         assert made.name in page
-    assert "A &lt;table&gt;" in page and "swa-75: not run yet" in page and "not below" in page
+    assert "A &lt;table&gt;" in page and "not run yet: swa-75, swa-100" in page and "not below" in page
     assert page.count("<svg") == 4  # two pairs: over compute and over data
     for label, shares in published.ROWS.items():
         line = re.search(rf"<td>{label}</td>(.*?)</tr>", page, re.DOTALL)
@@ -149,9 +152,9 @@ def test_page_shows_every_row_and_what_is_missing(results: TableResults, tmp_pat
 
 def test_an_empty_table_renders(tmp_path: Path) -> None:
     page = render_table(TableResults(title="nothing yet", missing={"teacher": "not run yet"}), tmp_path)
-    assert "teacher: not run yet" in page and "<svg" not in page
+    assert "not run yet: teacher" in page and "<svg" not in page
     (only,) = summary(TableResults(title="", missing={"teacher": ""}))
-    assert only == "1 rows are missing."
+    assert only == "Rows missing: 1."
 
 
 def test_a_grid_outside_of_the_folder_is_refused(results: TableResults, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def summary(results: TableResults) -> tuple[str, ...]:
         mine = [verdict for verdict in found if verdict.goal is goal]
         met = sum(verdict.met for verdict in mine)
         if mine:
-            told.append(f"{goal.text}: {met} of {len(mine)} rows reach it.")
+            told.append(f"{goal.text}: {met} of {len(mine)} reach it.")
     compared = [(row, beats_none(row)) for row in results.rows if beats_none(row) is not None and not row.variant]
     if compared:
         missed = [row.name for row, better in compared if not better]
@@ -137,5 +137,5 @@ def summary(results: TableResults) -> tuple[str, ...]:
             "beyond the interval" + (f"; {', '.join(missed)} do not." if missed else ".")
         )
     if results.missing:
-        told.append(f"{len(results.missing)} rows are missing.")
+        told.append(f"Rows missing: {len(results.missing)}.")
     return tuple(told)

@@ -48,9 +48,17 @@ def render_table(results: TableResults, folder: Path) -> str:
         verdicts=verdicts(results),
         drawings=drawings,
         pictures=[(row, inline(folder, row.grid)) for row in results.rows if row.grid],
+        missing=_by_reason(results),
         beats_none=beats_none,
         number=number,
     )
+
+
+def _by_reason(results: TableResults) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, reason in results.missing.items():
+        found.setdefault(reason, []).append(name)
+    return found
 
 
 def _beside(plain: Sequence[TableRow]) -> list[dict[str, Any]]:

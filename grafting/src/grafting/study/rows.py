@@ -10,6 +10,7 @@ from typing import Any
 from ..cost import PlanCost, plan_cost
 from ..measure.suggest import located
 from ..plan import Edit, Plan, PlanError
+from .entries import summary
 from .parts import StudyError
 from .recipe import DistillStage, FinetuneStage, RunRecipe
 from .stages import PASSES, part_flops, stage_one_flops, stage_two_flops
@@ -183,6 +184,7 @@ def _row(
     parts = part_flops(cost, calibration=calibration, one=one, two=two)
     made = _recipe(recipe, name, plan, init=init, one=one, two=two, images=images)
     told = f"{group.start} start" if learns else "nothing at the sites"
+    told = told if group.plan is None else summary(plan)
     return replace(plain, recipe=made, cost=cost, parts=parts, description=told)
 
 
