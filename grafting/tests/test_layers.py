@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("classifier", "teachers", "store", "data", "sampling"),
     ("training",),
     ("measure",),
-    ("study", "report"),
+    ("study", "report", "search"),
     ("verbs", "cli"),
 )
 """Rooms by floor, lowest first; a room is a module or a package below ``grafting``."""
