@@ -61,6 +61,15 @@ def test_a_bad_pretraining_recipe_is_one_sentence(
     assert word in error and str(path) in error and error.count("\n") == 1
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bytes.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    for arguments in (["plan", "dit-xl-2-256", "--plan", str(path)], ["run", str(path)]):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert f"{path}" in error and "no text in UTF-8" in error and error.count("\n") == 1
+
+
 def test_broken_results_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("{", "[]"):
         (tmp_path / "results.json").write_text(text)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,3 +56,26 @@ def test_labels_of_bytes_are_read_as_integers(tmp_path: Path) -> None:
     pixels, labels = np.zeros((2, 1, 2, 2), np.uint8), np.array([3, 255], np.uint8)
     np.savez(tmp_path / "x.npz", train_images=pixels, train_labels=labels)
     assert torch.equal(read_subset(tmp_path / "x.npz").labels, torch.tensor([3, 255]))
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"nonsense", "is not an npz"),
+        (b"", "is not an npz"),
+        (b"PK\x03\x04nonsense", "is not an npz"),
+        ({"a": np.zeros(3)}, "is not an npz"),
+        ({"train_images": np.zeros((2, 1, 4, 4)), "train_labels": np.zeros(2, int)}, "holds float64"),
+        ({"train_images": np.zeros((2, 4, 4), np.uint8), "train_labels": np.zeros(2, int)}, "holds uint8"),
+        ({"train_images": np.zeros((2, 1, 4, 4), np.uint8), "train_labels": np.zeros(3, int)}, "int64 .3,."),
+        ({"train_images": np.zeros((0, 1, 4, 4), np.uint8), "train_labels": np.zeros(0, int)}, "at least 1"),
+    ],
+)
+def test_another_file_of_images_is_named_in_a_sentence(content: Any, word: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, **content)
+    with pytest.raises(ValueError, match=rf"x\.npz.*{word}"):
+        read_subset(path)

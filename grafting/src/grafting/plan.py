@@ -347,9 +347,11 @@ class Plan:
         """From a YAML file (a Path) or text. Raises PlanError for text that is no YAML or no plan."""
         import yaml
 
-        text, where = (source.read_text(), str(source)) if isinstance(source, Path) else (source, "plan")
+        where = str(source) if isinstance(source, Path) else "plan"
         try:
-            content = yaml.safe_load(text)
+            content = yaml.safe_load(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
+        except UnicodeDecodeError:
+            raise PlanError([f"{where}: no text in UTF-8"]) from None
         except yaml.YAMLError as error:
             raise PlanError([f"{where}: not YAML: {' '.join(str(error).split())}"]) from None
         return cls.from_dict(content, where)

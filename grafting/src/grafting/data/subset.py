@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -49,10 +51,21 @@ def write_subset(path: Path, train: FashionMNIST, test: FashionMNIST) -> None:
 
 
 def read_subset(path: Path, *, train: bool = True) -> FashionMNIST:
-    """Read one half of what :func:`write_subset` wrote: images (n, C, H, W) in [-1, 1], labels (n,)."""
+    """Read one half of what :func:`write_subset` wrote: images (n, C, H, W) in [-1, 1], labels (n,).
+
+    Raises ValueError for another file, or for arrays of other types and sizes.
+    """
     half = "train" if train else "test"
-    with np.load(path, allow_pickle=False) as arrays:
-        images, labels = arrays[f"{half}_images"], arrays[f"{half}_labels"]
+    wanted = f"an npz with {half}_images (n, C, H, W) of bytes and {half}_labels (n,) of integers, n at least 1"
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            images, labels = arrays[f"{half}_images"], arrays[f"{half}_labels"]
+    except (KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not {wanted}") from error
+    fits = images.dtype == np.uint8 and images.ndim == 4 and np.issubdtype(labels.dtype, np.integer)
+    if not (fits and labels.shape == (len(images),) and len(images)):
+        found = f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}"
+        raise ValueError(f"{path} holds {found}, it must be {wanted}")
     return FashionMNIST(
         images=torch.from_numpy(images).float() / 127.5 - 1, labels=torch.from_numpy(labels.astype(np.int64))
     )

@@ -138,7 +138,7 @@ def class_of(source: nn.Module | Mapping[str, Any]) -> str:
     """
     config = source if isinstance(source, Mapping) else getattr(source, "config", None)
     name = config.get("_class_name") if isinstance(config, Mapping) else None
-    name = name or type(source).__name__
+    name = name or ("a configuration without _class_name" if isinstance(source, Mapping) else type(source).__name__)
     if name not in SHAPES:
         raise HostError(f"no host descriptor for {name}: known are {', '.join(SHAPES)}")
     return str(name)

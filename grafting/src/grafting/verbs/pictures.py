@@ -45,6 +45,11 @@ def sample(arguments: argparse.Namespace) -> None:
     from ..sampling import Pipeline, draw_labels
     from ..study.stages import null_class
 
+    for name in ("count", "columns", "zoom"):
+        if (given := getattr(arguments, name)) is not None and given < 1:
+            raise ValueError(f"--{name} {given}: must be at least 1")
+    if arguments.out.is_dir():
+        raise ValueError(f"--out {arguments.out} is a folder: name a PNG file")
     device = alone(arguments).device
     model = opened(arguments).to(device)
     classes = null_class(model.transformer)

@@ -35,6 +35,14 @@ def recipes(arguments: argparse.Namespace) -> None:
     print(target)
 
 
+def text_of(path: Path) -> str:
+    """A text file. Raises ValueError naming one that is no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8") from None
+
+
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
     folder = files("grafting") / "recipes"
@@ -53,4 +61,4 @@ def recipe_source(recipe: str) -> str:
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml") and not path.is_file():
         raise ValueError(f"recipe {recipe}: no such file; shipped are {', '.join(recipe_names())}")
-    return path.read_text() if path.is_file() else recipe_text(recipe)
+    return text_of(path) if path.is_file() else recipe_text(recipe)
