@@ -84,7 +84,7 @@ def test_a_delta_of_a_bundled_teacher_finds_it_by_itself(tmp_path: Path) -> None
     assert again.source_hash == handle.source_hash
     mine, theirs = handle.model.state_dict(), again.model.state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert 'load("this folder")' in (tmp_path / "README.md").read_text()
+    assert 'grafting.load("this folder")' in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("content", "word"), [("{}", "it lacks whole, base"), ("[1]", "lacks"), ("{", "not JSON")])

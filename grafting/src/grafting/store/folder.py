@@ -161,7 +161,7 @@ def card(manifest: Mapping[str, Any]) -> str:
         f"A `{manifest['class']}` with some of its operators or blocks replaced:\n\n{edits}",
         f"Pretrained model: {manifest['base']['name'] or 'unnamed'}, "
         f"tensors' SHA-256 `{manifest['base']['sha256']}`.{extra}",
-        f'```python\nfrom grafting.store.folder import load\n\nhandle = load("this folder"{need})\n```',
+        f'```python\nimport grafting\n\nhandle = grafting.load("this folder"{need})\n```',
         "diffusers' own `from_pretrained` cannot load this folder, on purpose: it would drop the new operators.",
     ]
     for title in ("protocol", "results"):
