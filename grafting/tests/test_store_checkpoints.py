@@ -134,11 +134,11 @@ def test_sabotage_is_seen(swapped: str) -> None:
     assert (given - forward(weights, z, t, y)).abs().max() > 1e-2
 
 
-def grafted_layout(operator: str) -> dict[str, torch.Tensor]:
+def grafted_layout(operator: str, **options: int) -> dict[str, torch.Tensor]:
     from grafting.operators import build
 
     site = "mlp" if operator.startswith("mlp") else "attn"
-    options = {"ratio": 3} if operator == "mlp" else {}
+    options = options or ({"ratio": 3} if operator == "mlp" else {})
     weights = {key: value for key, value in original().items() if not key.startswith(f"blocks.1.{site}.")}
     own = build(operator, width=WIDTH, heads=HEADS, tokens=GRID**2, **options).state_dict()
     return weights | {f"blocks.1.{site}.{key}": value for key, value in own.items()}
@@ -150,7 +150,7 @@ def test_released_grafts_are_recognised(operator: str) -> None:
     ((block, site), (name, options, own)) = next(iter(found.grafts.items()))
     assert (block, name, len(found.grafts)) == (1, operator, 1)
     assert site == ("mlp" if operator == "mlp" else "attn")
-    assert options == ({"ratio": 3} if operator == "mlp" else {})
+    assert options == ({} if operator == "swa" else {"ratio": 3} if operator == "mlp" else {"kernel": 4})
     assert own and not any(f"transformer_blocks.1.{'ff' if site == 'mlp' else 'attn1'}" in key for key in found.shared)
 
 

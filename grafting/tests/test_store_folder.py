@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_graft import batch, output, tiny
 
+from grafting.files import sha256
 from grafting.graft import graft, ungraft
 from grafting.plan import Plan
 from grafting.store.checkpoints import unshift_timesteps
@@ -73,6 +74,27 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "graft.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(StoreError, match="its hash differs"):
         load(tmp_path, tiny())
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_weights_of_another_shape_are_named_with_their_file(tmp_path: Path, whole: bool) -> None:
+    """The hash is right and the content is not, as after an edit by hand that renewed the hash."""
+    from safetensors.torch import load_file, save_file
+
+    save(graft(tiny(), PLAN), tmp_path, whole=whole)
+    path, manifest = tmp_path / "graft.safetensors", json.loads((tmp_path / "graft.json").read_text())
+    good = load_file(path)
+    key = "blocks.0.mlp.fc1.weight"
+    changes = [(good | {key: torch.zeros(2, 3)}, f"{key} is \\(2, 3\\), must be")]
+    changes.append(({k: v for k, v in good.items() if k != key}, f"{key} is missing"))
+    if whole:
+        changes.append((good | {"shared.proj_out_1.bias": torch.zeros(3)}, r"proj_out_1\.bias is \(3,\), must be"))
+    for tensors, words in changes:
+        save_file(tensors, path)
+        manifest["file"]["sha256"] = sha256(path)
+        (tmp_path / "graft.json").write_text(json.dumps(manifest))
+        with pytest.raises(StoreError, match=rf"graft\.safetensors does not fit .*{words}"):
+            load(tmp_path, None if whole else tiny())
 
 
 def test_a_delta_of_a_bundled_teacher_finds_it_by_itself(tmp_path: Path) -> None:

@@ -57,3 +57,15 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def misfits(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str:
+    """What keeps ``given`` from being put into ``wanted``, key by key, the first few; empty where all fits."""
+    found = [f"{key} is missing" for key in wanted if key not in given]
+    found += [f"{key} is of no use here" for key in given if key not in wanted]
+    found += [
+        f"{key} is {tuple(given[key].shape)}, must be {tuple(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in given and given[key].shape != tensor.shape
+    ]
+    return ", ".join(found[:4]) + (" …" if len(found) > 4 else "")

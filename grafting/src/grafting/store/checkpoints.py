@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,13 @@ def read_checkpoint(path: Path, weights: str = "ema") -> dict[str, torch.Tensor]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: no safetensors file: {error}") from error
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -131,7 +135,11 @@ def translate(tensors: Tensors, heads: int | None = None) -> Imported:
         shared |= {f"{prefix}.norm1.emb.{key}": value for key, value in embedders.items()}
         for site in ("attn", "mlp"):
             own = {k.removeprefix(f"{site}."): v for k, v in content.items() if k.startswith(f"{site}.")}
-            found_operator = identify(site, own, width)
+            try:
+                found_operator = identify(site, own, width)
+            except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+                what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else "a tensor has another rank"
+                raise CheckpointError(f"blocks.{block}.{site}: {what}") from error
             if found_operator:
                 grafts[block, site] = (*found_operator, own)
                 content = {k: v for k, v in content.items() if not k.startswith(f"{site}.")}
@@ -157,8 +165,34 @@ def identify(site: str, own: Tensors, width: int) -> tuple[str, dict[str, Any]] 
         return None if ratio == 4 else ("mlp", {"ratio": int(ratio) if ratio == int(ratio) else ratio})
     for where, name, marks in MARKS:
         if where == site and marks <= heads:
-            return name, {}
+            return name, SIZES[name](own, width) if name in SIZES else {}
     return None
+
+
+def _hyena(own: Tensors, width: int) -> dict[str, Any]:
+    # A filter without a weight is named here as missing: what has no short filter at all is hyena_y.
+    short = any(key.startswith("short_filter.") for key in own)
+    return {"kernel": own[f"{'short' if short else 'inner'}_filter.weight"].shape[-1]}
+
+
+def _mlp_hyena(own: Tensors, width: int) -> dict[str, Any]:
+    return {"kernel": own["short_filter.weight"].shape[-1], "ratio": own["out_proj.weight"].shape[1] // width}
+
+
+def _mamba(own: Tensors, width: int) -> dict[str, Any]:
+    inner, (channels, _, kernel), heads = own["norm.weight"].shape[0], own["conv1d.weight"].shape, len(own["A_log"])
+    sizes = {"expand": inner // width, "head_dim": inner // heads}
+    return sizes | {"state": (channels - inner) // 2, "kernel": kernel}  # the chunk changes no result
+
+
+# Options that the shapes of an operator's tensors tell; a window of swa is told by none.
+SIZES: Mapping[str, Callable[[Tensors, int], dict[str, Any]]] = {
+    "hyena_se": _hyena,
+    "hyena_x": _hyena,
+    "hyena_y": _hyena,
+    "mlp_hyena_x": _mlp_hyena,
+    "mamba2": _mamba,
+}
 
 
 def _config(tensors: Tensors, layers: int, width: int, heads: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from .. import __version__
 from ..conventions import CONVENTIONS, conventions
-from ..files import save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
+from ..files import misfits, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
 from ..graft import Grafted, graft, remember, tensors_hash
 from ..hosts import host_for
 from ..plan import Edit, Plan
@@ -78,7 +78,8 @@ def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
     """Read what :func:`save` wrote.
 
     base: the pretrained model, which a delta is put into in place; needed unless the delta names a bundled teacher.
-    Raises StoreError where the folder is no graft, its weights changed, or ``base`` is missing or another model.
+    Raises StoreError where the folder is no graft, its weights changed or do not fit, or ``base`` is missing or another
+    model.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -89,7 +90,7 @@ def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
     wanted = manifest["base"]["sha256"]
     if manifest["whole"]:
         shared = {k.removeprefix("shared."): v for k, v in tensors.items() if k.startswith("shared.")}
-        handle = assemble(manifest["class"], manifest["config"], shared, plan, manifest["conventions"])
+        handle = assemble(manifest["class"], manifest["config"], shared, plan, manifest["conventions"], path)
     else:
         called = f" ({manifest['base']['name']})" if manifest["base"]["name"] else ""
         if base is None and manifest["base"]["name"] in teachers():
@@ -100,22 +101,26 @@ def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
         if given != wanted:
             raise StoreError(f"base has hash {given[:12]}, {folder} was made from {wanted[:12]}{called}")
         handle = graft(base, plan, init="random")
-    for site, operator in handle.operators().items():
-        prefix = f"{site.name}."
-        operator.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    if not manifest["whole"]:
-        with torch.no_grad():
-            for name, parameter in _groups(handle).items():
-                parameter.copy_(tensors[name])
+    slots = {f"{site.name}.{key}": value for site, op in handle.operators().items() for key, value in _state(op)}
+    slots |= {} if manifest["whole"] else _groups(handle)
+    _fill(slots, {key: value for key, value in tensors.items() if not key.startswith("shared.")}, path)
     handle.init, handle.seed, handle.source_hash = manifest["init"], manifest["seed"], wanted
     handle.explained = {s: manifest["explained"][s.name] for s in handle.switches if s.name in manifest["explained"]}
     return handle
 
 
 def assemble(
-    class_name: str, config: Mapping[str, Any], shared: Mapping[str, torch.Tensor], plan: Plan, facts: Mapping[str, Any]
+    class_name: str,
+    config: Mapping[str, Any],
+    shared: Mapping[str, torch.Tensor],
+    plan: Plan,
+    facts: Mapping[str, Any],
+    source: Path,
 ) -> Grafted:
-    """A graft with its own weights from a configuration, the tensors outside of its sites, and its conventions."""
+    """A graft with its own weights from a configuration, the tensors outside of its sites, and its conventions.
+
+    source: where the tensors are from, for errors. Raises StoreError where they do not fit.
+    """
     import diffusers
 
     host_for({"_class_name": class_name, **config})  # refuses a class that no descriptor knows
@@ -127,10 +132,7 @@ def assemble(
         setattr(model.get_submodule(owner), name, value)
     handle = graft(model, plan, init="random")
     handle.forget_teacher()
-    expected = shared_tensors(handle)
-    if expected.keys() != shared.keys():
-        odd = sorted(expected.keys() ^ shared.keys())
-        raise StoreError(f"the weights do not fit the plan: {', '.join(odd[:4])} on one side only")
+    _refuse(misfits(shared, shared_tensors(handle)), source)
     nn.Module.to(model, next(iter(shared.values())).dtype)  # diffusers' own warns at every cast
     model.load_state_dict(dict(shared), strict=False)
     remember(handle)
@@ -171,6 +173,19 @@ def card(manifest: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _fill(slots: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Copy ``tensors``, which are from ``path``, into ``slots`` of the same names."""
+    _refuse(misfits(tensors, slots), path)
+    with torch.no_grad():
+        for name, slot in slots.items():
+            slot.copy_(tensors[name])
+
+
+def _refuse(problems: str, path: Path) -> None:
+    if problems:
+        raise StoreError(f"{path} does not fit the model it is for: {problems}")
+
+
 def _groups(handle: Grafted) -> dict[str, nn.Parameter]:
     """What a delta holds of a restructured model, by name."""
     return {
@@ -191,27 +206,45 @@ def _versions() -> dict[str, str]:
     return {"grafting": __version__, "torch": str(torch.__version__), "diffusers": diffusers.__version__}
 
 
-def import_original(path: Path, *, heads: int | None = None, weights: str = "ema") -> Grafted | nn.Module:
+def import_original(
+    path: Path,
+    *,
+    heads: int | None = None,
+    weights: str = "ema",
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Grafted | nn.Module:
     """An original DiT checkpoint as a plain diffusers model, or a released graft as a handle with its own weights.
 
     heads: where the width does not tell (see :func:`grafting.store.checkpoints.translate`). weights: the entry of a
-    training dictionary. Raises CheckpointError.
+    training dictionary. options: by operator, what no tensor's shape tells, such as ``{"swa": {"window": 8}}``; the
+    default is the paper's, a window of 4. Raises CheckpointError for a file that is not understood, StoreError for
+    tensors that do not fit together, PlanError for options that an operator does not take.
     """
     import diffusers
 
     found = translate(read_checkpoint(path, weights), heads)
+    named = {name for name, _, _ in found.grafts.values()}
+    if idle := [name for name in options or {} if name not in named]:
+        raise StoreError(f"options for {', '.join(idle)}: {path} holds {', '.join(sorted(named)) or 'no operator'}")
     model = diffusers.DiTTransformer2DModel(**found.config).eval()
     unshift_timesteps(model)
     if not found.grafts:
+        _refuse(misfits(found.shared, model.state_dict()), path)
         model.load_state_dict(found.shared)
         return model
     edits = tuple(
-        Edit(site="attn" if site == "attn" else "mlp", blocks=(block,), operator=name, options=options)
-        for (block, site), (name, options, _) in found.grafts.items()
+        Edit(
+            site="attn" if site == "attn" else "mlp",
+            blocks=(block,),
+            operator=name,
+            options={**told, **(options or {}).get(name, {})},
+        )
+        for (block, site), (name, told, _) in found.grafts.items()
     )
     plan, facts = Plan(edits=edits), conventions(model)
-    handle = assemble("DiTTransformer2DModel", found.config, found.shared, plan, facts)
+    handle = assemble("DiTTransformer2DModel", found.config, found.shared, plan, facts, path)
     for site, operator in handle.operators().items():
-        operator.load_state_dict(found.grafts[site.block, site.kind][2])
+        own = {f"{site.name}.{key}": value for key, value in found.grafts[site.block, site.kind][2].items()}
+        _fill({f"{site.name}.{key}": value for key, value in _state(operator)}, own, path)
     handle.init = "imported"
     return handle
