@@ -27,6 +27,7 @@ from .conventions import conventions
 from .diffusion import Diffusion, draw
 from .hosts import Host, Site, host_for
 from .initialise import STARTS, SolveAll
+from .modes import evaluating
 from .operators import Operator, build
 from .parallel import Parallel, Student, make_student
 from .plan import Plan
@@ -112,6 +113,12 @@ class Grafted:
             self.host.set_blocks(self.model, blocks)
             for site, switch in self.switches.items():
                 switch.grafted = before[site]
+
+    def parts(self) -> tuple[nn.Module, ...]:
+        """The model and, of a restructured one, both sets of blocks: of these only one at a time is in the model."""
+        blocks = self.student_blocks
+        both = () if blocks is None else (blocks, blocks.originals)
+        return (self.model, *(part for part in both if part is not None))
 
     def operators(self) -> dict[Site, nn.Module]:
         """The new modules by site."""
@@ -372,7 +379,7 @@ def _solve(
         return {}
     solver = SolveAll(operators, tuple(host.grid_of(model)))
     device = next(model.parameters()).device
-    with visit({site: originals[site] for site in operators}, solver):
+    with evaluating(model), visit({site: originals[site] for site in operators}, solver):
         for index in range(count):
             batch = calibration(index)
             # Negative counters: draws that no training step uses.

@@ -10,14 +10,14 @@ whatever batch it was drawn in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import nn
 
+from .modes import evaluating
 from .precision import PRECISIONS, autocast
 from .random import generator
 
@@ -164,7 +164,7 @@ class Pipeline:
             if progress is not None:
                 progress(done, total)
 
-        with _evaluating(self.transformer):
+        with evaluating(self.transformer):
             for start in batches:
                 y = labels[start : start + batch_size]
                 sources = [generator(seed, "sample", first_index + start + k) for k in range(len(y))]
@@ -180,7 +180,7 @@ class Pipeline:
         like = next(self.vae.parameters())
         z = z / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         vae: Any = self.vae
-        with _evaluating(self.vae):
+        with evaluating(self.vae):
             return vae.decode(z.to(like)).sample.float().cpu()
 
     def _check(self, labels: torch.Tensor, sampling: Sampling, batch_size: int) -> None:
@@ -227,18 +227,6 @@ class Pipeline:
         with autocast(z.device, sampling.precision):
             out = self.transformer(z.to(like.dtype), timestep=t.expand(len(z)), class_labels=y)
         return out.sample.float()
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode: in training mode diffusers' label embedders drop labels at random."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 class _Stepper(Protocol):

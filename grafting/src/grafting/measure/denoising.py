@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ..diffusion import Denoiser, Diffusion
+from ..modes import evaluating
 from ..random import generator
 from .quality.evaluate import Estimate
 
@@ -61,7 +62,8 @@ def denoising_losses(
 ) -> torch.Tensor:
     """(n,) float64 mean squared error of the predicted noise per triple; a variance half of the output is ignored.
 
-    model: (z_t, t, y) -> (B, C or 2C, H, W), in evaluation mode (in training mode DiT's embedders drop labels).
+    model: (z_t, t, y) -> (B, C or 2C, H, W). A module is in evaluation mode meanwhile (in training mode DiT's embedders
+    drop labels); what a function closes over is the caller's to put there.
     """
     diffusion = diffusion or Diffusion()
     losses = []
@@ -69,7 +71,8 @@ def denoising_losses(
         part = slice(start, start + batch_size)
         noise = triples.noise[part]
         zt = diffusion.add_noise(triples.z[part], triples.t[part], noise)
-        out = model(zt, triples.t[part], triples.y[part])[:, : noise.shape[1]].cpu()
+        with evaluating(model):
+            out = model(zt, triples.t[part], triples.y[part])[:, : noise.shape[1]].cpu()
         losses.append((out.double() - noise.double()).square().flatten(1).mean(1))
         if progress is not None:
             progress(min(start + batch_size, len(triples)), len(triples))

@@ -19,6 +19,7 @@ from ..diffusion import Denoiser
 from ..files import sha256
 from ..graft import Grafted, graft, tensors_hash
 from ..hosts import host_for
+from ..modes import evaluating
 from ..plan import Plan
 from ..store.configs import ModelError
 from ..store.models import Model
@@ -43,9 +44,15 @@ def null_class(model: nn.Module) -> int:
 
 
 def denoiser(model: nn.Module) -> Denoiser:
-    """The model as (z_t, t, y), wherever these are, to its output (B, C or 2C, H, W) on its own device."""
+    """The model as (z_t, t, y), wherever these are, to its output (B, C or 2C, H, W) on its own device, in evaluation
+    mode."""
     host, device = host_for(model), next(model.parameters()).device
-    return lambda z, t, y: host.call(model, z.to(device), t.to(device), y.to(device))
+
+    def call(z: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with evaluating(model):
+            return host.call(model, z.to(device), t.to(device), y.to(device))
+
+    return call
 
 
 class Material:

@@ -23,6 +23,7 @@ from torch import nn
 from ..activations import visit_spans
 from ..diffusion import Diffusion, draw, drop_labels
 from ..initialise import explained
+from ..modes import evaluating
 from .distill_state import load_state, save_state
 from .loop import Progress, deferred_interrupt
 from .team import Team
@@ -222,7 +223,12 @@ class Distillation:
             raise ValueError("nothing to distil: no site or group of this plan has weights to learn")
 
     def run(self) -> dict[str, SiteReport]:
-        """Train to the last step, or until every site has stopped."""
+        """Train to the last step, or until every site has stopped; the model is in evaluation mode meanwhile."""
+        with evaluating(*self.handle.parts()):
+            self._run()
+        return self._finish()
+
+    def _run(self) -> None:
         if self.out is not None:
             self.step = load_state(self.out, self.learners, self.config)
         if self.step == 0 and not all(learner.heldout for learner in self.learners.values()):
@@ -247,7 +253,6 @@ class Distillation:
                 print(f"\ndistill stopped after step {self.step}{where}", file=sys.stderr)
             raise
         self._save()
-        return self._finish()
 
     def _active(self) -> dict[Any, Learner]:
         return {site: learner for site, learner in self.learners.items() if learner.stopped is None}

@@ -17,6 +17,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..diffusion import Denoiser, Diffusion, draw, drop_labels
+from ..graft import handle_of
+from ..modes import evaluating
 from ..precision import PRECISIONS, autocast
 from .loop import Loop, LoopConfig
 from .objective import teacher_objective
@@ -109,9 +111,11 @@ def finetune(
 ) -> Loop:
     """Train the parameters of ``model`` that require a gradient; leave their EMA in the model.
 
-    student, teacher: (z_t, t, y) to outputs (B, C or 2C, H, W); the student's run through ``model``. null: the class
-    that stands for a dropped label. out: a folder for state and log; a run found there is continued to the same bits.
-    team: the processes that share the work; alone on the model's device by default.
+    student, teacher: (z_t, t, y) to outputs (B, C or 2C, H, W); the student's run through ``model``. The model, and
+    either where it is a module, is in evaluation mode meanwhile; another model that a function closes over is the
+    caller's to put there. null: the class that stands for a dropped label. out: a folder for state and log; a run
+    found there is continued to the same bits. team: the processes that share the work; alone on the model's device by
+    default.
 
     Raises ValueError where the settings need a teacher and none is given.
     """
@@ -143,7 +147,10 @@ def finetune(
         return parts
 
     loop = Loop(model, losses, config.loop, out, "finetune", workers)
-    with checkpointed(model, workers.device, config.precision) if config.checkpointing else nullcontext():
+    handle = handle_of(model)
+    parts = (model,) if handle is None else handle.parts()
+    lean = checkpointed(model, workers.device, config.precision) if config.checkpointing else nullcontext()
+    with evaluating(*parts, student, teacher), lean:
         loop.run()
     loop.use_ema()
     return loop
