@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grafting.cost import plan_cost
+from grafting.diffusion import Diffusion
+from grafting.graft import ungraft
 from grafting.hosts import Site
+from grafting.measure.denoising import Triples, denoising_losses
+from grafting.plan import Plan
+from grafting.search.candidates import candidates
+from grafting.search.costs import Budget, counted, timed
+from grafting.search.find import best, pareto, predicted
+from grafting.search.scores import Score, Scoring, carried_errors, score
 from grafting.search.solve import Option, SearchError, Selection, choose, front, least_cost, undominated
+from grafting.store.models import open_model
+from grafting.study.stages import Material, begin, denoiser
+
+NAMES = ("swa:window=3", "mlp:ratio=2", "none")
 
 
 @st.composite
@@ -79,3 +94,117 @@ def test_what_is_no_search_is_refused() -> None:
     with pytest.raises(SearchError, match="1 points"):
         front([], points=1)
     assert choose([], 0.0).options == ()
+
+
+SCORING = Scoring(triples=12, calibration=16, batch=8)
+
+
+@pytest.fixture(scope="module")
+def scored(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Score]]:
+    out = tmp_path_factory.mktemp("search")
+    return out, score(open_model(str(tiny_teacher)), candidates(NAMES), out, scoring=SCORING)
+
+
+def test_every_site_has_a_score_that_an_ordinary_graft_confirms(
+    scored: tuple[Path, list[Score]], tiny_teacher: Path
+) -> None:
+    """One site grafted alone, by the library's own way, loses what its score says."""
+    _, scores = scored
+    assert len(scores) == 4 * 2 + 4 * 2 and len({(s.site, s.candidate) for s in scores}) == len(scores)
+    model = open_model(str(tiny_teacher))
+    material, network = Material(model), model.transformer
+    held = Triples.draw(material.latents(train=False), material.images(train=False).labels, n=12)
+    before = denoising_losses(denoiser(network), held)
+    plan = Plan.explicit(site="attn", operator="swa", blocks=[2], window=3)
+    begin(network, plan, material, init="solve", seed=0, calibration=16)
+    change = (denoising_losses(denoiser(network), held) - before).mean().item()
+    (mine,) = (s for s in scores if s.site == Site(2, "attn") and s.candidate == "swa:window=3")
+    assert mine.loss == pytest.approx(change, abs=1e-6) and mine.low <= mine.loss <= mine.high
+    ungraft(network)
+
+
+def test_scores_are_found_once_per_operator_and_setting(scored: tuple[Path, list[Score]], tiny_teacher: Path) -> None:
+    out, scores = scored
+    model = open_model(str(tiny_teacher))
+    files = sorted((out / "scores").iterdir())
+    stamps = [path.stat().st_mtime_ns for path in files]
+    assert len(files) == 4 and score(model, candidates(NAMES), out, scoring=SCORING) == scores
+    assert [path.stat().st_mtime_ns for path in files] == stamps
+    files[0].write_text("{")
+    assert score(model, candidates(NAMES), out, scoring=SCORING) == scores, "what was damaged is found again"
+    assert [path.stat().st_mtime_ns for path in files[1:]] == stamps[1:]
+
+
+def test_an_exact_stand_in_carries_no_error_and_none_carries_all_of_it(tiny_teacher: Path) -> None:
+    model = open_model(str(tiny_teacher))
+    material, network = Material(model), model.transformer
+    held = Triples.draw(material.latents(train=False), material.images(train=False).labels, n=4)
+    plan = Plan.explicit(site="attn", operator="identity", blocks=[0]) + Plan.explicit(
+        site="mlp", operator="none", blocks=[1]
+    )
+    handle = begin(network, plan, material, init="copy", seed=0, calibration=0)
+    found = carried_errors(handle, held, batch_size=3)
+    assert found[Site(0, "attn")] == 0
+    seen: dict[str, torch.Tensor] = {}
+    block, site = network.transformer_blocks[1], handle.switches[Site(1, "mlp")]  # type: ignore[index, union-attr]
+    with handle.teacher():
+        hooks = [
+            module.register_forward_hook(lambda _m, _a, out, name=name: seen.update({name: out}))  # type: ignore[misc]
+            for name, module in (("block", block), ("site", site))
+        ]
+        with torch.no_grad():
+            denoiser(network)(Diffusion().add_noise(held.z, held.t, held.noise), held.t, held.y)
+            six = block.norm1.linear(block.norm1.silu(block.norm1.emb(held.t, held.y, hidden_dtype=torch.float32)))
+        for hook in hooks:
+            hook.remove()
+    entering = six.chunk(6, 1)[5][:, None] * seen["site"]
+    ratio = (entering.square().sum() / seen["block"].square().sum()).item()
+    assert found[Site(1, "mlp")] == pytest.approx(ratio, rel=1e-4)
+
+
+def test_costs_add_up_to_those_of_the_plan(tiny_teacher: Path, scored: tuple[Path, list[Score]]) -> None:
+    network, (_, scores) = open_model(str(tiny_teacher)).transformer, scored
+    operators = candidates(NAMES)
+    for side in (None, 6):
+        costs = counted(network, operators, side=side)["flops"]
+        for found in pareto(scores, operators, costs, "flops", points=5):
+            cost = plan_cost(found.plan, network, grid=(side, side) if side else None)
+            assert found.share == pytest.approx(cost.flops_after / cost.flops_before)
+            assert found.predicted == pytest.approx(predicted(found.plan, network, scores))
+            assert Plan.from_yaml(found.to_yaml()) == found.plan
+    budget = Budget.parse("flops=0.95")
+    found = best(scores, operators, counted(network, operators)["flops"], budget, by="carried")
+    assert found.share <= 0.95 and found.predictor == "carried"
+    times = timed(network, operators, batch=1, rounds=2)
+    assert times.whole > 0 and times.changes["mlp", "none"] < 0
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ("speed=0.9", "flops, parameters, latency"),
+        ("flops=-1", "a share such as"),
+        ("latency=12", "needs its unit"),
+        ("flops=12ms", "a share such as"),
+    ],
+)
+def test_a_bad_budget_is_told(given: str, match: str) -> None:
+    with pytest.raises(SearchError, match=match):
+        Budget.parse(given)
+
+
+def test_a_budget_is_a_share_or_absolute(tiny_teacher: Path, scored: tuple[Path, list[Score]]) -> None:
+    assert Budget.parse("latency=12ms").limit(0.02) == pytest.approx(-0.008)
+    assert Budget.parse("flops=0.75").limit(100) == -25
+    network, operators = open_model(str(tiny_teacher)).transformer, candidates(NAMES)
+    costs = counted(network, operators)["flops"]
+    with pytest.raises(SearchError, match=r"flops: 0\.01 of the pretrained model's is out of reach.*the least is 0\."):
+        best(scored[1], operators, costs, Budget.parse("flops=0.01"))
+
+
+def test_bad_candidates_are_told() -> None:
+    for names, match in ((("swa", "swa"), "named twice"), (("mlp:ratio",), "no option=value"), ((), "no operator for")):
+        with pytest.raises(SearchError, match=match):
+            candidates(names)
+    assert [one.kind for one in candidates(("none",))] == ["attn", "mlp"]
+    assert [one.kind for one in candidates(NAMES, ("mlp",))] == ["mlp", "mlp"]

@@ -1,0 +1,179 @@
+"""How much each operator costs in quality at each site, before any training: two predictors, from a solved start.
+
+``loss``: by how much the held-out denoising loss grows when that one site alone is swapped, paired over fixed triples.
+``carried``: the operator's squared error at the site on held-out activations, weighted by the gate through which it
+enters the residual stream, relative to the mean square of that stream after the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..activations import visit
+from ..diffusion import Diffusion
+from ..graft import Grafted, tensors_hash, ungraft
+from ..hosts import Site
+from ..measure.denoising import Triples, denoising_losses, paired_difference
+from ..store.models import Model
+from ..study.parts import part
+from ..study.stages import Material, begin, denoiser
+from .candidates import Candidate
+from .solve import SearchError
+
+VERSION = 1
+"""Of the predictors' definitions: scores of another one are found again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One operator at one site. low, high: the 95 % interval of ``loss`` over triples."""
+
+    block: int
+    kind: str
+    candidate: str
+    loss: float
+    low: float
+    high: float
+    carried: float
+
+    @property
+    def site(self) -> Site:
+        return Site(self.block, self.kind)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What scores depend on. triples: of the held-out loss; calibration: samples that the solved start sees."""
+
+    triples: int = 256
+    calibration: int = 256
+    seed: int = 0
+    batch: int = 128
+
+    def __post_init__(self) -> None:
+        if self.triples < 2 or self.calibration < 1 or self.batch < 1:
+            raise SearchError(
+                f"triples {self.triples}, calibration {self.calibration}, batch {self.batch}: at least 2, 1 and 1"
+            )
+
+
+def score(
+    model: Model,
+    operators: Sequence[Candidate],
+    out: Path,
+    *,
+    scoring: Scoring | None = None,
+    data: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Score]:
+    """Every operator at every site of its kind; each operator's scores are kept in ``out/scores``, and found once.
+
+    The model is the same afterwards. Raises SearchError for a grafted model, ModelError where there are no images.
+    """
+    scoring = scoring or Scoring()
+    if model.graft is not None:
+        raise SearchError(f"{model.name} is grafted already: search the pretrained model")
+    material, network = Material(model, data), model.transformer
+    for one in operators:
+        one.plan("all").check(network).raise_if_any()
+    shared = {
+        "version": VERSION,
+        "teacher": tensors_hash(network.state_dict()),
+        "material": material.identity,
+        "triples": scoring.triples,
+        "calibration": scoring.calibration,
+        "seed": scoring.seed,
+    }
+    triples: list[Triples] = []
+    losses: list[torch.Tensor] = []
+
+    def drawn() -> Triples:
+        if not triples:
+            z, y = material.latents(train=False), material.images(train=False).labels
+            triples.append(Triples.draw(z, y, n=scoring.triples, seed=scoring.seed))
+            losses.append(denoising_losses(denoiser(network), triples[0], batch_size=scoring.batch))
+        return triples[0]
+
+    found: list[Score] = []
+    for done, one in enumerate(operators):
+
+        def make(one: Candidate = one) -> dict[str, Any]:
+            held = drawn()
+            handle = begin(
+                network,
+                one.plan("all"),
+                material,
+                init="solve",
+                seed=scoring.seed,
+                calibration=scoring.calibration,
+            )
+            try:
+                return {"scores": [asdict(s) for s in _scores(handle, one, held, losses[0], scoring.batch)]}
+            finally:
+                ungraft(network)
+
+        settings = shared | {"kind": one.kind, "operator": one.operator, "options": dict(one.options)}
+        kept = part(out / "scores" / f"{one.kind}-{one.name.replace(':', '-')}.json", settings, make)
+        found += [Score(**entry) for entry in kept["scores"]]
+        if progress is not None:
+            progress(done + 1, len(operators))
+    return found
+
+
+def _scores(handle: Grafted, one: Candidate, held: Triples, teacher: torch.Tensor, batch: int) -> Iterator[Score]:
+    carried = carried_errors(handle, held, batch_size=batch)
+    for site in sorted(handle.switches):
+        with only(handle, site):
+            losses = denoising_losses(denoiser(handle.model), held, batch_size=batch)
+        change = paired_difference(losses, teacher)
+        assert change.low is not None and change.high is not None
+        yield Score(
+            block=site.block,
+            kind=site.kind,
+            candidate=one.name,
+            loss=change.value,
+            low=change.low,
+            high=change.high,
+            carried=carried[site],
+        )
+
+
+@contextmanager
+def only(handle: Grafted, site: Site) -> Iterator[None]:
+    """While open, the operator of this site runs, and the original of every other one."""
+    with handle.teacher():
+        handle.switches[site].grafted = True
+        yield
+
+
+@torch.no_grad()
+def carried_errors(handle: Grafted, held: Triples, *, batch_size: int = 128) -> dict[Site, float]:
+    """By site, sum of (gate x error)^2 over that of the residual stream after the block, of one teacher pass."""
+    host, model, diffusion = handle.host, handle.model, Diffusion()
+    device = next(model.parameters()).device
+    errors = dict.fromkeys(handle.switches, 0.0)
+    streams = dict.fromkeys(range(len(host.blocks(model))), 0.0)
+    gates: dict[Site, torch.Tensor] = {}
+
+    def at_site(site: Site, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        error = gates[site] * (handle.switches[site].stand_in(inputs) - outputs)
+        errors[site] += error.double().square().sum().item()
+
+    def after_block(block: int, _: torch.Tensor, outputs: torch.Tensor) -> None:
+        streams[block] += outputs.double().square().sum().item()
+
+    with ExitStack() as stack:
+        stack.enter_context(handle.teacher())
+        stack.enter_context(visit(handle.switches, at_site))
+        stack.enter_context(visit(dict(enumerate(host.blocks(model))), after_block))
+        for start in range(0, len(held), batch_size):
+            z, y, t, noise = (x[start : start + batch_size].to(device) for x in (held.z, held.y, held.t, held.noise))
+            gates.update(host.gates(model, t, y))
+            host.call(model, diffusion.add_noise(z, t, noise), t, y)
+    return {site: error / streams[site.block] for site, error in errors.items()}
