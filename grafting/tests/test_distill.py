@@ -96,6 +96,16 @@ def test_a_state_is_continued_on_the_models_device(tmp_path: Path) -> None:
     assert {value.device.type for value in moments} == {"meta"}
 
 
+def test_a_state_of_other_operators_or_a_damaged_one_is_named(tmp_path: Path) -> None:
+    distill(fresh(), batch, 10, CONFIG, tmp_path)
+    other = Plan(edits=(replace(PLAN.edits[0], options={"kernel": 6}), PLAN.edits[1]))
+    with pytest.raises(ValueError, match=r"distill-\d+\.safetensors is the state of another model: .*, must be"):
+        distill(fresh(other), batch, 10, CONFIG, tmp_path)
+    (tmp_path / "distill.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"distill\.json lacks step, file, sha256, config, sites"):
+        distill(fresh(), batch, 10, CONFIG, tmp_path)
+
+
 def test_one_gradient_step_is_plain_adamw_on_the_plain_loss() -> None:
     """An independent step: activations taken by hand, torch's own AdamW."""
     handle = fresh(Plan.explicit(site="attn", operator="hyena_x", blocks=[2]))

@@ -109,6 +109,27 @@ def test_a_state_is_continued_on_the_models_device(tmp_path: Path) -> None:
     assert len(moments) == 6 and {value.device.type for value in (*moments, *away.ema.values())} == {"meta"}
 
 
+def test_a_state_of_another_model_or_a_damaged_one_is_named(tmp_path: Path) -> None:
+    config, model = LoopConfig(steps=2, lr=0.1), torch.nn.Linear(2, 2)
+
+    def run(other: torch.nn.Module) -> None:
+        Loop(other, lambda _: {"mse": other(torch.ones(1, 2)).square().sum()}, config, tmp_path, "tiny").run()
+
+    run(model)
+    with pytest.raises(ValueError, match=r"state-2\.safetensors .*model/weight is \(2, 2\), must be \(3, 2\)"):
+        run(torch.nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=r"state-2\.safetensors .*model/0\.weight is missing"):
+        run(torch.nn.Sequential(model))
+    for text, words in (
+        ("{", "is not JSON"),
+        ("[]", "is no JSON object"),
+        ('{"step": 2}', "lacks file, sha256, config"),
+    ):
+        (tmp_path / "state.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"state\.json {words}"):
+            run(model)
+
+
 def test_every_bad_setting_is_named_at_once() -> None:
     with pytest.raises(ValueError, match=r"steps 0.*lr -1.*schedule 'step'"):
         LoopConfig(steps=0, lr=-1, schedule="step")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,19 @@ def write_text_atomic(path: Path, text: str) -> None:
 def write_json_atomic(path: Path, value: Any) -> None:
     """:func:`write_bytes_atomic` for JSON, indented, ending in a newline."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, needed: Sequence[str]) -> dict[str, Any]:
+    """A JSON object with at least the keys ``needed``. Raises ValueError naming the file and what it lacks."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object")
+    if missing := [key for key in needed if key not in content]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    return content
 
 
 def save_safetensors_atomic(

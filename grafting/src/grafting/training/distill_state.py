@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
-from ..files import save_safetensors_atomic, sha256, write_json_atomic
+from ..files import misfits, read_json, save_safetensors_atomic, sha256, write_json_atomic
 
 if TYPE_CHECKING:
     from .distill import DistillConfig, Learner
@@ -47,7 +47,7 @@ def load_state(out: Path, learners: Mapping[Any, Learner], config: DistillConfig
     """
     if not (out / MANIFEST).is_file():
         return 0
-    manifest = json.loads((out / MANIFEST).read_text())
+    manifest = read_json(out / MANIFEST, ("step", "file", "sha256", "config", "sites"))
     mine = json.loads(json.dumps(asdict(config)))
     changed = [key for key in mine if key != "save_every" and mine[key] != manifest["config"].get(key)]
     if changed:
@@ -60,6 +60,14 @@ def load_state(out: Path, learners: Mapping[Any, Learner], config: DistillConfig
     if not path.is_file() or sha256(path) != manifest["sha256"]:
         raise ValueError(f"{path} is not the file that {MANIFEST} names: it is missing or its hash differs")
     tensors = load_file(path)
+    wanted = {
+        f"{site.name}/{kind}/{name}": parameter
+        for site, learner in learners.items()
+        for name, parameter in learner.parameters.items()
+        for kind in ("now", "best")
+    }
+    if problems := misfits({k: v for k, v in tensors.items() if k.split("/")[1] in ("now", "best")}, wanted):
+        raise ValueError(f"{path} is the state of another model: {problems}")
     for site, learner in learners.items():
         for name, parameter in learner.parameters.items():
             with torch.no_grad():

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..files import save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
+from ..files import misfits, read_json, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
 from .team import Team
 
 StepLosses = Callable[[int], Mapping[str, torch.Tensor]]
@@ -233,7 +233,7 @@ class Loop:
     def _resume(self) -> None:
         if self.out is None or not (self.out / "state.json").is_file():
             return
-        state = json.loads((self.out / "state.json").read_text())
+        state = read_json(self.out / "state.json", ("step", "file", "sha256", "config"))
         mine = json.loads(json.dumps(asdict(self.config)))
         changed = [key for key in mine if key not in ("save_every",) and mine[key] != state["config"].get(key)]
         if changed:
@@ -243,6 +243,10 @@ class Loop:
         if sha256(path) != state["sha256"]:
             raise ValueError(f"{path} is not the file that state.json names: its hash differs")
         tensors = load_file(path)
+        wanted: dict[str, torch.Tensor] = {f"model/{name}": p for name, p in self.parameters.items()}
+        wanted |= {f"ema/{name}": p for name, p in self.ema.items()}
+        if problems := misfits({k: v for k, v in tensors.items() if not k.startswith("optimizer/")}, wanted):
+            raise ValueError(f"{path} is the state of another model: {problems}")
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(tensors[f"model/{name}"])
