@@ -13,6 +13,7 @@ from grafting.cli import main
 from grafting.data import Batches
 from grafting.graft import graft
 from grafting.hosts import host_for
+from grafting.initialise import Moments
 from grafting.operators import build, list_operators
 from grafting.plan import Plan
 from grafting.precision import autocast
@@ -98,6 +99,20 @@ CUDA = torch.device("cuda")
 def _batches() -> Batches:
     torch.manual_seed(1)
     return Batches(inputs=torch.randn(16, 4, 8, 8), labels=torch.arange(16) % 10, size=8, seed=0)
+
+
+def test_a_singular_system_is_solved_as_on_the_cpu() -> None:
+    """Its solver exists on the CPU alone."""
+    f, y = torch.randn(50, 4), torch.randn(50, 3)
+    f[:, 2] = 0
+    found = []
+    for device in ("cpu", "cuda"):
+        moments = Moments(4, 3, device)
+        moments.add(f.to(device), y.to(device))
+        weight, _ = moments.solve(ridge=0.0)
+        assert weight.device.type == device
+        found.append(weight.cpu())
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_the_device_is_found_without_a_flag() -> None:

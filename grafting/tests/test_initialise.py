@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -62,6 +63,18 @@ def test_no_rows_and_fewer_rows_than_features() -> None:
     moments.add(f, y)
     weight, bias = moments.solve()
     assert moments.error(weight, bias) < 1e-3 * moments.variance
+
+
+def test_a_singular_system_without_ridge_has_the_solution_of_smallest_norm() -> None:
+    """Equal columns of features: numpy's pseudoinverse shares the weight between them."""
+    f, y = problem()
+    f[:, 1] = f[:, 0]
+    f[:, 2] = 0  # without variance: no Cholesky factor, whatever the rounding
+    moments = Moments(12, 5)
+    moments.add(f, y)
+    weight, _ = moments.solve(ridge=0.0)
+    centred = (f - f.mean(0)).double().numpy(), (y - y.mean(0)).double().numpy()
+    torch.testing.assert_close(weight, torch.tensor(np.linalg.pinv(centred[0]) @ centred[1]).T, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["hyena_x", "swa", "mlp"])

@@ -65,8 +65,8 @@ class Moments:
         scale = gram.diagonal().mean().clamp(min=1e-30)
         system = gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         factor, failed = torch.linalg.cholesky_ex(system)
-        if failed:  # fewer rows than features and no ridge: the solution of smallest norm
-            weight = torch.linalg.lstsq(system, cross, driver="gelsd").solution
+        if failed:  # fewer rows than features and no ridge: the solution of smallest norm, which only a CPU computes
+            weight = torch.linalg.lstsq(system.cpu(), cross.cpu(), driver="gelsd").solution.to(cross.device)
         else:
             weight = torch.cholesky_solve(cross, factor)
         return weight.T, (mean_y - weight.T @ mean_f if bias else None)
