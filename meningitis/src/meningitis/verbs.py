@@ -162,7 +162,7 @@ def _r0(arguments: argparse.Namespace) -> None:
         ("generation time", speed.generation_time, "days"),
         ("early case-carrier ratio", speed.early_ratio, "1"),
         ("immune share needed, 1 - 1/R0", control.herd_immunity, "1"),
-        (f"coverage needed at efficacy {arguments.efficacy:g}", control.coverage, "1"),
+        (f"coverage needed at efficacy {arguments.efficacy:g}, nobody immune yet", control.coverage, "1"),
     ]
     rows += [
         (f"{name} at which R0 = 1", value, model.parameter(name).unit)
@@ -191,12 +191,14 @@ def _thresholds(arguments: argparse.Namespace) -> None:
     )
     for warning in happened.warnings:
         print(f"meningitis: {warning}", file=sys.stderr)
-    found = None if symbolic.case_and_carrier(model) is None else symbolic.thresholds(model).to_dict()
+    moving = symbolic.moving_rates(model)
+    found = None if moving or symbolic.case_and_carrier(model) is None else symbolic.thresholds(model).to_dict()
     frame, told = happened.frame(), happened.to_dict()
     if start is not None:
         frame.insert(3, "epi_week", dated(frame["day"], start, weeks)["epi_week"])
         told["events"] = [row | {"epi_week": week} for row, week in zip(told["events"], frame["epi_week"], strict=True)]
-    put(arguments, frame, {"thresholds": found, "events": told, "values": values}, thresholds_text(model), model)
+    text = f"no threshold in symbols: {', '.join(moving)} depends on time" if moving else thresholds_text(model)
+    put(arguments, frame, {"thresholds": found, "events": told, "values": values}, text, model)
     if not (arguments.json or arguments.csv):
         print("".join(f"\n{sentence}" for sentence in outlook_text(happened)))
 
@@ -258,6 +260,8 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
 
 
 def _final_size(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
     from meningitis import analysis
 
     model = model_of(arguments)
@@ -268,7 +272,8 @@ def _final_size(arguments: argparse.Namespace) -> None:
     found = analysis.final_sizes(model, values_of(model, arguments), sweep, days=days_of(model, arguments))
     if found.note:
         print(f"meningitis: {found.note}", file=sys.stderr)
-    words = f"share of the population ever infected: by integrator over {found.days:g} days, and exactly at the end"
+    words = f"share of the population ever infected: by integrator over {found.days:g} days"
+    words += ", and exactly at the end" if np.isfinite(found.exact).any() else ""
     put(arguments, found.frame(), found.to_dict(), words, model)
 
 

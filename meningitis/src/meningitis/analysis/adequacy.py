@@ -17,13 +17,15 @@ from meningitis.model import Model
 
 MEASURES = ("ever_infected", "cases", "deaths", "peak_weekly_incidence")
 PHI, P = "carrier_conversion_rate", "direct_fraction"
+SCAN = 65  # trial values of phi between its bounds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adequacy:
     """Outcomes over p (len(p),), persons: `equal` at the same phi, `rescaled` with phi such that early cases are equal.
 
-    phi: the rescaled conversion rate, 1/day, NaN where even phi = 0 gives more early cases than p = 0 did.
+    phi: the rescaled conversion rate, 1/day, the nearest to the present one, NaN where no value within its bounds gives
+    the early cases of p = 0.
     early_days: the days over which early cases are counted.
     """
 
@@ -65,7 +67,7 @@ def adequacy(
     p = np.asarray(p_grid, dtype=np.float64)
     if p.size == 0 or p[0] != 0:
         raise ValueError("p_grid must begin with 0, which every other value is compared with")
-    target = _early_cases(model, values, 0.0, values[PHI], early_days)
+    target = float(_early_cases(model, values, 0.0, np.array([values[PHI]]), early_days)[0])
     phi = np.array([_phi_for(model, values, x, target, early_days) for x in p])
 
     def run(rates: Array) -> dict[str, Array]:
@@ -77,18 +79,28 @@ def adequacy(
     return Adequacy(p=p, phi=phi, equal=run(np.full(p.size, values[PHI])), rescaled=run(phi), early_days=early_days)
 
 
-def _early_cases(model: Model, values: Mapping[str, float], p: float, phi: float, days: float) -> float:
-    given = {**values, P: p, PHI: phi}
+def _early_cases(model: Model, values: Mapping[str, float], p: float, phi: Array, days: float) -> Array:
+    given = {name: np.full(phi.size, value) for name, value in {**values, P: p}.items()} | {PHI: phi}
     run = solved(simulate(model, parameters=given, times=[0.0, days], rtol=1e-9, atol=1e-9))
-    return float(run.cumulative[0, -1, list(run.cumulative_names).index("cases")])
+    return np.asarray(run.cumulative[:, -1, list(run.cumulative_names).index("cases")])
 
 
 def _phi_for(model: Model, values: Mapping[str, float], p: float, target: float, days: float) -> float:
-    def excess(phi: float) -> float:
+    """The value nearest to the present one that gives the target; cases need not grow with phi all the way."""
+
+    def excess(phi: Array) -> Array:
         return _early_cases(model, values, p, phi, days) - target
 
     if p == 0:
         return values[PHI]
-    if excess(0.0) > 0:
+    low, high = model.parameter(PHI).bounds
+    # Even steps, and as many steps of equal ratio, for phi spans orders of magnitude; the present value is one of both.
+    ratios = values[PHI] * np.geomspace(1e-3, 1e3, SCAN)
+    grid = np.unique(np.clip(np.concatenate([np.linspace(low, high, SCAN), ratios, [values[PHI]]]), low, high))
+    found = excess(grid)
+    turns = np.flatnonzero(np.signbit(found[:-1]) != np.signbit(found[1:]))
+    if turns.size == 0:
         return float("nan")
-    return float(brentq(excess, 0.0, values[PHI], rtol=1e-9))
+    away = np.maximum(grid[turns] - values[PHI], values[PHI] - grid[turns + 1])
+    k = int(turns[np.argmin(away)])
+    return float(brentq(lambda phi: float(excess(np.array([phi]))[0]), grid[k], grid[k + 1], rtol=1e-9))

@@ -15,7 +15,7 @@ from meningitis.analysis.surveillance import who_thresholds
 from meningitis.model import Model
 from meningitis.symbolic import case_and_carrier, growth, initial_state, thresholds
 from meningitis.symbolic.growth import numeric_matrices
-from meningitis.symbolic.nextgen import infected_states
+from meningitis.symbolic.nextgen import infected_states, moving_rates
 
 NEAR = 0.01  # the early ratio is approached from below and counts as reached within 1 % of itself
 CLAIM = "a critical ratio is attained before cases grow to an epidemic level"
@@ -167,9 +167,9 @@ def events(
 def _ratios(
     model: Model, values: Mapping[str, float], days: float
 ) -> dict[str, tuple[float | None, float | None, str]]:
-    """Day, level and unit of the early and of the critical ratio; empty without a carrier compartment."""
+    """Day, level and unit of the early and of the critical ratio; empty without carriers or where rates move."""
     pair = case_and_carrier(model)
-    if pair is None:
+    if pair is None or moving_rates(model):
         return {}
     case, carrier = pair
 

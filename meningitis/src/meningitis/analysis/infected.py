@@ -20,6 +20,7 @@ from meningitis.engine import reduce
 from meningitis.model import Model
 from meningitis.models import BASIC, GENERALISED
 from meningitis.symbolic import first_integral as first_integral_of
+from meningitis.symbolic.nextgen import refilled
 
 Values = Mapping[str, ArrayLike]
 
@@ -96,6 +97,7 @@ class FinalSizes:
     """Share of the population ever infected for each parameter set (n,).
 
     integrated: up to `days`; exact: when the outbreak is over, NaN with a `note` where the model has no exact relation.
+    Where births or a return after infection refill the susceptibles, infections per person (`note` says so).
     """
 
     sweep: dict[str, Array]
@@ -138,6 +140,9 @@ def final_sizes(
         exact, note = final_size_exact(samples, model=model), ""
     except ValueError as error:
         exact, note = np.full(size, np.nan), str(error)
+    if refilled(model):
+        again = "people enter the compartments that new infections drain: infections per person, which can exceed 1"
+        note = f"{note}; {again}" if note else again
     return FinalSizes(
         sweep=grid, days=days, integrated=np.asarray(found["ever_infected"]) / N, exact=np.asarray(exact), note=note
     )

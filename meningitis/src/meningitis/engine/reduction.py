@@ -37,7 +37,8 @@ def reduce(
 ) -> dict[str, Array]:
     """Run a model for n sets of parameters and keep, for each (n,):
 
-    `cases`, `deaths`, `new_infections` (persons); `ever_infected` (new infections and those infected at the start);
+    `cases`, `deaths`, `new_infections` (persons); `ever_infected` (new infections and those infected at the start,
+    counting people again who are infected again);
     `final_<state>` for every state; `peak_weekly_incidence` (cases in the worst whole week) and `peak_week` (from 1);
     `peak_prevalence_<state>` and `peak_time_<state>` (days) for infected states; `status`. Failed sets are NaN.
 

@@ -11,7 +11,7 @@ import sympy as sp
 
 from meningitis.model import Model
 from meningitis.symbolic.growth import initial_state
-from meningitis.symbolic.nextgen import disease_free_at, infected_states
+from meningitis.symbolic.nextgen import disease_free_at, infected_states, refilled, refuse_time
 
 LONG = 1e6  # days: enough for a model with births to settle before the root is polished
 
@@ -62,6 +62,7 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
     from scipy.integrate import solve_ivp
     from scipy.optimize import root
 
+    refuse_time(model)
     names = [c.name for c in model.compartments if not c.dead]
     at = {model.symbols[name]: values[name] for name in model.parameter_names}
     symbols = [model.symbols[name] for name in names]
@@ -74,7 +75,7 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
     # The rates of change along a basis of what is not conserved, and the totals in place of the redundant equations.
     free_part = _complement(laws, len(names))
     points = [_classify("disease-free", names, np.array([free[n] for n in names]), jacobian, free_part)]
-    if not _refilled(model):
+    if not refilled(model):
         note = "nobody enters the compartments that new infections drain, so infection dies out and none is endemic"
         if all(flow.source is not None for flow in model.flows):
             note = f"closed population: {note}, and every state without infection is an equilibrium"
@@ -103,12 +104,6 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
             points.append(_classify("endemic", names, x, jacobian, free_part))
     note = "" if len(points) > 1 else "no endemic equilibrium found"
     return Equilibria(points=tuple(points), note=note)
-
-
-def _refilled(model: Model) -> bool:
-    """Whether some flow, new infections aside, leads into a compartment that new infections drain."""
-    drained = {flow.source for flow in model.flows if flow.new_infection} - set(infected_states(model))
-    return any(flow.target in drained for flow in model.flows)
 
 
 def _conserved(model: Model, names: list[str]) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import sympy as sp
 from numpy.typing import ArrayLike, NDArray
 
-from meningitis.model import Model
+from meningitis.model import TIME, Model
 from meningitis.symbolic.caching import by_model
 from meningitis.symbolic.limits import TimeLimit, tidy, time_limit
 
@@ -52,10 +52,10 @@ class NextGeneration:
         return {name: sp.latex(value, symbol_names=self.symbol_names) for name, value in self._items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: every expression as text."""
+        """Plain data: every expression as text, matrices as lists of rows."""
         return {
             "infected": list(self.infected),
-            **{name: sp.sstr(value) for name, value in self._items()},
+            **{name: _plain(value) for name, value in self._items()},
             "disease_free": {name: sp.sstr(value) for name, value in self.disease_free.items()},
             "reason": self.reason,
         }
@@ -65,9 +65,37 @@ class NextGeneration:
         return [(name, value) for name, value in pairs if value is not None]
 
 
+def _plain(value: Any) -> Any:
+    return [[sp.sstr(x) for x in row] for row in value.tolist()] if isinstance(value, sp.MatrixBase) else sp.sstr(value)
+
+
 def infected_states(model: Model) -> tuple[str, ...]:
     """Names of the compartments declared infected, in declared order."""
     return tuple(c.name for c in model.compartments if c.infected and not c.dead)
+
+
+def moving_rates(model: Model) -> tuple[str, ...]:
+    """Names of the flows whose rate depends on time: no single matrix then has the facts of the whole model."""
+    time = model.symbols[TIME]
+    return tuple(name for name, rate in model.flow_rates().items() if time in rate.free_symbols)
+
+
+def refuse_time(model: Model) -> None:
+    """Raise ValueError where a rate depends on time."""
+    if moving := moving_rates(model):
+        raise ValueError(
+            f"model {model.name!r}: {', '.join(moving)} depends on time {TIME}, so R0, growth and equilibria are not "
+            "those of one matrix; runs, sizes and surveillance thresholds are still answered"
+        )
+
+
+def refilled(model: Model) -> bool:
+    """Whether some flow, new infections aside, leads into a compartment that new infections drain.
+
+    Then births or a return after infection make more infections possible than there are people at the start.
+    """
+    drained = {flow.source for flow in model.flows if flow.new_infection} - set(infected_states(model))
+    return any(flow.target in drained for flow in model.flows)
 
 
 @by_model
@@ -75,7 +103,9 @@ def infection_matrices(model: Model) -> tuple[sp.Matrix, sp.Matrix]:
     """F and V (m x m, 1/day) with every infected compartment at zero and the uninfected ones left as symbols.
 
     V = F - J, J being the Jacobian of the infected subsystem: a flow counts in F only where declared a new infection.
+    Raises: ValueError where nobody is infected, nobody is newly infected, or the rates change with time.
     """
+    refuse_time(model)
     names = infected_states(model)
     if not names:
         raise ValueError(f"model {model.name!r} declares no infected compartment; mark at least one with infected=True")
