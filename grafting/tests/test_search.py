@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grafting.cli import main
 from grafting.cost import plan_cost
 from grafting.diffusion import Diffusion
 from grafting.graft import ungraft
@@ -208,3 +210,17 @@ def test_bad_candidates_are_told() -> None:
             candidates(names)
     assert [one.kind for one in candidates(("none",))] == ["attn", "mlp"]
     assert [one.kind for one in candidates(NAMES, ("mlp",))] == ["mlp", "mlp"]
+
+
+def test_the_verb_writes_plans_that_other_verbs_take(
+    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "found"
+    command = ["search", str(tiny_teacher), "--operators", *NAMES, "--triples", "8", "--out", str(out)]
+    assert main([*command, "--budget", "flops=0.9", "--points", "4", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content == json.loads((out / "front.json").read_text()) and content["best"]["share"] <= 0.9
+    assert len(list((out / "plans").glob("front-*.yaml"))) == len(content["front"]) > 1
+    assert main(["plan", str(tiny_teacher / "transformer"), "--plan", str(out / "plans" / "best.yaml")]) == 0
+    assert main([*command, "--budget", "flops=0.001"]) == 2
+    assert "out of reach" in capsys.readouterr().err

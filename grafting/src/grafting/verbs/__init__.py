@@ -17,6 +17,7 @@ GROUPS = (
     "pictures",
     "measuring",
     "analysis",
+    "search",
     "runs",
     "tables",
     "recipes",
