@@ -25,10 +25,14 @@ def test_plan_prints_bounds_from_a_bare_configuration(capsys: pytest.CaptureFixt
     [
         (["plan", "nothing"], "nothing"),
         (["plan", "dit-xl-2-256", "--operator", "hyena_z"], "hyena_z"),
-        (["plan", "dit-xl-2-256", "--side", "0"], "--side 0"),
+        (["plan", "dit-xl-2-256", "--side", "0"], "argument --side: '0' must be a whole number of at least 1"),
         (["plan", "dit-xl-2-256", "--plan", "nope.yaml"], "--plan nope.yaml: no such file"),
         (["operators", "x*"], "x*"),
         (["operators", "--width", "0"], "width"),
+        (["plan", "dit-xl-2-256", "--plan", "x.yaml", "--site", "mlp", "--blocks", "1"], "leave out --site, --blocks"),
+        (["plan", "dit-xl-2-256", "--blocks", "1,28"], "block 28"),
+        (["plan", "dit-xl-2-256", "--blocks", "1,"], "a list of indices"),
+        (["plan", "dit-xl-2-256", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["run", "fashion-transformer", "--out", "x"], "give it to grafting pretrain"),
         (["pretrain", "fashion-linear", "--out", "x"], "give it to grafting run"),
         (["recipes", "cp", "none"], "none"),
@@ -59,6 +63,41 @@ def test_a_bad_pretraining_recipe_is_one_sentence(
     assert main(["pretrain", str(path), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert word in error and str(path) in error and error.count("\n") == 1
+
+
+def test_blocks_are_named_by_their_indices_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*blocks: str) -> str:
+        assert main(["plan", "dit-xl-2-256", *blocks]) == 0
+        return capsys.readouterr().out
+
+    interleaved = printed()
+    assert printed("--blocks", ",".join(map(str, range(1, 28, 2)))) == interleaved
+    assert printed("--blocks", "3") != interleaved
+
+
+NUMBERS = [
+    ["profile", "fashion", "--batch", "0"],
+    ["profile", "fashion", "--side", "0"],
+    ["profile", "fashion", "--side", "-3"],
+    ["profile", "fashion", "--rounds", "1"],
+    ["evaluate", "fashion", "--triples", "1"],
+    ["evaluate", "fashion", "--samples", "-1"],
+    ["evaluate", "fashion", "--steps", "1"],
+    ["sample", "fashion", "--out", "x.png", "--zoom", "0"],
+    ["sample", "fashion", "--out", "x.png", "--guided-channels", "0"],
+    ["distill", "fashion", "--out", "x", "--batch", "two"],
+    ["finetune", "x", "--out", "y", "--steps", "0"],
+    ["analyze", "fashion", "--batch", "0"],
+]
+
+
+def test_numbers_are_refused_before_anything_heavy_is_imported() -> None:
+    code = f"import sys; from grafting.cli import main; print({{main(a) for a in {NUMBERS}}}, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "{2} False\n"
+    for arguments, error in zip(NUMBERS, done.stderr.splitlines(), strict=True):
+        verb, option, given = arguments[0], *arguments[-2:]
+        assert error.startswith(f"grafting {verb}: argument {option}: {given!r} must be a whole number of at least ")
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

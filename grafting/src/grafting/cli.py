@@ -6,14 +6,30 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .verbs import add_verbs
+
+
+class Misuse(Exception):
+    """A command line that is refused, in one sentence."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Misuse(f"{self.prog}: {message}; {self.prog} --help tells what is allowed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for bad input (one sentence), 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = _parser().parse_args(given)
+    try:
+        parsed = _parser().parse_args(given)
+    except Misuse as error:
+        print(error, file=sys.stderr)
+        return 2
     try:
         parsed.run(parsed)
     except KeyboardInterrupt:
@@ -34,7 +50,7 @@ def _resuming(given: Sequence[str], resume: str | None) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="grafting", description="Edit pretrained diffusion transformers.")
+    parser = _Parser(prog="grafting", description="Edit pretrained diffusion transformers.")
     add_verbs(parser)
     return parser
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .shared import MODEL, Verbs, base_option, integers, progress, sampling_of, sampling_options
+from .shared import MODEL, Verbs, at_least, base_option, integers, progress, sampling_of, sampling_options
 
 
 def add(verbs: Verbs) -> None:
@@ -15,8 +15,10 @@ def add(verbs: Verbs) -> None:
     made = verbs.add("analyze", analyze, "how local attention is, how activations are spread, and what to graft first")
     made.add_argument("model", metavar="MODEL", help=MODEL)
     made.add_argument("--out", type=Path, help="the folder for tables, figures, plans and the page (default: in out/)")
-    made.add_argument("--samples", type=int, default=256, metavar="N", help="drawn while watching (default 256)")
-    made.add_argument("--batch", type=int, default=64, metavar="N", help="samples of one pass (default 64)")
+    made.add_argument(
+        "--samples", type=at_least(1), default=256, metavar="N", help="drawn while watching (default 256)"
+    )
+    made.add_argument("--batch", type=at_least(1), default=64, metavar="N", help="samples of one pass (default 64)")
     made.add_argument("--k", type=integers, default=[], metavar="K,K,…", help="reaches; the first one ranks the blocks")
     made.add_argument("--distance", default="raster", help="that ranks the blocks: raster or grid")
     made.add_argument("--operator", default="hyena_x", help="of the suggested plans")

@@ -10,6 +10,7 @@ from .shared import (
     MODEL,
     Verbs,
     alone,
+    at_least,
     base_option,
     data_option,
     device_option,
@@ -33,8 +34,10 @@ def add(verbs: Verbs) -> None:
     made = verbs.add("evaluate", evaluate, "held-out loss, and FID, KID and recognition of samples")
     made.add_argument("model", metavar="MODEL", help=MODEL)
     made.add_argument("--against", metavar="MODEL", help="for the paired difference; a graft's own teacher by default")
-    made.add_argument("--triples", type=int, default=1000, metavar="N", help="of the held-out loss (default 1000)")
-    made.add_argument("--samples", type=int, default=0, metavar="N", help="drawn and judged (default 0)")
+    made.add_argument(
+        "--triples", type=at_least(2), default=1000, metavar="N", help="of the held-out loss (default 1000)"
+    )
+    made.add_argument("--samples", type=at_least(0), default=0, metavar="N", help="drawn and judged (default 0)")
     made.add_argument("--extractor", default="classifier", help="or inception, inception:FILE, python:module:attribute")
     made.add_argument("--reference", metavar="PATH", help="real images, or ADM's statistics; else the training images")
     made.add_argument("--floor", metavar="PATH", help="held-out real images; else those of the data")
@@ -48,9 +51,11 @@ def add(verbs: Verbs) -> None:
     made = verbs.add("profile", profile, "parameters, FLOPs, latency, memory and time bound")
     made.add_argument("model", metavar="MODEL", help=MODEL)
     base_option(made)
-    made.add_argument("--batch", type=int, default=8)
-    made.add_argument("--side", type=int, metavar="N", help="tokens along one side of a square, for another size")
-    made.add_argument("--rounds", type=int, default=10)
+    made.add_argument("--batch", type=at_least(1), default=8)
+    made.add_argument(
+        "--side", type=at_least(1), metavar="N", help="tokens along one side of a square, for another size"
+    )
+    made.add_argument("--rounds", type=at_least(2), default=10)
     made.add_argument("--json", action="store_true")
     device_option(made)
 

@@ -10,6 +10,7 @@ from .shared import (
     MODEL,
     Verbs,
     alone,
+    at_least,
     base_option,
     device_option,
     integers,
@@ -26,10 +27,10 @@ def add(verbs: Verbs) -> None:
     made = verbs.add("sample", sample, "draw a grid of samples")
     made.add_argument("model", metavar="MODEL", help=MODEL)
     made.add_argument("--out", type=Path, required=True, metavar="PNG")
-    made.add_argument("--count", type=int, default=40, help="samples over the classes in turn (default 40)")
+    made.add_argument("--count", type=at_least(1), default=40, help="samples over the classes in turn (default 40)")
     made.add_argument("--labels", type=integers, metavar="L,L,…", help="the classes to draw, instead")
-    made.add_argument("--columns", type=int, metavar="N")
-    made.add_argument("--zoom", type=int, default=2, metavar="N")
+    made.add_argument("--columns", type=at_least(1), metavar="N")
+    made.add_argument("--zoom", type=at_least(1), default=2, metavar="N")
     base_option(made)
     vae_option(made)
     sampling_options(made)
@@ -45,9 +46,6 @@ def sample(arguments: argparse.Namespace) -> None:
     from ..sampling import Pipeline, draw_labels
     from ..study.stages import null_class
 
-    for name in ("count", "columns", "zoom"):
-        if (given := getattr(arguments, name)) is not None and given < 1:
-            raise ValueError(f"--{name} {given}: must be at least 1")
     if arguments.out.is_dir():
         raise ValueError(f"--out {arguments.out} is a folder: name a PNG file")
     device = alone(arguments).device

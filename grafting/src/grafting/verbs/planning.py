@@ -7,16 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .shared import CONFIGURATION, Verbs, integers, plan_of, plan_options
+from .shared import CONFIGURATION, Verbs, at_least, integers, plan_of, plan_options
 
 
 def add(verbs: Verbs) -> None:
     """Declare them."""
     made = verbs.add("operators", operators, "list the operators, with options and cost")
     made.add_argument("pattern", nargs="?", default="*", help="such as 'hyena*'")
-    made.add_argument("--width", type=int, default=1152)
-    made.add_argument("--heads", type=int, default=16)
-    made.add_argument("--tokens", type=int, default=256)
+    made.add_argument("--width", type=at_least(1), default=1152)
+    made.add_argument("--heads", type=at_least(1), default=16)
+    made.add_argument("--tokens", type=at_least(1), default=256)
 
     made = verbs.add("inspect", inspect, "show a model's sites, sizes and cost")
     made.add_argument("model", metavar="MODEL", help=CONFIGURATION)
@@ -24,12 +24,14 @@ def add(verbs: Verbs) -> None:
     made = verbs.add("plan", plan, "check a plan on a model and show its cost and bounds")
     made.add_argument("model", metavar="MODEL", help=CONFIGURATION)
     plan_options(made)
-    made.add_argument("--side", type=int, metavar="N", help="tokens along one side of a square, for another size")
+    made.add_argument(
+        "--side", type=at_least(1), metavar="N", help="tokens along one side of a square, for another size"
+    )
     made.add_argument("--measured", type=Path, metavar="JSON", help="of grafting profile MODEL --json, or of stack.py")
     made.add_argument("--throughput", type=float, metavar="N", help="forward samples of MODEL a second, where known")
     made.add_argument("--tflops", type=float, metavar="N", help="TFLOP/s to reckon with, where nothing is measured")
     made.add_argument("--steps", type=integers, default=[200, 300], metavar="N,N", help="of both stages (200,300)")
-    made.add_argument("--batch", type=int, default=64)
+    made.add_argument("--batch", type=at_least(1), default=64)
     made.add_argument("--json", action="store_true")
 
 
@@ -74,8 +76,6 @@ def plan(arguments: argparse.Namespace) -> None:
     from ..expect import STATED_RATE, expect, lines, read_measured, stated, throughput
 
     chosen = plan_of(arguments)
-    if arguments.side is not None and arguments.side < 1:
-        raise ValueError(f"--side {arguments.side}: must be at least 1")
     if len(arguments.steps) != 2:
         raise ValueError(f"--steps {','.join(map(str, arguments.steps))}: must be two numbers, of stage 1 and stage 2")
     if sum(given is not None for given in (arguments.measured, arguments.throughput, arguments.tflops)) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,23 +40,33 @@ class Verbs:
 def plan_options(made: argparse.ArgumentParser) -> None:
     """Options for :func:`plan_of`."""
     made.add_argument("--plan", type=Path, metavar="FILE", help="a plan in YAML; else --operator, --site and --blocks")
-    made.add_argument("--operator", default="hyena_x")
-    made.add_argument("--site", default="attn")
-    made.add_argument("--blocks", default="interleaved 50%", help="a pattern, such as 'last 25%%' or 'most local 50%%'")
+    made.add_argument("--operator", help="default hyena_x")
+    made.add_argument("--site", help="attn (default) or mlp")
+    made.add_argument(
+        "--blocks",
+        type=_blocks,
+        help="indices (1,3,5) or a pattern, such as 'last 25%%' or 'most local 50%%'; default: interleaved 50%%",
+    )
     made.add_argument("--analysis", type=Path, metavar="FILE", help="of grafting analyze, for patterns of locality")
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
-    """The plan that ``--plan``, or ``--operator``, ``--site`` and ``--blocks``, ask for."""
+    """The plan that ``--plan``, or ``--operator``, ``--site`` and ``--blocks``, ask for.
+
+    Raises ValueError where both are given.
+    """
     from ..plan import Plan
 
+    edit = {"site": "attn", "blocks": "interleaved 50%", "operator": "hyena_x"}
+    given = {key: getattr(arguments, key) for key in edit if getattr(arguments, key) is not None}
     if arguments.plan:
+        if given:
+            raise ValueError(f"--plan names operators, sites and blocks itself: leave out --{', --'.join(given)}")
         if not arguments.plan.is_file():
             raise ValueError(f"--plan {arguments.plan}: no such file")
         plan = Plan.from_yaml(arguments.plan)
     else:
-        edit = {"site": arguments.site, "blocks": arguments.blocks, "operator": arguments.operator}
-        plan = Plan.from_dict({"edits": [edit]})
+        plan = Plan.from_dict({"edits": [edit | given]})
     if not plan.by_locality:
         return plan
     from ..measure.suggest import located  # needs torch, which other plans do without
@@ -109,12 +120,14 @@ def opened(arguments: argparse.Namespace) -> Model:
 def sampling_options(made: argparse.ArgumentParser) -> None:
     """Options for :func:`sampling_of`."""
     made.add_argument("--scheduler", default="ddim", help="ddim, ddpm or dpm++")
-    made.add_argument("--steps", type=int, default=20)
+    made.add_argument("--steps", type=at_least(2), default=20)
     made.add_argument(
         "--spacing", default="linspace", help="of the timesteps: linspace (DiT's) or leading (diffusers')"
     )
     made.add_argument("--guidance", type=float, default=1.0, help="1 is off")
-    made.add_argument("--guided-channels", type=int, metavar="N", help="guide the first N channels (DiT: 3), not all")
+    made.add_argument(
+        "--guided-channels", type=at_least(1), metavar="N", help="guide the first N channels (DiT: 3), not all"
+    )
     made.add_argument("--clip", action="store_true", help="bound the clean sample to [-1, 1] at every step")
     made.add_argument("--precision", default="fp32", help="of the model's matrix products: fp32 or bf16")
     made.add_argument("--seed", type=int, default=0)
@@ -142,6 +155,22 @@ def sampling_of(arguments: argparse.Namespace) -> Sampling:
 def integers(text: str) -> list[int]:
     """``1,2,3``, for argparse."""
     return [int(part) for part in text.split(",")]
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Whole numbers from ``least`` on, for argparse."""
+
+    def whole(text: str) -> int:
+        if not re.fullmatch(r"\s*[-+]?\d+\s*", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {least}")
+        return int(text)
+
+    return whole
+
+
+def _blocks(text: str) -> str | list[int]:
+    """Indices, or else a pattern, which the plan reads."""
+    return integers(text) if re.fullmatch(r"[\d\s,]*\d", text) else text
 
 
 def progress(name: str) -> Callable[[int, int], None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .recipes import recipe_source
-from .shared import MODEL, Verbs, data_option, device_option, plan_of, plan_options, team_of
+from .shared import MODEL, Verbs, at_least, data_option, device_option, plan_of, plan_options, team_of
 
 if TYPE_CHECKING:
     import torch
@@ -20,14 +20,18 @@ def add(verbs: Verbs) -> None:
     made = verbs.add("pretrain", pretrain, "train an autoencoder, a transformer or a classifier by a recipe", resume="")
     made.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped one")
     made.add_argument("--out", type=Path, required=True, help="the run's folder; a run found there is continued")
-    made.add_argument("--until", type=int, metavar="STEP", help="stop after this step; the same command goes on")
+    made.add_argument(
+        "--until", type=at_least(1), metavar="STEP", help="stop after this step; the same command goes on"
+    )
     device_option(made)
 
     made = verbs.add("distill", distill, "stage 1: graft a model and teach its new operators", resume="")
     made.add_argument("model", metavar="MODEL", help=MODEL)
     plan_options(made)
     made.add_argument("--init", default="default", help="default, random, copy or solve")
-    made.add_argument("--calibration", type=int, default=256, metavar="N", help="samples that a solved start sees")
+    made.add_argument(
+        "--calibration", type=at_least(0), default=256, metavar="N", help="samples that a solved start sees"
+    )
     _stage_options(made, steps=200)
 
     made = verbs.add("finetune", finetune, "stage 2: finetune a graft end to end", resume="")
@@ -38,8 +42,8 @@ def add(verbs: Verbs) -> None:
 
 def _stage_options(made: argparse.ArgumentParser, *, steps: int) -> None:
     made.add_argument("--out", type=Path, required=True, help="the graft's folder; a run found there is continued")
-    made.add_argument("--steps", type=int, default=steps)
-    made.add_argument("--batch", type=int, default=64)
+    made.add_argument("--steps", type=at_least(1), default=steps)
+    made.add_argument("--batch", type=at_least(1), default=64)
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the stage")
     made.add_argument("--seed", type=int, default=0)
     data_option(made)
