@@ -109,6 +109,15 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureF
         assert f"{path}" in error and "no text in UTF-8" in error and error.count("\n") == 1
 
 
+def test_a_file_that_is_no_yaml_is_named_with_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("a: 1\nb: [\n")
+    for before, after in ((["plan", "dit-xl-2-256", "--plan"], []), (["run"], []), (["study"], ["--dry-run"])):
+        assert main([*before, str(path), *after]) == 2
+        error = capsys.readouterr().err
+        assert f"{path}: not YAML: " in error and error.endswith("at line 3, column 1\n") and "unicode" not in error
+
+
 def test_broken_results_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("{", "[]"):
         (tmp_path / "results.json").write_text(text)

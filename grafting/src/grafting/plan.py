@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from . import restructure as steps
 from .hosts.shapes import KINDS, HostShape, Kind, Site, shape_of
 from .restructure import Layout, Step
+from .settings import SettingsError, read_yaml
 
 if TYPE_CHECKING:
     from .hosts.shapes import Source
@@ -345,15 +346,11 @@ class Plan:
     @classmethod
     def from_yaml(cls, source: str | Path) -> Plan:
         """From a YAML file (a Path) or text. Raises PlanError for text that is no YAML or no plan."""
-        import yaml
-
         where = str(source) if isinstance(source, Path) else "plan"
         try:
-            content = yaml.safe_load(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
-        except UnicodeDecodeError:
-            raise PlanError([f"{where}: no text in UTF-8"]) from None
-        except yaml.YAMLError as error:
-            raise PlanError([f"{where}: not YAML: {' '.join(str(error).split())}"]) from None
+            content = read_yaml(source, where)
+        except SettingsError as error:
+            raise PlanError(error.problems) from None
         return cls.from_dict(content, where)
 
 

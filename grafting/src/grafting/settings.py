@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
@@ -26,18 +27,28 @@ def near(name: str, known: Sequence[str]) -> str:
     return f"did you mean {close[0]!r}? there are {', '.join(known)}"
 
 
-def override(content: Any, assignment: str) -> None:
-    """Put ``a.b.0.c=value`` into nested plain data; the value is YAML. Raises SettingsError."""
+def read_yaml(source: str | Path, where: str) -> Any:
+    """Plain data from a YAML file (a Path), or from text that is called ``where``. Raises SettingsError naming it."""
     import yaml
 
+    where = str(source) if isinstance(source, Path) else where
+    try:
+        return yaml.safe_load(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
+    except UnicodeDecodeError:
+        raise SettingsError([f"{where}: no text in UTF-8"]) from None
+    except yaml.YAMLError as error:
+        # yaml calls every text "<unicode string>".
+        said = " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
+        raise SettingsError([f"{where}: not YAML: {said.removesuffix(': ^')}"]) from None
+
+
+def override(content: Any, assignment: str) -> None:
+    """Put ``a.b.0.c=value`` into nested plain data; the value is YAML. Raises SettingsError."""
     path, mark, text = assignment.partition("=")
     keys: list[Any] = path.strip().split(".")
     if not mark or not all(keys):
         raise SettingsError([f"--set {assignment!r}: give key=value, with dots between levels"])
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SettingsError([f"--set {assignment!r}: not YAML: {' '.join(str(error).split())}"]) from None
+    value = read_yaml(text, f"--set {assignment!r}")
     place = content
     for depth, key in enumerate(keys):
         if isinstance(place, list) and key.isdigit() and int(key) < len(place):

@@ -24,7 +24,7 @@ from ..initialise import STARTS
 from ..measure.quality.extractors import CLASSIFIER, ExtractorConfig
 from ..plan import Plan, PlanError
 from ..sampling import Sampling
-from ..settings import SettingsError, build, near, override
+from ..settings import SettingsError, build, near, override, read_yaml
 from ..training.distill import DistillConfig, SiteConfig
 from ..training.finetune import FinetuneConfig
 from ..training.loop import LoopConfig
@@ -262,20 +262,15 @@ class RunRecipe:
         return made
 
     @classmethod
-    def from_yaml(cls, source: str | Path, overrides: Sequence[str] = ()) -> RunRecipe:
+    def from_yaml(cls, source: str | Path, overrides: Sequence[str] = (), where: str = "recipe") -> RunRecipe:
         """From a YAML file (a Path) or text; ``overrides`` are ``key=value`` with dots between levels.
 
-        Raises SettingsError.
+        where: what the text is called in errors. Raises SettingsError.
         """
-        import yaml
-
-        text, where = (source.read_text(), str(source)) if isinstance(source, Path) else (source, "recipe")
-        try:
-            content = yaml.safe_load(text)
-            for assignment in overrides:
-                override(content, assignment)
-        except yaml.YAMLError as error:
-            raise SettingsError([f"{where}: not YAML: {' '.join(str(error).split())}"]) from None
+        where = str(source) if isinstance(source, Path) else where
+        content = read_yaml(source, where)
+        for assignment in overrides:
+            override(content, assignment)
         return cls.from_dict(content, where)
 
     def to_dict(self) -> dict[str, Any]:

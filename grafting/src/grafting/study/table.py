@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..initialise import STARTS
-from ..settings import SettingsError, build, near, override
+from ..settings import SettingsError, build, near, override, read_yaml
 from .recipe import DistillStage, EvaluateStage, FinetuneStage
 
 
@@ -137,20 +137,15 @@ class TableRecipe:
         return made
 
     @classmethod
-    def from_yaml(cls, source: str | Path, overrides: Sequence[str] = ()) -> TableRecipe:
+    def from_yaml(cls, source: str | Path, overrides: Sequence[str] = (), where: str = "recipe") -> TableRecipe:
         """From a YAML file (a Path) or text; ``overrides`` are ``key=value`` with dots between levels.
 
-        Raises SettingsError.
+        where: what the text is called in errors. Raises SettingsError.
         """
-        import yaml
-
-        text, where = (source.read_text(), str(source)) if isinstance(source, Path) else (source, "recipe")
-        try:
-            content = yaml.safe_load(text)
-            for assignment in overrides:
-                override(content, assignment)
-        except yaml.YAMLError as error:
-            raise SettingsError([f"{where}: not YAML: {' '.join(str(error).split())}"]) from None
+        where = str(source) if isinstance(source, Path) else where
+        content = read_yaml(source, where)
+        for assignment in overrides:
+            override(content, assignment)
         return cls.from_dict(content, where)
 
 

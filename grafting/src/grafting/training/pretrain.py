@@ -23,7 +23,7 @@ from ..files import sha256, write_json_atomic
 from ..graft import tensors_hash
 from ..precision import autocast
 from ..random import normal
-from ..settings import SettingsError, build
+from ..settings import SettingsError, build, read_yaml
 from .loop import Loop, LoopConfig
 from .objective import teacher_objective
 from .team import Team
@@ -62,12 +62,7 @@ class PretrainRecipe:
     @classmethod
     def from_yaml(cls, text: str, where: str = "recipe") -> PretrainRecipe:
         """From YAML text. Raises SettingsError, also for a recipe of a study."""
-        import yaml
-
-        try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise SettingsError([f"{where}: not YAML: {' '.join(str(error).split())}"]) from None
+        content = read_yaml(text, where)
         if not isinstance(content, dict):
             raise SettingsError([f"{where}: {content!r} is no mapping of settings"])
         if "teacher" in content and "kind" not in content:

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..study import run as run_recipe
 
     changes = [*arguments.set, *([f"budget={arguments.budget}"] if arguments.budget is not None else [])]
-    recipe = RunRecipe.from_yaml(text, changes)
+    recipe = RunRecipe.from_yaml(text, changes, arguments.recipe)
     out = arguments.out or Path("out") / Path(arguments.recipe).stem
     team = team_of(arguments)
     run_recipe(recipe, out, resume=arguments.resume, say=lambda line: print(line, flush=True), team=team)

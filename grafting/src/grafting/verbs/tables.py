@@ -31,7 +31,7 @@ def study(arguments: argparse.Namespace) -> None:
     from ..study.table import TableRecipe
     from ..study.whole import Table, run_rows
 
-    recipe = TableRecipe.from_yaml(text, arguments.set)
+    recipe = TableRecipe.from_yaml(text, arguments.set, arguments.recipe)
     out = arguments.out or Path("out") / Path(arguments.recipe).stem
     table = Table(recipe, out, lambda line: print(line, flush=True))
     chosen = matching(table.rows, arguments.rows)
