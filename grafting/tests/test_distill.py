@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def test_a_state_is_continued_on_the_models_device(tmp_path: Path) -> None:
     away = graft(tiny(), PLAN, init="random", seed=3)
     away.model.to("meta")
     run = Distillation(away, batch, 10, CONFIG, tmp_path, batch, Diffusion())
-    assert load_state(tmp_path, run.learners, CONFIG) == CONFIG.steps
+    assert load_state(tmp_path, run.learners, CONFIG, run.depends) == CONFIG.steps
     moments = [v for learner in run.learners.values() for s in learner.optimizer.state.values() for v in s.values()]
     assert len(moments) == 3 * sum(len(learner.parameters) for learner in run.learners.values())
     assert {value.device.type for value in moments} == {"meta"}
@@ -231,3 +232,22 @@ def test_a_second_interrupt_within_a_step_saves_nothing_half_applied(tmp_path: P
     resumed = fresh()
     assert distill(resumed, batch, 10, often, tmp_path) == wanted
     assert same(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize(
+    ("other", "null", "named"),
+    [
+        (lambda: graft(tiny(), PLAN, init="random", seed=4), 10, "start's seed 3 there, 4 now"),
+        (lambda: graft(tiny(), PLAN, init="copy", seed=3), 10, "init random there, copy now"),
+        (lambda: graft(tiny(1), PLAN, init="random", seed=3), 10, "teacher [0-9a-f]+ there, [0-9a-f]+ now"),
+        (lambda: fresh(PLAN + Plan.explicit(site="mlp", operator="none", blocks=[3])), 10, "plan .* there, .* now"),
+        (fresh, 9, "null 10 there, 9 now"),
+    ],
+)
+def test_a_state_of_another_start_is_refused(
+    other: Callable[[], Grafted], null: int, named: str, tmp_path: Path
+) -> None:
+    distill(fresh(), batch, 10, replace(CONFIG, steps=1), tmp_path)
+    with pytest.raises(ValueError, match=rf"another start \({named}\): name another folder"):
+        distill(other(), batch, null, replace(CONFIG, steps=1), tmp_path)
+    distill(fresh(), batch, 10, replace(CONFIG, steps=1, save_every=7), tmp_path)

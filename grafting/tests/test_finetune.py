@@ -253,3 +253,32 @@ def test_bad_settings_are_sentences() -> None:
         finetune(student, student, None, batches, 3, _config())
     with pytest.raises(ValueError, match=r"teacher_share 1\.5.*label_dropout 2.*precision 'fp8'"):
         FinetuneConfig(loop=LoopConfig(steps=1, lr=1), teacher_share=(1.5, 0), label_dropout=2, precision="fp8")
+
+
+def test_a_run_of_other_settings_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    teacher, student, batches = _parts()
+    config = replace(_config(3), seed=0)
+    finetune(student, student, teacher, batches, 3, config, tmp_path)
+    done = student.conv.weight.clone()
+    others: list[tuple[dict[str, Any], str]] = [
+        (
+            {"seed": 7, "teacher_share": (0.0, 0.0)},
+            r"teacher_share \[1.0, 1.0\] there, \[0.0, 0.0\] now, seed 0 there, 7 now",
+        ),
+        ({"variance_weight": 0.5}, "variance_weight 0.05 there, 0.5 now"),
+        ({"label_dropout": 0.2}, "label_dropout 0.1 there, 0.2 now"),
+        ({"precision": "bf16"}, "precision fp32 there, bf16 now"),
+    ]
+    for changed, named in others:
+        with pytest.raises(ValueError, match=rf"\({named}\): name another folder or remove it"):
+            finetune(student, student, teacher, batches, 3, replace(config, **changed), tmp_path)
+    with pytest.raises(ValueError, match="null 3 there, 4 now"):
+        finetune(student, student, teacher, batches, 4, config, tmp_path)
+    student.conv.bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"model/conv\.bias is of no use here"):
+        finetune(student, student, teacher, batches, 3, config, tmp_path)
+    student.conv.bias.requires_grad_(True)
+    _, again, _ = _parts()
+    often = replace(config, loop=replace(config.loop, save_every=1))
+    finetune(again, again, teacher, batches, 3, often, tmp_path)
+    assert torch.equal(again.conv.weight, done)

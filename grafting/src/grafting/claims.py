@@ -24,12 +24,16 @@ def claim(path: Path, settings: Mapping[str, Any], *, begun: bool = True) -> Non
     if not begun or not path.is_file():
         write_json_atomic(path, plain)
         return
-    there = json.loads(path.read_text())
-    if there != plain:
-        old, new = _flat(there), _flat(plain)
-        changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        named = ", ".join(f"{key} {old.get(key)} there, {new.get(key)} now" for key in changed[:3])
+    if named := differing(json.loads(path.read_text()), plain):
         raise ClaimError(f"{path.parent} holds a model of other settings ({named}): name another folder or remove it")
+
+
+def differing(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The settings read ``there`` and wanted ``now`` that differ, the first few with both values; empty for none."""
+    old, new = _flat(there), _flat(json.loads(json.dumps(now)))
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    named = ", ".join(f"{key} {old.get(key)} there, {new.get(key)} now" for key in changed[:5])
+    return named + (" …" if len(changed) > 5 else "")
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -181,7 +181,8 @@ def distill(
     the state; a run found there is continued to the same bits. team: the processes that share the work; alone on the
     model's device by default. Returns a report by site name.
 
-    Raises ValueError where no site can learn, or ``out`` holds a run with other settings.
+    Raises ValueError where no site can learn, or ``out`` holds a run with other settings, of another plan, model or
+    start.
     """
     return Distillation(handle, batches, null, config, out, heldout or batches, diffusion or Diffusion(), team).run()
 
@@ -203,6 +204,8 @@ class Distillation:
         self.handle, self.batches, self.null, self.config = handle, batches, null, config
         self.out, self.heldout, self.diffusion = out, heldout, diffusion
         self.team = team or Team(device=next(handle.model.parameters()).device)
+        self.depends: dict[str, Any] = {"plan": handle.plan.digest, "teacher": handle.source_hash, "init": handle.init}
+        self.depends |= {"start's seed": handle.seed, "null": null, "schedule": repr(diffusion)}
         self.step = 0
         self.whole = True  # false while a step is being written into weights and moments
         handle.train_grafted()
@@ -230,7 +233,7 @@ class Distillation:
 
     def _run(self) -> None:
         if self.out is not None:
-            self.step = load_state(self.out, self.learners, self.config)
+            self.step = load_state(self.out, self.learners, self.config, self.depends)
         if self.step == 0 and not all(learner.heldout for learner in self.learners.values()):
             self._evaluate()
         progress = Progress(self.config.steps, self.step, "distill")
@@ -350,7 +353,7 @@ class Distillation:
 
     def _save(self) -> None:
         if self.out is not None and self.team.leads:
-            save_state(self.out, self.step, self.learners, self.config)
+            save_state(self.out, self.step, self.learners, self.config, self.depends)
         self.team.wait()
 
     def _finish(self) -> dict[str, SiteReport]:

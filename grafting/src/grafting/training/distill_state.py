@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
+from ..claims import differing
 from ..files import misfits, read_json, save_safetensors_atomic, sha256, write_json_atomic
 
 if TYPE_CHECKING:
@@ -20,8 +20,13 @@ MANIFEST = "distill.json"
 NOTES = ("best_loss", "best_step", "stopped", "curve", "heldout")
 
 
-def save_state(out: Path, step: int, learners: Mapping[Any, Learner], config: DistillConfig) -> None:
-    """Write every site's weights, best weights and optimiser moments; the manifest, last, names their hash."""
+def save_state(
+    out: Path, step: int, learners: Mapping[Any, Learner], config: DistillConfig, depends: Mapping[str, Any]
+) -> None:
+    """Write every site's weights, best weights and optimiser moments; the manifest, last, names their hash.
+
+    depends: what else than ``config`` the bits follow from, as plain JSON data.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for site, learner in learners.items():
         for name, parameter in learner.parameters.items():
@@ -33,14 +38,15 @@ def save_state(out: Path, step: int, learners: Mapping[Any, Learner], config: Di
     path = out / f"distill-{step}.safetensors"
     save_safetensors_atomic(path, tensors)
     sites = {site.name: {note: getattr(learner, note) for note in NOTES} for site, learner in learners.items()}
-    manifest = {"step": step, "file": path.name, "sha256": sha256(path), "config": asdict(config), "sites": sites}
+    manifest = {"step": step, "file": path.name, "sha256": sha256(path), "config": asdict(config)}
+    manifest |= {"depends": dict(depends), "sites": sites}
     write_json_atomic(out / MANIFEST, manifest)
     for old in out.glob("distill-*.safetensors"):
         if old != path:
             old.unlink()
 
 
-def load_state(out: Path, learners: Mapping[Any, Learner], config: DistillConfig) -> int:
+def load_state(out: Path, learners: Mapping[Any, Learner], config: DistillConfig, depends: Mapping[str, Any]) -> int:
     """Put a saved run into ``learners``; returns the step to go on from, 0 where there is none.
 
     Raises ValueError where the folder holds a run with other settings or sites, or a file that changed since.
@@ -48,10 +54,8 @@ def load_state(out: Path, learners: Mapping[Any, Learner], config: DistillConfig
     if not (out / MANIFEST).is_file():
         return 0
     manifest = read_json(out / MANIFEST, ("step", "file", "sha256", "config", "sites"))
-    mine = json.loads(json.dumps(asdict(config)))
-    changed = [key for key in mine if key != "save_every" and mine[key] != manifest["config"].get(key)]
-    if changed:
-        named = ", ".join(f"{key} {manifest['config'].get(key)} there, {mine[key]} now" for key in changed)
+    there = manifest["config"] | {"save_every": config.save_every}  # says when to write, not what
+    if named := differing(there, asdict(config)):
         raise ValueError(f"{out} holds a run with other settings ({named}): name another folder or remove it")
     names = [site.name for site in learners]
     if names != list(manifest["sites"]):
@@ -68,6 +72,8 @@ def load_state(out: Path, learners: Mapping[Any, Learner], config: DistillConfig
     }
     if problems := misfits({k: v for k, v in tensors.items() if k.split("/")[1] in ("now", "best")}, wanted):
         raise ValueError(f"{path} is the state of another model: {problems}")
+    if named := differing(manifest.get("depends", {}), depends):
+        raise ValueError(f"{out} holds a run of another start ({named}): name another folder or remove it")
     for site, learner in learners.items():
         for name, parameter in learner.parameters.items():
             with torch.no_grad():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +114,10 @@ def finetune(
     student, teacher: (z_t, t, y) to outputs (B, C or 2C, H, W); the student's run through ``model``. The model, and
     either where it is a module, is in evaluation mode meanwhile; another model that a function closes over is the
     caller's to put there. null: the class that stands for a dropped label. out: a folder for state and log; a run
-    found there is continued to the same bits. team: the processes that share the work; alone on the model's device by
-    default.
+    found there is continued to the same bits, one of other settings refused. team: the processes that share the work;
+    alone on the model's device by default.
 
-    Raises ValueError where the settings need a teacher and none is given.
+    Raises ValueError where the settings need a teacher and none is given, or ``out`` holds a run of other settings.
     """
     if teacher is None and any(config.teacher_share):
         raise ValueError(
@@ -146,7 +146,10 @@ def finetune(
                 parts |= {name: (1 - share) * part for name, part in own.items()}
         return parts
 
-    loop = Loop(model, losses, config.loop, out, "finetune", workers)
+    how = ("loop", "checkpointing")  # compared by the loop itself; the same gradients either way
+    depends = {key: value for key, value in asdict(config).items() if key not in how}
+    depends |= {"null": null, "schedule": repr(schedule)}
+    loop = Loop(model, losses, config.loop, out, "finetune", workers, depends)
     handle = handle_of(model)
     parts = (model,) if handle is None else handle.parts()
     lean = checkpointed(model, workers.device, config.precision) if config.checkpointing else nullcontext()

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ..claims import differing
 from ..files import misfits, read_json, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
 from .team import Team
 
@@ -135,7 +136,8 @@ class Loop:
 
     losses(step) returns the named parts of the training loss; their sum is minimised. With a ``team`` of several
     processes each computes them on its own rows of the batch, and gradients are averaged. With ``out`` the state is
-    saved there every ``save_every`` steps, at the end and on Ctrl-C, and a run found there is continued.
+    saved there every ``save_every`` steps, at the end and on Ctrl-C, and a run found there is continued. depends: what
+    else the bits follow from, as plain JSON data; a run found there that depends on anything else is refused.
     """
 
     def __init__(
@@ -146,8 +148,10 @@ class Loop:
         out: Path | None,
         label: str,
         team: Team | None = None,
+        depends: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.losses, self.config, self.out, self.label = model, losses, config, out, label
+        self.depends = dict(depends or {})
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ValueError("nothing to train: no parameter requires a gradient")
@@ -223,7 +227,8 @@ class Loop:
         name = f"state-{self.step}.safetensors"
         save_safetensors_atomic(self.out / name, tensors)
         write_text_atomic(self.out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in self.log))
-        state = {"step": self.step, "file": name, "sha256": sha256(self.out / name), "config": asdict(self.config)}
+        state = {"step": self.step, "file": name, "sha256": sha256(self.out / name)}
+        state |= {"config": asdict(self.config), "depends": self.depends}
         write_json_atomic(self.out / "state.json", state)
         for old in self.out.glob("state-*.safetensors"):
             if old.name != name:
@@ -234,10 +239,9 @@ class Loop:
         if self.out is None or not (self.out / "state.json").is_file():
             return
         state = read_json(self.out / "state.json", ("step", "file", "sha256", "config"))
-        mine = json.loads(json.dumps(asdict(self.config)))
-        changed = [key for key in mine if key not in ("save_every",) and mine[key] != state["config"].get(key)]
-        if changed:
-            named = ", ".join(f"{key} {state['config'].get(key)} there, {mine[key]} now" for key in changed)
+        often = {"save_every": self.config.save_every}  # says when to write, not what
+        there = state["config"] | state.get("depends", {}) | often
+        if named := differing(there, asdict(self.config) | self.depends):
             raise ValueError(f"{self.out} holds a run with other settings ({named}): name another folder or remove it")
         path = self.out / state["file"]
         if sha256(path) != state["sha256"]:
