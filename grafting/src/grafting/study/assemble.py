@@ -172,10 +172,13 @@ def trained_on(study: Study) -> int | None:
 def _notes(study: Study, learnt: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     notes = []
     for name, outcome in learnt.items():
+        # Two samples: what the solution was fitted to flatters it, so the two figures are no before and after.
         if outcome.get("started"):
-            notes.append(f"{name}, variance explained at the solved start: {_shares(outcome['started'])}.")
+            fitted = "at the solved start, on the images it was solved from (not held out)"
+            notes.append(f"{name}, variance explained {fitted}: {_shares(outcome['started'])}.")
         if outcome.get("explained"):
-            notes.append(f"{name}, variance explained after stage 1, held out: {_shares(outcome['explained'])}.")
+            judged = "after stage 1, on held-out images"
+            notes.append(f"{name}, variance explained {judged}: {_shares(outcome['explained'])}.")
     if "procedure" in study.recipe.controls and "procedure" not in learnt:
         notes.append("The control procedure is left out: there is no stage 2 at this budget.")
     if trained_on(study) is None:
