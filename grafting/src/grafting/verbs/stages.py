@@ -82,7 +82,7 @@ def distill(arguments: argparse.Namespace) -> None:
         calibration=arguments.calibration,
     )
     for site, share in handle.explained.items() if team.leads else ():
-        print(f"{site.name}: {share:.3f} of the variance explained at the start")
+        print(f"{site.name}: {share:.3f} of the variance explained at the start, on the images it was solved from")
     if stage.steps and learns(handle):
         depends: dict[str, Any] = {
             "model": handle.source_hash,
