@@ -64,7 +64,10 @@ def test_the_table_of_starts_is_the_recorded_one() -> None:
         assert _printed(error, kept["goal"]["error"]) and int(steps.split()[0]) == kept["goal"]["steps"]
         assert ("not at rest" in steps) == (not kept["goal"]["rested"])
         assert _printed(row[3], kept["random"]["tenth"])
-        for cell, start in zip(row[4:], (kept["copy"], kept["solve"]), strict=True):
+        for cell, start in zip(row[4:], (kept.get("copy"), kept["solve"]), strict=True):
+            if start is None:  # nothing of the original fits the operator's own weights
+                assert cell == "–"
+                continue
             first, tenth, reached = cell.split("; ")
             assert _printed(first, start["error"])
             assert _printed(tenth, start["tenth"])
