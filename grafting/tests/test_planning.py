@@ -131,7 +131,7 @@ def test_another_measurement_is_refused_in_a_sentence(
         (["--tflops", "nan"], "FLOP/s: must be above 0"),
         (["--tflops", "1", "--throughput", "1"], "give one of them"),
         (["--steps", "5"], "two numbers"),
-        (["--batch", "0"], "batch 0"),
+        (["--batch", "0"], "--batch: '0' must be a whole number of at least 1"),
     ],
 )
 def test_bad_figures_are_refused_in_a_sentence(more: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:

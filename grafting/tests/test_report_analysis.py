@@ -137,9 +137,9 @@ def test_the_verb_writes_and_prints(tiny_teacher: Path, tmp_path: Path, capsys: 
         (["--k", "-1"], "k = -1"),
         (["--distance", "cube"], "raster or grid"),
         (["--operator", "hyena_z"], "hyena_z"),
-        (["--samples", "0"], "0 samples: at least 1"),
-        (["--batch", "0"], "--batch 0: at least 1"),
-        (["--steps", "1"], "1 sampling steps"),
+        (["--samples", "0"], "--samples: '0' must be a whole number of at least 1"),
+        (["--batch", "0"], "--batch: '0' must be a whole number of at least 1"),
+        (["--steps", "1"], "--steps: '1' must be a whole number of at least 2"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(
