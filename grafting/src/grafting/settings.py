@@ -67,6 +67,18 @@ def override(content: Any, assignment: str) -> None:
             place = place[key]
 
 
+def read_recipe(source: str | Path, overrides: Sequence[str], where: str) -> tuple[Any, str]:
+    """Plain data of a recipe with the ``key=value`` of ``overrides`` in it, and what errors call it.
+
+    Raises SettingsError as :func:`read_yaml` and :func:`override` do.
+    """
+    where = str(source) if isinstance(source, Path) else where
+    content = read_yaml(source, where)
+    for assignment in overrides:
+        override(content, assignment)
+    return content, where
+
+
 def build(
     kind: type[T],
     content: Any,

@@ -195,19 +195,29 @@ def write_results(path: Path, results: Results) -> None:
     Raises:
         ValueError: a number that is not finite, which JSON cannot hold.
     """
+    write_plain(path, asdict(results))
+
+
+def read_results(path: Path) -> Results:
+    """Read what :func:`write_results` wrote; raises ValueError as :meth:`Results.from_dict` does."""
+    return Results.from_dict(read_plain(path, "results"))
+
+
+def write_plain(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain data of a report atomically. Raises ValueError: a number that is not finite."""
     try:
-        text = json.dumps(asdict(results), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     except ValueError:
         raise ValueError(f"{path.name} would hold a number that is not finite; leave such a figure out") from None
     write_text_atomic(path, text + "\n")
 
 
-def read_results(path: Path) -> Results:
-    """Read what :func:`write_results` wrote; raises ValueError as :meth:`Results.from_dict` does."""
+def read_plain(path: Path, what: str) -> dict[str, Any]:
+    """Read what :func:`write_plain` wrote. Raises ValueError, which says ``what`` the file does not hold."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no results: it is no mapping")
-    return Results.from_dict(content)
+        raise ValueError(f"{path} holds no {what}: it is no mapping")
+    return content

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text_atomic
-from .results import ROLES, Figure, built
+from .results import ROLES, Figure, built, read_plain, write_plain
 
 SCHEMA = 1
 
@@ -22,7 +20,8 @@ class TableRow:
     protocol than the table's own. parts: FLOPs of making it; ``teacher_training``: of the teacher. flops: of a forward
     pass, over the teacher's. differences: minus the teacher's, paired (``loss``, ``fid``, ``kid``). over_none: the same
     minus the control *none* of equal site, share and budget. by_timestep: paired loss differences to the teacher in
-    equal parts of the noise schedule, from no noise up. explained: variance explained by site after stage 1, held out.
+    equal parts of the noise schedule, from no noise up. explained: variance explained by site: after stage 1 held out,
+    without it that of the start on the images it was solved from.
     figures: as in :class:`~grafting.report.results.ModelResult`. grid: a PNG beside the results file.
     """
 
@@ -98,19 +97,9 @@ class TableResults:
 
 def write_table(path: Path, results: TableResults) -> None:
     """Write ``table.json`` atomically. Raises ValueError: a number that is not finite, which JSON cannot hold."""
-    try:
-        text = json.dumps(asdict(results), indent=1, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        raise ValueError(f"{path.name} would hold a number that is not finite; leave such a figure out") from None
-    write_text_atomic(path, text + "\n")
+    write_plain(path, asdict(results))
 
 
 def read_table(path: Path) -> TableResults:
     """Read what :func:`write_table` wrote; raises ValueError as :meth:`TableResults.from_dict` does."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no table: it is no mapping")
-    return TableResults.from_dict(content)
+    return TableResults.from_dict(read_plain(path, "table"))

@@ -24,7 +24,7 @@ from ..initialise import STARTS
 from ..measure.quality.extractors import CLASSIFIER, ExtractorConfig
 from ..plan import Plan, PlanError
 from ..sampling import Sampling
-from ..settings import SettingsError, build, near, override, read_yaml
+from ..settings import SettingsError, build, near, read_recipe
 from ..training.distill import DistillConfig, SiteConfig
 from ..training.finetune import FinetuneConfig
 from ..training.loop import LoopConfig
@@ -267,11 +267,7 @@ class RunRecipe:
 
         where: what the text is called in errors. Raises SettingsError.
         """
-        where = str(source) if isinstance(source, Path) else where
-        content = read_yaml(source, where)
-        for assignment in overrides:
-            override(content, assignment)
-        return cls.from_dict(content, where)
+        return cls.from_dict(*read_recipe(source, overrides, where))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that :meth:`from_dict` reads back, defaults written out."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..initialise import STARTS
-from ..settings import SettingsError, build, near, override, read_yaml
+from ..settings import SettingsError, build, near, read_recipe
 from .recipe import DistillStage, EvaluateStage, FinetuneStage
 
 
@@ -142,11 +142,7 @@ class TableRecipe:
 
         where: what the text is called in errors. Raises SettingsError.
         """
-        where = str(source) if isinstance(source, Path) else where
-        content = read_yaml(source, where)
-        for assignment in overrides:
-            override(content, assignment)
-        return cls.from_dict(content, where)
+        return cls.from_dict(*read_recipe(source, overrides, where))
 
 
 def _start(content: Any, where: str, problems: list[str]) -> Any:

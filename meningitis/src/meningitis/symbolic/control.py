@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from meningitis.model import Model
-from meningitis.symbolic.nextgen import infected_states, next_generation, r0_numeric
+from meningitis.symbolic.nextgen import drained_states, next_generation, r0_numeric
 
 GRID = 200
 Floats = NDArray[np.float64]
@@ -52,7 +52,7 @@ def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0)
         raise ValueError(f"efficacy is {efficacy}, but must be above 0 and at most 1")
     numeric = r0_numeric(model)
     reproduction = float(numeric(values))
-    drained = sorted({str(f.source) for f in model.flows if f.new_infection} - set(infected_states(model)))
+    drained = sorted(map(str, drained_states(model)))
     needed, coverage, reason = None, None, ""
     if len(drained) == 1:
         needed = max(0.0, 1 - 1 / reproduction) if reproduction > 0 else 0.0

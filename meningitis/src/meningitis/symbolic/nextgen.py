@@ -74,6 +74,11 @@ def infected_states(model: Model) -> tuple[str, ...]:
     return tuple(c.name for c in model.compartments if c.infected and not c.dead)
 
 
+def drained_states(model: Model) -> set[str | None]:
+    """Uninfected compartments that new infections drain; None where people are infected outside."""
+    return {flow.source for flow in model.flows if flow.new_infection} - set(infected_states(model))
+
+
 def moving_rates(model: Model) -> tuple[str, ...]:
     """Names of the flows whose rate depends on time: no single matrix then has the facts of the whole model."""
     time = model.symbols[TIME]
@@ -94,7 +99,7 @@ def refilled(model: Model) -> bool:
 
     Then births or a return after infection make more infections possible than there are people at the start.
     """
-    drained = {flow.source for flow in model.flows if flow.new_infection} - set(infected_states(model))
+    drained = drained_states(model)
     return any(flow.target in drained for flow in model.flows)
 
 
@@ -161,8 +166,7 @@ def disease_free_state(model: Model) -> dict[str, sp.Expr]:
 
 def _susceptible_groups(model: Model) -> list[tuple[set[str], list[str]]]:
     """Each set of compartments that flows connect, with its uninfected compartments that new infections drain."""
-    infected = set(infected_states(model))
-    drained = {f.source for f in model.flows if f.new_infection} - infected
+    drained = drained_states(model)
     groups = [(group, [name for name in model.state_names if name in group & drained]) for group in _connected(model)]
     return [(group, sources) for group, sources in groups if sources]
 
