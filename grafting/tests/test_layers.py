@@ -14,7 +14,7 @@ import grafting
 ROOT = Path(grafting.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("files", "settings", "claims", "random", "tasks", "precision", "modes", "operators"),
+    ("files", "settings", "claims", "random", "tasks", "conditions", "precision", "modes", "operators"),
     ("hosts", "cost", "expect", "activations", "diffusion"),
     ("plan", "graft", "restructure", "parallel", "switch", "conventions", "initialise"),
     ("classifier", "teachers", "store", "data", "sampling"),

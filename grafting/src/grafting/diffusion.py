@@ -1,8 +1,8 @@
 """The schedule that a DiT teacher was trained under, its draws, and the bound term of the learned variance.
 
-Shapes: z (B, C, H, W) latents; t (B,) int64 in [0, T); y (B,) class labels. Ho et al. 2020 (arXiv 2006.11239) for the
-forward process, Nichol & Dhariwal 2021 (arXiv 2102.09672) for the learned variance, Peebles & Xie 2022
-(arXiv 2212.09748) for the two together.
+Shapes: z (B, C, H, W) latents; t (B,) int64 in [0, T); y (B,) class labels, or as in :mod:`grafting.conditions`. Ho
+et al. 2020 (arXiv 2006.11239) for the forward process, Nichol & Dhariwal 2021 (arXiv 2102.09672) for the learned
+variance, Peebles & Xie 2022 (arXiv 2212.09748) for the two together.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from .conditions import count, replaced
 from .random import generator
 
-Denoiser = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Denoiser = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
 """(z_t, t, y) -> (B, C or 2C, H, W): the noise and, in the second half, where the variance lies in its range."""
 
 
@@ -91,10 +93,13 @@ def _discretised_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_scale: 
     return mass.clamp(min=1e-12).log()
 
 
-def drop_labels(y: torch.Tensor, rate: float, null: int, seed: int, step: int) -> torch.Tensor:
-    """Replace a share ``rate`` of the labels by the null class: once, outside the model, from a counter."""
-    drawn = torch.rand(len(y), generator=generator(seed, "drop", step)).to(y.device)
-    return torch.where(drawn < rate, torch.full_like(y, null), y)
+def drop_labels(y: Any, rate: float, null: Any, seed: int, step: int) -> Any:
+    """Replace a share ``rate`` of the conditions y by the null one: once, outside the model, from a counter.
+
+    y: labels (B,) and ``null`` a class, or a dictionary of rows and ``null`` one with a single row.
+    """
+    drawn = torch.rand(count(y), generator=generator(seed, "drop", step))
+    return replaced(y, drawn < rate, null)
 
 
 def draw(shape: torch.Size, steps: int, seed: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
