@@ -1,0 +1,23 @@
+"""A world of coloured shapes: pictures and captions without end, and an exact judge of pictures for GenEval's tasks."""
+
+from .prompts import Prompt, Wanted, distinct_captions, evaluation_prompts, scene_of, training_sample
+from .world import COLOURS, RELATIONS, SHAPES, TASKS, Background, Scene, Thing, World, draw_scene, render
+
+__all__ = [
+    "COLOURS",
+    "RELATIONS",
+    "SHAPES",
+    "TASKS",
+    "Background",
+    "Prompt",
+    "Scene",
+    "Thing",
+    "Wanted",
+    "World",
+    "distinct_captions",
+    "draw_scene",
+    "evaluation_prompts",
+    "render",
+    "scene_of",
+    "training_sample",
+]
