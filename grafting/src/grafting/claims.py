@@ -14,10 +14,11 @@ class ClaimError(ValueError):
     """A folder that holds work under other settings."""
 
 
-def claim(path: Path, settings: Mapping[str, Any], *, begun: bool = True) -> None:
+def claim(path: Path, settings: Mapping[str, Any], *, begun: bool = True, what: str = "a model") -> None:
     """Note in ``path`` what its folder is for; refuse one that is for something else, whose states would be mixed.
 
-    begun: whether anything was made under the settings noted there; where nothing was, they are replaced.
+    begun: whether anything was made under the settings noted there; where nothing was, they are replaced. what: it is
+    made of, for the error.
     Raises ClaimError naming the settings that differ.
     """
     plain = json.loads(json.dumps(settings))
@@ -25,7 +26,7 @@ def claim(path: Path, settings: Mapping[str, Any], *, begun: bool = True) -> Non
         write_json_atomic(path, plain)
         return
     if named := differing(json.loads(path.read_text()), plain):
-        raise ClaimError(f"{path.parent} holds a model of other settings ({named}): name another folder or remove it")
+        raise ClaimError(f"{path.parent} holds {what} of other settings ({named}): name another folder or remove it")
 
 
 def differing(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:

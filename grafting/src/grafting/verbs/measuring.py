@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .shared import (
@@ -32,7 +33,14 @@ if TYPE_CHECKING:
 def add(verbs: Verbs) -> None:
     """Declare them."""
     made = verbs.add("evaluate", evaluate, "held-out loss, and FID, KID and recognition of samples")
-    made.add_argument("model", metavar="MODEL", help=MODEL)
+    made.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
+    made.add_argument(
+        "--geneval",
+        nargs="+",
+        type=Path,
+        metavar="JSONL",
+        help="instead of a MODEL: results of GenEval's scorer, of one model or of two, whose difference is paired",
+    )
     made.add_argument("--against", metavar="MODEL", help="for the paired difference; a graft's own teacher by default")
     made.add_argument(
         "--triples", type=at_least(2), default=1000, metavar="N", help="of the held-out loss (default 1000)"
@@ -61,7 +69,12 @@ def add(verbs: Verbs) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Held-out denoising loss beside the teacher's, and FID, KID and recognition of samples."""
+    """Held-out denoising loss beside the teacher's, and FID, KID and recognition of samples; or scores by task."""
+    if arguments.geneval:
+        _geneval(arguments)
+        return
+    if arguments.model is None:
+        raise ValueError("name a MODEL to evaluate, or results of GenEval's scorer with --geneval")
     from dataclasses import asdict
 
     from ..measure.quality.extractors import ExtractorConfig
@@ -95,6 +108,26 @@ def evaluate(arguments: argparse.Namespace) -> None:
             floor = found["quality"]["floors"].get(name)
             print(f"{name:<24}{interval(figure)}{'' if floor is None else f'   floor {floor:.5g}'}")
         print(found["quality"]["protocol"]["text"])
+
+
+def _geneval(arguments: argparse.Namespace) -> None:
+    """Six task scores and their mean, from the results of GenEval's scorer."""
+    from ..measure.geneval import read_results
+    from ..tasks import differences, scores, table
+
+    if arguments.model is not None:
+        raise ValueError(f"--geneval reads results that are there already: leave out the model {arguments.model}")
+    files = [str(path) for path in arguments.geneval]
+    if len(set(files)) != len(files) or len(files) > 2:
+        raise ValueError(f"--geneval {' '.join(files)}: give one file, or two of different models")
+    verdicts = [read_results(path) for path in arguments.geneval]
+    found = {name: scores(judged) for name, judged in zip(files, verdicts, strict=True)}
+    paired = differences(*verdicts) if len(files) == 2 else None
+    if arguments.json:
+        plain = {name: of.to_dict() for name, of in found.items()}
+        print(json.dumps({"scores": plain, "difference": paired and paired.to_dict()}, indent=2))
+        return
+    print(table(found, paired))
 
 
 def _denoising(model: Model, material: Any, arguments: argparse.Namespace) -> dict[str, Any]:
