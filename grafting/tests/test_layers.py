@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("classifier", "teachers", "store", "data", "scenes", "sampling"),
     ("training",),
     ("measure",),
-    ("study", "report", "search"),
+    ("study", "report", "searching"),
     ("verbs", "cli"),
 )
 """Rooms by floor, lowest first; a room is a module or a package below ``grafting``."""

@@ -6,12 +6,14 @@ import itertools
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import grafting
 from grafting.cli import main
 from grafting.cost import plan_cost
 from grafting.diffusion import Diffusion
@@ -19,12 +21,15 @@ from grafting.graft import ungraft
 from grafting.hosts import Site
 from grafting.measure.denoising import Triples, denoising_losses
 from grafting.plan import Plan
-from grafting.search.candidates import candidates
-from grafting.search.costs import Budget, counted, timed
-from grafting.search.find import best, pareto, predicted
-from grafting.search.scores import Score, Scoring, carried_errors, score
-from grafting.search.solve import Option, SearchError, Selection, choose, front, least_cost, undominated
+from grafting.searching.candidates import candidates
+from grafting.searching.costs import Budget, counted, timed
+from grafting.searching.find import best, pareto, predicted
+from grafting.searching.scores import Score, Scoring, carried_errors, score
+from grafting.searching.search import Front
+from grafting.searching.solve import Option, SearchError, Selection, choose, front, least_cost, undominated
+from grafting.settings import SettingsError
 from grafting.store.models import open_model
+from grafting.study import RunRecipe
 from grafting.study.stages import Material, begin, denoiser
 
 NAMES = ("swa:window=3", "mlp:ratio=2", "none")
@@ -219,8 +224,67 @@ def test_the_verb_writes_plans_that_other_verbs_take(
     command = ["search", str(tiny_teacher), "--operators", *NAMES, "--triples", "8", "--out", str(out)]
     assert main([*command, "--budget", "flops=0.9", "--points", "4", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    assert content == json.loads((out / "front.json").read_text()) and content["best"]["share"] <= 0.9
+    assert content == json.loads((out / "search.json").read_text()) and content["best"]["share"] <= 0.9
     assert len(list((out / "plans").glob("front-*.yaml"))) == len(content["front"]) > 1
     assert main(["plan", str(tiny_teacher / "transformer"), "--plan", str(out / "plans" / "best.yaml")]) == 0
+    page = (out / "search.html").read_bytes()
+    assert main(["report", str(out)]) == 0 and (out / "search.html").read_bytes() == page
     assert main([*command, "--budget", "flops=0.001"]) == 2
     assert "out of reach" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def found(scored: tuple[Path, list[Score]], tiny_teacher: Path) -> Front:
+    return grafting.search(str(tiny_teacher), NAMES, scoring=SCORING, out=scored[0], points=6)
+
+
+def test_the_library_returns_the_front_as_plans(found: Front, scored: tuple[Path, list[Score]]) -> None:
+    """Against a sum over counts: as many swaps of each kind as a plan has, each at its least score, lose no less."""
+    assert list(found.scores) == scored[1] and len(found.plans) > 2
+    shares, losses = ([getattr(one, name) for one in found.plans] for name in ("share", "predicted"))
+    assert shares == sorted(shares) and losses == sorted(losses, reverse=True), "none is beaten in both"
+    for one in found.plans:
+        assert Plan.from_dict(one.plan.to_dict()) == one.plan and found.under(f"flops={one.share + 1e-9}") == one
+        for edit in one.plan.edits:
+            mine = [s for s in found.scores if s.kind == edit.site and s.candidate.split(":")[0] == edit.operator]
+            others = {b for e in one.plan.edits if e is not edit and e.site == edit.site for b in e.blocks}
+            free = sorted(s.loss for s in mine if s.block not in others)
+            taken = sum(s.loss for s in mine if s.block in edit.blocks)
+            assert taken == pytest.approx(sum(free[: len(edit.blocks)]), abs=1e-9), "these sites lose least"
+
+
+def test_another_budget_cost_or_predictor_scores_nothing_again(
+    scored: tuple[Path, list[Score]], tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr("grafting.searching.scores.begin", refuse)
+    again = grafting.search(str(tiny_teacher), NAMES, scoring=SCORING, out=scored[0], cost="parameters", by="carried")
+    assert again.under("parameters=0.8").share <= 0.8
+    with pytest.raises(AssertionError, match="scored again"):
+        grafting.search(str(tiny_teacher), NAMES, scoring=Scoring(triples=13, calibration=16), out=scored[0])
+    with pytest.raises(SearchError, match="this front is one of parameters"):
+        again.under("flops=0.9")
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"cost": "speed"}, "cost 'speed': flops, parameters, latency"),
+        ({"by": "fid"}, "predictor 'fid': loss or carried"),
+        ({"points": 1}, "points 1: at least 2"),
+        ({"side": 0}, "side 0: at least 1"),
+    ],
+)
+def test_a_search_of_what_is_not_is_told_before_anything_is_opened(given: dict[str, Any], match: str) -> None:
+    with pytest.raises(SearchError, match=match):
+        grafting.search("no such model", **given)
+
+
+def test_a_recipe_takes_a_plan_by_the_name_of_its_file(found: Front, tmp_path: Path) -> None:
+    path = tmp_path / "best.yaml"
+    path.write_text(found.plans[0].to_yaml())
+    assert RunRecipe.from_yaml("teacher: fashion", [f"plan={path}"]).plans["hybrid"] == found.plans[0].plan
+    with pytest.raises(SettingsError, match=r"plan hybrid: .*absent\.yaml: no such file"):
+        RunRecipe.from_yaml("teacher: fashion", [f"plan={tmp_path}/absent.yaml"])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .graft import ungraft as ungraft
     from .plan import Plan as Plan
     from .sampling import Pipeline as Pipeline
+    from .searching.search import search as search
     from .store.folder import load as load
     from .store.folder import save as save
     from .store.models import open_model as open_model
@@ -43,6 +44,7 @@ _HOMES = {
     "open_model": "store.models",
     "run": "study",
     "save": "store.folder",
+    "search": "searching.search",
     "ungraft": "graft",
 }
 

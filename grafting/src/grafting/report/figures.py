@@ -56,7 +56,7 @@ def number(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
-def _ticks(low: float, high: float, about: int = 5) -> list[float]:
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
     step = 10 ** math.floor(math.log10((high - low) / about))
     step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= about)
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
@@ -149,7 +149,7 @@ def speed(rows: Sequence[SpeedRow], title: str) -> str:
 
     bottom = height - 26
     parts = []
-    for tick in _ticks(0, top):
+    for tick in ticks(0, top):
         parts += [line(at(tick), 4, at(tick), bottom, RULE)]
         parts += [text(at(tick), bottom + 18, f"{tick:g}×", anchor="middle" if tick else "start", size=12, fill=FAINT)]
     parts.append(line(at(1), 4, at(1), bottom, FAINT, 1.5))

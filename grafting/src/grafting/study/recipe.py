@@ -7,9 +7,9 @@
     evaluate: {triples: 2000, samples: 500}
     controls: [none, untrained]
 
-``plans`` in the place of ``plan`` is a mapping from names to plans, for several hybrids in one study. ``most local
-50%`` is read as a list of blocks from ``analysis``: a file of ``grafting analyze``, or, where it is left out, what lies
-beside the teacher.
+``plans`` in the place of ``plan`` is a mapping from names to plans, for several hybrids in one study. A plan may also
+be the name of a YAML file, such as ``grafting search`` writes. ``most local 50%`` is read as a list of blocks from
+``analysis``: a file of ``grafting analyze``, or, where it is left out, what lies beside the teacher.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ class RunRecipe:
             named = {}
         for name, plan in named.items():
             try:
-                read = Plan.from_dict(plan, f"{where}: plan {name}")
+                read = Plan.from_yaml(Path(plan)) if _file(plan) else Plan.from_dict(plan, f"{where}: plan {name}")
                 plans[str(name)] = _located(read, content) if read.by_locality else read
             except PlanError as error:
                 problems += error.problems
@@ -280,6 +280,15 @@ class RunRecipe:
         import yaml
 
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _file(plan: Any) -> bool:
+    """Whether a plan is given as the name of a YAML file. Raises ValueError where there is no such file."""
+    if not isinstance(plan, str):
+        return False
+    if not Path(plan).is_file():
+        raise ValueError(f"{plan}: no such file")
+    return True
 
 
 def _located(plan: Plan, content: Mapping[str, Any]) -> Plan:

@@ -21,8 +21,8 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     device_option(made)
 
-    made = verbs.add("report", report, "write the page of a finished run again")
-    made.add_argument("out", type=Path, metavar="OUT", help="the run's folder")
+    made = verbs.add("report", report, "write the page of a finished run, table or search again")
+    made.add_argument("out", type=Path, metavar="OUT", help="its folder")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -39,8 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """The page of a finished run or of a table again, from its ``results.json`` or ``table.json``."""
+    """The page of a run, a table or a search again, from its ``results.json``, ``table.json`` or ``search.json``."""
     from ..report import read_results, write_page
+    from ..report.search import FILE, read_search, write_search_page
     from ..report.table import read_table
     from ..report.table_page import write_table_page
 
@@ -48,6 +49,11 @@ def report(arguments: argparse.Namespace) -> None:
     if path.is_file():
         write_table_page(arguments.out / "table.html", read_table(path))
         print(arguments.out / "table.html")
+        return
+    path = arguments.out / FILE
+    if path.is_file():
+        write_search_page(arguments.out / "search.html", read_search(path))
+        print(arguments.out / "search.html")
         return
     path = arguments.out / "results.json"
     if not path.is_file():

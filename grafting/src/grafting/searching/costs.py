@@ -32,11 +32,12 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """At most ``value`` of a cost: a ``share`` of the pretrained model's, or in its own unit."""
+    """At most ``value`` of a cost: a ``share`` of the pretrained model's, or in its own unit. text: as it was given."""
 
     kind: str
     value: float
     share: bool
+    text: str
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -54,7 +55,7 @@ class Budget:
             raise SearchError(f"budget {text!r}: {', '.join(KINDS)} = a share such as 0.9, or a value such as 12ms")
         if kind == "latency" and not unit and number > 1:
             raise SearchError(f"budget {text!r}: a latency above 1 needs its unit: s, ms or us")
-        return cls(kind=kind, value=number, share=not unit and number <= 1)
+        return cls(kind=kind, value=number, share=not unit and number <= 1, text=text)
 
     def limit(self, whole: float) -> float:
         """The change of the cost that it allows."""

@@ -74,7 +74,8 @@ def score(
 ) -> list[Score]:
     """Every operator at every site of its kind; each operator's scores are kept in ``out/scores``, and found once.
 
-    The model is the same afterwards. Raises SearchError for a grafted model, ModelError where there are no images.
+    Scores of the same settings that lie beside a bundled teacher are taken. The model is the same afterwards. Raises
+    SearchError for a grafted model, ModelError where there are no images.
     """
     scoring = scoring or Scoring()
     if model.graft is not None:
@@ -119,7 +120,8 @@ def score(
                 ungraft(network)
 
         settings = shared | {"kind": one.kind, "operator": one.operator, "options": dict(one.options)}
-        kept = part(out / "scores" / f"{one.kind}-{one.name.replace(':', '-')}.json", settings, make)
+        path = out / "scores" / f"{one.kind}-{one.name.replace(':', '-')}.json"
+        kept = part(path, settings, make, model.folder and model.folder / "scores")
         found += [Score(**entry) for entry in kept["scores"]]
         if progress is not None:
             progress(done + 1, len(operators))

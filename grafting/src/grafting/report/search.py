@@ -1,0 +1,136 @@
+"""What ``grafting search`` leaves: plans, the figures that they follow from, and one page over all of them.
+
+plans/best.yaml        the plan under the budget; plans/front-NN.yaml: the front, the cheapest first
+search.json            scores, costs, the front and the plan under the budget; written last
+search.html            the page, drawn from search.json alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import read_json, write_json_atomic, write_text_atomic
+from ..searching.costs import Budget
+from ..searching.find import Found
+from ..searching.search import SCHEMA, Front
+from .figures import number
+from .frontier import Layout, front_line, operator_map
+from .heatmaps import heat_map
+from .page import template
+
+FILE = "search.json"
+PREDICTORS = {"loss": "change of the held-out loss", "carried": "error carried into the residual stream"}
+"""What the scores are, in words."""
+
+
+def write_search(out: Path, front: Front, budget: Budget, best: Found) -> Path:
+    """Write everything into the folder ``out``; plans of an earlier budget go. Returns the page's path."""
+    for old in (out / "plans").glob("front-*.yaml"):
+        old.unlink()
+    for place, one in enumerate(front.plans):
+        write_text_atomic(out / "plans" / f"{plan_name(place)}.yaml", one.to_yaml())
+    write_text_atomic(out / "plans" / "best.yaml", best.to_yaml())
+    content = front.to_dict() | {"budget": budget.text, "best": best.to_dict()}
+    page = out / "search.html"
+    write_search_page(page, content)
+    write_json_atomic(out / FILE, content)
+    return page
+
+
+def plan_name(place: int) -> str:
+    """Of the plan at a place of the front."""
+    return f"front-{place:02d}"
+
+
+def read_search(path: Path) -> dict[str, Any]:
+    """The content of a ``search.json``. Raises ValueError for a file that is none of this version."""
+    content = read_json(path, ("schema", "model", "depth", "scores", "front", "best"))
+    if content["schema"] != SCHEMA:
+        raise ValueError(f"{path}: schema {content['schema']!r}, this version reads {SCHEMA}")
+    return content
+
+
+def write_search_page(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the page of a ``search.json``'s content, atomically."""
+    from markupsafe import Markup
+
+    plans, best, by = content["front"], content["best"], content["by"]
+    rows = [
+        {
+            "name": plan_name(place),
+            "share": one["share"],
+            "predicted": one["predicted"],
+            "swapped": sum(len(edit["blocks"]) for edit in one["plan"]["edits"]),
+            "operators": _counts(one["plan"]),
+        }
+        for place, one in enumerate(plans)
+    ]
+    points = [(one["share"], one["predicted"]) for one in plans] + [(best["share"], best["predicted"])]
+    layouts = [(f"{one['share']:.3f}", layout(one["plan"], content["depth"])) for one in reversed(plans)]
+    axis = f"{content['cost']}, share of the pretrained model's"
+    drawings = {
+        "front": front_line(points, "the front", x=axis, y=f"predicted {by}", marked=len(plans)),
+        "map": operator_map(layouts, "which operator stands where", down=content["cost"]),
+        "best": operator_map(
+            [(f"{best['share']:.3f}", layout(best["plan"], content["depth"]))],
+            "the plan under the budget",
+            down=content["cost"],
+        ),
+    }
+    text = template("search.html").render(
+        s=content,
+        rows=rows,
+        best=best,
+        operators=_counts(best["plan"]),
+        swapped=sum(len(edit["blocks"]) for edit in best["plan"]["edits"]),
+        svg={name: Markup(svg) for name, svg in drawings.items()},
+        maps=[(heading, Markup(svg)) for heading, svg in score_maps(content)],
+        words=PREDICTORS,
+        number=number,
+    )
+    write_text_atomic(path, text)
+
+
+def layout(plan: Mapping[str, Any], depth: int) -> Layout:
+    """By kind of site, the operator of every block of a searched plan, whose edits name their blocks."""
+    sites: dict[str, list[str | None]] = {"attn": [None] * depth, "mlp": [None] * depth}
+    for edit in plan["edits"]:
+        for block in edit["blocks"]:
+            sites[edit["site"]][block] = _label(edit)
+    return sites
+
+
+def score_maps(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(heading, SVG) of every predictor at every kind of site: blocks down, operators across."""
+    found = []
+    for by, words in PREDICTORS.items():
+        for kind in ("attn", "mlp"):
+            scores = {(s["block"], s["candidate"]): s[by] for s in content["scores"] if s["kind"] == kind}
+            names = list(dict.fromkeys(name for _, name in scores))
+            if not names:
+                continue
+            blocks = range(content["depth"])
+            heading = f"{kind}: {words}"
+            svg = heat_map(
+                [[scores[block, name] for name in names] for block in blocks],
+                heading,
+                rows=[str(block) for block in blocks],
+                columns=names,
+                down="block",
+                across="operator",
+                logarithmic=True,
+            )
+            found.append((heading, svg))
+    return found
+
+
+def _label(edit: Mapping[str, Any]) -> str:
+    return ":".join([edit["operator"], *(f"{key}={value}" for key, value in edit.get("options", {}).items())])
+
+
+def _counts(plan: Mapping[str, Any]) -> str:
+    """``hyena_x 3, mlp:ratio=3 5``."""
+    edits: Sequence[Mapping[str, Any]] = plan["edits"]
+    return ", ".join(f"{_label(edit)} × {len(edit['blocks'])}" for edit in edits)

@@ -1,0 +1,149 @@
+"""The whole search in one call: scores, costs, and the front of plans that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from .. import __version__
+from ..hosts import host_for
+from ..hosts.shapes import KINDS, Kind
+from ..store.models import Model, open_model
+from .candidates import DEFAULT, Candidate, candidates
+from .costs import KINDS as COSTS
+from .costs import Budget, Costs, counted, timed
+from .find import PREDICTORS, Found, best, pareto
+from .scores import Score, Scoring, score
+from .solve import SearchError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """Plans that no other one of the searched budgets beats in both cost and predicted loss, the cheapest first.
+
+    model: its name, with ``depth`` blocks. cost: ``flops``, ``parameters`` or ``latency``, told by ``protocol``.
+    by: the predictor, ``loss`` or ``carried``. operators, scores, costs: what all plans follow from.
+    """
+
+    model: str
+    depth: int
+    cost: str
+    protocol: str
+    by: str
+    plans: tuple[Found, ...]
+    operators: tuple[Candidate, ...]
+    scores: tuple[Score, ...]
+    costs: Costs
+
+    def under(self, budget: Budget | str) -> Found:
+        """The plan of least predicted loss under a budget of this cost, such as ``flops=0.9``; solved anew, exactly.
+
+        Raises SearchError for a budget of another cost, one out of reach, or one that asks for no swap.
+        """
+        budget = Budget.parse(budget) if isinstance(budget, str) else budget
+        if budget.kind != self.cost:
+            raise SearchError(
+                f"budget of {budget.kind}: this front is one of {self.cost}; search with cost={budget.kind}"
+            )
+        return best(self.scores, self.operators, self.costs, budget, by=self.by)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as ``search.json`` holds it; costs are shares of the pretrained model's."""
+        swaps = [
+            {"kind": one.kind, "operator": one.name, "cost": self.costs.changes[one.kind, one.name] / self.costs.whole}
+            for one in self.operators
+        ]
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "depth": self.depth,
+            "cost": self.cost,
+            "protocol": self.protocol,
+            "by": self.by,
+            "whole": self.costs.whole,
+            "version": __version__,
+            "swaps": swaps,
+            "scores": [asdict(one) for one in self.scores],
+            "front": [one.to_dict() for one in self.plans],
+        }
+
+
+def search(
+    model: Model | str,
+    operators: Iterable[str] = DEFAULT,
+    *,
+    kinds: Sequence[Kind] = KINDS,
+    cost: str = "flops",
+    by: str = "loss",
+    points: int = 20,
+    side: int | None = None,
+    batch: int = 8,
+    scoring: Scoring | None = None,
+    data: str | None = None,
+    out: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Front:
+    """Score every operator at every site before any training, and solve for the front of plans.
+
+        front = grafting.search("fashion", ["swa", "mlp:ratio=3"], out=Path("out/search"))
+        front.plans[0].plan, front.under("flops=0.9").plan
+
+    Args:
+        model: as :func:`grafting.open_model` takes or returns it; a pretrained one, which is the same afterwards.
+        operators: ``name`` or ``name:option=value``; each stands at the sites that it fits.
+        kinds: of sites, ``attn`` and ``mlp``.
+        cost: ``flops`` and ``parameters`` by formula per sample, ``latency`` by measurement of ``batch`` samples.
+        by: what predicts quality, ``loss`` or ``carried``: see :mod:`grafting.searching.scores`.
+        points: budgets along the front, evenly spaced from the least cost to the pretrained model's.
+        side: tokens along a side that costs are of; the model's own by default.
+        scoring: what the scores depend on. data: an npz of images, where the model brings none.
+        out: a folder that keeps the scores, so that another cost, budget or predictor takes seconds.
+        progress: called with (done, total) operators.
+
+    Raises:
+        SearchError: what is asked for is none of these, or the model is grafted.
+        ModelError, OperatorError: no images, or an operator that is unknown or does not fit.
+    """
+    if cost not in COSTS:
+        raise SearchError(f"cost {cost!r}: {', '.join(COSTS)}")
+    if by not in PREDICTORS:
+        raise SearchError(f"predictor {by!r}: {' or '.join(PREDICTORS)}")
+    for name, value, least in (("side", side, 1), ("batch", batch, 1), ("points", points, 2)):
+        if value is not None and value < least:
+            raise SearchError(f"{name} {value}: at least {least}")
+    chosen = candidates(operators, kinds)
+    opened = open_model(model) if isinstance(model, str) else model
+    with ExitStack() as stack:
+        home = out or Path(stack.enter_context(TemporaryDirectory()))
+        scores = score(opened, chosen, home, scoring=scoring, data=data, progress=progress)
+    network = opened.transformer
+    if cost == "latency":
+        costs = timed(network, chosen, side=side, batch=batch)
+    else:
+        costs = counted(network, chosen, side=side)[cost]
+    host = host_for(network)
+    return Front(
+        model=opened.name,
+        depth=len(host.blocks(network)),
+        cost=cost,
+        protocol=_protocol(cost, (side, side) if side else host.grid_of(network), batch),
+        by=by,
+        plans=tuple(pareto(scores, chosen, costs, cost, by=by, points=points)),
+        operators=chosen,
+        scores=tuple(scores),
+        costs=costs,
+    )
+
+
+def _protocol(cost: str, grid: tuple[int, int], batch: int) -> str:
+    """What a cost was counted or measured at, in words."""
+    if cost == "parameters":
+        return "parameters of the transformer"
+    tokens = f"{grid[0]} x {grid[1]} tokens"
+    return f"FLOPs of one sample, {tokens}" if cost == "flops" else f"seconds of a batch of {batch}, {tokens}"
