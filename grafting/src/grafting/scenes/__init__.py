@@ -1,7 +1,8 @@
 """A world of coloured shapes: pictures and captions without end, and an exact judge of pictures for GenEval's tasks."""
 
+from ..tasks import TASKS
 from .prompts import Prompt, Wanted, distinct_captions, evaluation_prompts, scene_of, training_sample
-from .world import COLOURS, RELATIONS, SHAPES, TASKS, Background, Scene, Thing, World, draw_scene, render
+from .world import COLOURS, RELATIONS, SHAPES, Background, Scene, Thing, World, draw_scene, render
 
 __all__ = [
     "COLOURS",

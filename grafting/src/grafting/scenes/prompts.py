@@ -10,7 +10,8 @@ from itertools import permutations, product
 import numpy as np
 
 from ..random import generator
-from .world import RELATIONS, TASKS, Scene, World, draw_scene
+from ..tasks import TASKS
+from .world import RELATIONS, Scene, World, draw_scene
 
 DEFAULT = World()
 

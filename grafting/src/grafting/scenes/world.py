@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..settings import SettingsError, near
-
-TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-"""GenEval's six tasks under its own tags."""
+from ..tasks import TASKS
 
 SHAPES = ("disc", "square", "triangle", "star", "heart", "ring", "cross", "crescent")
 
