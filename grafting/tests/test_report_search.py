@@ -12,6 +12,8 @@ from grafting.files import write_json_atomic
 from grafting.report.frontier import front_line, operator_map
 from grafting.report.search import layout, read_search, score_maps, write_search_page
 
+BOTH = ("attn", "mlp")
+
 
 def plan(**blocks: list[int]) -> dict[str, Any]:
     """Edits by operator: ``swa`` in attention sites, ``mlp`` with three quarters of the units in the others."""
@@ -40,7 +42,10 @@ def content() -> dict[str, Any]:
         "whole": 1e6,
         "version": "0",
         "budget": "flops=0.9",
-        "swaps": [{"kind": "mlp", "operator": "mlp:ratio=3", "cost": -0.1}],
+        "swaps": [
+            {"kind": "attn", "operator": "swa:window=3", "cost": -0.05},
+            {"kind": "mlp", "operator": "mlp:ratio=3", "cost": -0.1},
+        ],
         "scores": [
             {"block": b, "kind": kind, "candidate": name, "loss": 0.001 * (b + 1), "carried": 0.1}
             for b in range(2)
@@ -57,6 +62,7 @@ def test_the_page_is_one_file_with_its_figures(content: dict[str, Any], tmp_path
     text = (tmp_path / "search.html").read_text()
     assert text.count("<svg") == 3 + 4 and not re.findall(r"(?:src|href)=", text), "nothing is loaded from elsewhere"
     assert "<tiny>" not in text and "&lt;tiny&gt;" in text
+    assert text.count("block 1, mlp: mlp:ratio=3</title>") == 3, "of the front's two plans and of the best"
     assert "plans/front-01.yaml" in text and "+0.05000" in text and "swa:window=3 × 2, mlp:ratio=3 × 1" in text
 
 
@@ -70,14 +76,14 @@ def test_a_file_that_is_no_search_is_told(content: dict[str, Any], tmp_path: Pat
 
 
 def test_a_plan_is_laid_out_by_block() -> None:
-    assert layout(plan(swa=[0, 2], mlp=[1]), 3) == {
+    assert layout(plan(swa=[0, 2], mlp=[1]), BOTH, 3) == {
         "attn": ["swa:window=3", None, "swa:window=3"],
         "mlp": [None, "mlp:ratio=3", None],
     }
 
 
 def test_the_map_has_a_cell_for_every_site_of_every_plan() -> None:
-    layouts = [("0.8", layout(plan(swa=[0, 2], mlp=[1]), 3)), ("0.9", layout(plan(mlp=[1]), 3))]
+    layouts = [("0.8", layout(plan(swa=[0, 2], mlp=[1]), BOTH, 3)), ("0.9", layout(plan(mlp=[1]), BOTH, 3))]
     svg = operator_map(layouts, "title", down="flops")
     cells = re.findall(r"<title>([\d.]+), block (\d), (\w+): ([^<]+)</title>", svg)
     assert len(cells) == 2 * 2 * 3

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json, write_json_atomic, write_text_atomic
+from ..hosts.shapes import KINDS
 from ..searching.costs import Budget
 from ..searching.find import Found
 from ..searching.search import SCHEMA, Front
@@ -68,13 +69,14 @@ def write_search_page(path: Path, content: Mapping[str, Any]) -> None:
         for place, one in enumerate(plans)
     ]
     points = [(one["share"], one["predicted"]) for one in plans] + [(best["share"], best["predicted"])]
-    layouts = [(f"{one['share']:.3f}", layout(one["plan"], content["depth"])) for one in reversed(plans)]
+    kinds = [kind for kind in KINDS if any(swap["kind"] == kind for swap in content["swaps"])]
+    layouts = [(f"{one['share']:.3f}", layout(one["plan"], kinds, content["depth"])) for one in reversed(plans)]
     axis = f"{content['cost']}, share of the pretrained model's"
     drawings = {
         "front": front_line(points, "the front", x=axis, y=f"predicted {by}", marked=len(plans)),
         "map": operator_map(layouts, "which operator stands where", down=content["cost"]),
         "best": operator_map(
-            [(f"{best['share']:.3f}", layout(best["plan"], content["depth"]))],
+            [(f"{best['share']:.3f}", layout(best["plan"], kinds, content["depth"]))],
             "the plan under the budget",
             down=content["cost"],
         ),
@@ -93,9 +95,9 @@ def write_search_page(path: Path, content: Mapping[str, Any]) -> None:
     write_text_atomic(path, text)
 
 
-def layout(plan: Mapping[str, Any], depth: int) -> Layout:
+def layout(plan: Mapping[str, Any], kinds: Sequence[str], depth: int) -> Layout:
     """By kind of site, the operator of every block of a searched plan, whose edits name their blocks."""
-    sites: dict[str, list[str | None]] = {"attn": [None] * depth, "mlp": [None] * depth}
+    sites: dict[str, list[str | None]] = {kind: [None] * depth for kind in kinds}
     for edit in plan["edits"]:
         for block in edit["blocks"]:
             sites[edit["site"]][block] = _label(edit)
@@ -106,7 +108,7 @@ def score_maps(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(heading, SVG) of every predictor at every kind of site: blocks down, operators across."""
     found = []
     for by, words in PREDICTORS.items():
-        for kind in ("attn", "mlp"):
+        for kind in KINDS:
             scores = {(s["block"], s["candidate"]): s[by] for s in content["scores"] if s["kind"] == kind}
             names = list(dict.fromkeys(name for _, name in scores))
             if not names:
