@@ -16,7 +16,7 @@ ROOT = Path(grafting.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("files", "settings", "claims", "random", "tasks", "conditions", "precision", "modes", "operators"),
     ("hosts", "cost", "expect", "activations", "diffusion"),
-    ("plan", "graft", "restructure", "parallel", "switch", "conventions", "initialise"),
+    ("plan", "graft", "lora", "restructure", "parallel", "switch", "conventions", "initialise"),
     ("classifier", "teachers", "store", "data", "scenes", "sampling"),
     ("training",),
     ("measure",),

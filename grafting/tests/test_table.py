@@ -135,9 +135,7 @@ def test_a_budget_too_small_for_a_step_is_refused(finished: tuple[Table, TableRe
     cost, start = table.named("hyena_x-50").cost, table.recipe.starts["copied"]
     assert cost is not None
     settings = {"calibration": 16, "distill": start.distill, "finetune": table.recipe.finetune}
-    need = start_flops(cost, 16) + stage_two_flops(
-        cost.flops_before, cost.flops_after, sum(s.flops_after for s in cost.sites), table.recipe.finetune
-    )
+    need = start_flops(cost, 16) + stage_two_flops(cost, table.recipe.finetune)
     one, two = fit(cost, need, first=0.0, **settings)  # type: ignore[arg-type]
     assert one is None and two.steps == 1
     one, two = fit(cost, 50 * need, first=0.5, **settings)  # type: ignore[arg-type]

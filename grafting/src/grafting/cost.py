@@ -101,7 +101,8 @@ class PlanCost:
     core_bound: the speed-up if the swapped attention sites lost their cores and nothing else changed: what a mixer
     with four D x D projections can reach at most, and what the time bound is in FLOPs. groups: of a restructured
     model; flops_spared: by its blocks that run no longer, less what its combinations cost. parameters_after: of the
-    model alone, 0 where the host's were not counted.
+    model alone, 0 where the host's were not counted. cores_after: FLOPs of the softmax cores that are left, those of
+    cross-attention among them.
     """
 
     shape: HostShape
@@ -112,6 +113,7 @@ class PlanCost:
     groups: tuple[GroupCost, ...] = ()
     flops_spared: int = 0
     parameters_after: int = 0
+    cores_after: int = 0
 
     @property
     def flop_ratio(self) -> float:
@@ -175,12 +177,14 @@ def plan_cost(plan: Plan, source: Source, *, grid: tuple[int, int] | None = None
     """
     shape = shape_of(source)
     shape = shape.at(grid) if grid else shape
-    plan.check(shape).raise_if_any()
+    if not plan.bare:
+        plan.check(shape).raise_if_any()
     block, before = block_cost(shape), host_flops(shape)
     sites = tuple(_site_cost(entry, shape, block) for entry in plan.resolve(shape))
     layout = plan.layout(shape)
     groups: tuple[GroupCost, ...] = ()
     spared = removed = 0
+    runs = shape.depth
     if layout is not None:
         sites = tuple(replace(site, runs=len(layout.owner[site.site.block].spans)) for site in sites)
         groups = tuple(_group_cost(group, shape, block, sites) for group in layout.groups)
@@ -193,7 +197,9 @@ def plan_cost(plan: Plan, source: Source, *, grid: tuple[int, int] | None = None
             removed -= shape.first_parameters
     after = before - spared - sum(site.runs * (site.flops_before - site.flops_after) for site in sites)
     swapped = [site for site in sites if site.site.kind == "attn" and site.operator not in KEEPS_CORE]
-    bound = before / (before - spared - block.core * sum(site.runs for site in swapped))
+    gone = block.core * sum(site.runs for site in swapped)
+    bound = before / (before - spared - gone)
+    cross = 4 * shape.tokens * shape.context_tokens * shape.width
     new = sum(site.parameters_after - site.parameters_before for site in sites)
     return PlanCost(
         shape=shape,
@@ -204,7 +210,43 @@ def plan_cost(plan: Plan, source: Source, *, grid: tuple[int, int] | None = None
         groups=groups,
         flops_spared=spared,
         parameters_after=shape.parameters - removed + new if shape.parameters else 0,
+        cores_after=runs * (block.core + cross) - gone,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterCost:
+    """Low-rank adapters on a plan's host. flops: of one sample's forward pass through them."""
+
+    parameters: int
+    flops: int
+
+
+def adapter_cost(cost: PlanCost, rank: int, targets: Sequence[str]) -> AdapterCost:
+    """Of adapters of ``rank`` on the projections ``targets`` of every block that trains in no other way.
+
+    Attention and MLP that the plan replaces have none, nor have groups that learn as a whole.
+    """
+    shape, d = cost.shape, cost.shape.width
+    n, text = shape.tokens, shape.context_tokens
+    hidden = int(shape.mlp_ratio * d)
+    # By role: inputs, outputs and tokens of every projection.
+    layers: dict[str, list[tuple[int, int, int]]] = {
+        "attn": [(d, d, n)] * 4,
+        "cross": [(d, d, n), (d, d, text), (d, d, text), (d, d, n)] if text else [],
+        "mlp": [(d, hidden, n), (hidden, d, n)],
+    }
+    whole = [group.group for group in cost.groups if group.group.train == "all"]
+    taken = {block for group in whole for first, last in group.spans for block in range(first, last + 1)}
+    replaced = {(site.site.block, site.site.kind) for site in cost.sites}
+    parameters = flops = 0
+    for block in range(shape.depth):
+        for role in targets:
+            if block in taken or (block, role) in replaced:
+                continue
+            parameters += sum(rank * (inputs + outputs) for inputs, outputs, _ in layers[role])
+            flops += sum(2 * tokens * rank * (inputs + outputs) for inputs, outputs, tokens in layers[role])
+    return AdapterCost(parameters=parameters, flops=flops)
 
 
 def _combination(group: Group, shape: HostShape) -> tuple[int, int]:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -33,6 +33,9 @@ from .parallel import Parallel, Student, make_student
 from .plan import Plan
 from .restructure import Group
 from .switch import Nothing, Switch
+
+if TYPE_CHECKING:
+    from .lora import Adapters
 
 Batches = Callable[[int], Mapping[str, torch.Tensor]]
 
@@ -64,7 +67,8 @@ class Grafted:
     source_hash: of the pretrained tensors. explained: by site, the share of the original's output variance on the
     calibration activations that the start explains (empty where nothing was solved). private: the student has its own
     copy of every weight, so there is no teacher inside and nothing to take out. required: by name, whether each
-    parameter of the pretrained model required a gradient.
+    parameter of the pretrained model required a gradient. adapters: of :func:`grafting.lora.add_lora`, where there are
+    any.
     """
 
     model: nn.Module
@@ -81,6 +85,7 @@ class Grafted:
     inner: dict[Site, Switch] = field(default_factory=dict)
     student_blocks: Student | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    adapters: Adapters | None = None
 
     @contextmanager
     def teacher(self) -> Iterator[nn.Module]:
@@ -108,7 +113,8 @@ class Grafted:
         if self.student_blocks is not None and self.student_blocks.originals is not None:
             self.host.set_blocks(self.model, self.student_blocks if grafted else self.student_blocks.originals)
         try:
-            yield self.model
+            with nullcontext() if self.adapters is None else self.adapters.switched(grafted):
+                yield self.model
         finally:
             self.host.set_blocks(self.model, blocks)
             for site, switch in self.switches.items():
@@ -119,6 +125,19 @@ class Grafted:
         blocks = self.student_blocks
         both = () if blocks is None else (blocks, blocks.originals)
         return (self.model, *(part for part in both if part is not None))
+
+    def running(self) -> dict[int, nn.Module]:
+        """The blocks that the student runs with, by their numbers in the pretrained model."""
+        layout = self.plan.layout(self.model)
+        if layout is None:
+            return dict(enumerate(self.host.blocks(self.model)))
+        assert self.student_blocks is not None
+        found: dict[int, nn.Module] = {}
+        for group, block in zip(layout.places, self.student_blocks, strict=True):
+            kept = group.kind == "keep"
+            branches = [self.host.bare_block(block)] if kept else self.groups[group].branches
+            found |= zip(group.branches, branches, strict=True)
+        return found
 
     def operators(self) -> dict[Site, nn.Module]:
         """The new modules by site."""
@@ -155,17 +174,23 @@ class Grafted:
                 found[key] = Pupil(parameters=parameters, spans=spans, answer=_group_answer(self.groups[key]))
         return found
 
-    def train_grafted(self) -> None:
-        """Let only the new operators and groups require gradients."""
+    def train_grafted(self, *, adapters: bool = False) -> None:
+        """Let only the new operators and groups require gradients, and the adapters where that is asked for."""
         self.model.requires_grad_(False)
         if self.student_blocks is not None and self.student_blocks.originals is not None:
             self.student_blocks.originals.requires_grad_(False)
         for parameters in self.learnable().values():
             for parameter in parameters.values():
                 parameter.requires_grad_(True)
+        if adapters and self.adapters is not None:
+            for parameter in self.adapters.parameters().values():
+                parameter.requires_grad_(True)
 
     def own_copy(self) -> Grafted:
-        """A hybrid whose every weight is its own and trains, without the teacher: what full finetuning edits."""
+        """A hybrid whose every weight is its own and trains, without the teacher: what full finetuning edits.
+
+        Adapters are merged into its weights: equal but for the rounding of a sum.
+        """
         # Neither the originals nor this handle are copied: the memo says that they are nothing.
         left_out: list[Any] = [self, *(switch.original for switch in self.switches.values())]
         if self.student_blocks is not None:
@@ -173,6 +198,8 @@ class Grafted:
         memo: dict[int, Any] = {id(thing): None for thing in left_out}
         with self.student():
             model = copy.deepcopy(self.model, memo)
+            if self.adapters is not None:
+                self.adapters.copied(memo).merge()
         model.requires_grad_(True)
         mine = Grafted(
             model=model,
@@ -243,6 +270,8 @@ def graft(
 ) -> Grafted:
     """Put the operators of ``plan`` into ``model`` and restructure its blocks, in place.
 
+    ``Plan()``, without edits, gives a handle on the pretrained model as it is, for adapters alone.
+
     Args:
         init: ``random`` (the paper's; per-site seed = ``seed`` + block), ``copy``, ``solve``, or ``default``: solve
             where there is calibration, copy elsewhere. What cannot be copied stays random.
@@ -259,7 +288,8 @@ def graft(
         raise GraftError("init 'solve' needs calibration: batch(step) with z and y; or take init 'copy'")
     if handle_of(model) is not None:
         raise GraftError("this model is grafted already: ungraft(model) first")
-    plan.check(model).raise_if_any()
+    if not plan.bare:
+        plan.check(model).raise_if_any()
     host = host_for(model)
     chosen = plan.resolve(model)
     originals = {entry.site: host.get(model, entry.site) for entry in chosen}
@@ -325,6 +355,8 @@ def ungraft(model: nn.Module) -> nn.Module:
             "this model was finetuned as a whole and holds no original weights: load the model of hash "
             f"{handle.source_hash[:12]} again"
         )
+    if handle.adapters is not None:
+        handle.adapters.remove()
     if handle.student_blocks is not None:
         assert handle.student_blocks.originals is not None
         handle.host.set_blocks(model, handle.student_blocks.originals)

@@ -212,6 +212,11 @@ class Plan:
         ]
         return sorted(entries, key=lambda entry: (entry.site.block, KINDS.index(entry.site.kind)))
 
+    @property
+    def bare(self) -> bool:
+        """Whether it changes nothing: no hybrid, but a pretrained model that adapters may be put into."""
+        return not self.edits and not self.restructure
+
     def layout(self, source: Source) -> Layout | None:
         """What blocks there are after the restructuring; None where there is none. Raises PlanError."""
         if not self.restructure:
@@ -224,8 +229,6 @@ class Plan:
     def _block_problems(self, shape: HostShape) -> list[str]:
         problems: list[str] = []
         taken: dict[Site, int] = {}
-        if not self.edits and not self.restructure:
-            problems.append("a plan without edits changes nothing: give at least one")
         layout, found = steps.resolve(self.restructure, shape.depth, pattern_blocks)
         problems += found
         for number, edit in enumerate(self.edits):
@@ -258,6 +261,8 @@ class Plan:
 
         shape = _shape(source)
         problems = self._block_problems(shape)
+        if self.bare:
+            problems.append("a plan without edits changes nothing: give at least one")
         for number, edit in enumerate(self.edits):
             where = f"edit {number} ({edit.site}, {edit.operator})"
             if edit.operator in CONTROLS:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..operators import parallel
-from .shapes import KINDS, HostError, HostShape, Kind, Site, shape_of
+from .shapes import KINDS, HostError, HostShape, Kind, Role, Site, shape_of
 
 
 class Host(ABC):
@@ -19,6 +19,7 @@ class Host(ABC):
     family: ClassVar[str]
     class_names: ClassVar[tuple[str, ...]]
     module_of: ClassVar[Mapping[Kind, str]]
+    cross_attention: ClassVar[str | None] = None
 
     def shape(self, config: Mapping[str, Any]) -> HostShape:
         """Sizes from a diffusers configuration."""
@@ -48,6 +49,16 @@ class Host(ABC):
         runs: whether the original itself runs in another place, where its weights have their names.
         """
         return block
+
+    def bare_block(self, block: nn.Module) -> nn.Module:
+        """A block itself, out of what :meth:`first_block` may have put around it."""
+        return block
+
+    def projections(self, role: Role) -> tuple[str, ...]:
+        """Paths within a block of the linear layers of one role; empty where the family has none."""
+        module = self.cross_attention if role == "cross" else self.module_of[role]
+        layers = ("net.0.proj", "net.2") if role == "mlp" else ("to_q", "to_k", "to_v", "to_out.0")
+        return () if module is None else tuple(f"{module}.{layer}" for layer in layers)
 
     def sites(self, model: nn.Module) -> list[Site]:
         """Every site, block by block."""

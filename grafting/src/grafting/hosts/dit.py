@@ -49,6 +49,9 @@ class DiT(Host):
         """The head reads the first block's embedder: the original's stays, beside the one that ``block`` runs with."""
         return First(block, original, runs)
 
+    def bare_block(self, block: nn.Module) -> nn.Module:
+        return block.block if isinstance(block, First) else block
+
 
 class First(nn.Module):
     """A block that runs as ``block`` and shows the head the embedder of ``original``, as ``norm1.emb``.

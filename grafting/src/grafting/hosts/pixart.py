@@ -22,6 +22,7 @@ class PixArt(Host):
     family = "PixArt"
     class_names = ("PixArtTransformer2DModel",)
     module_of = {"attn": "attn1", "mlp": "ff"}  # noqa: RUF012 (a ClassVar of the base)
+    cross_attention = "attn2"
 
     def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
         """c: keyword arguments of the model, as said above. Raises HostError without text states."""

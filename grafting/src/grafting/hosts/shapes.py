@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["attn", "mlp"]
 KINDS: tuple[Kind, ...] = ("attn", "mlp")
+Role = Literal["attn", "cross", "mlp"]
+ROLES: tuple[Role, ...] = ("attn", "cross", "mlp")
+"""What a block's projections are for: self-attention, cross-attention, the MLP."""
 EMBEDDING = 256
 """Width of the sinusoidal embedding of timesteps in diffusers' hosts."""
 

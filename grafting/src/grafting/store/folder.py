@@ -1,13 +1,14 @@
 """A graft on disk: ``graft.json`` (the manifest, written last), ``graft.safetensors`` and a model card ``README.md``.
 
-The delta holds the new operators only and needs the pretrained model to load; a whole folder holds every weight. There
-is no ``config.json`` and no ``diffusion_pytorch_model.safetensors``, so that diffusers' own ``from_pretrained`` stops
-with an error instead of dropping the graft.
+The delta holds the new operators and adapters only and needs the pretrained model to load; a whole folder holds every
+weight, adapters merged. There is no ``config.json`` and no ``diffusion_pytorch_model.safetensors``, so that diffusers'
+own ``from_pretrained`` stops with an error instead of dropping the graft.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from torch import nn
 from .. import __version__
 from ..conventions import CONVENTIONS, conventions
 from ..files import misfits, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
-from ..graft import Grafted, graft, remember, tensors_hash
+from ..graft import Grafted, graft, remember, tensors_hash, ungraft
 from ..hosts import host_for
+from ..lora import Lora, add_lora
 from ..plan import Edit, Plan
 from ..restructure import Group
+from ..settings import build
 from ..switch import Switch
 from ..teachers import load_teacher, teachers
 from .checkpoints import read_checkpoint, translate, unshift_timesteps
@@ -41,7 +44,8 @@ def save(
 ) -> None:
     """Write a graft.
 
-    whole: every weight, or the new operators only (the default, unless the graft has its own copy of all weights).
+    whole: every weight, or the new operators and adapters only (the default, unless the graft has its own copy of all
+    weights). A whole folder holds merged adapters, of a copy: ``handle`` stays as it is.
     base: what the pretrained model is called, for people. protocol, results: JSON data for the manifest and the card.
     Raises StoreError where only the operators are asked for and the other weights were finetuned too.
     """
@@ -49,8 +53,10 @@ def save(
     if whole is False and handle.private:
         raise StoreError("this graft was finetuned as a whole: its delta is the whole model, save it with whole=True")
     everything = handle.private or bool(whole)
+    if everything and handle.adapters is not None:
+        handle = handle.own_copy()
     tensors = {f"{site.name}.{key}": value for site, op in handle.operators().items() for key, value in _state(op)}
-    tensors |= {} if everything else _groups(handle)
+    tensors |= {} if everything else _groups(handle) | _adapters(handle)
     if everything:
         tensors |= {f"shared.{key}": value for key, value in shared_tensors(handle).items()}
     save_safetensors_atomic(folder / WEIGHTS, tensors)
@@ -62,6 +68,7 @@ def save(
         "config": {k: v for k, v in dict(handle.model.config).items() if not k.startswith("_")},  # type: ignore[arg-type]
         "conventions": handle.facts if handle.student_blocks is not None else conventions(handle.model),
         "plan": handle.plan.to_dict(),
+        "lora": None if handle.adapters is None else asdict(handle.adapters.settings),
         "init": handle.init,
         "seed": handle.seed,
         "explained": {site.name: share for site, share in handle.explained.items()},
@@ -79,7 +86,7 @@ def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
 
     base: the pretrained model, which a delta is put into in place; needed unless the delta names a bundled teacher.
     Raises StoreError where the folder is no graft, its weights changed or do not fit, or ``base`` is missing or another
-    model.
+    model, LoraError where it holds adapters and peft is missing. ``base`` is then as it was.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -88,6 +95,7 @@ def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
         raise StoreError(f"{path} is not the file that {MANIFEST} names: it is missing or its hash differs")
     plan, tensors = Plan.from_dict(manifest["plan"]), load_file(path)
     wanted = manifest["base"]["sha256"]
+    lora = _lora(manifest["lora"], folder) if manifest.get("lora") else None  # older folders say nothing of it
     if manifest["whole"]:
         shared = {k.removeprefix("shared."): v for k, v in tensors.items() if k.startswith("shared.")}
         handle = assemble(manifest["class"], manifest["config"], shared, plan, manifest["conventions"], path)
@@ -101,9 +109,16 @@ def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
         if given != wanted:
             raise StoreError(f"base has hash {given[:12]}, {folder} was made from {wanted[:12]}{called}")
         handle = graft(base, plan, init="random")
-    slots = {f"{site.name}.{key}": value for site, op in handle.operators().items() for key, value in _state(op)}
-    slots |= {} if manifest["whole"] else _groups(handle)
-    _fill(slots, {key: value for key, value in tensors.items() if not key.startswith("shared.")}, path)
+    try:
+        if lora is not None:
+            add_lora(handle, lora)
+        slots = {f"{site.name}.{key}": value for site, op in handle.operators().items() for key, value in _state(op)}
+        slots |= {} if manifest["whole"] else _groups(handle) | _adapters(handle)
+        _fill(slots, {key: value for key, value in tensors.items() if not key.startswith("shared.")}, path)
+    except ValueError:
+        if not handle.private:
+            ungraft(handle.model)
+        raise
     handle.init, handle.seed, handle.source_hash = manifest["init"], manifest["seed"], wanted
     handle.explained = {s: manifest["explained"][s.name] for s in handle.switches if s.name in manifest["explained"]}
     return handle
@@ -148,19 +163,19 @@ def shared_tensors(handle: Grafted) -> dict[str, torch.Tensor]:
 
 def card(manifest: Mapping[str, Any]) -> str:
     """The model card, Markdown."""
+    lora = manifest["lora"]
     edits = "\n".join(
         [
             *(f"- {e['operator']} at {e['site']}, blocks {e['blocks']}" for e in manifest["plan"]["edits"]),
             *(f"- {step}" for step in manifest["plan"].get("restructure", ())),
+            *([f"- LoRA of rank {lora['rank']} on {', '.join(lora['targets'] or ['every role'])}"] if lora else []),
         ]
     )
     need = "" if manifest["whole"] or manifest["base"]["name"] in teachers() else ", base=pretrained"
-    extra = (
-        "" if manifest["whole"] else "\nOnly the new operators are here; the pretrained model is needed beside them."
-    )
+    extra = "" if manifest["whole"] else "\nOnly what is new is here; the pretrained model is needed beside it."
     parts = [
         "---\nlibrary_name: grafting\n---\n# A grafted diffusion transformer",
-        f"A `{manifest['class']}` with some of its operators or blocks replaced:\n\n{edits}",
+        f"A `{manifest['class']}` with some of its operators or blocks replaced or adapted:\n\n{edits}",
         f"Pretrained model: {manifest['base']['name'] or 'unnamed'}, "
         f"tensors' SHA-256 `{manifest['base']['sha256']}`.{extra}",
         f'```python\nimport grafting\n\nhandle = grafting.load("this folder"{need})\n```',
@@ -194,6 +209,20 @@ def _groups(handle: Grafted) -> dict[str, nn.Parameter]:
         if isinstance(key, Group)
         for name, parameter in parameters.items()
     }
+
+
+def _adapters(handle: Grafted) -> dict[str, nn.Parameter]:
+    """What a delta holds of adapters, by name."""
+    found = {} if handle.adapters is None else handle.adapters.parameters()
+    return {f"lora.{name}": parameter for name, parameter in found.items()}
+
+
+def _lora(told: Any, folder: Path) -> Lora:
+    problems: list[str] = []
+    made = build(Lora, told, f"{folder / MANIFEST}: lora", problems)
+    if made is None:
+        raise StoreError("; ".join(problems))
+    return made
 
 
 def _state(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

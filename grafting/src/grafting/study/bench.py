@@ -37,7 +37,7 @@ from ..training.team import Team
 from .entries import Entry, entries
 from .judging import Judge
 from .parts import StudyError, key_of, part
-from .recipe import HOW, RunRecipe
+from .recipe import RunRecipe, depended_on
 from .stages import Material, begin, denoiser, learns, null_class, stage_one, stage_two
 
 Say = Callable[[str], None]
@@ -111,12 +111,9 @@ class Study:
             found["images"] = self.recipe.images
         if entry.plan is not None:
             found |= {"plan": entry.plan.to_dict(), "init": entry.init, "calibration": self.recipe.calibration}
-            found["distill"] = one and asdict(one)
-        found["finetune"] = two and asdict(two)
+            found["distill"] = one and depended_on(one)
+        found["finetune"] = two and depended_on(two)
         plain: dict[str, Any] = json.loads(json.dumps(found))
-        for stage in ("distill", "finetune"):
-            if plain.get(stage):
-                plain[stage] = {key: value for key, value in plain[stage].items() if key not in HOW}
         return plain
 
     def train(self, entry: Entry) -> dict[str, Any]:
@@ -139,11 +136,13 @@ class Study:
         recipe, seed = self.recipe, self.recipe.seed
         one, two = recipe.stages if entry.learns else (None, None)
         outcome: dict[str, Any] = {"curves": {}, "explained": {}, "started": {}, "finetuned": two is not None}
-        if entry.plan is None:
+        if entry.plan is None or entry.plan.bare:
             assert two is not None
             if two.target == "teacher" and two.weight_decay == 0:
                 # The teacher matches itself exactly: every gradient is zero and every step stays where it is.
                 return outcome | {"same": True}
+        if entry.plan is None:
+            assert two is not None
             self.say(f"{entry.name}: stage 2, {two.steps} steps")
             state = folder / "finetune"
             trained, loop = stage_two(self.teacher, two, self.material, seed=seed + 1, out=state, team=self.team)
@@ -165,7 +164,7 @@ class Study:
                     name: _thin([(step, loss) for step, loss, _ in report.heldout]) for name, report in reports.items()
                 }
             student: Grafted | nn.Module = handle
-            if two is not None and (two.train == "all" or learns(handle)):
+            if two is not None and (two.train != "grafted" or learns(handle)):
                 self.say(f"{entry.name}: stage 2, {two.steps} steps")
                 state = folder / "finetune"
                 student, loop = stage_two(handle, two, self.material, seed=seed + 1, out=state, team=self.team)

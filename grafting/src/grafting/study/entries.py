@@ -1,6 +1,7 @@
 """The models of a study: the teacher, the hybrids, and the controls that a hybrid must be read beside.
 
-*procedure*: the teacher through the same stage 2, the price of finetuning. *none*: zero at the grafted sites with the
+*procedure*: the teacher through the same stage 2, the price of finetuning (LoRA on the teacher, where stage 2 trains
+adapters). *none*: zero at the grafted sites with the
 same stage 2, what the sites are worth. *untrained*: a random start. *self*: operators of the teacher's own kind from a
 random start through both stages, the price of the whole procedure.
 """
@@ -36,10 +37,11 @@ def entries(recipe: RunRecipe) -> list[Entry]:
         )
     for control in recipe.controls:
         if control == "procedure":
-            if recipe.stages[1] is not None:
-                found.append(
-                    Entry(name=control, role="control", description="the teacher unchanged, through the same stage 2")
-                )
+            if (stage := recipe.stages[1]) is not None:
+                # Adapters are a delta of the teacher, as a hybrid is; full finetuning gives a plain model.
+                bare = None if stage.adapters is None else Plan()
+                text = f"the teacher unchanged, through the same stage 2{'' if bare is None else ', LoRA alone'}"
+                found.append(Entry(name=control, role="control", description=text, plan=bare, init="random"))
             continue
         for name, plan in recipe.plans.items():
             found.append(_control(control, f"{name}-{control}" if len(recipe.plans) > 1 else control, plan))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..initialise import STARTS
+from ..lora import Lora
 from ..measure.quality.extractors import CLASSIFIER, ExtractorConfig
 from ..plan import Plan, PlanError
 from ..sampling import Sampling
@@ -32,7 +33,7 @@ from ..training.loop import LoopConfig
 CONTROLS = ("procedure", "none", "untrained", "self")
 TARGETS = {"teacher": (1.0, 1.0), "mixture": (1.0, 0.0), "noise": (0.0, 0.0)}
 """Stage 2's targets: the share of the teacher's output against the noise, at the first and the last step."""
-TRAINED = ("all", "grafted")
+TRAINED = ("all", "grafted", "lora")
 HOW = ("save_every", "checkpointing")
 """Settings of a stage that say when to write and what to keep in memory, and change nothing of what is learnt."""
 
@@ -71,8 +72,9 @@ class FinetuneStage:
     """Stage 2: its length, its target and what it trains; the rest as in :class:`~grafting.training.loop.LoopConfig`.
 
     target: ``teacher`` (the teacher's own output), ``noise`` (the paper's), or ``mixture`` (from the one to the other).
-    train: ``all`` weights of a private copy, or the ``grafted`` operators alone. checkpointing: less memory for one
-    more forward pass, as in :class:`~grafting.training.finetune.FinetuneConfig`.
+    train: ``all`` weights of a private copy, the ``grafted`` operators alone, or these and adapters on the rest, with
+    the settings ``lora`` (:class:`~grafting.lora.Lora`). checkpointing: less memory for one more forward pass, as in
+    :class:`~grafting.training.finetune.FinetuneConfig`.
     """
 
     steps: int
@@ -80,6 +82,7 @@ class FinetuneStage:
     lr: float = 1e-4
     target: str = "teacher"
     train: str = "all"
+    lora: Lora | None = None
     weight_decay: float = 0.0
     warmup: float = 0.05
     schedule: str = "cosine"
@@ -99,10 +102,17 @@ class FinetuneStage:
             problems.append(f"target {self.target!r}: one of {', '.join(TARGETS)}")
         if self.train not in TRAINED:
             problems.append(f"train {self.train!r}: one of {', '.join(TRAINED)}")
+        if self.lora is not None and self.train != "lora":
+            problems.append(f"lora: these settings are for train: lora, given train: {self.train}")
         if problems:
             raise ValueError("; ".join(problems))
         _at_least(self, batch=1, save_every=1, log_every=1)
         self.config(seed=0)
+
+    @property
+    def adapters(self) -> Lora | None:
+        """The adapters that are trained, if any."""
+        return (self.lora or Lora()) if self.train == "lora" else None
 
     def config(self, *, seed: int) -> FinetuneConfig:
         """As :func:`grafting.training.finetune.finetune` takes it. Raises ValueError naming every bad value."""
@@ -289,6 +299,13 @@ def _file(plan: Any) -> bool:
     if not Path(plan).is_file():
         raise ValueError(f"{plan}: no such file")
     return True
+
+
+def depended_on(stage: DistillStage | FinetuneStage) -> dict[str, Any]:
+    """The settings that what a stage learns depends on, as plain data."""
+    plain = _plain(asdict(stage))
+    # Not "lora": None, which work that was begun before there were adapters does not have.
+    return {key: value for key, value in plain.items() if key not in HOW and (key, value) != ("lora", None)}
 
 
 def _located(plan: Plan, content: Mapping[str, Any]) -> Plan:

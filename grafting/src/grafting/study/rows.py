@@ -199,8 +199,8 @@ def _plan(group: Group, share: int | None, teacher: str) -> Plan:
 def _procedure(recipe: TableRecipe, row: Row, model: Any, allowed: float) -> Row:
     """The unchanged teacher through stage 2; on its own output as target it stays what it is, for nothing."""
     whole = Plan(edits=(Edit(site="attn", blocks="all", operator="identity"),))
-    forward = plan_cost(whole, model).flops_before
-    step = stage_two_flops(forward, forward, 0, recipe.finetune)
+    unchanged = plan_cost(Plan(), model)
+    step = stage_two_flops(unchanged, replace(recipe.finetune, steps=1))
     steps = int(allowed / step)
     if steps < 1:
         raise StudyError(f"row {row.name}: budget of {allowed:.3g} FLOPs: one step of stage 2 costs {step:.3g}")
@@ -211,7 +211,7 @@ def _procedure(recipe: TableRecipe, row: Row, model: Any, allowed: float) -> Row
         row,
         recipe=replace(made, controls=("procedure",)),
         entry="procedure",
-        parts={} if still else {"stage 2": stage_two_flops(forward, forward, 0, two)},
+        parts={} if still else {"stage 2": stage_two_flops(unchanged, two)},
         description="the teacher unchanged, through the same stage 2",
     )
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..cost import PlanCost
+from ..cost import PlanCost, adapter_cost
 from ..data import Batches, FashionMNIST, read_subset
 from ..diffusion import Denoiser
 from ..files import sha256
 from ..graft import Grafted, graft, tensors_hash
 from ..hosts import host_for
+from ..hosts.shapes import ROLES
+from ..lora import add_lora
 from ..modes import evaluating
 from ..plan import Plan
 from ..store.configs import ModelError
@@ -163,10 +165,13 @@ def stage_two(
 ) -> tuple[Grafted | nn.Module, Loop]:
     """Finetune a hybrid, or a plain model as the control *procedure*; returns what was trained and its loop.
 
-    With ``train: all`` a private copy is trained and ``source`` stays. teacher: where there is none inside ``source``,
+    With ``train: all`` a private copy is trained and ``source`` stays; with ``train: lora`` adapters are put into
+    ``source``, a plain model too, and trained beside its new operators. teacher: where there is none inside ``source``,
     that is for a graft whose weights are its own. team: as in :func:`finetune`. Raises ValueError where nothing can be
     trained, or a teacher to match is missing.
     """
+    if isinstance(source, nn.Module) and stage.train == "lora":
+        source = graft(source, Plan())
     trained: Grafted | nn.Module = source
     if isinstance(source, nn.Module):
         teacher = denoiser(source)
@@ -176,8 +181,13 @@ def stage_two(
         teacher = teacher if source.private else _inner_teacher(source)
         if stage.train == "all":
             trained = source.own_copy()
-        else:
+        elif stage.adapters is None:
             source.train_grafted()
+        else:
+            # Adapters of the same settings, of a stage before, are trained on.
+            if source.adapters is None or source.adapters.settings != stage.adapters:
+                add_lora(source, stage.adapters, seed=seed)
+            source.train_grafted(adapters=True)
         assert isinstance(trained, Grafted)
         network = trained.model
     batches = material.batches(stage.batch, seed)
@@ -207,14 +217,19 @@ def stage_one_flops(cost: PlanCost, stage: DistillStage) -> float:
     return taught + evaluations * stage.heldout_batches * stage.batch * (cost.flops_before + cost.taught_flops)
 
 
-def stage_two_flops(before: float, after: float, operators: float, stage: FinetuneStage) -> float:
+def stage_two_flops(cost: PlanCost, stage: FinetuneStage) -> float:
     """The student forward and backward, and the teacher's pass where the target needs it.
 
-    before, after, operators: FLOPs of one pass of the teacher, of the student, and of the new operators. Where only
-    these train, the rest of the backward pass computes gradients of inputs and none of weights.
+    A backward pass costs two forward ones, but for products with frozen weights: these have a gradient of their input
+    alone, which is one. The cores of attention have no weights and two gradients. A checkpointed pass runs once more.
     """
-    backward = 2 * after if stage.train == "all" else after + operators
-    return stage.steps * stage.batch * (after + backward + (before if stage.target != "noise" else 0))
+    forward, frozen = float(cost.flops_after), 0.0
+    if stage.train != "all":
+        frozen = max(0.0, forward - cost.cores_after - cost.taught_flops)
+    if stage.adapters is not None:
+        forward += adapter_cost(cost, stage.adapters.rank, stage.adapters.targets or ROLES).flops
+    passes = (4 if stage.checkpointing else 3) * forward - frozen
+    return stage.steps * stage.batch * (passes + (cost.flops_before if stage.target != "noise" else 0))
 
 
 def part_flops(
@@ -227,7 +242,7 @@ def part_flops(
     if one is not None:
         parts["stage 1"] = stage_one_flops(cost, one)
     if two is not None:
-        parts["stage 2"] = stage_two_flops(cost.flops_before, cost.flops_after, cost.taught_flops, two)
+        parts["stage 2"] = stage_two_flops(cost, two)
     return parts
 
 

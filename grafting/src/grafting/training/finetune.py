@@ -149,8 +149,10 @@ def finetune(
     how = ("loop", "checkpointing")  # compared by the loop itself; the same gradients either way
     depends = {key: value for key, value in asdict(config).items() if key not in how}
     depends |= {"null": null, "schedule": repr(schedule)}
-    loop = Loop(model, losses, config.loop, out, "finetune", workers, depends)
     handle = handle_of(model)
+    if handle is not None and handle.adapters is not None:
+        depends["lora"] = asdict(handle.adapters.settings)
+    loop = Loop(model, losses, config.loop, out, "finetune", workers, depends)
     parts = (model,) if handle is None else handle.parts()
     lean = checkpointed(model, workers.device, config.precision) if config.checkpointing else nullcontext()
     with evaluating(*parts, student, teacher), lean:

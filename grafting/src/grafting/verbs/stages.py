@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .recipes import recipe_source
-from .shared import MODEL, Verbs, at_least, data_option, device_option, plan_of, plan_options, team_of
+from .shared import MODEL, Verbs, at_least, base_option, data_option, device_option, plan_of, plan_options, team_of
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +37,17 @@ def add(verbs: Verbs) -> None:
     _stage_options(made, steps=200)
 
     made = verbs.add("finetune", finetune, "stage 2: finetune a graft end to end", resume="")
-    made.add_argument("model", metavar="GRAFT", help="the folder of a graft")
-    made.add_argument("--base", metavar="MODEL", help="its pretrained model, where the graft does not name it")
+    made.add_argument("model", metavar="GRAFT", help=f"the folder of a graft; for --train lora also {MODEL}")
+    base_option(made)
+    made.add_argument("--train", help="all weights (default), the grafted operators alone, or lora: these and adapters")
+    made.add_argument("--rank", type=at_least(1), help="of the adapters (16)")
+    made.add_argument("--targets", metavar="ROLE,ROLE", help="what gets adapters: attn, cross, mlp; default: all")
     _stage_options(made, steps=300)
+
+    made = verbs.add("merge", merge, "write a graft with its adapters merged into a copy of all weights")
+    made.add_argument("model", metavar="GRAFT", help="the folder of a graft")
+    base_option(made)
+    made.add_argument("--out", type=Path, required=True, help="the new graft's folder")
 
 
 def _stage_options(made: argparse.ArgumentParser, *, steps: int) -> None:
@@ -65,7 +75,7 @@ def distill(arguments: argparse.Namespace) -> None:
     from ..claims import claim
     from ..store.folder import save
     from ..store.models import open_model
-    from ..study.recipe import DistillStage
+    from ..study.recipe import DistillStage, depended_on
     from ..study.stages import Material, begin, learns, stage_one
 
     stage, team = _stage(DistillStage, arguments), team_of(arguments)
@@ -92,7 +102,7 @@ def distill(arguments: argparse.Namespace) -> None:
         depends |= {"init": arguments.init, "calibration": arguments.calibration, "seed": arguments.seed}
         state = out / "state"
         if team.leads:
-            claim(state / "settings.json", depends | _kept(stage), begun=(state / "distill.json").is_file())
+            claim(state / "settings.json", depends | depended_on(stage), begun=(state / "distill.json").is_file())
         team.wait()
         reports = stage_one(handle, stage, material, seed=arguments.seed, out=state, team=team)
         for name, report in reports.items() if team.leads else ():
@@ -105,21 +115,26 @@ def distill(arguments: argparse.Namespace) -> None:
 
 
 def finetune(arguments: argparse.Namespace) -> None:
-    """Stage 2: finetune a graft end to end and save it."""
+    """Stage 2: finetune a graft end to end and save it; a pretrained model too, where adapters alone learn."""
     from ..claims import claim
-    from ..graft import Grafted, tensors_hash
+    from ..graft import Grafted, graft, tensors_hash
+    from ..plan import Plan
     from ..store.folder import save
+    from ..store.manifest import read_manifest
     from ..store.models import open_model
-    from ..study.recipe import FinetuneStage
+    from ..study.recipe import FinetuneStage, depended_on
     from ..study.stages import Material, denoiser, stage_two
 
-    stage, team = _stage(FinetuneStage, arguments), team_of(arguments)
+    stage, team = _stage(FinetuneStage, arguments, _trained(arguments)), team_of(arguments)
     out, model = _fresh(arguments.out), open_model(arguments.model, base=arguments.base).to(team.device)
-    if model.graft is None:
-        raise ValueError(f"{arguments.model} is no graft: make one with grafting distill")
+    if model.graft is None and stage.adapters is None:
+        raise ValueError(
+            f"{arguments.model} is no graft: make one with grafting distill, or give it adapters with --train lora"
+        )
+    handle = model.graft or graft(model.transformer, Plan())
     other: torch.nn.Module | None = None
     teacher = None
-    if model.graft.private and stage.target != "noise":
+    if handle.private and stage.target != "noise":
         if arguments.base is None:
             raise ValueError(f"target {stage.target} needs the teacher beside {arguments.model}: give it with --base")
         other = open_model(arguments.base).to(team.device).transformer
@@ -128,29 +143,54 @@ def finetune(arguments: argparse.Namespace) -> None:
     depends: dict[str, Any] = {"model": tensors_hash(model.transformer.state_dict()), "material": material.identity}
     depends |= {
         "teacher": None if other is None else tensors_hash(other.state_dict()),
-        "plan": model.graft.plan.to_dict(),
+        "plan": handle.plan.to_dict(),
     }
     state = out / "state"
     if team.leads:
-        settings = depends | {"seed": arguments.seed} | _kept(stage)
+        settings = depends | {"seed": arguments.seed} | depended_on(stage)
         claim(state / "settings.json", settings, begun=(state / "state.json").is_file())
     team.wait()
-    trained, loop = stage_two(model.graft, stage, material, seed=arguments.seed, out=state, teacher=teacher, team=team)
+    trained, loop = stage_two(handle, stage, material, seed=arguments.seed, out=state, teacher=teacher, team=team)
     assert isinstance(trained, Grafted)
     if not team.leads:
         return
-    manifest = json.loads((Path(arguments.model) / "graft.json").read_text())
-    protocol = manifest["protocol"] | {"stage 2": _settings(stage)}
-    save(trained, out, base=arguments.base or manifest["base"]["name"], protocol=protocol)
+    base, protocol = arguments.model, {}
+    if model.graft is not None:
+        manifest = read_manifest(Path(arguments.model))
+        base, protocol = arguments.base or manifest["base"]["name"], manifest["protocol"]
+    save(trained, out, base=base, protocol=protocol | {"stage 2": _settings(stage)})
     shutil.rmtree(out / "state", ignore_errors=True)
     print(f"loss {loop.log[-1]['loss']:.4f} at step {loop.step}\n{out}" if loop.log else out)
 
 
-def _stage(kind: Any, arguments: argparse.Namespace) -> Any:
-    """A stage's settings from ``--steps``, ``--batch`` and ``--set``."""
+def merge(arguments: argparse.Namespace) -> None:
+    """A graft's adapters merged into its weights, which are saved whole."""
+    from ..store.folder import save
+    from ..store.manifest import read_manifest
+    from ..store.models import open_model
+
+    manifest, out = read_manifest(Path(arguments.model)), _fresh(arguments.out)
+    model = open_model(arguments.model, base=arguments.base)
+    if model.graft is None or model.graft.adapters is None:
+        raise ValueError(f"{arguments.model} holds no adapters to merge")
+    base = arguments.base or manifest["base"]["name"]
+    save(model.graft, out, whole=True, base=base, protocol=manifest["protocol"], results=manifest["results"])
+    print(out)
+
+
+def _trained(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What ``--train``, ``--rank`` and ``--targets`` say, as settings of the stage."""
+    lora: dict[str, Any] = {} if arguments.rank is None else {"rank": arguments.rank}
+    if arguments.targets is not None:
+        lora["targets"] = arguments.targets.split(",")
+    return ({} if arguments.train is None else {"train": arguments.train}) | ({"lora": lora} if lora else {})
+
+
+def _stage(kind: Any, arguments: argparse.Namespace, more: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """A stage's settings from ``--steps``, ``--batch``, ``more`` and ``--set``."""
     from ..settings import SettingsError, build, override
 
-    content: dict[str, Any] = {"steps": arguments.steps, "batch": arguments.batch}
+    content: dict[str, Any] = {"steps": arguments.steps, "batch": arguments.batch, **more}
     for assignment in arguments.set:
         override(content, assignment)
     problems: list[str] = []
@@ -165,13 +205,6 @@ def _settings(stage: Any) -> dict[str, Any]:
 
     plain: dict[str, Any] = json.loads(json.dumps(asdict(stage)))
     return plain
-
-
-def _kept(stage: Any) -> dict[str, Any]:
-    """The settings that what is learnt depends on."""
-    from ..study.recipe import HOW
-
-    return {key: value for key, value in _settings(stage).items() if key not in HOW}
 
 
 def _fresh(out: Path) -> Path:

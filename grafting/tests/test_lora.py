@@ -1,0 +1,222 @@
+"""Adapters against hand arithmetic, on small DiT and PixArt models with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from grafting.cost import adapter_cost, plan_cost
+from grafting.graft import Grafted, graft, tensors_hash, ungraft
+from grafting.lora import Lora, add_lora
+from grafting.plan import Plan
+from grafting.study.recipe import FinetuneStage
+from grafting.study.stages import stage_two_flops
+
+SIZES: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "num_layers": 4,
+    "sample_size": 4,
+    "patch_size": 1,
+    "in_channels": 2,
+    "out_channels": 4,
+}
+CLASSES = {"num_embeds_ada_norm": 3}
+TEXT = {"cross_attention_dim": 16, "caption_channels": 6, "use_additional_conditions": False}
+HALF = Plan.interleaved(operator="hyena_x")
+
+
+def dit() -> nn.Module:
+    torch.manual_seed(0)
+    return DiTTransformer2DModel(**SIZES, **CLASSES).eval()
+
+
+def pixart() -> nn.Module:
+    torch.manual_seed(0)
+    return PixArtTransformer2DModel(**SIZES, **TEXT).eval()
+
+
+hosts = pytest.mark.parametrize("make", [dit, pixart])
+
+
+def condition(model: nn.Module) -> Any:
+    if isinstance(model, DiTTransformer2DModel):
+        return torch.tensor([0, 3, 1])
+    mask = torch.ones(3, 5, dtype=torch.long)
+    mask[1, 2:] = 0
+    states = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(1))
+    return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+
+
+def output(handle: Grafted, model: nn.Module | None = None) -> torch.Tensor:
+    model = model or handle.model
+    z = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(2))
+    return handle.host.call(model, z, torch.tensor([3, 500, 999]), condition(model))
+
+
+def adapted(model: nn.Module, plan: Plan = HALF, **settings: Any) -> Grafted:
+    """A graft whose adapters do something."""
+    handle = graft(model, plan)
+    add_lora(handle, Lora(**{"rank": 3, "alpha": 6.0, **settings}))
+    assert handle.adapters is not None
+    torch.manual_seed(7)
+    for name, parameter in handle.adapters.parameters().items():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.2)
+    return handle
+
+
+@hosts
+def test_output_is_that_of_weights_with_the_products_added_by_hand(make: Callable[[], nn.Module]) -> None:
+    """y = (W + (alpha / rank) B A) x + b in every layer, and so in the model whose weights are these sums."""
+    handle = adapted(make())
+    other = graft(make(), HALF)
+    assert handle.adapters is not None
+    learnt = handle.adapters.parameters()
+    blocks = handle.host.blocks(other.model)
+    for name, layer in handle.adapters.layers.items():
+        a, b = (learnt[f"blocks.{name}.{part}.weight"] for part in ("lora_A", "lora_B"))
+        number, _, path = name.partition(".")
+        plain = blocks[int(number)].get_submodule(path)
+        assert isinstance(plain, nn.Linear) and torch.equal(plain.weight, layer.base_layer.weight)
+        x = torch.randn(2, 5, a.shape[1])
+        with torch.no_grad():
+            plain.weight += 6.0 / 3 * b @ a
+            torch.testing.assert_close(layer(x), F.linear(x, plain.weight, plain.bias), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output(handle), output(other), rtol=1e-5, atol=2e-6)
+    with other.teacher():
+        assert not torch.allclose(output(handle), output(other), atol=1e-2)
+
+
+@hosts
+def test_merged_is_unmerged_but_for_rounding_and_leaves_the_handle_alone(make: Callable[[], nn.Module]) -> None:
+    handle = adapted(make())
+    before = output(handle)
+    mine = handle.own_copy()
+    assert mine.private and mine.adapters is None
+    assert not any("lora" in name for name, _ in mine.model.named_modules())
+    torch.testing.assert_close(output(mine), before, rtol=1e-5, atol=2e-6)
+    assert not torch.equal(output(mine), before) and torch.equal(output(handle), before)
+    assert all(parameter.requires_grad for parameter in mine.model.parameters())
+
+
+@hosts
+def test_start_teacher_and_removal_are_bit_exact(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    next(model.parameters()).requires_grad_(False)
+    attributes = set(vars(model)) | set(vars(type(model)))
+    tensors = {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
+    modules = {name: id(module) for name, module in model.named_modules()}
+    pretrained = tensors_hash(model.state_dict())
+    handle = graft(model, HALF)
+    start = output(handle)
+    with handle.teacher():
+        original = output(handle)
+    add_lora(handle, Lora(rank=4))
+    assert torch.equal(output(handle), start)
+    assert handle.adapters is not None
+    for parameter in handle.adapters.parameters().values():
+        nn.init.normal_(parameter)
+    moved = output(handle)
+    assert not torch.allclose(moved, start, atol=1e-2)
+    with handle.teacher():
+        assert torch.equal(output(handle), original)
+        with handle.student():
+            assert torch.equal(output(handle), moved)
+        assert torch.equal(output(handle), original)
+    assert torch.equal(output(handle), moved)
+    ungraft(model)
+    assert tensors_hash(model.state_dict()) == pretrained and set(vars(model)) | set(vars(type(model))) == attributes
+    assert {name: (id(p), p.requires_grad) for name, p in model.named_parameters()} == tensors
+    assert {name: id(module) for name, module in model.named_modules()} == modules
+    assert torch.equal(output(handle, model), original)
+
+
+def test_the_start_follows_from_the_seed_alone() -> None:
+    found = []
+    for seed, rest in ((0, 0), (0, 5), (1, 0)):
+        handle = graft(dit(), HALF)
+        torch.manual_seed(rest)
+        state = torch.random.get_rng_state()
+        adapters = add_lora(handle, Lora(), seed=seed)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        found.append(torch.cat([p.flatten() for p in adapters.parameters().values()]))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+@hosts
+def test_operators_and_adapters_learn_and_nothing_else(make: Callable[[], nn.Module]) -> None:
+    """peft by itself freezes all that it is given, new operators too."""
+    handle = graft(make(), HALF)
+    adapters = add_lora(handle, Lora(rank=2))
+    assert all(parameter.requires_grad for parameter in handle.model.parameters())
+    handle.train_grafted(adapters=True)
+    with handle.teacher(), torch.no_grad():
+        output(handle)
+    output(handle).square().mean().backward()
+    learn = {id(p) for op in handle.operators().values() for p in op.parameters()}
+    learn |= {id(p) for p in adapters.parameters().values()}
+    for name, parameter in handle.model.named_parameters():
+        assert parameter.requires_grad == (id(parameter) in learn) == (parameter.grad is not None), name
+    moved = {name for name, p in adapters.parameters().items() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert moved == {name for name in adapters.parameters() if "lora_B" in name}  # A moves once B is not zero
+    assert all(p.grad.abs().sum() > 0 for op in handle.operators().values() for p in op.parameters())
+    handle.train_grafted()
+    assert not any(parameter.requires_grad for parameter in adapters.parameters().values())
+
+
+@pytest.mark.parametrize(
+    ("make", "targets", "wanted"),
+    [
+        (dit, None, {"attn1": 2 * 4, "ff": 3 * 2}),
+        (pixart, None, {"attn1": 2 * 4, "attn2": 4 * 4, "ff": 3 * 2}),
+        (pixart, ("cross",), {"attn2": 4 * 4}),
+        (dit, ("mlp",), {"ff": 3 * 2}),
+    ],
+)
+def test_what_is_adapted_and_what_it_costs(
+    make: Callable[[], nn.Module], targets: tuple[str, ...] | None, wanted: dict[str, int]
+) -> None:
+    """Counted in the model, and by torch's own counter over one forward pass with and without."""
+    plan = HALF + Plan.explicit(site="mlp", operator="mlp", blocks=[0], ratio=3)
+    handle = graft(make(), plan)
+    with FlopCounterMode(display=False) as before:
+        output(handle)
+    adapters = add_lora(handle, Lora(rank=3, targets=targets))
+    with FlopCounterMode(display=False) as after:
+        output(handle)
+    found = [name.split(".")[1] for name in adapters.names]
+    assert {module: found.count(module) for module in found} == wanted
+    assert not any(name.startswith(("1.attn1", "3.attn1", "0.ff")) for name in adapters.names)
+    cost = plan_cost(plan, replace(plan_cost(plan, handle.model).shape, context_tokens=5 if make is pixart else 0))
+    told = adapter_cost(cost, 3, targets or ("attn", "cross", "mlp"))
+    assert told.parameters == sum(p.numel() for p in adapters.parameters().values())
+    assert 3 * told.flops == after.get_total_flops() - before.get_total_flops()
+
+
+def test_a_step_costs_what_the_counter_says() -> None:
+    """A backward pass through frozen weights has no gradient of these: torch counts both passes, SDPA as products."""
+    with torch.random.fork_rng():
+        model = DiTTransformer2DModel(**SIZES | {"num_layers": 12, "sample_size": 16}, **CLASSES).eval()
+    handle = graft(model, Plan())
+    adapters = add_lora(handle, Lora(rank=4))
+    handle.train_grafted(adapters=True)
+    z, t = torch.randn(2, 2, 16, 16), torch.tensor([3, 999])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        handle.host.call(model, z, t, torch.tensor([0, 1])).square().mean().backward()
+    stage = FinetuneStage(steps=1, batch=2, train="lora", lora=adapters.settings, target="noise")
+    cost = plan_cost(Plan(), model)
+    told = stage_two_flops(cost, stage)
+    assert told == pytest.approx(counted.get_total_flops(), rel=0.02)
+    assert stage_two_flops(cost, replace(stage, target="teacher")) == told + 2 * cost.flops_before
+    again = stage_two_flops(cost, replace(stage, checkpointing=True)) - told
+    assert again == 2 * (cost.flops_after + adapter_cost(cost, 4, ("attn", "mlp")).flops)
