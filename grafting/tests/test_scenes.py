@@ -14,7 +14,7 @@ from grafting.scenes.world import DARKEST, GAP, LIGHTEST, PALETTE, mask
 from grafting.settings import SettingsError
 
 SMALL = World(shapes=("disc", "square", "star"), colours=("red", "blue", "white"), most=2, weights=(1, 0, 0, 3, 0, 0))
-SAMPLES = [training_sample(3, index) for index in range(1500)]
+SAMPLES = [training_sample(3, index) for index in range(1200)]
 PLURALS = {shape + ("es" if shape == "cross" else "s"): shape for shape in SHAPES}
 
 
@@ -34,7 +34,7 @@ def named(text: str) -> tuple[list[tuple[str | None, str]], str | None]:
 
 
 def test_a_caption_is_true_of_its_scene_and_complete() -> None:
-    relations = Counter()
+    relations: Counter[str] = Counter()
     for scene, text in SAMPLES:
         things, relation = named(text)
         assert Counter(shape for _, shape in things) == Counter(thing.shape for thing in scene.things), text
@@ -107,12 +107,10 @@ def test_captions_are_drawn_from_the_distinct_ones_and_by_weight() -> None:
     assert len(set(pool)) == len(pool) and {text for _, text in SAMPLES} <= set(pool)
     small = distinct_captions(SMALL)
     assert len(small) == 3 * 3 + 3 * 7 and set(small) == {
-        training_sample(0, index, world=SMALL)[1] for index in range(600)
+        training_sample(0, index, world=SMALL)[1] for index in range(400)
     }
-    alone = sum(len(named(training_sample(1, i, world=SMALL)[1].replace("a picture of ", ""))[0]) for i in range(100))
-    assert alone == 100
-    coloured = sum(any(c in training_sample(2, i, world=SMALL)[1] for c in PALETTE) for i in range(800))
-    assert abs(coloured - 600) < 4 * (800 * 0.75 * 0.25) ** 0.5
+    coloured = sum(any(c in training_sample(2, i, world=SMALL)[1] for c in PALETTE) for i in range(400))
+    assert abs(coloured - 300) < 4 * (400 * 0.75 * 0.25) ** 0.5
 
 
 def test_the_counter_alone_decides() -> None:

@@ -35,7 +35,7 @@ RELATIONS = ("left of", "right of", "above", "below")
 UNITS = 64
 """Units across a picture."""
 
-GAP = 2
+GAP = 4
 """Least distance of two things' boxes, in units; the border is kept clear by half of it."""
 
 DARKEST, LIGHTEST = 100, 150
