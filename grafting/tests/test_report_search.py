@@ -63,7 +63,9 @@ def test_the_page_is_one_file_with_its_figures(content: dict[str, Any], tmp_path
     assert text.count("<svg") == 3 + 4 and not re.findall(r"(?:src|href)=", text), "nothing is loaded from elsewhere"
     assert "<tiny>" not in text and "&lt;tiny&gt;" in text
     assert text.count("block 1, mlp: mlp:ratio=3</title>") == 3, "of the front's two plans and of the best"
-    assert "plans/front-01.yaml" in text and "+0.05000" in text and "swa:window=3 × 2, mlp:ratio=3 × 1" in text
+    assert (
+        "plans/front-01.yaml" in text and "+0.05000" in text and "attn: swa:window=3 × 2; mlp: mlp:ratio=3 × 1" in text
+    )
 
 
 def test_a_file_that_is_no_search_is_told(content: dict[str, Any], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from grafting.settings import SettingsError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe
 from grafting.study.stages import Material, begin, denoiser
+from grafting.teachers import teachers
 
 NAMES = ("swa:window=3", "mlp:ratio=2", "none")
 
@@ -288,3 +290,17 @@ def test_a_recipe_takes_a_plan_by_the_name_of_its_file(found: Front, tmp_path: P
     assert RunRecipe.from_yaml("teacher: fashion", [f"plan={path}"]).plans["hybrid"] == found.plans[0].plan
     with pytest.raises(SettingsError, match=r"plan hybrid: .*absent\.yaml: no such file"):
         RunRecipe.from_yaml("teacher: fashion", [f"plan={tmp_path}/absent.yaml"])
+
+
+@pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
+def test_the_scores_that_ship_are_those_of_the_bundled_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that the page's code runs at once."""
+    monkeypatch.setattr("grafting.searching.scores.begin", lambda *_, **__: pytest.fail("the shipped scores are stale"))
+    shipped = grafting.search("fashion", out=tmp_path, points=3)
+    assert len(shipped.scores) == 12 * 8 and shipped.under("flops=0.9").share <= 0.9
+    page = (Path(__file__).resolve().parents[1] / "docs" / "search.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    assert "edits:" in capsys.readouterr().out

@@ -53,7 +53,9 @@ def front_line(points: Sequence[tuple[float, float]], title: str, *, x: str, y: 
         told = f"<title>plan {k}: {point[0]:.4f}, {point[1]:+.5f}</title>"
         parts.append(f'<circle cx="{across:.1f}" cy="{level:.1f}" r="{size}" fill="{colour}">{told}</circle>')
         if k == marked:
-            parts.append(text(across + 10, level - 8, "under the budget", size=12, fill=CONTROL))
+            # Above the name of the pretrained model, which may be near.
+            side, shift = ("start", 10) if across < WIDTH - 130 else ("end", -10)
+            parts.append(text(across + shift, level - 24, "under the budget", anchor=side, size=12, fill=CONTROL))
     across, level = at(*whole)
     told = "<title>the pretrained model</title>"
     parts.append(f'<rect x="{across - 5:.1f}" y="{level - 5:.1f}" width="10" height="10" fill="{INK}">{told}</rect>')

@@ -133,6 +133,8 @@ def _label(edit: Mapping[str, Any]) -> str:
 
 
 def _counts(plan: Mapping[str, Any]) -> str:
-    """``hyena_x 3, mlp:ratio=3 5``."""
+    """``attn: hyena_x × 3; mlp: mlp:ratio=3 × 5, none × 1``."""
     edits: Sequence[Mapping[str, Any]] = plan["edits"]
-    return ", ".join(f"{_label(edit)} × {len(edit['blocks'])}" for edit in edits)
+    by_kind = {kind: [e for e in edits if e["site"] == kind] for kind in KINDS}
+    told = {kind: ", ".join(f"{_label(e)} × {len(e['blocks'])}" for e in mine) for kind, mine in by_kind.items()}
+    return "; ".join(f"{kind}: {words}" for kind, words in told.items() if words)
