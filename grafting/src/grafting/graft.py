@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -173,6 +173,23 @@ class Grafted:
                 spans = tuple((blocks[first], blocks[last]) for first, last in key.spans)
                 found[key] = Pupil(parameters=parameters, spans=spans, answer=_group_answer(self.groups[key]))
         return found
+
+    @property
+    def originals(self) -> nn.ModuleList:
+        """The blocks that the teacher runs through. Raises GraftError where the graft has its own copy."""
+        with self.teacher() as model:
+            return self.host.blocks(model)
+
+    def meetings(self, originals: Iterable[nn.Module]) -> list[tuple[nn.Module, nn.Module]]:
+        """(student's, teacher's) blocks that should return the same, in the order in which they run.
+
+        originals: the teacher's blocks.
+        """
+        layout, theirs = self.plan.layout(self.model), list(originals)
+        blocks = self.host.blocks(self.model) if self.student_blocks is None else self.student_blocks
+        if layout is None:
+            return list(zip(blocks, theirs, strict=True))
+        return [(blocks[place], theirs[block]) for place, block in layout.meetings]
 
     def train_grafted(self, *, adapters: bool = False) -> None:
         """Let only the new operators and groups require gradients, and the adapters where that is asked for."""

@@ -111,6 +111,20 @@ class Layout:
         """All but kept blocks, each once."""
         return tuple(dict.fromkeys(group for group in self.places if group.kind != "keep"))
 
+    @property
+    def meetings(self) -> tuple[tuple[int, int], ...]:
+        """(place, pretrained block) after which both models have been through the same blocks, in order."""
+        found: list[tuple[int, int]] = []
+        passed: set[int] = set()
+        visits = dict.fromkeys(self.places, 0)
+        for place, group in enumerate(self.places):
+            first, last = group.spans[visits[group]]
+            visits[group] += 1
+            passed |= set(range(first, last + 1))
+            if len(passed) == max(passed) + 1:
+                found.append((place, max(passed)))
+        return tuple(found)
+
 
 def resolve(steps: Sequence[Step], depth: int, pattern: Indices) -> tuple[Layout | None, list[str]]:
     """The layout of ``steps`` on a model of ``depth`` blocks, or None and every problem in words.

@@ -73,7 +73,7 @@ class FinetuneStage:
 
     target: ``teacher`` (the teacher's own output), ``noise`` (the paper's), or ``mixture`` (from the one to the other).
     train: ``all`` weights of a private copy, the ``grafted`` operators alone, or these and adapters on the rest, with
-    the settings ``lora`` (:class:`~grafting.lora.Lora`). checkpointing: less memory for one more forward pass, as in
+    the settings ``lora`` (:class:`~grafting.lora.Lora`). features, checkpointing: as in
     :class:`~grafting.training.finetune.FinetuneConfig`.
     """
 
@@ -91,6 +91,7 @@ class FinetuneStage:
     ema_horizon: float = 0.1
     label_dropout: float = 0.1
     variance_weight: float = 0.05
+    features: float = 1.0
     precision: str = "fp32"
     checkpointing: bool = False
     save_every: int = 100
@@ -121,6 +122,7 @@ class FinetuneStage:
             loop=loop,
             teacher_share=TARGETS[self.target],
             variance_weight=self.variance_weight,
+            features=self.features,
             label_dropout=self.label_dropout,
             precision=self.precision,
             checkpointing=self.checkpointing,

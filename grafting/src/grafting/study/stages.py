@@ -160,7 +160,7 @@ def stage_two(
     *,
     seed: int,
     out: Path | None,
-    teacher: Denoiser | None = None,
+    teacher: nn.Module | None = None,
     team: Team | None = None,
 ) -> tuple[Grafted | nn.Module, Loop]:
     """Finetune a hybrid, or a plain model as the control *procedure*; returns what was trained and its loop.
@@ -173,12 +173,20 @@ def stage_two(
     if isinstance(source, nn.Module) and stage.train == "lora":
         source = graft(source, Plan())
     trained: Grafted | nn.Module = source
+    wanted: Denoiser | None
     if isinstance(source, nn.Module):
-        teacher = denoiser(source)
+        blocks = host_for(source).blocks
+        wanted = denoiser(source)
         network = trained = copy.deepcopy(source)
         network.requires_grad_(True)
+        pairs = list(zip(blocks(network), blocks(source), strict=True))
     else:
-        teacher = teacher if source.private else _inner_teacher(source)
+        originals: nn.ModuleList | None
+        if not source.private:
+            wanted, originals = _inner_teacher(source), source.originals
+        else:
+            wanted = None if teacher is None else denoiser(teacher)
+            originals = None if teacher is None else source.host.blocks(teacher)
         if stage.train == "all":
             trained = source.own_copy()
         elif stage.adapters is None:
@@ -189,10 +197,11 @@ def stage_two(
                 add_lora(source, stage.adapters, seed=seed)
             source.train_grafted(adapters=True)
         assert isinstance(trained, Grafted)
-        network = trained.model
+        network, pairs = trained.model, [] if originals is None else trained.meetings(originals)
     batches = material.batches(stage.batch, seed)
     config, null = stage.config(seed=seed), null_class(network)
-    return trained, finetune(network, denoiser(network), teacher, batches, null, config, out, team=team)
+    loop = finetune(network, denoiser(network), wanted, batches, null, config, out, team=team, pairs=pairs)
+    return trained, loop
 
 
 def _inner_teacher(handle: Grafted) -> Denoiser:

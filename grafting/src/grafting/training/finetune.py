@@ -2,6 +2,7 @@
 
 The noise target is the teacher's own objective and the paper's (arXiv 2506.05340). The teacher's output on the same
 input (after LiT, arXiv 2501.12976) carries less noise in its gradient, and an untouched model already is its optimum.
+What the teacher's blocks return says where an error began, which its output alone does not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..diffusion import Denoiser, Diffusion, draw, drop_labels
 from ..graft import handle_of
 from ..modes import evaluating
 from ..precision import PRECISIONS, autocast
+from .features import Pairs, match_features, returned
 from .loop import Loop, LoopConfig
 from .objective import teacher_objective
 from .team import Team
@@ -31,14 +33,16 @@ class FinetuneConfig:
 
     teacher_share: weight of the teacher's output against the noise as target, at the first and at the last step, linear
     in between: (1, 1) is the teacher's output alone, (0, 0) the noise alone. variance_weight: weight of the learned
-    variance's half in the match with the teacher's output. checkpointing: keep the input of every block alone and
-    compute the rest again on the way back: the same gradients, a fraction of the activation memory, one more forward
-    pass of the student.
+    variance's half in the match with the teacher's output. features: weight, beside the teacher's output and fading
+    with its share, of what the student's blocks leave unexplained of the teacher's; 0 for none. checkpointing: keep the
+    input of every block alone and compute the rest again on the way back: the same gradients, a fraction of the
+    activation memory, one more forward pass of the student.
     """
 
     loop: LoopConfig
     teacher_share: tuple[float, float] = (1.0, 1.0)
     variance_weight: float = 0.05
+    features: float = 0.0
     label_dropout: float = 0.1
     precision: str = "fp32"
     checkpointing: bool = False
@@ -50,6 +54,8 @@ class FinetuneConfig:
             for share in self.teacher_share
             if not 0 <= share <= 1
         ]
+        if not self.features >= 0:
+            problems.append(f"features {self.features}: a weight, 0 or more")
         if not 0 <= self.label_dropout < 1:
             problems.append(f"label_dropout {self.label_dropout}: from 0 to below 1")
         if self.precision not in PRECISIONS:
@@ -108,6 +114,7 @@ def finetune(
     out: Path | None = None,
     diffusion: Diffusion | None = None,
     team: Team | None = None,
+    pairs: Pairs = (),
 ) -> Loop:
     """Train the parameters of ``model`` that require a gradient; leave their EMA in the model.
 
@@ -115,14 +122,19 @@ def finetune(
     either where it is a module, is in evaluation mode meanwhile; another model that a function closes over is the
     caller's to put there. null: the class that stands for a dropped label. out: a folder for state and log; a run
     found there is continued to the same bits, one of other settings refused. team: the processes that share the work;
-    alone on the model's device by default.
+    alone on the model's device by default. pairs: (student's, teacher's) blocks in the order in which they run, whose
+    outputs are matched where the settings give ``features`` a weight.
 
-    Raises ValueError where the settings need a teacher and none is given, or ``out`` holds a run of other settings.
+    Raises ValueError where the settings need a teacher or pairs and none are given, or ``out`` holds a run of other
+    settings.
     """
     if teacher is None and any(config.teacher_share):
         raise ValueError(
             f"teacher_share {config.teacher_share} needs a teacher: give one, or (0, 0) for the noise alone"
         )
+    if config.features and any(config.teacher_share) and not pairs:
+        raise ValueError(f"features {config.features} needs pairs of blocks to match: give them, or features 0")
+    watched = pairs if config.features else ()
     schedule = diffusion or Diffusion()
     workers = team or Team(device=next(model.parameters()).device)
 
@@ -136,10 +148,13 @@ def finetune(
             if share == 0 or teacher is None:
                 return teacher_objective(student, schedule, z, t, y, noise)
             zt = schedule.add_noise(z, t, noise)
-            with torch.no_grad():
+            with torch.no_grad(), returned([module for _, module in watched]) as shown:
                 wanted = teacher(zt, t, y)
-            given = student(zt, t, y)
+            with returned([module for module, _ in watched]) as done:
+                given = student(zt, t, y)
             matched = match_teacher(given, wanted, z.shape[1], config.variance_weight)
+            if watched:
+                matched["features"] = config.features * match_features(done, shown)
             parts |= {name: share * part for name, part in matched.items()}
             if share < 1:
                 own = teacher_objective(lambda *_: given, schedule, z, t, y, noise)

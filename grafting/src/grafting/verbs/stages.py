@@ -123,7 +123,7 @@ def finetune(arguments: argparse.Namespace) -> None:
     from ..store.manifest import read_manifest
     from ..store.models import open_model
     from ..study.recipe import FinetuneStage, depended_on
-    from ..study.stages import Material, denoiser, stage_two
+    from ..study.stages import Material, stage_two
 
     stage, team = _stage(FinetuneStage, arguments, _trained(arguments)), team_of(arguments)
     out, model = _fresh(arguments.out), open_model(arguments.model, base=arguments.base).to(team.device)
@@ -132,17 +132,15 @@ def finetune(arguments: argparse.Namespace) -> None:
             f"{arguments.model} is no graft: make one with grafting distill, or give it adapters with --train lora"
         )
     handle = model.graft or graft(model.transformer, Plan())
-    other: torch.nn.Module | None = None
-    teacher = None
+    teacher: torch.nn.Module | None = None
     if handle.private and stage.target != "noise":
         if arguments.base is None:
             raise ValueError(f"target {stage.target} needs the teacher beside {arguments.model}: give it with --base")
-        other = open_model(arguments.base).to(team.device).transformer
-        teacher = denoiser(other)
+        teacher = open_model(arguments.base).to(team.device).transformer
     material = Material(model, arguments.data)
     depends: dict[str, Any] = {"model": tensors_hash(model.transformer.state_dict()), "material": material.identity}
     depends |= {
-        "teacher": None if other is None else tensors_hash(other.state_dict()),
+        "teacher": None if teacher is None else tensors_hash(teacher.state_dict()),
         "plan": handle.plan.to_dict(),
     }
     state = out / "state"
