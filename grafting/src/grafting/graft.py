@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from .activations import visit
+from .conditions import to
 from .conventions import conventions
 from .diffusion import Diffusion, draw
 from .hosts import Host, Site, host_for
@@ -32,12 +33,12 @@ from .operators import Operator, build
 from .parallel import Parallel, Student, make_student
 from .plan import Plan
 from .restructure import Group
-from .switch import Nothing, Switch
+from .switch import Nothing, Raster, Switch
 
 if TYPE_CHECKING:
     from .lora import Adapters
 
-Batches = Callable[[int], Mapping[str, torch.Tensor]]
+Batches = Callable[[int], Mapping[str, Any]]
 
 
 class GraftError(ValueError):
@@ -62,6 +63,7 @@ class Grafted:
 
     switches: where the teacher's pass goes through, in a private copy where the student's does. inner: by site within a
     group of a restructured model, the student's own switch to the same operator. groups: that model's new blocks.
+    raster: where all of them read the token grid of the pass at hand.
     facts: its constants that neither weights nor configuration hold, by module path of the pretrained model.
 
     source_hash: of the pretrained tensors. explained: by site, the share of the original's output variance on the
@@ -75,6 +77,7 @@ class Grafted:
     plan: Plan
     host: Host
     switches: dict[Site, Switch]
+    raster: Raster
     init: str
     seed: int
     source_hash: str
@@ -223,6 +226,7 @@ class Grafted:
             plan=self.plan,
             host=self.host,
             switches={site: memo[id(self.inner.get(site, switch))] for site, switch in self.switches.items()},
+            raster=memo[id(self.raster)],
             init=self.init,
             seed=self.seed,
             source_hash=self.source_hash,
@@ -292,8 +296,9 @@ def graft(
     Args:
         init: ``random`` (the paper's; per-site seed = ``seed`` + block), ``copy``, ``solve``, or ``default``: solve
             where there is calibration, copy elsewhere. What cannot be copied stays random.
-        calibration: batch(step) giving ``z`` (B, C, H, W) clean latents and ``y`` (B,) labels; ``calibration_batches``
-            of them are noised by ``diffusion`` and shown to the teacher once for all sites together.
+        calibration: batch(step) giving ``z`` (B, C, H, W) clean latents and their condition ``y``, labels (B,) or as in
+            :mod:`grafting.conditions`; ``calibration_batches`` of them are noised by ``diffusion`` and shown to the
+            teacher once for all sites together.
 
     Raises:
         GraftError, ValueError: the plan does not fit the model, the model is grafted already, an unknown ``init``, or
@@ -318,8 +323,8 @@ def graft(
         )
     source_hash = tensors_hash(model.state_dict())
     required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    grid = tuple(host.grid_of(model))
-    switches = {site: Switch(originals[site], stand_ins[site], grid) for site in originals}
+    raster = Raster(host, model)
+    switches = {site: Switch(originals[site], stand_ins[site], raster) for site in originals}
     inner: dict[Site, Switch] = {}
     student: Student | None = None
     groups: dict[Group, Parallel] = {}
@@ -330,7 +335,7 @@ def graft(
         def replace(branch: nn.Module, block: int) -> None:
             for site, stand_in in stand_ins.items():
                 if site.block == block:
-                    inner[site] = Switch(None, stand_in, grid)
+                    inner[site] = Switch(None, stand_in, raster)
                     host.set_in(branch, site.kind, inner[site])
 
         student, groups = make_student(host, model, layout, replace)
@@ -345,6 +350,7 @@ def graft(
         plan=plan,
         host=host,
         switches=switches,
+        raster=raster,
         init=init,
         seed=seed,
         source_hash=source_hash,
@@ -377,6 +383,7 @@ def ungraft(model: nn.Module) -> nn.Module:
     if handle.student_blocks is not None:
         assert handle.student_blocks.originals is not None
         handle.host.set_blocks(model, handle.student_blocks.originals)
+    handle.raster.detach()
     for site, switch in handle.switches.items():
         assert switch.original is not None
         handle.host.set(model, site, switch.original)
@@ -426,13 +433,14 @@ def _solve(
     operators = {site: operator for site, operator in stand_ins.items() if isinstance(operator, Operator)}
     if not operators:
         return {}
-    solver = SolveAll(operators, tuple(host.grid_of(model)))
+    solver = SolveAll(operators, host.grid_of(model))
     device = next(model.parameters()).device
     with evaluating(model), visit({site: originals[site] for site in operators}, solver):
         for index in range(count):
             batch = calibration(index)
             # Negative counters: draws that no training step uses.
             noise, t = draw(batch["z"].shape, diffusion.steps, seed, -1 - index)
-            z, y, noise, t = (tensor.to(device) for tensor in (batch["z"], batch["y"], noise, t))
+            z, noise, t, y = batch["z"].to(device), noise.to(device), t.to(device), to(batch["y"], device)
+            solver.grid = host.grid(model, z)
             host.call(model, diffusion.add_noise(z, t, noise), t, y)
     return solver.finish()

@@ -1,12 +1,15 @@
-"""What stands at a grafted site: the pretrained module and its stand-in, one of which runs."""
+"""What stands at a grafted site: the pretrained module and its stand-in, one of which runs, over the grid at hand."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from .hosts import Host
 from .operators import Operator
 
 
@@ -18,18 +21,62 @@ class Nothing(nn.Module):
         return hidden_states * 0
 
 
+class Raster:
+    """The token grid (H, W) of the pass that a model is in, read from the latents that the model is called with.
+
+    A checkpointed block runs again on the way back, when the model may have seen other latents since: the grid of its
+    own pass goes with it. The model's own resolution counts until the first pass.
+    """
+
+    def __init__(self, host: Host, model: nn.Module) -> None:
+        self.host, self.grid = host, host.grid_of(model)
+        self._checkpoint: Callable[..., Any] | None = None
+        self._hooks = [
+            model.register_forward_pre_hook(self._enter, with_kwargs=True),
+            model.register_forward_hook(self._leave, always_call=True),
+        ]
+
+    def detach(self) -> None:
+        """Watch the model no longer."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.grid = self.host.grid(model, args[0] if args else kwargs["hidden_states"])
+        checkpoint: Any = getattr(model, "_gradient_checkpointing_func", None)
+        if checkpoint is not None:
+            self._checkpoint = checkpoint
+            model._gradient_checkpointing_func = partial(self._keep, self.grid)  # type: ignore[assignment]
+
+    def _leave(self, model: nn.Module, *_: Any) -> None:
+        if self._checkpoint is not None:
+            model._gradient_checkpointing_func = self._checkpoint  # type: ignore[assignment]
+            self._checkpoint = None
+
+    def _keep(self, grid: tuple[int, int], block: Callable[..., Any], *args: Any) -> Any:
+        """The model's own checkpointing of a block that knows its grid."""
+
+        def run(*args: Any) -> Any:
+            self.grid = grid
+            return block(*args)
+
+        assert self._checkpoint is not None
+        return self._checkpoint(run, *args)
+
+
 class Switch(nn.Module):
     """A site that holds the original and its stand-in, and runs one of them.
 
     original: the pretrained module, never copied; None once the student has its own copy of the model.
-    operator: an :class:`~grafting.operators.Operator`, or a control that is called as the original is.
+    operator: an :class:`~grafting.operators.Operator`, or a control that is called as the original is. raster: of the
+    model that the site is in.
     """
 
-    def __init__(self, original: nn.Module | None, operator: nn.Module, grid: tuple[int, ...]) -> None:
+    def __init__(self, original: nn.Module | None, operator: nn.Module, raster: Raster) -> None:
         super().__init__()
         self.original = original
         self.operator = operator
-        self.grid = grid
+        self.raster = raster
         self.grafted = True
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -43,10 +90,7 @@ class Switch(nn.Module):
     def stand_in(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The new operator's output, whatever the switch says."""
         if isinstance(self.operator, Operator):
-            # Another size than the model's own has another grid, which square hosts need not be told.
-            height, width = self.grid[-2:]
-            grid = self.grid if height * width == hidden_states.shape[1] else None
-            result: torch.Tensor = self.operator(hidden_states, grid=grid)
+            result: torch.Tensor = self.operator(hidden_states, grid=self.raster.grid)
         else:
             result = self.operator(hidden_states, *args, **kwargs)
         return result

@@ -105,6 +105,11 @@ class Host(ABC):
         """(H, W) in tokens at the model's own resolution."""
         return self.shape(_config(model)).grid
 
+    def grid(self, model: nn.Module, z: torch.Tensor) -> tuple[int, int]:
+        """(H, W) in tokens of latents z (B, C, h, w), whatever the model's own resolution."""
+        patch = int(_config(model)["patch_size"])
+        return z.shape[-2] // patch, z.shape[-1] // patch
+
     def attention_weights(self, module: nn.Module) -> tuple[Any, Any]:
         """((wq, bq, wk, bk, wv, bv), (wo, bo)) of a diffusers attention; weights (D, D), biases (D,) or None."""
         a: Any = module

@@ -1,0 +1,116 @@
+"""Every registered operator at every kind of site of every host: a new family is one more row of HOSTS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from grafting.graft import graft, ungraft
+from grafting.hosts import host_for
+from grafting.hosts.registry import HOSTS as FAMILIES
+from grafting.operators import arithmetic, list_operators
+from grafting.plan import Plan
+from grafting.store.folder import load, save
+
+SIZES: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 2,
+    "in_channels": 3,
+    "out_channels": 6,
+    "sample_size": 8,
+    "patch_size": 2,
+}
+Parts = tuple[nn.Module, Any, tuple[int, int]]
+"""A model, the condition of two samples, and the height and width of its latents."""
+
+
+def dit() -> Parts:
+    from diffusers import DiTTransformer2DModel
+
+    return DiTTransformer2DModel(**SIZES, num_embeds_ada_norm=4), torch.tensor([1, 4]), (8, 8)
+
+
+def pixart(*, sized: bool = False, size: tuple[int, int] = (8, 8)) -> Parts:
+    """PixArt-Sigma, or -alpha where it is ``sized``: captions of two and of five tokens."""
+    from diffusers import PixArtTransformer2DModel
+
+    more = {"cross_attention_dim": 32, "caption_channels": 12, "use_additional_conditions": sized}
+    # The embedding of sizes wants a third of the width.
+    heads = {"num_attention_heads": 3} if sized else {}
+    width = {"cross_attention_dim": 48} if sized else {}
+    model = PixArtTransformer2DModel(**SIZES | more | heads | width)
+    condition: dict[str, Any] = {
+        "encoder_hidden_states": torch.randn(2, 5, 12),
+        "encoder_attention_mask": torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]),
+    }
+    if sized:
+        sizes = {
+            "resolution": torch.tensor([[64.0, 64.0], [32.0, 128.0]]),
+            "aspect_ratio": torch.tensor([[1.0], [4.0]]),
+        }
+        condition["added_cond_kwargs"] = sizes
+    return model, condition, size
+
+
+HOSTS: dict[str, Callable[[], Parts]] = {
+    "DiT": dit,
+    "PixArt-Sigma": pixart,
+    "PixArt-alpha": partial(pixart, sized=True),
+}
+SITES = [(name, "attn" if arithmetic(name).kind == "mixer" else "mlp") for name in list_operators()]
+
+
+def ready(host: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor, Any]:
+    """Model, z, t and condition."""
+    torch.manual_seed(0)
+    model, condition, (height, width) = HOSTS[host]()
+    # Random models start with gates near zero; these let every site be seen.
+    for name, parameter in model.named_parameters():
+        if "adaln_single.linear" in name or "norm1.linear" in name:
+            nn.init.normal_(parameter, std=0.5)
+    return model.eval(), torch.randn(2, 3, height, width), torch.tensor([10, 900]), condition
+
+
+def test_every_family_is_a_row() -> None:
+    assert {type(HOSTS[row]()[0]).__name__ for row in HOSTS} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize(("operator", "kind"), SITES)
+def test_every_operator_on_every_host(host: str, operator: str, kind: str, tmp_path: Path) -> None:
+    """Forward, gradient, save and load, undo; and the operator stands where the plan says, alone."""
+    model, z, t, condition = ready(host)
+    call = partial(host_for(model).call, model, z, t, condition)
+    modules, before = dict(model.named_modules()), call().detach()
+    handle = graft(model, Plan.explicit(site=kind, operator=operator, blocks=[1]), init="random")
+    after = call().detach()
+    assert after.shape == before.shape and after.isfinite().all() and not torch.equal(after, before)
+    handle.train_grafted()
+    call().square().mean().backward()
+    (placed,) = handle.operators().values()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in placed.parameters())
+    assert any(p.grad.any() for p in placed.parameters() if p.grad is not None)
+    save(handle, tmp_path / "graft")
+    with handle.teacher():
+        assert torch.equal(call(), before)
+    assert ungraft(model) is model and dict(model.named_modules()) == modules and torch.equal(call(), before)
+    load(tmp_path / "graft", model)
+    assert torch.equal(call(), after)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("kind", ["attn", "mlp"])
+def test_identity_is_bit_exact_on_every_host(host: str, kind: str) -> None:
+    """With captions of other lengths in one batch."""
+    model, z, t, condition = ready(host)
+    call = partial(host_for(model).call, model, z, t, condition)
+    before = call()
+    graft(model, Plan.all(site=kind, operator="identity"))
+    assert torch.equal(call(), before)
