@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("files", "settings", "claims", "random", "tasks", "conditions", "precision", "modes", "operators"),
     ("hosts", "cost", "expect", "activations", "diffusion"),
     ("plan", "graft", "lora", "restructure", "parallel", "switch", "conventions", "initialise"),
-    ("classifier", "teachers", "store", "data", "scenes", "sampling"),
+    ("classifier", "teachers", "store", "data", "scenes", "text", "sampling"),
     ("training",),
     ("measure",),
     ("study", "report", "searching"),

@@ -1,0 +1,50 @@
+"""Autoencoders: their training, and what they make of pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...precision import autocast
+from ...random import normal
+from ..loop import StepLosses
+from ..team import Team
+from .pictures import by_step
+from .recipe import PretrainRecipe
+
+
+def autoencoder(recipe: PretrainRecipe, team: Team) -> tuple[nn.Module, StepLosses]:
+    """L1 + L2 reconstruction with a small KL term; the latents' scale is measured at the end."""
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL(**recipe.model).to(device=team.device, memory_format=torch.channels_last)
+    batches = by_step(recipe)
+
+    def losses(step: int) -> dict[str, torch.Tensor]:
+        x = team.rows(batches(step))
+        with autocast(team.device, recipe.precision):
+            posterior = model.encode(x).latent_dist
+            # Drawn for the whole batch, so that every process takes what it would get alone.
+            noise = normal((recipe.batch, *posterior.mean.shape[1:]), recipe.seed, "posterior", step)
+            z = posterior.mean + posterior.std * team.rows(noise).to(posterior.mean.dtype)
+            y = model.decode(z).sample.float()
+        error = y - x
+        kl = posterior.kl().float().mean() / z[0].numel()
+        return {"l1": error.abs().mean(), "l2": error.square().mean(), "kl": recipe.kl_weight * kl}
+
+    return model, losses
+
+
+@torch.no_grad()
+def encode(autoencoder: nn.Module, images: torch.Tensor, batch: int = 500) -> torch.Tensor:
+    """(n, C, h, w) float32 posterior means of ``images``, unscaled, on the CPU; computed where the autoencoder is."""
+    device = next(autoencoder.parameters()).device
+    parts = [autoencoder.encode(x.to(device)).latent_dist.mean.cpu() for x in images.split(batch)]  # type: ignore[operator]
+    return torch.cat(parts)
+
+
+def set_latent_scale(autoencoder: Any, images: torch.Tensor) -> None:
+    """Set ``scaling_factor`` to one over the latents' deviation on ``images``, as latent diffusion expects."""
+    autoencoder.register_to_config(scaling_factor=1 / encode(autoencoder, images).std().item())

@@ -1,0 +1,63 @@
+"""What a pretraining run is told: one model, its data and its loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...settings import SettingsError, build, read_yaml
+from ..loop import LoopConfig
+
+KINDS = ("autoencoder", "transformer", "classifier")
+SCENES = "scenes"
+"""The name of the data that are drawn, not read: :mod:`grafting.scenes`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe:
+    """One model, its data and its loop.
+
+    model: its diffusers configuration; a transformer's may name its class, ``_class_name``, DiT by default. data:
+    ``scenes``, or a folder of Fashion-MNIST's files (None: where they usually lie). start: the folder of an earlier
+    model of the same shape to go on from. label_dropout: the share of conditions replaced by none.
+    """
+
+    kind: str
+    model: dict[str, Any]
+    loop: LoopConfig
+    batch: int
+    seed: int = 0
+    precision: str = "fp32"
+    data: str | None = None
+    autoencoder: str | None = None
+    start: str | None = None
+    label_dropout: float = 0.1
+    kl_weight: float = 1e-4
+    notes: str = field(default="", compare=False)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], where: str = "recipe") -> PretrainRecipe:
+        """Build from parsed YAML. Raises SettingsError naming every unknown key and bad value at once."""
+        problems: list[str] = []
+        if "kind" in content and content["kind"] not in KINDS:
+            problems.append(f"{where}: kind {content['kind']!r}: one of {', '.join(KINDS)}")
+        made = build(cls, content, where, problems)
+        if problems or made is None:
+            raise SettingsError(problems)
+        return made
+
+    @classmethod
+    def from_yaml(cls, text: str, where: str = "recipe") -> PretrainRecipe:
+        """From YAML text. Raises SettingsError, also for a recipe of a study."""
+        content = read_yaml(text, where)
+        if not isinstance(content, dict):
+            raise SettingsError([f"{where}: {content!r} is no mapping of settings"])
+        if "teacher" in content and "kind" not in content:
+            raise SettingsError([f"{where} is the recipe of a study and trains no teacher: give it to grafting run"])
+        return cls.from_dict(content, where)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the data were said to lie."""
+        return Path(self.data) if self.data else None

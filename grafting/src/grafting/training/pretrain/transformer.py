@@ -1,0 +1,84 @@
+"""Class-conditional transformers over the latents of an autoencoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ...data import Batches, load_fashion
+from ...diffusion import Diffusion, draw, drop_labels
+from ...files import save_safetensors_atomic, sha256, write_json_atomic
+from ...precision import autocast
+from ..loop import StepLosses
+from ..objective import teacher_objective
+from ..team import Team
+from .autoencoder import encode
+from .recipe import PretrainRecipe
+
+
+def transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.Module, StepLosses]:
+    """The DiT objective on latents scaled to unit deviation; labels dropped once, the embedders in eval mode."""
+    from diffusers import DiTTransformer2DModel
+
+    model = DiTTransformer2DModel(**recipe.model)
+    _zero_adaln(model)
+    model.eval()  # its only training-mode behaviour is each block dropping labels on its own
+    model.to(team.device)
+    kept, y = latents(*trained_autoencoder(recipe, team), recipe, out, team)
+    batches = Batches(inputs=kept, labels=y, size=recipe.batch, seed=recipe.seed)
+    diffusion, null = Diffusion(), recipe.model["num_embeds_ada_norm"]
+
+    def losses(step: int) -> dict[str, torch.Tensor]:
+        batch = batches(step)
+        noise, t = draw(batch["z"].shape, diffusion.steps, recipe.seed, step)
+        labels = drop_labels(batch["y"], recipe.label_dropout, null, recipe.seed, step)
+        z, t, labels, noise = (team.rows(tensor) for tensor in (batch["z"], t, labels, noise))
+        with autocast(team.device, recipe.precision):
+
+            def denoise(zt: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+                return model(zt, timestep=t, class_labels=y).sample
+
+            return teacher_objective(denoise, diffusion, z, t, labels, noise)
+
+    return model, losses
+
+
+def trained_autoencoder(recipe: PretrainRecipe, team: Team) -> tuple[nn.Module, Path]:
+    """The autoencoder that the recipe names, in evaluation mode, and its folder.
+
+    Raises ValueError where none is named.
+    """
+    from diffusers import AutoencoderKL
+
+    if recipe.autoencoder is None:
+        raise ValueError("a transformer recipe needs autoencoder: the folder of the trained AutoencoderKL")
+    found: nn.Module = AutoencoderKL.from_pretrained(recipe.autoencoder).eval().to(team.device)
+    return found, Path(recipe.autoencoder)
+
+
+def latents(
+    autoencoder: nn.Module, folder: Path, recipe: PretrainRecipe, out: Path, team: Team
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled latents and labels of the training images, kept in ``out`` for the next start."""
+    cache, identity = out / "latents.safetensors", sha256(folder / "diffusion_pytorch_model.safetensors")
+    if cache.is_file() and (out / "latents.json").is_file() and identity in (out / "latents.json").read_text():
+        tensors = load_file(cache)
+        return tensors["z"], tensors["y"]
+    source = load_fashion(recipe.folder)
+    z = encode(autoencoder, source.images) * autoencoder.config.scaling_factor  # type: ignore[union-attr, operator]
+    if team.leads:
+        moments = {"mean": z.mean().item(), "std": z.std().item()}
+        save_safetensors_atomic(cache, {"z": z, "y": source.labels})
+        write_json_atomic(out / "latents.json", {"autoencoder": identity, **moments})
+    return z, source.labels
+
+
+def _zero_adaln(model: Any) -> None:
+    """DiT's adaLN-Zero start: every block begins as the identity and the output as zero (Peebles & Xie 2022, 3.2)."""
+    for linear in (*(block.norm1.linear for block in model.transformer_blocks), model.proj_out_1, model.proj_out_2):
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
