@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +18,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from grafting.cost import adapter_cost, plan_cost
-from grafting.graft import Grafted, graft, tensors_hash, ungraft
-from grafting.lora import Lora, add_lora
+from grafting.graft import Grafted, graft, handle_of, tensors_hash, ungraft
+from grafting.lora import Lora, LoraError, add_lora
 from grafting.plan import Plan
+from grafting.restructure import Drop, Merge, Reorder, Share
+from grafting.settings import SettingsError
+from grafting.store.folder import load, save
+from grafting.store.manifest import StoreError
 from grafting.study.recipe import FinetuneStage
 from grafting.study.stages import stage_two_flops
 
@@ -220,3 +227,138 @@ def test_a_step_costs_what_the_counter_says() -> None:
     assert stage_two_flops(cost, replace(stage, target="teacher")) == told + 2 * cost.flops_before
     again = stage_two_flops(cost, replace(stage, checkpointing=True)) - told
     assert again == 2 * (cost.flops_after + adapter_cost(cost, 4, ("attn", "mlp")).flops)
+
+
+@hosts
+@pytest.mark.parametrize("plan", [HALF, Plan()])
+def test_a_delta_holds_operators_and_adapters_and_comes_back(
+    make: Callable[[], nn.Module], plan: Plan, tmp_path: Path
+) -> None:
+    handle = adapted(make(), plan, targets=("attn", "mlp"))
+    assert handle.adapters is not None
+    save(handle, tmp_path)
+    new = [*handle.adapters.parameters().values()]
+    new += [p for operator in handle.operators().values() for p in operator.parameters()]
+    manifest = json.loads((tmp_path / "graft.json").read_text())
+    assert manifest["lora"] == {"rank": 3, "alpha": 6.0, "targets": ["attn", "mlp"]}
+    assert sum(4 * p.numel() for p in new) < manifest["file"]["bytes"] < sum(4 * p.numel() for p in new) + 12_000
+    again = load(tmp_path, make())
+    assert again.adapters is not None and again.adapters.settings == handle.adapters.settings
+    assert torch.equal(output(again), output(handle))
+    with again.teacher(), handle.teacher():
+        assert torch.equal(output(again), output(handle))
+    assert tensors_hash(ungraft(again.model).state_dict()) == again.source_hash
+    assert "LoRA of rank 3 on attn, mlp" in (tmp_path / "README.md").read_text()
+
+
+def test_a_whole_folder_holds_them_merged(tmp_path: Path) -> None:
+    handle = adapted(dit())
+    save(handle, tmp_path, whole=True)
+    whole = load(tmp_path)
+    assert whole.private and whole.adapters is None and handle.adapters is not None
+    torch.testing.assert_close(output(whole), output(handle), rtol=1e-5, atol=2e-6)
+    add_lora(whole, Lora(rank=2))
+    mine = output(whole)
+    save(whole, tmp_path / "again")
+    torch.testing.assert_close(output(load(tmp_path / "again")), mine, rtol=1e-5, atol=2e-6)
+
+
+def test_a_folder_whose_adapters_do_not_fit_leaves_the_base_alone(tmp_path: Path) -> None:
+    save(adapted(dit()), tmp_path)
+    manifest = json.loads((tmp_path / "graft.json").read_text())
+    for told, word in (
+        ({"rank": 2}, r"lora\.blocks\.0\.attn1\.to_q\.lora_A\.weight is \(3, 16\), must be \(2, 16\)"),
+        ({"rnk": 2}, "lora: unknown key 'rnk': did you mean 'rank'"),
+        ({"targets": ["cross"]}, "the blocks of a DiT have attn, mlp"),
+        (None, "is of no use here"),
+    ):
+        (tmp_path / "graft.json").write_text(json.dumps(manifest | {"lora": told}))
+        base = dit()
+        before = {name: id(module) for name, module in base.named_modules()}
+        with pytest.raises((StoreError, LoraError), match=word):
+            load(tmp_path, base)
+        assert handle_of(base) is None and {name: id(module) for name, module in base.named_modules()} == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rank": 0, "alpha": -1.0, "targets": ("atn",)}, ["rank 0: at least 1", "alpha -1.0: above 0", "mean 'attn'"]),
+        ({"targets": ()}, ["name at least one of attn, cross, mlp"]),
+        ({"targets": ("mlp", "mlp")}, ["each once"]),
+        ({"alpha": float("nan")}, ["alpha nan: above 0"]),
+    ],
+)
+def test_bad_settings_are_told_all_at_once(settings: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Lora(**settings)
+    assert len(caught.value.problems) == len(words) and all(word in str(caught.value) for word in words)
+
+
+def test_what_cannot_be_adapted_is_refused_before_anything_is_edited(monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    def refused(handle: Grafted, word: str, **settings: Any) -> None:
+        before = {name: id(module) for name, module in handle.model.named_modules()}
+        with pytest.raises(LoraError, match=word):
+            add_lora(handle, Lora(**settings))
+        assert {name: id(module) for name, module in handle.model.named_modules()} == before
+
+    refused(graft(dit(), HALF), "targets cross: the blocks of a DiT have attn, mlp", targets=("cross", "mlp"))
+    refused(graft(dit(), HALF), r"rank 17: blocks\.0\.attn1\.to_q has 16 channels", rank=17)
+    refused(graft(dit(), Plan.all(operator="hyena_x")), "targets attn: all of these train in full", targets=("attn",))
+    refused(adapted(dit()), "has adapters already: merge them")
+    model = dit()
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_k"]), model)
+    refused(graft(model, HALF), "has adapters already")
+    tied = dit()
+    tied.transformer_blocks[2].attn1.to_q.weight = tied.transformer_blocks[0].attn1.to_q.weight  # type: ignore
+    refused(graft(tied, HALF), r"blocks\.0\.attn1\.to_q, blocks\.2\.attn1\.to_q: the weight is shared")
+    assert add_lora(handle_of(tied), Lora(targets=("mlp",))).names  # type: ignore[arg-type]
+    looped = dit()
+    looped.transformer_blocks[3] = looped.transformer_blocks[2]  # type: ignore[index, operator]
+    refused(graft(looped, Plan()), r"blocks\.2\.attn1\.to_q, blocks\.2\.attn1\.to_k", targets=("attn",))
+    odd = dit()
+    odd.transformer_blocks[1].ff.net[2] = nn.Identity()  # type: ignore
+    refused(graft(odd, HALF), r"blocks\.1\.ff\.net\.2 is Identity")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    refused(graft(dit(), HALF), r"pip install 'dit-grafting\[lora\]'")
+
+
+COMBINED = Plan(restructure=(Merge(groups=((0, 1),), train="combine"), Drop(blocks=(3,))))
+"""Blocks 0 and 1 side by side with frozen branches, 2 in the place of 3 as well, which learns as a whole."""
+
+
+@hosts
+@pytest.mark.parametrize(
+    ("plan", "wanted"),
+    [
+        (COMBINED, {0, 1}),
+        (COMBINED + Plan.explicit(operator="hyena_x", blocks=[1]), {0, 1}),
+        (Plan(restructure=(Merge(groups=((1, 2),)),)), {0, 3}),
+        (Plan(restructure=(Share(groups=((1, 2),)), Reorder(order=(3, 1, 2, 0)))), {0, 3}),
+    ],
+)
+def test_restructured_blocks_have_adapters_where_they_are_frozen(
+    make: Callable[[], nn.Module], plan: Plan, wanted: set[int], tmp_path: Path
+) -> None:
+    model = make()
+    pretrained = tensors_hash(model.state_dict())
+    original = output(graft(copy_of := make(), Plan()), copy_of)
+    handle = graft(model, plan)
+    start = output(handle)
+    adapters = add_lora(handle, Lora(rank=3))
+    assert {int(name.split(".")[0]) for name in adapters.names} == wanted and torch.equal(output(handle), start)
+    for parameter in adapters.parameters().values():
+        nn.init.normal_(parameter, std=0.3)
+    moved = output(handle)
+    assert not torch.allclose(moved, start, atol=1e-2)
+    with handle.teacher():
+        assert torch.equal(output(handle), original)
+    torch.testing.assert_close(output(handle.own_copy()), moved, rtol=1e-5, atol=5e-6)
+    cost = plan_cost(plan, replace(plan_cost(plan, model).shape, context_tokens=5 if make is pixart else 0))
+    roles = ("attn", "cross", "mlp")
+    assert adapter_cost(cost, 3, roles).parameters == sum(p.numel() for p in adapters.parameters().values())
+    save(handle, tmp_path)
+    assert torch.equal(output(load(tmp_path, make())), moved)
+    assert tensors_hash(ungraft(model).state_dict()) == pretrained

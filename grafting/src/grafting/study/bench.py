@@ -386,7 +386,10 @@ class Study:
             self.say(f"{entry.name}: speed, {speed.rounds} rounds")
             with self.opened(entry) as (_, handle):
                 assert handle is not None
-                return {"rows": speed_rows(handle, self.teacher, speed)}
+                if handle.adapters is None:
+                    return {"rows": speed_rows(handle, self.teacher, speed)}
+                merged = handle.own_copy()  # as it would be used: adapters are for training
+            return {"rows": speed_rows(merged, self.teacher, speed)}
 
         found: list[dict[str, Any]] = part(self.out / f"speed-{entry.name}.json", settings, make)["rows"]
         return found
