@@ -51,6 +51,14 @@ class Diffusion:
         ct = (1 - before) * (1 - self.betas).sqrt() / (1 - self.alphas_bar)
         return self._at(c0, t, z) * z + self._at(ct, t, z) * zt
 
+    def velocity_weights(self, most: float) -> torch.Tensor:
+        """(T,) weights that turn the noise's squared error into the velocity's (Salimans & Ho 2022, arXiv 2202.00512).
+
+        They are one over alpha_bar, up to ``most``: what a picture shows is decided where noise is nearly all there is,
+        and there the noise's own error is small whatever is painted.
+        """
+        return (1 / self.alphas_bar).clamp(max=most)
+
     def log_variance_range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(T,) log of the smallest (the posterior's) and the largest (beta's) variance of a reverse step."""
         before = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_bar[:-1]])

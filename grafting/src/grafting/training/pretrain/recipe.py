@@ -10,6 +10,7 @@ from ...settings import SettingsError, build, read_yaml
 from ..loop import LoopConfig
 
 KINDS = ("autoencoder", "transformer", "classifier")
+DIT, PIXART = "DiTTransformer2DModel", "PixArtTransformer2DModel"
 SCENES = "scenes"
 """The name of the data that are drawn, not read: :mod:`grafting.scenes`."""
 
@@ -20,7 +21,9 @@ class PretrainRecipe:
 
     model: its diffusers configuration; a transformer's may name its class, ``_class_name``, DiT by default. data:
     ``scenes``, or a folder of Fashion-MNIST's files (None: where they usually lie). start: the folder of an earlier
-    model of the same shape to go on from. label_dropout: the share of conditions replaced by none.
+    model of the same shape to go on from. label_dropout: the share of conditions replaced by none. pool: how many
+    scenes a transformer sees, encoded once. weight_cap: the noise's error is weighted by one over alpha_bar of the
+    level, up to this; 1 leaves it as it is.
     """
 
     kind: str
@@ -34,6 +37,8 @@ class PretrainRecipe:
     start: str | None = None
     label_dropout: float = 0.1
     kl_weight: float = 1e-4
+    pool: int = 65_536
+    weight_cap: float = 1.0
     notes: str = field(default="", compare=False)
 
     @classmethod
@@ -42,6 +47,14 @@ class PretrainRecipe:
         problems: list[str] = []
         if "kind" in content and content["kind"] not in KINDS:
             problems.append(f"{where}: kind {content['kind']!r}: one of {', '.join(KINDS)}")
+        named = content["model"].get("_class_name", DIT) if isinstance(content.get("model"), dict) else DIT
+        if content.get("kind") == "transformer":
+            if named not in (DIT, PIXART):
+                problems.append(f"{where}: model: _class_name {named!r}: {DIT} or {PIXART}")
+            elif (named == PIXART) != (content.get("data") == SCENES):
+                problems.append(
+                    f"{where}: data {content.get('data')!r}: {PIXART} learns from {SCENES}, {DIT} from classes"
+                )
         made = build(cls, content, where, problems)
         if problems or made is None:
             raise SettingsError(problems)

@@ -17,7 +17,8 @@ from ..team import Team
 from .autoencoder import autoencoder, set_latent_scale
 from .classifier import classifier
 from .pictures import first, identity
-from .recipe import PretrainRecipe
+from .recipe import SCENES, PretrainRecipe
+from .text_transformer import text_transformer
 from .transformer import transformer
 
 SCALE_PICTURES = 5000
@@ -55,6 +56,8 @@ def _begin(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.Module, St
         return autoencoder(recipe, team)
     if recipe.kind == "classifier":
         return classifier(recipe, team)
+    if recipe.data == SCENES:
+        return text_transformer(recipe, out, team)
     return transformer(recipe, out, team)
 
 

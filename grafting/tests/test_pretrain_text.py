@@ -1,0 +1,238 @@
+"""Pretraining a text-to-image transformer over scenes, tiny: its start, its conditions, what is kept, exact resume."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from grafting.conditions import MASK, TEXT
+from grafting.diffusion import Diffusion
+from grafting.text import NULL, Embedded, TextEncoder
+from grafting.training.objective import teacher_objective
+from grafting.training.pretrain import PretrainRecipe, pretrain, text_transformer
+from grafting.training.team import Team
+
+AUTOENCODER = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": [4, 4, 4],
+    "norm_num_groups": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "mid_block_add_attention": False,
+    "sample_size": 64,
+}
+PIXART = {
+    "_class_name": "PixArtTransformer2DModel",
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 16,
+    "caption_channels": 6,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 2,
+    "sample_size": 16,
+    "patch_size": 4,
+    "use_additional_conditions": False,
+}
+
+
+class Letters(torch.nn.Module):
+    """A text encoder of one layer; its tokenizer takes letters for tokens."""
+
+    class Config:
+        hidden_size = 6
+
+    class Output:
+        def __init__(self, states: torch.Tensor) -> None:
+            self.last_hidden_state = states
+
+    config = Config
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(128, 6)
+
+    def forward(self, input_ids: torch.Tensor) -> Any:
+        return self.Output(self.table(input_ids))
+
+
+def letters() -> TextEncoder:
+    torch.manual_seed(3)
+    return TextEncoder(
+        lambda texts, **_: {"input_ids": [[1, *map(ord, text), 2] for text in texts]}, Letters(), "letters"
+    )
+
+
+def _recipe(**extra: Any) -> PretrainRecipe:
+    loop = {"steps": 4, "lr": 1e-3, "save_every": 2, "log_every": 1}
+    content = {"kind": "transformer", "data": "scenes", "batch": 4, "pool": 12, "loop": loop, "model": PIXART, **extra}
+    return PretrainRecipe.from_dict(content)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained autoencoder in ``autoencoder/model`` and a text run with its kept latents and states in ``run``."""
+    out = tmp_path_factory.mktemp("scenes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_transformer, "minilm", letters)
+        patch.setattr("grafting.training.pretrain.run.SCALE_PICTURES", 50)
+        vae = pretrain(_recipe(kind="autoencoder", model=AUTOENCODER), out / "autoencoder")
+        assert vae.config.latent_channels == 4  # type: ignore[union-attr]
+        pretrain(_recipe(autoencoder=str(out / "autoencoder" / "model")), out / "run")
+    return out
+
+
+@pytest.fixture
+def recipe(folder: Path) -> PretrainRecipe:
+    return _recipe(autoencoder=str(folder / "autoencoder" / "model"))
+
+
+def test_every_block_begins_as_the_identity_and_the_output_as_zero() -> None:
+    from diffusers import PixArtTransformer2DModel
+
+    model = PixArtTransformer2DModel(**{key: value for key, value in PIXART.items() if key != "_class_name"})
+    text_transformer.start(model)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for block in model.transformer_blocks:
+        block.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    text = {TEXT: torch.randn(2, 5, 6), MASK: torch.ones(2, 5)}
+    added = {"resolution": None, "aspect_ratio": None}
+    out = model(torch.randn(2, 4, 16, 16), timestep=torch.tensor([5, 900]), added_cond_kwargs=added, **text).sample
+    assert len(seen) == 2 and all(torch.equal(x, y) and x.std() > 0.1 for x, y in seen)
+    assert not out.any()
+
+
+def _conditions(recipe: PretrainRecipe, out: Path, steps: int) -> list[dict[str, torch.Tensor]]:
+    """What the model is given in the first steps."""
+    torch.manual_seed(0)
+    model, losses = text_transformer.text_transformer(recipe, out, Team(device=torch.device("cpu")))
+    seen: list[dict[str, torch.Tensor]] = []
+    model.register_forward_pre_hook(lambda _, __, given: seen.append(given), with_kwargs=True)
+    for step in range(steps):
+        losses(step)
+    return seen
+
+
+def test_captions_are_dropped_at_their_rate(folder: Path, recipe: PretrainRecipe) -> None:
+    kept = Embedded.load(folder / "run" / "prompts.safetensors")
+    null = kept.null[TEXT][0]
+
+    def dropped(rate: float) -> torch.Tensor:
+        seen = _conditions(replace(recipe, label_dropout=rate), folder / "run", 40)
+        return torch.cat([(given[MASK].sum(1) == 2) & (given[TEXT][:, :2] == null).all((1, 2)) for given in seen])
+
+    assert dropped(1.0).all() and not dropped(0.0).any()
+    # 160 captions: the count is binomial, 40 expected, and five deviations are 27.
+    assert 13 <= int(dropped(0.25).sum()) <= 67
+
+
+def test_the_model_sees_each_scene_with_its_own_caption(folder: Path, recipe: PretrainRecipe) -> None:
+    """Latents of an epoch, noised with nothing, against scenes encoded here; states against those of their captions."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(folder / "autoencoder" / "model").eval()
+    pictures, captions = text_transformer.scenes(recipe.seed, range(12))
+    with torch.no_grad():
+        wanted = vae.encode(pictures).latent_dist.mean * vae.config.scaling_factor
+    z, texts = text_transformer.pool(recipe, folder / "run", Team(device=torch.device("cpu")))
+    torch.testing.assert_close(z.float(), wanted, rtol=1e-2, atol=5e-3)
+    assert texts == captions
+    direct, kept = letters().embed([NULL, *captions]), Embedded.load(folder / "run" / "prompts.safetensors")
+    for caption in captions:
+        assert torch.equal(kept([caption])[TEXT], direct([caption])[TEXT])
+
+
+def test_latents_and_states_are_made_once(
+    folder: Path, recipe: PretrainRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither a scene of the pool is encoded nor the encoder loaded again, unless the pool is another."""
+    shutil.copytree(folder / "run", tmp_path / "run")
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(text_transformer, "encode", refuse)
+    monkeypatch.setattr(text_transformer, "minilm", refuse)
+    _conditions(recipe, tmp_path / "run", 1)
+    with pytest.raises(AssertionError, match="made again"):
+        _conditions(replace(recipe, pool=13), tmp_path / "run", 1)
+
+
+def test_a_stopped_run_continues_to_the_same_bits(folder: Path, recipe: PretrainRecipe, tmp_path: Path) -> None:
+    shutil.copy(folder / "run" / "prompts.safetensors", tmp_path)
+    pretrain(recipe, tmp_path, until=3)
+    pretrain(recipe, tmp_path)
+    whole, again = (load_file(path / "state-4.safetensors") for path in (folder / "run", tmp_path))
+    assert whole.keys() == again.keys() and all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from grafting.data import Batches
+from grafting.training.pretrain import PretrainRecipe, pretrain
+draw = Batches.__call__
+Batches.__call__ = lambda self, step: time.sleep(0.05) or draw(self, step)
+pretrain(PretrainRecipe.from_yaml(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_run_continues_to_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    """Weights, averages, moments and every logged loss, of a real process killed at a random step."""
+    loop = {"steps": 12, "lr": 1e-3, "save_every": 1, "log_every": 1}
+    content = {"kind": "transformer", "data": "scenes", "batch": 4, "pool": 12, "model": PIXART, "loop": loop}
+    content |= {"autoencoder": str(folder / "autoencoder" / "model"), "precision": "bf16", "weight_cap": 50}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(content))
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+        shutil.copy(folder / "run" / "prompts.safetensors", tmp_path / name)
+    recipe = PretrainRecipe.from_yaml(file.read_text())
+    pretrain(recipe, tmp_path / "whole")
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(file), str(tmp_path / "cut")])
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "cut" / "state.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(random.random() * 0.4)
+    child.kill()
+    child.wait()
+    assert (tmp_path / "cut" / "state.json").is_file()
+    pretrain(recipe, tmp_path / "cut")
+    wanted, found = (load_file(tmp_path / name / "state-12.safetensors") for name in ("whole", "cut"))
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert (tmp_path / "cut" / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
+
+
+def test_weighted_noise_error_is_the_velocity_error() -> None:
+    """Against the velocity computed by its definition, where the cap is not reached."""
+    diffusion = Diffusion()
+    z, noise, wrong = torch.randn(3, 8, 4, 4, 4, dtype=torch.float64).unbind(0)
+    t = torch.tensor([0, 10, 100, 200, 300, 400, 500, 600])
+    a = diffusion.alphas_bar[t][:, None, None, None]
+    zt = diffusion.add_noise(z, t, noise)
+    clean = (zt - (1 - a).sqrt() * wrong) / a.sqrt()
+    velocity, guess = a.sqrt() * noise - (1 - a).sqrt() * z, a.sqrt() * wrong - (1 - a).sqrt() * clean
+    weights = diffusion.velocity_weights(1e9)
+    # The model's output is taken in float32.
+    found = teacher_objective(lambda *_: wrong, diffusion, z, t, None, noise, weights)["mse"]
+    torch.testing.assert_close(found, (velocity - guess).square().mean(), rtol=1e-5, atol=0, check_dtype=False)
+    assert diffusion.velocity_weights(7.0).max() == 7 and diffusion.velocity_weights(1.0).eq(1).all()
+
+
+def test_recipes_that_fit_no_transformer_are_told() -> None:
+    with pytest.raises(ValueError, match="_class_name 'UNet': DiTTransformer2DModel or PixArtTransformer2DModel"):
+        _recipe(model={"_class_name": "UNet"})
+    with pytest.raises(ValueError, match="data None: PixArtTransformer2DModel learns from scenes"):
+        _recipe(data=None)
