@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -296,10 +297,16 @@ def test_a_recipe_takes_a_plan_by_the_name_of_its_file(found: Front, tmp_path: P
 def test_the_scores_that_ship_are_those_of_the_bundled_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """So that the page's code runs at once."""
+    """So that the page's code runs at once; and the recipe has the plans that they lead to."""
     monkeypatch.setattr("grafting.searching.scores.begin", lambda *_, **__: pytest.fail("the shipped scores are stale"))
-    shipped = grafting.search("fashion", out=tmp_path, points=3)
-    assert len(shipped.scores) == 12 * 8 and shipped.under("flops=0.9").share <= 0.9
+    fashion = open_model("fashion")
+    shipped = grafting.search(fashion, out=tmp_path, points=2)
+    assert len(shipped.scores) == 12 * 8
+    plans = RunRecipe.from_yaml((files("grafting") / "recipes" / "searched-half.yaml").read_text()).plans
+    halves = {by: grafting.search(fashion, ["hyena_x"], kinds=("attn",), by=by, points=2) for by in ("loss", "carried")}
+    found = {f"searched-{by}": half.under("flops=0.9765").plan for by, half in halves.items()}
+    found["searched-any"] = shipped.under("flops=0.9765").plan
+    assert {name: plan.edits for name, plan in found.items()} == {name: plans[name].edits for name in found}
     page = (Path(__file__).resolve().parents[1] / "docs" / "search.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(code, {})
