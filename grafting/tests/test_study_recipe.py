@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.resources import files
+from typing import Any
 
 import pytest
 import yaml
@@ -110,14 +111,23 @@ def shipped() -> dict[str, str]:
     return {name: text for name, text in texts.items() if "kind" not in yaml.safe_load(text)}
 
 
+TEACHERS = {"facebook/DiT-XL-2-256": "dit-xl-2-256", "PixArt-alpha/PixArt-Sigma-XL-2-2K-MS": "pixart-sigma-2048"}
+
+
+def config_of_teacher(name: str) -> dict[str, Any]:
+    """Of a teacher on the hub, its bundled configuration; of a bundled one, that of the recipe which trained it."""
+    if name in TEACHERS:
+        return bundled_config(TEACHERS[name])
+    model: dict[str, Any] = yaml.safe_load((files("grafting") / "recipes" / f"{name}-transformer.yaml").read_text())[
+        "model"
+    ]
+    return {"_class_name": "DiTTransformer2DModel", **model}
+
+
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_shipped_recipes_fit_their_teachers(name: str) -> None:
     recipe = RunRecipe.from_yaml(shipped()[name])
-    if recipe.teacher == "fashion":
-        model = yaml.safe_load((files("grafting") / "recipes" / "fashion-transformer.yaml").read_text())["model"]
-        config = {"_class_name": "DiTTransformer2DModel", **model}
-    else:
-        config = bundled_config("dit-xl-2-256")
+    config = config_of_teacher(recipe.teacher)
     for plan in recipe.plans.values():
         assert plan.check(config).problems == ()
 
