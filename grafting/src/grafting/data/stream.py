@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ..files import sha256
+from .pictures import SUFFIXES, PictureError, read_picture
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 ARRAYS = ("images", "arr_0", "train_images")
 """Names under which an npz may hold images: ours, ADM's sample batches, and the training half of a subset."""
 
@@ -21,8 +21,8 @@ class ImageStream:
     """Images (B, C, side, side) in [-1, 1], in a fixed order, as often as it is iterated over.
 
     path: a folder, searched through and taken in the order of names; or bytes of shape (N, H, W, 3) or (N, C, H, W), in
-    a ``.npy``, which stays on disk, or in an ``.npz``, which is held whole. Larger images of a folder are reduced by
-    areas and cut to their middle, as ADM and DiT prepare ImageNet.
+    a ``.npy``, which stays on disk, or in an ``.npz``, which is held whole. The pictures of a folder are prepared
+    as :mod:`grafting.data.pictures` says.
 
     Raises:
         ValueError: there is nothing there, or it holds no images; an image of other size in an npz.
@@ -81,18 +81,7 @@ class ImageStream:
 
     def _read(self, file: Path) -> np.ndarray:
         """(C, side, side) bytes."""
-        from PIL import Image, UnidentifiedImageError
-
         try:
-            with Image.open(file) as opened:
-                image = opened.convert("RGB" if self.channels == 3 else "L")
-        except (UnidentifiedImageError, OSError) as error:
+            return read_picture(file, channels=self.channels, size=(self.side, self.side))
+        except PictureError as error:
             raise ValueError(f"image {file}: {error}") from None
-        while min(image.size) >= 2 * self.side:
-            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-        scale = self.side / min(image.size)
-        if scale != 1:
-            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-        pixels = np.asarray(image).reshape(image.height, image.width, self.channels)
-        top, left = (pixels.shape[0] - self.side) // 2, (pixels.shape[1] - self.side) // 2
-        return pixels[top : top + self.side, left : left + self.side].transpose(2, 0, 1)
