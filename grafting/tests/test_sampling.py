@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from grafting.conditions import MASK, TEXT
 from grafting.random import generator
 from grafting.sampling import Pipeline, Sampling, draw_labels
 
@@ -198,3 +199,89 @@ def test_bfloat16_draws_nearly_the_same_pictures_and_says_so(transformer):
     assert sampling.describe().endswith(", bf16") and "bf16" not in Sampling(steps=3).describe()
     with pytest.raises(ValueError, match="precision 'fp8' is not one of fp32, bf16"):
         Sampling(precision="fp8")
+
+
+@pytest.fixture(scope="module")
+def painter():
+    """A PixArt that listens to its text, and what stands for no text."""
+    from diffusers import PixArtTransformer2DModel
+
+    torch.manual_seed(0)
+    model = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=6,
+        num_layers=2,
+        sample_size=4,
+        patch_size=2,
+        use_additional_conditions=False,
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval(), {TEXT: torch.randn(1, 2, 6), MASK: torch.ones(1, 2, dtype=torch.int64)}
+
+
+def captions(n: int) -> dict[str, torch.Tensor]:
+    """Texts of unequal lengths; what stands where the mask is 0 must not matter, so it is large."""
+    mask = torch.arange(5) < torch.tensor([5, 3, 1, 4, 2])[:n, None]
+    states = torch.randn(n, 5, 6, generator=generator(0, "captions"))
+    return {TEXT: torch.where(mask[..., None], states, 50.0), MASK: mask.long()}
+
+
+@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpm++"])
+def test_pictures_of_text_do_not_depend_on_the_batch(painter, scheduler):
+    model, null = painter
+    pipeline, sampling, given = (
+        Pipeline(model, null=null),
+        Sampling(scheduler=scheduler, steps=4, guidance=2.0),
+        captions(5),
+    )
+    whole = pipeline(given, sampling=sampling, seed=3)
+    torch.testing.assert_close(whole, pipeline(given, sampling=sampling, seed=3, batch_size=2), atol=1e-3, rtol=1e-3)
+    last = {TEXT: given[TEXT][4:, :2], MASK: given[MASK][4:, :2]}
+    tail = pipeline(last, sampling=sampling, seed=3, first_index=4)
+    torch.testing.assert_close(whole[4:], tail, atol=1e-3, rtol=1e-3)
+
+
+def test_guidance_of_text_is_away_from_the_null_condition(painter):
+    """By hand: two separate passes, each with its own unpadded text."""
+    model, null = painter
+    pipeline, given = Pipeline(model, null=null), captions(2)
+    z, t = torch.randn(2, 4, 4, 4, generator=generator(0, "z")), torch.tensor(700)
+    with torch.no_grad():
+        found = pipeline._predict(z, t, given, Sampling(guidance=3.0))
+        for k, length in enumerate((5, 3)):
+            alone = {TEXT: given[TEXT][k : k + 1, :length], MASK: torch.ones(1, length)}
+            added = {"resolution": None, "aspect_ratio": None}
+            told, free = (
+                model(z[k : k + 1], timestep=t[None], added_cond_kwargs=added, **text).sample for text in (alone, null)
+            )
+            torch.testing.assert_close(found[k : k + 1, :4], (free + 3 * (told - free))[:, :4], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(found[k : k + 1, 4:], told[:, 4:], atol=1e-4, rtol=1e-4)
+            assert (told - free)[:, :4].abs().max() > 1e-2
+
+
+def test_prompts_go_through_what_embeds_them(painter):
+    class Book:
+        null = painter[1]
+
+        def __call__(self, prompts):
+            return {key: value[[int(prompt) for prompt in prompts]] for key, value in captions(5).items()}
+
+    pipeline, sampling = Pipeline(painter[0], text=Book()), Sampling(steps=2, guidance=1.5)
+    states = Pipeline(painter[0], null=painter[1])(Book()(["3", "1"]), sampling=sampling)
+    assert torch.equal(pipeline(["3", "1"], sampling=sampling), states)
+
+
+def test_conditions_of_the_other_kind_are_refused(painter, transformer):
+    model, null = painter
+    for wrong in ([1, 2], torch.tensor([1]), "a disc", []):
+        with pytest.raises(ValueError, match="conditioned on text: give prompts"):
+            Pipeline(model, null=null).latents(wrong)
+    with pytest.raises(ValueError, match="prompts need an encoder"):
+        Pipeline(model, null=null).latents(["a disc"])
+    with pytest.raises(ValueError, match="guidance 2 needs the null condition"):
+        Pipeline(model).latents(captions(1), sampling=Sampling(guidance=2.0))
+    with pytest.raises(ValueError, match="conditioned on classes"):
+        Pipeline(transformer).latents(captions(1))

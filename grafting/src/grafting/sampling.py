@@ -1,11 +1,11 @@
-"""Sampling from class-conditional diffusion transformers, in the original protocol or in diffusers'.
+"""Sampling from diffusion transformers conditioned on classes or text, in the original protocol or in diffusers'.
 
-Shapes: z (B, C, H, W) latents or pixels; labels (B,) int64 in [0, classes); the model returns (B, C or 2C, H, W),
-the second half being where the variance of the step lies in its range.
+Shapes: z (B, C, H, W) latents or pixels; labels (B,) int64 in [0, classes), or text as in :mod:`grafting.conditions`;
+the model returns (B, C or 2C, H, W), the second half being where the variance of the step lies in its range.
 
-Three things that diffusers' ``DiTPipeline`` does otherwise: the learned variance is used, the null class is the
-number of classes of the model at hand, and every sample has noise of its own, so that sample i is the same picture
-whatever batch it was drawn in.
+Three things that diffusers' pipelines do otherwise: the learned variance is used, the null class is the number of
+classes of the model at hand, and every sample has noise of its own, so that sample i is the same picture whatever
+batch it was drawn in.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import nn
 
+from .conditions import Condition, count, each, replaced, rows, together
+from .hosts import host_for
 from .modes import evaluating
 from .precision import PRECISIONS, autocast
 from .random import generator
@@ -88,12 +90,26 @@ def draw_labels(n: int, classes: int, how: Literal["uniform", "balanced"] = "bal
     raise ValueError(f"labels {how!r}: they are drawn uniform or balanced")
 
 
-class Pipeline:
-    """Samples of a class-conditional transformer, decoded by a VAE if there is one.
+class Text(Protocol):
+    """Prompts as a model's condition: :class:`grafting.text.Embedded` or :class:`grafting.text.TextEncoder`."""
 
-    transformer: a module called as ``transformer(z, timestep=t, class_labels=y).sample`` with a diffusers config.
-    scheduler: the training schedule in diffusers' keys; linear 1e-4 … 0.02 over 1,000 steps by default.
-    null_class: the label that means "no class"; by default the number of classes.
+    @property
+    def null(self) -> Mapping[str, Any]:
+        """The condition, one row, that stands for no prompt."""
+        ...
+
+    def __call__(self, prompts: Sequence[str], /) -> Mapping[str, Any]:
+        """The condition of ``prompts``, a row each."""
+        ...
+
+
+class Pipeline:
+    """Samples of a class-conditional or text-to-image transformer, decoded by a VAE if there is one.
+
+    transformer: a module called as ``transformer(z, timestep=t, class_labels=y).sample`` with a diffusers config, or a
+    host that takes text. scheduler: the training schedule in diffusers' keys; linear 1e-4 … 0.02 over 1,000 steps by
+    default. null_class: the label that means "no class"; by default the number of classes. text: what turns prompts
+    into conditions, and none into the null condition. null: the null condition, one row, where there is no ``text``.
 
     Raises:
         ValueError: the schedule is not one of noise prediction.
@@ -105,8 +121,11 @@ class Pipeline:
         vae: nn.Module | None = None,
         scheduler: Mapping[str, Any] | None = None,
         null_class: int | None = None,
+        *,
+        text: Text | None = None,
+        null: Mapping[str, Any] | None = None,
     ) -> None:
-        self.transformer, self.vae = transformer, vae
+        self.transformer, self.vae, self.text = transformer, vae, text
         self.scheduler = dict(scheduler or {})
         kind = self.scheduler.get("prediction_type", "epsilon")
         if kind != "epsilon":
@@ -115,11 +134,13 @@ class Pipeline:
         self.channels: int = config.in_channels
         self.size: int = config.sample_size
         self.learned_variance: bool = config.out_channels == 2 * config.in_channels
+        self.reads_text = getattr(config, "caption_channels", None) is not None
         self.null_class: int = config.num_embeds_ada_norm if null_class is None else null_class
+        self.null_text = null if null is not None or text is None else text.null
 
     def __call__(
         self,
-        labels: torch.Tensor | Sequence[int],
+        condition: Condition | Sequence[int] | Sequence[str],
         *,
         sampling: Sampling | None = None,
         seed: int = 0,
@@ -129,14 +150,14 @@ class Pipeline:
     ) -> torch.Tensor:
         """(N, channels, H, W) float32 images on the CPU, about [-1, 1]; arguments as in :meth:`latents`."""
         z = self.latents(
-            labels, sampling=sampling, seed=seed, first_index=first_index, batch_size=batch_size, progress=progress
+            condition, sampling=sampling, seed=seed, first_index=first_index, batch_size=batch_size, progress=progress
         )
         return torch.cat([self.decode(part) for part in z.split(batch_size)]) if len(z) else z
 
     @torch.no_grad()
     def latents(
         self,
-        labels: torch.Tensor | Sequence[int],
+        condition: Condition | Sequence[int] | Sequence[str],
         *,
         sampling: Sampling | None = None,
         seed: int = 0,
@@ -146,15 +167,17 @@ class Pipeline:
     ) -> torch.Tensor:
         """(N, C, H, W) float32 samples on the CPU, not decoded.
 
-        The noise of the k-th label depends on ``seed`` and ``first_index + k`` alone.
+        condition: N labels; or of a model that takes text, N prompts or what they are turned into. The noise of the
+        k-th depends on ``seed`` and ``first_index + k`` alone.
 
         Raises:
-            ValueError: a label out of range, a batch size below 1, or more guided channels than the model has.
+            ValueError: a label out of range, labels for a model that takes text or the reverse, prompts or guidance
+                without what embeds text, a batch size below 1, or more guided channels than the model has.
         """
         sampling = sampling or Sampling()
-        labels = torch.as_tensor(labels, dtype=torch.int64)
-        self._check(labels, sampling, batch_size)
-        batches = range(0, len(labels), batch_size)
+        given = self._condition(condition, sampling, batch_size)
+        samples = count(given)
+        batches = range(0, samples, batch_size)
         total, done = sampling.steps * len(batches), 0
         drawn = []
 
@@ -166,9 +189,9 @@ class Pipeline:
 
         with evaluating(self.transformer):
             for start in batches:
-                y = labels[start : start + batch_size]
-                sources = [generator(seed, "sample", first_index + start + k) for k in range(len(y))]
-                drawn.append(self._walk(y, sources, sampling, step_done).cpu())
+                part = rows(given, slice(start, start + batch_size))
+                sources = [generator(seed, "sample", first_index + start + k) for k in range(count(part))]
+                drawn.append(self._walk(part, sources, sampling, step_done).cpu())
         return torch.cat(drawn) if drawn else torch.empty(0, self.channels, self.size, self.size)
 
     @torch.no_grad()
@@ -183,21 +206,40 @@ class Pipeline:
         with evaluating(self.vae):
             return vae.decode(z.to(like)).sample.float().cpu()
 
-    def _check(self, labels: torch.Tensor, sampling: Sampling, batch_size: int) -> None:
+    def _condition(self, condition: Any, sampling: Sampling, batch_size: int) -> Condition:
+        """The condition as rows of tensors, if it is one of this model and can be walked so."""
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size}: it must be at least 1")
+        if (sampling.guided_channels or 0) > self.channels:
+            raise ValueError(f"{sampling.guided_channels} guided channels: the samples have {self.channels}")
+        if self.reads_text:
+            return self._texts(condition, sampling)
+        if isinstance(condition, Mapping):
+            raise ValueError("this model is conditioned on classes: give labels")
+        labels = torch.as_tensor(condition, dtype=torch.int64)
         wrong = labels[(labels < 0) | (labels > self.null_class)]
         if len(wrong):
             raise ValueError(
                 f"label {int(wrong[0])}: this model knows classes 0 to {self.null_class - 1}, "
                 f"and {self.null_class} for no class"
             )
-        if (sampling.guided_channels or 0) > self.channels:
-            raise ValueError(f"{sampling.guided_channels} guided channels: the samples have {self.channels}")
+        return labels
+
+    def _texts(self, condition: Any, sampling: Sampling) -> Condition:
+        if sampling.guidance != 1 and self.null_text is None:
+            raise ValueError(f"guidance {sampling.guidance:g} needs the null condition: give the pipeline text or null")
+        if isinstance(condition, Mapping):
+            return condition
+        prompts = [] if isinstance(condition, (str, torch.Tensor)) else list(condition)
+        if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError("this model is conditioned on text: give prompts, or a dictionary of their states")
+        if self.text is None:
+            raise ValueError("prompts need an encoder: give the pipeline text, or states in the place of prompts")
+        return self.text(prompts)
 
     def _walk(
         self,
-        y: torch.Tensor,
+        given: Condition,
         sources: list[torch.Generator],
         sampling: Sampling,
         step_done: Callable[[], None],
@@ -205,28 +247,32 @@ class Pipeline:
         like = next(self.transformer.parameters())
         # Drawn on the CPU: a device's own generator would give other numbers on another device.
         z = torch.stack([torch.randn(self.channels, self.size, self.size, generator=s) for s in sources])
-        z, y = z.to(like.device), y.to(like.device)
+        z = z.to(like.device)
+        given = each(given, lambda tensor: tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device))
         stepper = _stepper(self.scheduler, sampling, self.learned_variance, z.device)
         for i, t in enumerate(stepper.timesteps):
-            z = stepper.step(self._predict(z, t, y, sampling), i, z, sources)
+            z = stepper.step(self._predict(z, t, given, sampling), i, z, sources)
             step_done()
         return z
 
-    def _predict(self, z: torch.Tensor, t: torch.Tensor, y: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    def _predict(self, z: torch.Tensor, t: torch.Tensor, given: Condition, sampling: Sampling) -> torch.Tensor:
         if sampling.guidance == 1:
-            return self._model(z, t, y, sampling)
-        both = self._model(torch.cat([z, z]), t, torch.cat([y, torch.full_like(y, self.null_class)]), sampling)
-        given, free = both.chunk(2)
+            return self._model(z, t, given, sampling)
+        null = self.null_text if self.reads_text else self.null_class
+        nothing = replaced(given, torch.ones(len(z), dtype=torch.bool), null)
+        told, free = self._model(torch.cat([z, z]), t, together([given, nothing]), sampling).chunk(2)
         # Channels that are not guided, the variance among them, are those of the conditional half.
         k = sampling.guided_channels or self.channels
-        guided = free[:, :k] + sampling.guidance * (given[:, :k] - free[:, :k])
-        return torch.cat([guided, given[:, k:]], dim=1)
+        guided = free[:, :k] + sampling.guidance * (told[:, :k] - free[:, :k])
+        return torch.cat([guided, told[:, k:]], dim=1)
 
-    def _model(self, z: torch.Tensor, t: torch.Tensor, y: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-        like = next(self.transformer.parameters())
+    def _model(self, z: torch.Tensor, t: torch.Tensor, given: Condition, sampling: Sampling) -> torch.Tensor:
+        z, steps = z.to(next(self.transformer.parameters()).dtype), t.expand(len(z))
         with autocast(z.device, sampling.precision):
-            out = self.transformer(z.to(like.dtype), timestep=t.expand(len(z)), class_labels=y)
-        return out.sample.float()
+            if isinstance(given, Mapping):
+                return host_for(self.transformer).call(self.transformer, z, steps, given).float()
+            out: torch.Tensor = self.transformer(z, timestep=steps, class_labels=given).sample
+        return out.float()
 
 
 class _Stepper(Protocol):

@@ -152,6 +152,15 @@ class TextEncoder:
                 progress(done, len(order))
         return _joined(wanted, parts or [torch.empty(0, self.width, dtype=torch.float16)], self.identity)
 
+    def __call__(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The condition of ``prompts``, computed now."""
+        return self.embed(prompts)(prompts)
+
+    @property
+    def null(self) -> dict[str, torch.Tensor]:
+        """The condition of the empty prompt, one row."""
+        return self([NULL])
+
     @property
     def width(self) -> int:
         """D of the states."""

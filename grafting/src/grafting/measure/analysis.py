@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ..activations import visit
+from ..conditions import Condition, lengths, rows
 from ..hosts import Host, Site, host_for
 from ..sampling import Pipeline, Sampling, draw_labels
 from ..switch import Switch
@@ -201,43 +201,18 @@ class _Recorder:
         )
 
 
-class _Conditioned(nn.Module):
-    """A model of any host as the pipeline calls one: class i is the i-th of the conditions given."""
-
-    def __init__(self, model: nn.Module, conditions: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.model, self.conditions, self.config = model, conditions, model.config
-
-    def forward(self, z: torch.Tensor, *, timestep: torch.Tensor, class_labels: torch.Tensor) -> Any:
-        chosen = _rows(self.conditions, class_labels)
-        return SimpleNamespace(sample=host_for(self.model).call(self.model, z, timestep, chosen))
-
-
-def _rows(value: Any, rows: torch.Tensor) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _rows(entry, rows) for key, entry in value.items()}
-    return value.to(rows.device)[rows] if isinstance(value, torch.Tensor) else value
-
-
-def _lengths(value: Any) -> set[int]:
-    if isinstance(value, Mapping):
-        return set().union(*map(_lengths, value.values()))
-    return {len(value)} if isinstance(value, torch.Tensor) else set()
-
-
 def _walk(
     model: nn.Module, conditions: Mapping[str, Any] | None, sampling: Sampling, samples: int
-) -> tuple[Pipeline, torch.Tensor]:
+) -> tuple[Pipeline, Condition]:
     if host_for(model).family == "DiT":
         if conditions is not None:
             raise AnalysisError("conditions are for models that take no classes: a DiT goes through its classes")
         pipeline = Pipeline(model)
         return pipeline, draw_labels(samples, pipeline.null_class)
-    lengths = _lengths(conditions or {})
-    if len(lengths) != 1 or 0 in lengths:
-        told = f"tensors of {sorted(lengths)} rows" if lengths else "none"
+    found = lengths(conditions or {})
+    if len(found) != 1 or 0 in found:
+        told = f"tensors of {sorted(found)} rows" if found else "none"
         raise AnalysisError(f"{type(model).__name__} needs conditions, one row of every tensor for each; given {told}")
     if sampling.guidance != 1:
         raise AnalysisError(f"guidance {sampling.guidance:g}: a model of given conditions is walked without, at 1")
-    (count,) = lengths
-    return Pipeline(_Conditioned(model, conditions or {}), null_class=count), torch.arange(samples) % count
+    return Pipeline(model), rows(conditions or {}, torch.arange(samples) % found.pop())

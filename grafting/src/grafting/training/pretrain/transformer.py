@@ -56,8 +56,8 @@ def trained_autoencoder(recipe: PretrainRecipe, team: Team) -> tuple[nn.Module, 
 
     if recipe.autoencoder is None:
         raise ValueError("a transformer recipe needs autoencoder: the folder of the trained AutoencoderKL")
-    found: nn.Module = AutoencoderKL.from_pretrained(recipe.autoencoder).eval().to(team.device)
-    return found, Path(recipe.autoencoder)
+    found: Any = AutoencoderKL.from_pretrained(recipe.autoencoder).eval()
+    return found.to(device=team.device, memory_format=torch.channels_last), Path(recipe.autoencoder)
 
 
 def latents(
