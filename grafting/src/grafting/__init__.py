@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import operators as operators
+    from .data.encode import encode as encode
     from .graft import graft as graft
     from .graft import ungraft as ungraft
     from .plan import Plan as Plan
@@ -36,6 +37,7 @@ _HOMES = {
     "Plan": "plan",
     "RunRecipe": "study",
     "distill": "training.distill",
+    "encode": "data.encode",
     "finetune": "training.finetune",
     "graft": "graft",
     "load": "store.folder",

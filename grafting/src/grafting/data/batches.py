@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..random import generator
+from .shards import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """Shuffled epochs over tensors held in memory.
+    """Shuffled epochs over tensors held in memory, or over rows that are read from files when they are asked for.
 
     ``batch(step)`` depends on ``seed`` and ``step`` alone. Every epoch visits each of the n samples once; a batch may
     straddle two epochs, so none is dropped.
 
-    inputs: (n, C, H, W) clean images or latents. labels: (n,) int64.
+    inputs: (n, C, H, W) clean images or latents. labels: (n,) int64, or what else samples are conditioned on.
     """
 
-    inputs: torch.Tensor
-    labels: torch.Tensor
+    inputs: torch.Tensor | Rows
+    labels: torch.Tensor | Rows
     size: int
     seed: int
 
@@ -40,7 +42,7 @@ class Batches:
             picked.append(order[max(first - epoch * n, 0) : first + self.size - epoch * n])
         return torch.cat(picked)
 
-    def __call__(self, step: int) -> dict[str, torch.Tensor]:
-        """``{"z": (size, C, H, W), "y": (size,)}`` for step ``step``."""
+    def __call__(self, step: int) -> dict[str, Any]:
+        """``{"z": (size, C, H, W), "y": (size,)}`` for step ``step``; y as in :mod:`grafting.conditions`."""
         picked = self.indices(step)
         return {"z": self.inputs[picked], "y": self.labels[picked]}

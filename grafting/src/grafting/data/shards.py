@@ -1,0 +1,203 @@
+"""Encoded pictures on disk, read sample by sample from memory-mapped files.
+
+A folder holds ``encoded.json`` (the manifest, written last), ``latents-00000.safetensors`` … with ``latents``
+(n, C, h, w), ``items`` (n,) and, for classes, ``labels`` (n,), and for captions ``captions-00000.safetensors`` … with
+the unpadded ``states`` (tokens of all captions, D) and where each begins, ``starts`` (m + 1,). Shard k holds the items
+k * size … (k + 1) * size - 1 of the source, less the pictures that could not be read. ``null.safetensors`` has the
+empty prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..conditions import MASK, TEXT
+from ..files import read_json, sha256
+from ..random import generator
+
+MANIFEST = "encoded.json"
+NULL = "null.safetensors"
+NEEDED = ("format", "condition", "samples", "shape", "mirrored", "shards", "settings", "scale", "shift", "encoders")
+OPEN = 256
+"""Files that are kept open, each mapped and not read."""
+HELD_OUT = (0.05, 1000)
+"""Pictures that are held out of training: this share, and no more than so many."""
+
+
+class ShardError(ValueError):
+    """A folder that holds no encoded pictures, or not those that its manifest names."""
+
+
+class Rows:
+    """Samples by position, read when they are asked for: what :class:`~grafting.data.Batches` takes for a tensor."""
+
+    def __init__(self, read: Callable[[torch.Tensor], Any], positions: torch.Tensor) -> None:
+        self.read, self.positions = read, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: torch.Tensor | slice) -> Any:
+        """Positions (k,) or a slice; a slice is read when its rows are."""
+        chosen = self.positions[index]
+        return Rows(self.read, chosen) if isinstance(index, slice) else self.read(chosen)
+
+    def all(self) -> Any:
+        """Every row, in memory."""
+        return self.read(self.positions)
+
+
+class Encoded:
+    """What :func:`grafting.encode` wrote to ``folder``. Raises ShardError where there is nothing complete."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / MANIFEST).is_file():
+            raise ShardError(f"{self.folder} has no {MANIFEST}: grafting encode writes it, when it is done")
+        try:
+            self.manifest = read_json(self.folder / MANIFEST, NEEDED)
+        except ValueError as error:
+            raise ShardError(str(error)) from None
+        for entry in self._files():
+            path = self.folder / entry["name"]
+            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+                raise ShardError(f"{path} is missing or has another size than {MANIFEST} says: encode it again")
+        counts = [shard["samples"] for shard in self.manifest["shards"]]
+        self._ends = torch.tensor(counts, dtype=torch.int64).cumsum(0)
+        self._opened = lru_cache(maxsize=OPEN)(self._open)
+
+    def __len__(self) -> int:
+        return int(self.manifest["samples"])
+
+    @property
+    def condition(self) -> str:
+        """``labels``, ``captions`` or ``none``."""
+        return str(self.manifest["condition"])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of a sample."""
+        c, h, w = self.manifest["shape"]
+        return c, h, w
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of the manifest, which names the hashes of all files."""
+        return sha256(self.folder / MANIFEST)
+
+    def verify(self) -> None:
+        """Read every file once. Raises ShardError for the first whose hash is not the manifest's."""
+        for entry in self._files():
+            if sha256(self.folder / entry["name"]) != entry["sha256"]:
+                raise ShardError(
+                    f"{self.folder / entry['name']} is not the file that {MANIFEST} names: its hash differs"
+                )
+
+    def half(self, *, train: bool) -> torch.Tensor:
+        """(n,) positions of the samples that are learnt from, or held out: :data:`HELD_OUT` of the pictures, drawn by
+        counter, each with its mirror image. The only picture there is, is in both halves."""
+        each = 2 if self.manifest["mirrored"] else 1
+        pictures = len(self) // each
+        share, most = HELD_OUT
+        held = min(max(1, round(share * pictures)), most)
+        chosen = torch.zeros(pictures, dtype=torch.bool)
+        chosen[torch.randperm(pictures, generator=generator(0, "held out"))[:held]] = True
+        wanted = chosen != train if pictures > 1 else torch.ones_like(chosen)
+        return torch.nonzero(wanted.repeat_interleave(each))[:, 0]
+
+    def latents(self, positions: torch.Tensor | None = None) -> Rows:
+        """Rows of latents (B, C, h, w) float32, scaled as the transformer takes them."""
+        return Rows(self._latents, self._positions(positions))
+
+    def conditions(self, positions: torch.Tensor | None = None) -> Rows:
+        """Rows of labels (B,), or of the dictionary of :mod:`grafting.conditions`, padded to the longest of them.
+
+        Raises ShardError where the pictures were encoded without.
+        """
+        if self.condition == "none":
+            raise ShardError(f"{self.folder} was encoded without labels and captions")
+        read = self._labels if self.condition == "labels" else self._captions
+        return Rows(read, self._positions(positions))
+
+    @cached_property
+    def null(self) -> dict[str, torch.Tensor]:
+        """The empty prompt, one row. Raises ShardError where no captions were encoded."""
+        if not (self.folder / NULL).is_file():
+            raise ShardError(f"{self.folder} has no {NULL}: no captions were encoded")
+        return _text([self._opened(NULL).get_tensor("states").float()])
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def _files(self) -> list[dict[str, Any]]:
+        shards = self.manifest["shards"]
+        kinds = ("latents", "captions")
+        named = [shard[kind] for shard in shards for kind in kinds if kind in shard]
+        return [*named, *([self.manifest["null"]] if "null" in self.manifest else [])]
+
+    def _positions(self, positions: torch.Tensor | None) -> torch.Tensor:
+        return torch.arange(len(self)) if positions is None else positions
+
+    def _open(self, name: str) -> Any:
+        from safetensors import safe_open
+
+        return safe_open(self.folder / name, framework="pt")
+
+    def _places(self, positions: torch.Tensor) -> list[tuple[dict[str, Any], int]]:
+        """The shard and the row of each sample."""
+        if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < len(self):
+            raise IndexError(f"positions {int(positions.min())} to {int(positions.max())} of {len(self)} samples")
+        shards = torch.searchsorted(self._ends, positions, right=True)
+        begins = self._ends[shards] - torch.tensor([s["samples"] for s in self.manifest["shards"]])[shards]
+        rows = (positions - begins).tolist()
+        return [(self.manifest["shards"][k], row) for k, row in zip(shards.tolist(), rows, strict=True)]
+
+    def _row(self, shard: dict[str, Any], tensor: str, row: int) -> torch.Tensor:
+        found: torch.Tensor = self._opened(shard["latents"]["name"]).get_slice(tensor)[row : row + 1]
+        return found
+
+    def _latents(self, positions: torch.Tensor) -> torch.Tensor:
+        parts = [self._row(shard, "latents", row).float() for shard, row in self._places(positions)]
+        return torch.cat(parts) if parts else torch.empty(0, *self.shape)
+
+    def _labels(self, positions: torch.Tensor) -> torch.Tensor:
+        parts = [self._row(shard, "labels", row) for shard, row in self._places(positions)]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
+    def _captions(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+        texts = []
+        for shard, row in self._places(positions):
+            place = int(self._row(shard, "items", row)) - shard["first"]
+            file = self._opened(shard["captions"]["name"])
+            first, last = file.get_slice("starts")[place : place + 2].tolist()
+            texts.append(file.get_slice("states")[first:last].float())
+        return _text(texts)
+
+
+def _text(parts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """States (tokens, D) of captions as a condition, padded to the longest."""
+    states = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    lengths = torch.tensor([len(part) for part in parts])
+    return {TEXT: states, MASK: (torch.arange(states.shape[1]) < lengths[:, None]).long()}
+
+
+def is_encoded(path: Path) -> bool:
+    """Whether ``path`` is a folder that :func:`grafting.encode` finished."""
+    return (path / MANIFEST).is_file()
+
+
+def shard_facts(path: Path) -> dict[str, Any] | None:
+    """What a shard says of itself; None where it is no whole file of ours."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            found: dict[str, Any] = json.loads((file.metadata() or {})["grafting"])
+            return found
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None

@@ -1,0 +1,152 @@
+"""A folder of shards on its way: which of them are whole, what is to be made, and the embedded captions of its items.
+
+The files are those that :mod:`grafting.data.shards` reads. A shard follows from its own items alone and is written as a
+whole, so that a run killed at any moment and started again gives the same files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import __version__
+from ..claims import ClaimError, differing
+from ..files import read_json, save_safetensors_atomic, sha256, write_json_atomic
+from .shards import MANIFEST, NULL, shard_facts
+
+if TYPE_CHECKING:
+    from .encoders import Embedder
+
+SETTINGS = "settings.json"
+
+
+class ShardFolder:
+    """``count`` items, ``shard`` of them in one file, in the folder ``out``.
+
+    settings: what the shards follow from, as plain data. A shard of other settings, or of fewer items, is made again.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], *, count: int, shard: int) -> None:
+        self.out, self.count, self.shard = out, count, shard
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+
+    def claim(self, what: str) -> None:
+        """Note the settings in the folder. Raises ClaimError where it holds ``what`` of others."""
+        for name in (MANIFEST, SETTINGS):
+            if (self.out / name).is_file():
+                there = read_json(self.out / name, ("settings",) if name == MANIFEST else ())
+                if named := differing(there["settings"] if name == MANIFEST else there, self.settings):
+                    raise ClaimError(
+                        f"{self.out} holds {what} of other settings ({named}): name another folder or remove it"
+                    )
+        if not (self.out / MANIFEST).is_file():
+            write_json_atomic(self.out / SETTINGS, self.settings)
+
+    @property
+    def shards(self) -> range:
+        """Their numbers."""
+        return range(-(-self.count // self.shard))
+
+    def items(self, k: int) -> range:
+        """Positions of shard k's items."""
+        return range(k * self.shard, min((k + 1) * self.shard, self.count))
+
+    def path(self, kind: str, k: int) -> Path:
+        """Of shard k of ``latents`` or ``captions``."""
+        return self.out / f"{kind}-{k:05d}.safetensors"
+
+    def facts(self, kind: str, k: int) -> dict[str, Any] | None:
+        """What a finished shard says; None where it is to be made."""
+        found = shard_facts(self.path(kind, k))
+        fits = found is not None and found.get("settings") == self.settings and found["items"] == len(self.items(k))
+        return found if fits else None
+
+    def write(self, kind: str, k: int, tensors: Mapping[str, torch.Tensor], **facts: Any) -> None:
+        """Shard k, with what it says of itself."""
+        self._write(self.path(kind, k), tensors, items=len(self.items(k)), **facts)
+
+    def captions(
+        self,
+        caption: Callable[[int], str | None],
+        load: Callable[[], Embedder],
+        *,
+        batch: int,
+        dtype: torch.dtype,
+        tell: Callable[[int, int], None],
+    ) -> dict[str, Any]:
+        """Embed what is not embedded yet, and the empty prompt; returns the encoder's identity.
+
+        caption: of an item, None for none. load: the encoder, if it is needed. tell: called with (done, of all).
+        """
+        kept = [self.facts("captions", k) for k in self.shards]
+        last = shard_facts(self.out / NULL)  # written last of all
+        if last is not None and last.get("settings") == self.settings:
+            identity: dict[str, Any] = last["encoder"]
+            if all(facts is not None and facts["encoder"] == identity for facts in kept):
+                return identity
+        embed = load()
+        identity = dict(sorted(embed.identity.items()))  # as it comes back from a shard
+        done = [k for k, facts in enumerate(kept) if facts is not None and facts["encoder"] == identity]
+        finished = sum(len(self.items(k)) for k in done)
+        tell(finished, self.count)
+        empty, _ = embed([""])
+        for k in self.shards:
+            if k in done:
+                continue
+            told = {i: text for i in self.items(k) if (text := caption(i)) is not None}
+            items, texts, cut = list(told), dict[int, torch.Tensor](), 0
+            for start in range(0, len(items), batch):
+                part = items[start : start + batch]
+                states, more = embed([told[i] for i in part])
+                texts |= zip(part, states, strict=True)
+                cut += more
+                tell(finished + start + len(part), self.count)
+            finished += len(self.items(k))
+            rows = [texts.get(i, empty[0][:0]) for i in self.items(k)]
+            starts = torch.tensor([0, *map(len, rows)]).cumsum(0)
+            self.write(
+                "captions", k, {"states": torch.cat(rows).to(dtype), "starts": starts}, encoder=identity, cut=cut
+            )
+        self._write(self.out / NULL, {"states": empty[0].to(dtype)}, encoder=identity)
+        tell(self.count, self.count)
+        return identity
+
+    def listed(self, k: int, *, captions: bool) -> dict[str, Any]:
+        """The entry of shard k in the manifest."""
+        facts = self.facts("latents", k)
+        assert facts is not None
+        found = {"first": self.items(k)[0], "items": len(self.items(k)), "samples": facts["samples"]}
+        found["latents"] = file_entry(self.path("latents", k))
+        return found | ({"captions": file_entry(self.path("captions", k))} if captions else {})
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest, last of all."""
+        write_json_atomic(self.out / MANIFEST, {"format": 1, **manifest, "settings": self.settings})
+        (self.out / SETTINGS).unlink(missing_ok=True)
+
+    def _write(self, path: Path, tensors: Mapping[str, torch.Tensor], **facts: Any) -> None:
+        """One entry of metadata, because safetensors writes several in any order."""
+        told = json.dumps({"settings": self.settings, **facts}, ensure_ascii=False, sort_keys=True)
+        save_safetensors_atomic(path, tensors, {"grafting": told})
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Name, size and hash of a file, for the manifest."""
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers in the shards depend on."""
+    import diffusers
+    import PIL
+
+    return {
+        "grafting": __version__,
+        "torch": str(torch.__version__),
+        "diffusers": diffusers.__version__,
+        "pillow": PIL.__version__,
+    }
