@@ -108,7 +108,7 @@ def distinct_captions(world: World = DEFAULT) -> tuple[str, ...]:
 @lru_cache(maxsize=64)
 def clauses(task: str, world: World, *, held_out: bool = False) -> tuple[tuple[Wanted, ...], ...]:
     """What the prompts of a task can ask for in a world: combinations of training, or those held out from it."""
-    return tuple(wanted for wanted in _all(task, world) if _is_held_out(wanted, world) == held_out)
+    return tuple(wanted for wanted in _all(task, world) if is_held_out(wanted, world) == held_out)
 
 
 def _all(task: str, world: World) -> Iterator[tuple[Wanted, ...]]:
@@ -130,7 +130,8 @@ def _all(task: str, world: World) -> Iterator[tuple[Wanted, ...]]:
             yield Wanted(shape=a, colour=one), Wanted(shape=b, colour=other)
 
 
-def _is_held_out(wanted: tuple[Wanted, ...], world: World) -> bool:
+def is_held_out(wanted: tuple[Wanted, ...], world: World = DEFAULT) -> bool:
+    """Whether it names a combination that training never shows."""
     shapes = [clause.shape for clause in wanted]
     return any((clause.shape, clause.colour) in world.held_out_colours for clause in wanted) or (
         len(shapes) == 2 and world.holds_out_pair(*shapes)
