@@ -124,12 +124,12 @@ def main(given: Sequence[str] | None = None) -> None:
     stage = FinetuneStage(
         steps=arguments.steps, batch=arguments.batch, lr=2e-4, warmup=0.2, precision=arguments.precision
     )
-    settings = {key: getattr(arguments, key) for key in ("teacher", "operators", "triples", "calibration")}
-    settings |= {"finetune": asdict(stage), "judged by": JUDGED_BY}
+    depends = ("teacher", "operators", "steps", "batch", "precision", "triples", "calibration")
+    settings = {key: getattr(arguments, key) for key in depends}
     rows: list[dict[str, Any]] = []
     if arguments.out and arguments.out.is_file():
         before = json.loads(arguments.out.read_text())
-        if before["settings"] != json.loads(json.dumps(settings)):
+        if before["settings"] != settings:
             raise SystemExit(f"{arguments.out} was measured with {before['settings']}, this is {settings}")
         rows = before["rows"]
     model, operators = open_model(arguments.teacher), candidates(arguments.operators)
