@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
@@ -18,9 +19,11 @@ from safetensors.torch import load_file
 
 from grafting.conditions import MASK, TEXT
 from grafting.diffusion import Diffusion
+from grafting.sampling import Pipeline, Sampling
+from grafting.teachers import bundle, read_bundle
 from grafting.text import NULL, Embedded, TextEncoder
 from grafting.training.objective import teacher_objective
-from grafting.training.pretrain import PretrainRecipe, pretrain, text_transformer
+from grafting.training.pretrain import PretrainRecipe, pictures, pretrain, score, text_transformer
 from grafting.training.team import Team
 
 AUTOENCODER = {
@@ -46,6 +49,7 @@ PIXART = {
     "patch_size": 4,
     "use_additional_conditions": False,
 }
+TWO = Sampling(steps=2, guidance=2.0)
 
 
 class Letters(torch.nn.Module):
@@ -213,6 +217,66 @@ def test_a_killed_run_continues_to_the_same_bits(folder: Path, tmp_path: Path) -
     wanted, found = (load_file(tmp_path / name / "state-12.safetensors") for name in ("whole", "cut"))
     assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
     assert (tmp_path / "cut" / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
+
+
+def test_a_run_is_scored_by_its_averaged_weights(
+    folder: Path, recipe: PretrainRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Against the model that the finished run wrote, drawn and judged here."""
+    from diffusers import AutoencoderKL, PixArtTransformer2DModel
+
+    from grafting.scenes import evaluation_prompts
+    from grafting.scenes.scorer import judge
+
+    monkeypatch.setattr(text_transformer, "minilm", letters)
+    found = score(recipe, folder / "run", 12, sampling=TWO)
+    prompts = evaluation_prompts(12)
+    model = PixArtTransformer2DModel.from_pretrained(folder / "run" / "model")
+    vae = AutoencoderKL.from_pretrained(folder / "autoencoder" / "model")
+    text = letters().embed([NULL, *(prompt.text for prompt in prompts)])
+    wanted = Pipeline(model, vae, text=text)([prompt.text for prompt in prompts], sampling=TWO)
+    torch.testing.assert_close(found.pictures, wanted, rtol=1e-4, atol=1e-4)
+    assert (found.step, found.samples, found.scores.overall.n) == (4, 16, 12)
+    row = json.loads((folder / "run" / "scores.jsonl").read_text().splitlines()[-1])
+    assert row["step"] == 4 and row["overall"] == 0 and row["protocol"] == TWO.describe()
+    assert not any(judge(prompt, ()) for prompt in prompts)  # what a picture of nothing scores
+    with pytest.raises(ValueError, match="holds no state yet"):
+        score(recipe, tmp_path, 6)
+    with pytest.raises(ValueError, match="only a transformer that learns from scenes"):
+        score(_recipe(kind="autoencoder", model=AUTOENCODER), folder / "autoencoder", 6)
+
+
+def test_pictures_that_show_what_is_asked_score(
+    folder: Path, recipe: PretrainRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With true renderings in the place of the model's pictures the score is whole, with half of them half."""
+    from grafting.scenes import evaluation_prompts, render, scene_of
+
+    prompts = evaluation_prompts(12)
+    true = [pictures.scaled(torch.from_numpy(render(scene_of(prompt, 0, k)))[None]) for k, prompt in enumerate(prompts)]
+    monkeypatch.setattr(text_transformer, "minilm", letters)
+    monkeypatch.setattr(Pipeline, "latents", lambda *_, **__: torch.zeros(12, 4, 16, 16))
+    monkeypatch.setattr(Pipeline, "decode", lambda *_: torch.cat(true))
+    assert score(recipe, folder / "run", 12).scores.overall.value == 1
+    monkeypatch.setattr(Pipeline, "decode", lambda *_: torch.cat([*true[:6], *(true[0] * 0 for _ in range(6))]))
+    assert score(recipe, folder / "run", 12).scores.overall.value == 0.5
+
+
+def test_a_text_teacher_is_bundled_in_half_precision_with_its_prompts(folder: Path, tmp_path: Path) -> None:
+    run, kept = folder / "run", Embedded.load(folder / "run" / "prompts.safetensors")
+    sources = {"transformer": run / "model", "autoencoder": folder / "autoencoder" / "model"}
+    bundle(sources, tmp_path / "tiny", {"title": "tiny"}, prompts=kept.only([NULL, kept.prompts[1]]))
+    found = read_bundle(tmp_path / "tiny")
+    assert type(found.transformer).__name__ == "PixArtTransformer2DModel" and found.classifier is None
+    assert found.prompts is not None and found.prompts.prompts == (NULL, kept.prompts[1])
+    assert found.card["prompts"]["count"] == 2 and found.card["parts"]["transformer"]["dtype"] == "float16"
+    whole = load_file(run / "model" / "diffusion_pytorch_model.safetensors")
+    for name, parameter in found.transformer.named_parameters():
+        torch.testing.assert_close(parameter.data, whole[name], rtol=1e-3, atol=1e-4)
+    drawn = Pipeline(found.transformer, found.autoencoder, text=found.prompts)([kept.prompts[1]], sampling=TWO)
+    assert drawn.shape == (1, 3, 64, 64)
+    with pytest.raises(ValueError, match="a bundle needs transformer, autoencoder; missing: autoencoder"):
+        bundle({"transformer": run / "model"}, tmp_path / "other", {}, prompts=kept)
 
 
 def test_weighted_noise_error_is_the_velocity_error() -> None:

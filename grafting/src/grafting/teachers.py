@@ -13,17 +13,25 @@ from .files import sha256, write_json_atomic, write_text_atomic
 if TYPE_CHECKING:
     from torch import nn
 
+    from .text import Embedded
+
 PARTS = ("transformer", "autoencoder", "classifier")
+PROMPTS = "prompts.safetensors"
+"""Token states of the prompts that recipe and tests need, in the bundle of a text-to-image teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A transformer with what it needs: its autoencoder, and the classifier that judges its samples."""
+    """A transformer with what it needs: its autoencoder, and the classifier that judges its samples.
+
+    A text-to-image teacher has no classifier, and the states of some ``prompts`` instead.
+    """
 
     name: str
     transformer: nn.Module
     autoencoder: nn.Module
-    classifier: nn.Module
+    classifier: nn.Module | None = None
+    prompts: Embedded | None = None
     card: dict[str, Any]
 
 
@@ -48,40 +56,50 @@ def load_teacher(name: str) -> nn.Module:
 
 
 def load_bundle(name: str) -> Teacher:
-    """The bundled teacher ``name`` with its autoencoder, classifier and card."""
+    """The bundled teacher ``name`` with its autoencoder, classifier or prompts, and card."""
+    return read_bundle(teacher_folder(name))
+
+
+def read_bundle(folder: Path) -> Teacher:
+    """What :func:`bundle` wrote to ``folder``."""
     from diffusers import AutoencoderKL
 
     from .classifier import Classifier
+    from .text import Embedded
 
-    folder = teacher_folder(name)
+    judge, prompts = folder / "classifier", folder / PROMPTS
     return Teacher(
-        name=name,
+        name=folder.name,
         transformer=_transformer(folder),
         autoencoder=AutoencoderKL.from_pretrained(folder / "autoencoder").float().eval(),
-        classifier=Classifier.from_pretrained(folder / "classifier").float().eval(),
+        classifier=Classifier.from_pretrained(judge).float().eval() if judge.is_dir() else None,
+        prompts=Embedded.load(prompts) if prompts.is_file() else None,
         card=json.loads((folder / "teacher.json").read_text()),
     )
 
 
 def _transformer(folder: Path) -> nn.Module:
-    from diffusers import DiTTransformer2DModel
+    import diffusers
 
-    model: nn.Module = DiTTransformer2DModel.from_pretrained(folder / "transformer")
+    named = json.loads((folder / "transformer" / "config.json").read_text())["_class_name"]
+    model: nn.Module = getattr(diffusers, named).from_pretrained(folder / "transformer")
     return model.float().eval()
 
 
-def bundle(sources: dict[str, Path], out: Path, card: dict[str, Any]) -> None:
+def bundle(sources: dict[str, Path], out: Path, card: dict[str, Any], prompts: Embedded | None = None) -> None:
     """Write the folders of ``sources`` (keys of :data:`PARTS`) to ``out`` in float16, with ``teacher.json`` last.
 
     Buffers that are not floating point keep their type. The card gets each part's hash and number of parameters.
+    prompts: of a text-to-image teacher, which needs no classifier. Raises ValueError naming a part that is missing.
     """
     from safetensors.torch import load_file, save_file
 
-    missing = [part for part in PARTS if part not in sources]
+    needed = [part for part in PARTS if part != "classifier" or prompts is None]
+    missing = [part for part in needed if part not in sources]
     if missing:
-        raise ValueError(f"a bundle needs {', '.join(PARTS)}; missing: {', '.join(missing)}")
+        raise ValueError(f"a bundle needs {', '.join(needed)}; missing: {', '.join(missing)}")
     parts = {}
-    for part in PARTS:
+    for part in sources:
         (weights,) = sources[part].glob("*.safetensors")
         tensors = load_file(weights)
         target = out / part / weights.name
@@ -94,4 +112,7 @@ def bundle(sources: dict[str, Path], out: Path, card: dict[str, Any]) -> None:
             "sha256": sha256(target),
             "dtype": "float16",
         }
+    if prompts is not None:
+        prompts.save(out / PROMPTS)
+        card = card | {"prompts": {"count": len(prompts.prompts), "sha256": sha256(out / PROMPTS)}}
     write_json_atomic(out / "teacher.json", card | {"parts": parts})

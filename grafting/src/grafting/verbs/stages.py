@@ -11,10 +11,23 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .recipes import recipe_source
-from .shared import MODEL, Verbs, at_least, base_option, data_option, device_option, plan_of, plan_options, team_of
+from .shared import (
+    MODEL,
+    Verbs,
+    at_least,
+    base_option,
+    data_option,
+    device_option,
+    plan_of,
+    plan_options,
+    progress,
+    team_of,
+)
 
 if TYPE_CHECKING:
     import torch
+
+    from ..training.pretrain import PretrainRecipe
 
 
 def add(verbs: Verbs) -> None:
@@ -24,6 +37,12 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--out", type=Path, required=True, help="the run's folder; a run found there is continued")
     made.add_argument(
         "--until", type=at_least(1), metavar="STEP", help="stop after this step; the same command goes on"
+    )
+    made.add_argument(
+        "--score",
+        type=at_least(1),
+        metavar="N",
+        help="train nothing: judge N scenes drawn by the averaged weights saved last, while another process trains",
     )
     device_option(made)
 
@@ -67,7 +86,24 @@ def pretrain(arguments: argparse.Namespace) -> None:
     from ..training.pretrain import pretrain as train
 
     recipe = PretrainRecipe.from_yaml(text, arguments.recipe)
+    if arguments.score is not None:
+        _score(recipe, arguments.out, arguments.score)
+        return
     train(recipe, arguments.out, until=arguments.until, team=team_of(arguments))
+
+
+def _score(recipe: PretrainRecipe, out: Path, count: int) -> None:
+    """The table by task, and a grid of the pictures judged in ``out/scored.png``."""
+    from ..files import write_bytes_atomic
+    from ..report import grid_png
+    from ..training.pretrain import score
+
+    found = score(recipe, out, count, progress=progress("drawn"))
+    print(f"step {found.step}, {found.samples:,} samples seen, {count} prompts")
+    for task in (*found.scores.tasks, found.scores.overall):
+        print(f"{task.task:<14}{task.value:7.1%}  {task.low:.1%} to {task.high:.1%}")
+    write_bytes_atomic(out / "scored.png", grid_png(found.pictures[:48], columns=12, zoom=1))
+    print(out / "scored.png")
 
 
 def distill(arguments: argparse.Namespace) -> None:

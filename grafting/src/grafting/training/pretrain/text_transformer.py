@@ -34,9 +34,7 @@ CHUNK = 512
 
 def text_transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.Module, StepLosses]:
     """A PixArt on latents scaled to unit deviation; captions are replaced by the empty one once, outside of it."""
-    from diffusers import PixArtTransformer2DModel
-
-    model = PixArtTransformer2DModel(**{key: value for key, value in recipe.model.items() if key != "_class_name"})
+    model = network(recipe)
     start(model)
     model.to(team.device)
     z, captions = pool(recipe, out, team)
@@ -59,6 +57,13 @@ def text_transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.
             return teacher_objective(denoise, diffusion, clean, t, text, noise, weights)
 
     return model, losses
+
+
+def network(recipe: PretrainRecipe) -> Any:
+    """The PixArt that the recipe describes, as diffusers starts it."""
+    from diffusers import PixArtTransformer2DModel
+
+    return PixArtTransformer2DModel(**{key: value for key, value in recipe.model.items() if key != "_class_name"})
 
 
 def start(model: Any) -> None:
