@@ -90,3 +90,10 @@ def test_analyses_page_runs_on_the_analysis_that_ships() -> None:
         exec(code, scope)
     for link in re.findall(r"\]\(((?!http)[^)]+)\)", (ROOT / "docs/analyses.md").read_text()):
         assert (ROOT / "docs" / link).is_file(), link
+
+
+@pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
+def test_data_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("docs/data.md", "python")
+    exec(code, {"folder": tmp_path})
+    assert capsys.readouterr().out.startswith("20 (")

@@ -96,7 +96,7 @@ def score(
 
     def drawn() -> Triples:
         if not triples:
-            z, y = material.latents(train=False), material.images(train=False).labels
+            z, y = material.latents(train=False), material.conditions(train=False)
             triples.append(Triples.draw(z, y, n=scoring.triples, seed=scoring.seed))
             losses.append(denoising_losses(denoiser(network), triples[0], batch_size=scoring.batch))
         return triples[0]

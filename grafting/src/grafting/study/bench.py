@@ -84,7 +84,7 @@ class Study:
         for name, plan in self.recipe.plans.items():
             problems += [f"plan {name}: {problem}" for problem in plan.check(self.teacher).problems]
         problems += self.judging.problems()
-        learnt, there = self.recipe.images, len(self.material.images(train=True).labels)
+        learnt, there = self.recipe.images, self.material.count(train=True)
         if learnt is not None and learnt > there:
             problems.append(f"images {learnt}: there are {there} to learn from")
         problems += [
@@ -204,7 +204,7 @@ class Study:
     @cached_property
     def triples(self) -> Triples:
         """The held-out triples that every model is judged on."""
-        z, y = self.material.latents(train=False), self.material.images(train=False).labels
+        z, y = self.material.latents(train=False), self.material.conditions(train=False)
         return Triples.draw(z, y, n=self.recipe.evaluate.triples, seed=self.recipe.seed)
 
     def home_of(self, run: str) -> Path:

@@ -190,11 +190,11 @@ class SpeedStage:
 class RunRecipe:
     """A study: a teacher, the plans that make hybrids of it, how they learn, how all are measured, and the controls.
 
-    teacher: MODEL of :func:`grafting.store.models.open_model`. data: an npz of :func:`grafting.data.write_subset`,
-    where the teacher brings none. images: how many of the training images are learnt from, the first ones; all where
-    None. calibration: samples whose activations a solved start sees. budget: multiplies the
-    steps of both stages; 0 is the start alone. seed: of everything that is random. beside: finished runs whose figures
-    the page shows too, under their own label: folders, or names under ``runs`` in the teacher's folder.
+    teacher: MODEL of :func:`grafting.store.models.open_model`. data: a folder of :func:`grafting.encode`, or an npz of
+    :func:`grafting.data.write_subset`; where the teacher brings none. images: how many of the training images are
+    learnt from, the first ones; all where None. calibration: samples whose activations a solved start sees. budget:
+    multiplies the steps of both stages; 0 is the start alone. seed: of everything that is random. beside: finished runs
+    whose figures the page shows too, under their own label: folders, or names under ``runs`` in the teacher's folder.
     """
 
     teacher: str

@@ -9,12 +9,16 @@ import copy
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..conditions import to
 from ..cost import PlanCost, adapter_cost
 from ..data import Batches, FashionMNIST, read_subset
+from ..data.encode import scaled
+from ..data.shards import Encoded, Rows, is_encoded
 from ..diffusion import Denoiser
 from ..files import sha256
 from ..graft import Grafted, graft, tensors_hash
@@ -50,39 +54,74 @@ def denoiser(model: nn.Module) -> Denoiser:
     mode."""
     host, device = host_for(model), next(model.parameters()).device
 
-    def call(z: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def call(z: torch.Tensor, t: torch.Tensor, y: Any) -> torch.Tensor:
         with evaluating(model):
-            return host.call(model, z.to(device), t.to(device), y.to(device))
+            return host.call(model, z.to(device), t.to(device), to(y, device))
 
     return call
 
 
 class Material:
-    """The images of a study and their latents, read and encoded when first asked for.
+    """What a study learns from: images of an npz, encoded when first asked for, or a folder of encoded pictures.
 
-    Raises ModelError where neither the model nor ``data`` has images, or they do not fit the model.
+    Raises ModelError where neither the model nor ``data`` has any, or they do not fit the model.
     """
 
     def __init__(self, model: Model, data: str | None = None) -> None:
         path = Path(data) if data else model.images
         if path is None:
-            raise ModelError(f"{model.name} brings no images: name an npz of grafting.data.write_subset as data")
-        if not path.is_file():
-            raise ModelError(f"data {path}: no such file")
+            raise ModelError(
+                f"{model.name} brings no images: name as data a folder of grafting encode, "
+                "or an npz of grafting.data.write_subset"
+            )
+        if not path.exists():
+            raise ModelError(f"data {path}: no such file or folder")
+        if path.is_dir() and not is_encoded(path):
+            raise ModelError(f"data {path}: a folder of pictures is encoded by grafting encode first")
         self.model, self.path = model, path
         self.learnt: int | None = None
+        self.encoded = Encoded(path) if path.is_dir() else None
         self._images: dict[bool, FashionMNIST] = {}
-        self._latents: dict[bool, torch.Tensor] = {}
+        self._latents: dict[bool, torch.Tensor | Rows] = {}
+        self._conditions: dict[bool, Any] = {}
+        if self.encoded is not None:
+            self._check(self.encoded)
+
+    def _check(self, encoded: Encoded) -> None:
+        config: Any = self.model.transformer.config
+        family = host_for(self.model.transformer).family
+        wanted = "labels" if family == "DiT" else "captions"
+        if encoded.condition not in (wanted, "none"):
+            raise ModelError(f"data {self.path} has {encoded.condition}, {self.model.name} is conditioned on {wanted}")
+        channels, side = encoded.shape[0], config.sample_size
+        if channels != config.in_channels or (family == "DiT" and encoded.shape[1:] != (side, side)):
+            raise ModelError(
+                f"{self.path}: latents of {encoded.shape}, the transformer takes {(config.in_channels, side, side)}"
+            )
+        made, network = encoded.manifest["encoders"]["autoencoder"], self.model.autoencoder
+        if made and network is not None and made["sha256"] != tensors_hash(network.state_dict()):
+            raise ModelError(f"data {self.path} was encoded by another autoencoder than {self.model.name} brings")
 
     @cached_property
     def identity(self) -> dict[str, str | None]:
-        """Hashes of the images and of the autoencoder."""
+        """Hashes of the images, or of the shards' manifest, and of the autoencoder."""
         autoencoder = self.model.autoencoder
         hashed = None if autoencoder is None else tensors_hash(autoencoder.state_dict())
-        return {"images": sha256(self.path), "autoencoder": hashed}
+        return {"images": self.encoded.identity if self.encoded else sha256(self.path), "autoencoder": hashed}
+
+    @property
+    def null(self) -> Any:
+        """What stands for no condition: a class, or the empty prompt. Raises ModelError where no caption is known."""
+        if host_for(self.model.transformer).family == "DiT":
+            return null_class(self.model.transformer)
+        if self.encoded is None or self.encoded.condition != "captions":
+            raise ModelError(f"{self.path} has no captions, and {self.model.name} is conditioned on text")
+        return self.encoded.null
 
     def images(self, *, train: bool) -> FashionMNIST:
-        """The training half or the held-out half."""
+        """The training half or the held-out half, in pixels. Raises ModelError where latents are all there is."""
+        if self.encoded is not None:
+            raise ModelError(f"{self.path} holds latents and no pictures: name these as reference and floor")
         if train not in self._images:
             found = read_subset(self.path, train=train)
             classes = null_class(self.model.transformer)
@@ -91,19 +130,44 @@ class Material:
             self._images[train] = found
         return self._images[train]
 
-    def latents(self, *, train: bool) -> torch.Tensor:
-        """Scaled latents; the images themselves where there is no autoencoder."""
+    def count(self, *, train: bool) -> int:
+        """Samples of a half."""
+        return len(self.encoded.half(train=train)) if self.encoded else len(self.images(train=train).labels)
+
+    def latents(self, *, train: bool) -> Any:
+        """Scaled latents (n, C, h, w); the images themselves where there is no autoencoder.
+
+        The training half of an encoded folder is read row by row; all else is a tensor.
+        """
         if train not in self._latents:
+            if self.encoded is not None:
+                rows = self.encoded.latents(self.encoded.half(train=train))
+                self._latents[train] = rows if train else rows.all()
+                return self._latents[train]
             images, autoencoder = self.images(train=train).images, self.model.autoencoder
-            z = images
-            if autoencoder is not None:
-                z = encode(autoencoder, images) * autoencoder.config.scaling_factor  # type: ignore[union-attr, operator]
+            z = images if autoencoder is None else scaled(autoencoder, encode(autoencoder, images))
             config = self.model.transformer.config
             wanted = (config.in_channels, config.sample_size, config.sample_size)  # type: ignore[union-attr]
             if tuple(z.shape[1:]) != wanted:
                 raise ModelError(f"{self.path}: latents of {tuple(z.shape[1:])}, the transformer takes {wanted}")
             self._latents[train] = z
         return self._latents[train]
+
+    def conditions(self, *, train: bool) -> Any:
+        """Labels (n,), or captions as :mod:`grafting.conditions` has them; read as :meth:`latents` are.
+
+        Pictures that were encoded without are all of the null condition.
+        """
+        if self.encoded is None:
+            return self.images(train=train).labels
+        if train not in self._conditions:
+            half = self.encoded.half(train=train)
+            if self.encoded.condition == "none":
+                self._conditions[train] = torch.full((len(half),), int(self.null))
+            else:
+                rows = self.encoded.conditions(half)
+                self._conditions[train] = rows if train else rows.all()
+        return self._conditions[train]
 
     def first(self, count: int | None) -> Material:
         """The same images, of which training sees the first ``count`` alone (None: all); all else sees all of them."""
@@ -112,8 +176,8 @@ class Material:
         return fewer
 
     def batches(self, size: int, seed: int, *, train: bool = True) -> Batches:
-        """Latents and labels by step."""
-        z, y = self.latents(train=train), self.images(train=train).labels
+        """Latents and conditions by step."""
+        z, y = self.latents(train=train), self.conditions(train=train)
         if train:
             z, y = z[: self.learnt], y[: self.learnt]
         return Batches(inputs=z, labels=y, size=size, seed=seed)
@@ -145,7 +209,7 @@ def stage_one(
     return distill(
         handle,
         material.batches(stage.batch, seed),
-        null_class(handle.model),
+        material.null,
         stage.config(seed=seed),
         out,
         material.batches(stage.batch, seed, train=False),
@@ -199,7 +263,7 @@ def stage_two(
         assert isinstance(trained, Grafted)
         network, pairs = trained.model, [] if originals is None else trained.meetings(originals)
     batches = material.batches(stage.batch, seed)
-    config, null = stage.config(seed=seed), null_class(network)
+    config, null = stage.config(seed=seed), material.null
     loop = finetune(network, denoiser(network), wanted, batches, null, config, out, team=team, pairs=pairs)
     return trained, loop
 
@@ -207,7 +271,7 @@ def stage_two(
 def _inner_teacher(handle: Grafted) -> Denoiser:
     call: Callable[..., torch.Tensor] = denoiser(handle.model)
 
-    def teacher(z: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def teacher(z: torch.Tensor, t: torch.Tensor, y: Any) -> torch.Tensor:
         with handle.teacher():
             return call(z, t, y)
 

@@ -137,7 +137,7 @@ class Table:
             share=row.share,
             budget=row.budget,
             images=row.images,
-            learnt_from=row.images or len(self.study.material.images(train=True).labels),
+            learnt_from=row.images or self.study.material.count(train=True),
             variant=row.variant,
             steps=row.steps,
             parts=row.parts,

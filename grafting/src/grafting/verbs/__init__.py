@@ -15,6 +15,7 @@ GROUPS = (
     "planning",
     "stages",
     "pictures",
+    "encoding",
     "measuring",
     "analysis",
     "search",

@@ -137,7 +137,7 @@ def _denoising(model: Model, material: Any, arguments: argparse.Namespace) -> di
     from ..store.models import open_model
     from ..study.stages import denoiser
 
-    z, y = material.latents(train=False), material.images(train=False).labels
+    z, y = material.latents(train=False), material.conditions(train=False)
     triples = Triples.draw(z, y, n=arguments.triples, seed=arguments.seed)
 
     def losses(network: Any, name: str) -> torch.Tensor:

@@ -81,7 +81,7 @@ def base_option(made: argparse.ArgumentParser) -> None:
 
 def data_option(made: argparse.ArgumentParser) -> None:
     """``--data``, for what learns from images or is judged by them."""
-    made.add_argument("--data", metavar="NPZ", help="images, where the model brings none")
+    made.add_argument("--data", metavar="DATA", help="a folder of grafting encode, or an npz of images")
 
 
 def device_option(made: argparse.ArgumentParser) -> None:
@@ -107,6 +107,12 @@ def alone(arguments: argparse.Namespace) -> Team:
 def vae_option(made: argparse.ArgumentParser) -> None:
     """``--vae``, for :func:`opened`."""
     made.add_argument("--vae", metavar="FOLDER", help="an AutoencoderKL, for a model of latents that brings none")
+
+
+def text_options(made: argparse.ArgumentParser) -> None:
+    """``--text`` and ``--tokens``, for what embeds prompts."""
+    made.add_argument("--text", metavar="MODEL", help="a pipeline to take the text encoder of, where MODEL has none")
+    made.add_argument("--tokens", type=at_least(1), metavar="N", help="of a prompt at most (default: the pipeline's)")
 
 
 def opened(arguments: argparse.Namespace) -> Model:
