@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from grafting.conditions import MASK, TEXT
 from grafting.diffusion import Diffusion
 from grafting.sampling import Pipeline, Sampling
+from grafting.store.models import open_model
 from grafting.teachers import bundle, read_bundle
 from grafting.text import NULL, Embedded, TextEncoder
 from grafting.training.objective import teacher_objective
@@ -275,6 +276,8 @@ def test_a_text_teacher_is_bundled_in_half_precision_with_its_prompts(folder: Pa
         torch.testing.assert_close(parameter.data, whole[name], rtol=1e-3, atol=1e-4)
     drawn = Pipeline(found.transformer, found.autoencoder, text=found.prompts)([kept.prompts[1]], sampling=TWO)
     assert drawn.shape == (1, 3, 64, 64)
+    opened = open_model(str(tmp_path / "tiny"))
+    assert opened.prompts is not None and opened.prompts.prompts == found.prompts.prompts
     with pytest.raises(ValueError, match="a bundle needs transformer, autoencoder; missing: autoencoder"):
         bundle({"transformer": run / "model"}, tmp_path / "other", {}, prompts=kept)
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from ..graft import Grafted
 from ..hosts import host_for
-from ..teachers import teacher_folder, teachers
+from ..teachers import PROMPTS, teacher_folder, teachers
+from ..text import Embedded
 from .configs import HUB_ID, SCHEDULER, ModelError, check_schedule, hub_config, hub_file, read_json, unknown
 from .folder import import_original, load
 from .manifest import MANIFEST, read_manifest
@@ -29,8 +30,8 @@ class Model:
     """A transformer, grafted or not, and what came with it.
 
     name: as it was asked for. graft: its handle, where it is one. folder: where the pretrained model lies, None for one
-    of the hub. images: an npz of :func:`grafting.data.write_subset`. card: the bundle's ``teacher.json``, empty
-    elsewhere.
+    of the hub. images: an npz of :func:`grafting.data.write_subset`. prompts: the states of those that a text-to-image
+    teacher's bundle holds. card: the bundle's ``teacher.json``, empty elsewhere.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Model:
     classifier: Classifier | None = None
     folder: Path | None = None
     images: Path | None = None
+    prompts: Embedded | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Model:
@@ -138,6 +140,7 @@ def _graft(folder: Path, base: str | None) -> Model:
         classifier=teacher.classifier,
         folder=teacher.folder,
         images=teacher.images,
+        prompts=teacher.prompts,
         card=teacher.card,
     )
 
@@ -155,6 +158,8 @@ def _companions(folder: Path) -> dict[str, Any]:
         found["classifier"] = Classifier.from_pretrained(folder / "classifier").float().eval()
     if (folder / "images.npz").is_file():
         found["images"] = folder / "images.npz"
+    if (folder / PROMPTS).is_file():
+        found["prompts"] = Embedded.load(folder / PROMPTS)
     if (folder / "teacher.json").is_file():
         found["card"] = read_json(folder / "teacher.json")
     return found
