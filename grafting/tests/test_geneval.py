@@ -258,3 +258,66 @@ def test_a_command_over_results_that_asks_for_the_wrong_thing(
         assert main(["evaluate", *arguments]) == 2
         error = capsys.readouterr().err
         assert word in error and error.count("\n") == 1
+
+
+def pixels(path: Path) -> bytes:
+    """Red, green and blue of every pixel."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
+@pytest.fixture
+def painter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a PixArt that draws 8 x 8 pixels, with a stand-in for its text encoder."""
+    import torch
+    from diffusers import PixArtTransformer2DModel
+    from test_pairs import SIZES, Letters
+
+    torch.manual_seed(0)
+    made: Any = PixArtTransformer2DModel(in_channels=3, out_channels=6, **SIZES)
+    made.save_pretrained(tmp_path / "painter" / "transformer")
+    monkeypatch.setattr("grafting.data.encoders._text", lambda home, tokens, device: Letters())
+    return tmp_path / "painter"
+
+
+def test_sample_draws_the_folder_and_goes_on(
+    painter: Path, prompts: list[GenEvalPrompt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw(name: str, *more: str) -> dict[str, str]:
+        out = tmp_path / name
+        lines = tmp_path / "evaluation_metadata.jsonl"
+        assert main(["sample", str(painter), "--geneval", str(lines), "--out", str(out), "--steps", "2", *more]) == 0
+        return contents(out)
+
+    once = draw("once")
+    assert list(as_documented(tmp_path / "once")) == [0, 1, 2] and len(once) == 3 * 5 + 1
+    pictures = {name: content for name, content in once.items() if name.endswith(".png")}
+    assert len(set(pictures.values())) == 12  # every picture has noise of its own
+    (tmp_path / "once" / "00001" / "samples" / "0002.png").unlink()
+    capsys.readouterr()
+    assert draw("once") == once and "1 of 3 prompts drawn now" in capsys.readouterr().out
+    # Two pictures of a prompt are the first two of four.
+    fewer = [name for name in draw("fewer", "--each", "2", "--batch", "2") if name.endswith(".png")]
+    assert sorted(fewer) == sorted(name for name in pictures if name[-5] in "01")
+    for name in fewer:
+        few, all_four = (pixels(tmp_path / out / name) for out in ("fewer", "once"))
+        assert max(abs(a - b) for a, b in zip(few, all_four, strict=True)) <= 1  # a rounding of the batch
+    seeds = draw("seed", "--seed", "1")
+    assert not set(pictures.values()) & {content for name, content in seeds.items() if name.endswith(".png")}
+
+
+def test_what_sample_refuses_for_geneval(
+    painter: Path, tiny_teacher: Path, prompts: list[GenEvalPrompt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines, out = str(tmp_path / "evaluation_metadata.jsonl"), ["--out", str(tmp_path / "x")]
+    for arguments, word in (
+        ([str(tiny_teacher), "--geneval", lines], "is conditioned on classes"),
+        ([str(painter), "--geneval", lines, "--count", "3"], "--count is for a grid"),
+        ([str(tiny_teacher), "--each", "3"], "--each goes with --geneval"),
+        ([str(painter), "--geneval", str(tmp_path / "no.jsonl")], "no such file"),
+    ):
+        assert main(["sample", *arguments, *out]) == 2
+        error = capsys.readouterr().err
+        assert word in error and error.count("\n") == 1

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import operators as operators
     from .data.encode import encode as encode
+    from .data.pairs import generate_pairs as generate_pairs
     from .graft import graft as graft
     from .graft import ungraft as ungraft
     from .plan import Plan as Plan
@@ -39,6 +40,7 @@ _HOMES = {
     "distill": "training.distill",
     "encode": "data.encode",
     "finetune": "training.finetune",
+    "generate_pairs": "data.pairs",
     "graft": "graft",
     "load": "store.folder",
     "load_bundle": "teachers",

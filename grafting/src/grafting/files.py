@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,51 @@ def read_json(path: Path, needed: Sequence[str]) -> dict[str, Any]:
     if missing := [key for key in needed if key not in content]:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
     return content
+
+
+def text_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Every line of a text in UTF-8, without its end, after what names it in an error.
+
+    Raises ValueError where there is no such file, nothing in it, or a line in another encoding.
+    """
+    for where, line in _lines(path):
+        try:
+            yield where, line.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"{where} is no text in UTF-8") from None
+
+
+def json_lines(path: Path, needed: Mapping[str, type]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """Every line of a file of JSON objects: what names it in an error, its bytes, and its content.
+
+    needed: the types, ``str`` or ``bool``, of keys that every object must have. Raises ValueError as
+    :func:`text_lines`, or where a line is no such object.
+    """
+    for where, line in _lines(path):
+        try:
+            content = json.loads(line.decode())
+        except ValueError as error:
+            raise ValueError(f"{where} is not JSON in UTF-8: {error}") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{where} is no JSON object")
+        if missing := [key for key in needed if key not in content]:
+            raise ValueError(f"{where} lacks {', '.join(missing)}")
+        for key, kind in needed.items():
+            if not isinstance(content[key], kind):
+                allowed = "true or false" if kind is bool else "text"
+                raise ValueError(f"{where}: {key} is {json.dumps(content[key])}, must be {allowed}")
+        yield where, line, content
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Lines end with a line feed alone, or one after a carriage return; those after the last text are none."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    lines = path.read_bytes().rstrip(b"\r\n").split(b"\n")
+    if lines == [b""]:
+        raise ValueError(f"{path} is empty")
+    for number, line in enumerate(lines, 1):
+        yield f"{path}, line {number}", line.removesuffix(b"\r")
 
 
 def save_safetensors_atomic(

@@ -12,16 +12,15 @@ The scorer itself, an object detector, stays outside: ``docs/geneval.md`` says h
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..claims import claim
-from ..files import write_bytes_atomic
+from ..files import json_lines, write_bytes_atomic
 from ..tasks import TASKS, Verdict
 
 SETTINGS = "settings.json"
@@ -46,7 +45,7 @@ def read_prompts(path: Path) -> list[GenEvalPrompt]:
             the line is named.
     """
     found = []
-    for where, line, content in _lines(path, {"tag": str, "prompt": str}):
+    for where, line, content in json_lines(path, {"tag": str, "prompt": str}):
         if not content["prompt"].strip():
             raise ValueError(f"{where}: the prompt is empty")
         found.append(GenEvalPrompt(task=_task(where, content), text=content["prompt"], line=line))
@@ -109,7 +108,7 @@ def read_results(path: Path) -> list[Verdict]:
         ValueError: no such file, no line in it, or a line that is none of the scorer's; the line is named.
     """
     found = []
-    for where, _, content in _lines(path, {"filename": str, "tag": str, "prompt": str, "correct": bool}):
+    for where, _, content in json_lines(path, {"filename": str, "tag": str, "prompt": str, "correct": bool}):
         picture = _PICTURE.search(content["filename"])
         if picture is None:
             raise ValueError(f"{where}: filename {content['filename']!r} does not end in NUMBER/samples/NUMBER.png")
@@ -123,30 +122,6 @@ def read_results(path: Path) -> list[Verdict]:
             )
         )
     return found
-
-
-def _lines(path: Path, needed: Mapping[str, type]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """By line its name for an error, its bytes, and its JSON object with the ``needed`` keys."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    lines = path.read_bytes().rstrip(b"\r\n").split(b"\n")
-    if lines == [b""]:
-        raise ValueError(f"{path} is empty")
-    for number, raw in enumerate(lines, 1):
-        where, line = f"{path}, line {number}", raw.rstrip(b"\r")
-        try:
-            content = json.loads(line.decode())
-        except ValueError as error:
-            raise ValueError(f"{where} is not JSON in UTF-8: {error}") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{where} is no JSON object")
-        if missing := [key for key in needed if key not in content]:
-            raise ValueError(f"{where} lacks {', '.join(missing)}")
-        for key, kind in needed.items():
-            if not isinstance(content[key], kind):
-                allowed = "true or false" if kind is bool else "text"
-                raise ValueError(f"{where}: {key} is {json.dumps(content[key])}, must be {allowed}")
-        yield where, line, content
 
 
 def _task(where: str, content: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ GROUPS = (
     "stages",
     "pictures",
     "encoding",
+    "pairs",
     "measuring",
     "analysis",
     "search",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .shared import (
     MODEL,
@@ -18,19 +18,32 @@ from .shared import (
     progress,
     sampling_of,
     sampling_options,
+    text_options,
     vae_option,
 )
+
+if TYPE_CHECKING:
+    from ..store.models import Model
 
 
 def add(verbs: Verbs) -> None:
     """Declare it."""
-    made = verbs.add("sample", sample, "draw a grid of samples")
+    made = verbs.add("sample", sample, "draw a grid of samples, or the pictures that GenEval judges")
     made.add_argument("model", metavar="MODEL", help=MODEL)
-    made.add_argument("--out", type=Path, required=True, metavar="PNG")
-    made.add_argument("--count", type=at_least(1), default=40, help="samples over the classes in turn (default 40)")
+    made.add_argument("--out", type=Path, required=True, metavar="PNG", help="with --geneval, a folder")
+    made.add_argument("--count", type=at_least(1), help="samples over the classes in turn (default 40)")
     made.add_argument("--labels", type=integers, metavar="L,L,…", help="the classes to draw, instead")
     made.add_argument("--columns", type=at_least(1), metavar="N")
-    made.add_argument("--zoom", type=at_least(1), default=2, metavar="N")
+    made.add_argument("--zoom", type=at_least(1), metavar="N", help="pixels for one (default 2)")
+    made.add_argument(
+        "--geneval",
+        type=Path,
+        metavar="JSONL",
+        help="evaluation_metadata.jsonl: pictures of each of its prompts, in the benchmark's layout; gone on with",
+    )
+    made.add_argument("--each", type=at_least(1), metavar="N", help="pictures of each of them (default 4)")
+    made.add_argument("--batch", type=at_least(1), metavar="N", help="of them drawn together (default: all)")
+    text_options(made)
     base_option(made)
     vae_option(made)
     sampling_options(made)
@@ -38,7 +51,13 @@ def add(verbs: Verbs) -> None:
 
 
 def sample(arguments: argparse.Namespace) -> None:
-    """A grid of samples as PNG."""
+    """A grid of samples as PNG, or a folder of pictures for GenEval's scorer."""
+    if arguments.geneval is not None:
+        _geneval(arguments)
+        return
+    for option in ("each", "batch", "text", "tokens"):
+        if getattr(arguments, option) is not None:
+            raise ValueError(f"--{option} goes with --geneval")
     import torch
 
     from ..files import write_bytes_atomic
@@ -51,17 +70,69 @@ def sample(arguments: argparse.Namespace) -> None:
     device = alone(arguments).device
     model = opened(arguments).to(device)
     classes = null_class(model.transformer)
-    labels = torch.tensor(arguments.labels) if arguments.labels else draw_labels(arguments.count, classes)
-    drawn: Any = getattr(model.transformer.config, "in_channels", None)
-    if model.autoencoder is None and drawn not in (1, 3):
-        raise ValueError(
-            f"{arguments.model} draws latents of {drawn} channels and brings no autoencoder to make images of them: "
-            "give it with --vae, or put it into a subfolder vae of its folder, beside transformer"
-        )
+    labels = torch.tensor(arguments.labels) if arguments.labels else draw_labels(arguments.count or 40, classes)
+    _can_be_seen(model, arguments.model)
     pipeline = Pipeline(model.transformer, model.autoencoder)
     show = progress("sample")
     images = pipeline(labels, sampling=sampling_of(arguments), seed=arguments.seed, progress=show)
     channels = 3 if images.shape[1] >= 3 else 1
     columns = arguments.columns or min(10, len(images))
-    write_bytes_atomic(arguments.out, grid_png(images[:, :channels], columns=columns, zoom=arguments.zoom))
+    write_bytes_atomic(arguments.out, grid_png(images[:, :channels], columns=columns, zoom=arguments.zoom or 2))
     print(arguments.out)
+
+
+def _geneval(arguments: argparse.Namespace) -> None:
+    """The pictures of every prompt of ``evaluation_metadata.jsonl``, in the benchmark's own layout."""
+    from dataclasses import asdict
+
+    from ..conditions import TEXT, together
+    from ..data.encoders import encoders_of
+    from ..graft import tensors_hash
+    from ..measure.geneval import read_prompts, write_pictures
+    from ..random import generator
+    from ..report import grid_png
+    from ..sampling import Pipeline
+
+    for option in ("count", "labels", "columns", "zoom"):
+        if getattr(arguments, option) is not None:
+            raise ValueError(f"--{option} is for a grid, not for --geneval")
+    arguments.goes_on_with = ""  # what Ctrl-C stops here, the same command goes on with
+    prompts, sampling, each = read_prompts(arguments.geneval), sampling_of(arguments), arguments.each or 4
+    device = alone(arguments).device
+    encoders = encoders_of(arguments.model, vae=None, text=arguments.text, tokens=arguments.tokens)
+    if encoders.condition == "labels":
+        raise ValueError(f"{arguments.model} is conditioned on classes: GenEval is for models of text")
+    embed = encoders.text(device)
+    settings = {"seed": arguments.seed, "sampling": asdict(sampling), "text": embed.identity}
+    states = [embed([prompt.text])[0][0] for prompt in prompts]  # alone: what is padded could differ in rounding
+    null = together([{TEXT: embed([""])[0][0][None]}])
+    del embed  # it can be larger than the model
+    model = opened(arguments).to(device)
+    _can_be_seen(model, arguments.model)
+    pipeline = Pipeline(model.transformer, model.autoencoder, null=null)
+    settings["model"] = tensors_hash(model.transformer.state_dict())
+    settings["autoencoder"] = None if model.autoencoder is None else tensors_hash(model.autoencoder.state_dict())
+
+    def draw(index: int, text: str) -> list[bytes]:
+        # A prompt's own batches, and its own stream of noise: the same pictures whatever else is drawn.
+        images = pipeline(
+            together([{TEXT: states[index][None]}] * each),
+            sampling=sampling,
+            seed=generator(arguments.seed, "geneval", index).initial_seed(),
+            batch_size=arguments.batch or each,
+        )
+        channels = 3 if images.shape[1] >= 3 else 1
+        return [grid_png(image[None, :channels], columns=1, zoom=1) for image in images]
+
+    drawn = write_pictures(prompts, arguments.out, draw, settings, samples=each, progress=progress("prompts"))
+    print(f"{drawn} of {len(prompts)} prompts drawn now, {each} pictures each, in {arguments.out}")
+
+
+def _can_be_seen(model: Model, name: str) -> None:
+    """Raises ValueError for a model of latents without an autoencoder."""
+    drawn: Any = getattr(model.transformer.config, "in_channels", None)
+    if model.autoencoder is None and drawn not in (1, 3):
+        raise ValueError(
+            f"{name} draws latents of {drawn} channels and brings no autoencoder to make images of them: "
+            "give it with --vae, or put it into a subfolder vae of its folder, beside transformer"
+        )

@@ -1,0 +1,235 @@
+"""Pairs that a teacher draws itself: a prompt or a label, and the latents that the teacher makes of it.
+
+They are what the paper finetunes PixArt-Sigma on, in the place of pictures that nobody may share. The k-th pair has the
+k-th prompt, or class, in turn, and noise of its own, from a stream that no evaluation draws from. The same batches give
+the same bits; batches of another size the same latents up to rounding.
+
+The folder is that of :func:`grafting.encode`, and is learnt from as such.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..conditions import TEXT, together
+from ..files import json_lines, text_lines
+from ..graft import tensors_hash
+from ..hosts import host_for
+from ..random import generator
+from ..sampling import Pipeline, Sampling
+from .encode_config import DTYPES
+from .shards import MANIFEST, NULL, Encoded
+from .writing import ShardFolder, file_entry, versions
+
+if TYPE_CHECKING:
+    from .encoders import Embedder
+
+Progress = Callable[[str, int, int], None]
+"""Called with (``captions`` or ``latents``, done, of all); first with what lies there from before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Prompts by index, without end. identity: says which they are. length: of a list, after which it begins again."""
+
+    identity: str
+    at: Callable[[int], str]
+    length: int | None = None
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Prompts:
+        """A list, from the start again after its end. Raises ValueError where it is empty."""
+        if not texts:
+            raise ValueError("no prompts: at least one is needed")
+        kept = tuple(texts)
+        digest = hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+        return cls(identity=digest, at=lambda k: kept[k % len(kept)], length=len(kept))
+
+    @classmethod
+    def scenes(cls, seed: int) -> Prompts:
+        """The captions that the scene world's training draws."""
+        from ..scenes import training_sample
+
+        return cls(identity=f"scenes, seed {seed}", at=lambda k: training_sample(seed, k)[1])
+
+    @classmethod
+    def read(cls, path: Path, column: str = "prompt") -> Prompts:
+        """A text file with a prompt in each line, or a ``.jsonl`` whose objects have it as ``column``.
+
+        Raises ValueError naming the file, and the line that is empty, is no JSON, or lacks the column.
+        """
+        if path.suffix == ".jsonl":
+            found = [(where, str(content[column])) for where, _, content in json_lines(path, {column: str})]
+        else:
+            found = list(text_lines(path))
+        for where, text in found:
+            if not text.strip():
+                raise ValueError(f"{where}: the prompt is empty")
+        return cls.of([text.strip() for _, text in found])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsConfig:
+    """seed: of the noise. batch: pairs drawn together. shard: pairs of one file, what a kill costs at most; a multiple
+    of ``batch``, so that another number of pairs has the same batches. dtype: of what is stored."""
+
+    seed: int = 0
+    batch: int = 16
+    shard: int = 128
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.batch < 1:
+            problems.append(f"batch {self.batch}: at least 1")
+        elif self.shard < 1 or self.shard % self.batch:
+            problems.append(f"shard {self.shard}: must be a multiple of the batch, {self.batch}")
+        if self.dtype not in DTYPES:
+            problems.append(f"dtype {self.dtype!r}: {', '.join(DTYPES)}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def generate_pairs(
+    transformer: nn.Module,
+    out: Path | str,
+    count: int,
+    *,
+    vae: nn.Module | None = None,
+    sampling: Sampling | None = None,
+    config: PairsConfig | None = None,
+    prompts: Prompts | None = None,
+    text: Callable[[], Embedder] | None = None,
+    progress: Progress | None = None,
+) -> Encoded:
+    """Draw ``count`` pairs of ``transformer`` into the folder ``out``; what lies there is gone on with.
+
+    Args:
+        vae: of the model, noted beside its latents, which are not decoded.
+        prompts: of a text-to-image model; without them pairs are of class labels, all classes in turn.
+        text: loads what embeds the prompts; it is called first, if anything is to be embedded, and then released.
+
+    Raises:
+        ValueError: ``count`` is below 1 or below what is there, or prompts have no ``text`` to embed them.
+        ClaimError: ``out`` holds pairs of other settings.
+    """
+    sampling, config = sampling or Sampling(), config or PairsConfig()
+    folder, run = Path(out), progress or (lambda *_: None)
+    if count < 1:
+        raise ValueError(f"{count} pairs: at least 1")
+    if prompts is not None and text is None:
+        raise ValueError("prompts are given and nothing that embeds them")
+    if (prompts is None) != (host_for(transformer).family == "DiT"):
+        wanted = "classes: give no prompts" if prompts is not None else "text: give prompts"
+        raise ValueError(f"{type(transformer).__name__} is conditioned on {wanted}")
+    settings = {
+        "model": tensors_hash(transformer.state_dict()),
+        "prompts": None if prompts is None else prompts.identity,
+        "sampling": asdict(sampling),
+        **asdict(config),
+    }
+    shards = ShardFolder(folder, settings, count=count, shard=config.shard)
+    shards.claim("pairs")
+    if (folder / MANIFEST).is_file():
+        there = len(Encoded(folder))
+        if there > count:
+            raise ValueError(f"{folder} holds {there} pairs already: {count} are asked for, name another folder")
+        if there == count:
+            return Encoded(folder)
+        (folder / MANIFEST).unlink()  # it says nothing true once the last file grows
+    encoder = None
+    if prompts is not None and text is not None:
+        encoder = shards.captions(
+            prompts.at,
+            text,
+            batch=config.batch,
+            dtype=DTYPES[config.dtype],
+            tell=lambda done, of: run("captions", done, of),
+        )
+        gc.collect()  # the text encoder is not needed any more, and can be larger than the model
+    pipeline = Pipeline(transformer, vae, null=None if encoder is None else _null(folder))
+    todo = [k for k in shards.shards if shards.facts("latents", k) is None]
+    done = count - sum(len(shards.items(k)) for k in todo)
+    run("latents", done, count)
+    for k in todo:
+        tensors = _drawn(pipeline, shards, k, sampling, config, captions=prompts is not None)
+        shards.write("latents", k, tensors, samples=len(tensors["latents"]))
+        done += len(shards.items(k))
+        run("latents", done, count)
+    shards.finish(_manifest(pipeline, shards, sampling, encoder))
+    return Encoded(folder)
+
+
+def _drawn(
+    pipeline: Pipeline, shards: ShardFolder, k: int, sampling: Sampling, config: PairsConfig, *, captions: bool
+) -> dict[str, torch.Tensor]:
+    """The tensors of shard k."""
+    items = torch.tensor(shards.items(k), dtype=torch.int64)
+    labels = None if captions else items % pipeline.null_class
+    # Of its own stream: sample k of an evaluation from the same seed must not be a picture that was learnt from.
+    noise = generator(config.seed, "pairs").initial_seed()
+    parts = []
+    for rows in items.split(config.batch):
+        first = int(rows[0])
+        place = first - shards.items(k)[0]
+        condition: Any = _texts(shards, k, place, len(rows)) if labels is None else labels[place : place + len(rows)]
+        parts.append(
+            pipeline.latents(condition, sampling=sampling, seed=noise, first_index=first, batch_size=config.batch)
+        )
+    tensors = {"latents": torch.cat(parts).to(DTYPES[config.dtype]), "items": items}
+    return tensors if labels is None else tensors | {"labels": labels}
+
+
+def _texts(shards: ShardFolder, k: int, place: int, count: int) -> dict[str, torch.Tensor]:
+    """The condition of ``count`` captions of shard k, as training reads it."""
+    from safetensors import safe_open
+
+    with safe_open(shards.path("captions", k), framework="pt") as file:
+        ends = file.get_slice("starts")[place : place + count + 1].tolist()
+        states = file.get_slice("states")
+        texts: dict[str, torch.Tensor] = together([{TEXT: states[a:b].float()[None]} for a, b in pairwise(ends)])
+        return texts
+
+
+def _null(folder: Path) -> dict[str, torch.Tensor]:
+    """The condition of the empty prompt, one row."""
+    from safetensors.torch import load_file
+
+    found: dict[str, torch.Tensor] = together([{TEXT: load_file(folder / NULL)["states"].float()[None]}])
+    return found
+
+
+def _manifest(
+    pipeline: Pipeline, shards: ShardFolder, sampling: Sampling, encoder: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    vae: Any = pipeline.vae
+    identity = None if vae is None else {"class": type(vae).__name__, "sha256": tensors_hash(vae.state_dict())}
+    encoders: dict[str, Any] = {"autoencoder": identity}
+    found: dict[str, Any] = {
+        "condition": "labels" if encoder is None else "captions",
+        "samples": shards.count,
+        "pictures": shards.count,
+        "listed": shards.count,
+        "shape": [pipeline.channels, pipeline.size, pipeline.size],
+        "mirrored": False,
+        "drawn": sampling.describe(),
+        "scale": 1.0 if vae is None else vae.config.scaling_factor,
+        "shift": 0.0 if vae is None else getattr(vae.config, "shift_factor", None) or 0.0,
+        "encoders": encoders,
+        "shards": [shards.listed(k, captions=encoder is not None) for k in shards.shards],
+        "versions": versions(),
+    }
+    if encoder is not None:
+        encoders["text"] = dict(encoder)
+        found["null"] = file_entry(shards.out / NULL)
+    return found
