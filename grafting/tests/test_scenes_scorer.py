@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from grafting.scenes import (
     Thing,
     Wanted,
     apart,
+    distinct_captions,
     evaluation_prompts,
     find,
     judge,
@@ -256,6 +259,14 @@ def test_bad_pictures_are_refused() -> None:
             find(np.zeros((side, side, 3), np.uint8))
     with pytest.raises(ValueError, match="one of each"):
         verdicts(evaluation_prompts(2), [np.zeros((64, 64, 3), np.uint8)])
+
+
+def test_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "scenes.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    assert "overall         100.00 %" in capsys.readouterr().out
+    assert f"the {len(distinct_captions()):,} captions" in page
 
 
 @pytest.mark.heavy
