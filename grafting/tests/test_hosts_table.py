@@ -37,7 +37,7 @@ def dit() -> Parts:
     return DiTTransformer2DModel(**SIZES, num_embeds_ada_norm=4), torch.tensor([1, 4]), (8, 8)
 
 
-def pixart(*, sized: bool = False, size: tuple[int, int] = (8, 8)) -> Parts:
+def pixart(*, sized: bool = False, side: int = 8) -> Parts:
     """PixArt-Sigma, or -alpha where it is ``sized``: captions of two and of five tokens."""
     from diffusers import PixArtTransformer2DModel
 
@@ -45,7 +45,7 @@ def pixart(*, sized: bool = False, size: tuple[int, int] = (8, 8)) -> Parts:
     # The embedding of sizes wants a third of the width.
     heads = {"num_attention_heads": 3} if sized else {}
     width = {"cross_attention_dim": 48} if sized else {}
-    model = PixArtTransformer2DModel(**SIZES | more | heads | width)
+    model = PixArtTransformer2DModel(**SIZES | more | heads | width | {"sample_size": side})
     condition: dict[str, Any] = {
         "encoder_hidden_states": torch.randn(2, 5, 12),
         "encoder_attention_mask": torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]),
@@ -56,7 +56,7 @@ def pixart(*, sized: bool = False, size: tuple[int, int] = (8, 8)) -> Parts:
             "aspect_ratio": torch.tensor([[1.0], [4.0]]),
         }
         condition["added_cond_kwargs"] = sizes
-    return model, condition, size
+    return model, condition, (8, 8)
 
 
 HOSTS: dict[str, Callable[[], Parts]] = {

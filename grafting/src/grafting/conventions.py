@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -14,10 +15,16 @@ CONVENTIONS = ("downscale_freq_shift", "eps")
 def conventions(model: nn.Module) -> dict[str, Any]:
     """By module path, the constants that a fresh model of the same configuration does not have."""
     with torch.device("meta"):
-        fresh = dict(type(model)(**{k: v for k, v in dict(model.config).items() if k[0] != "_"}).named_modules())  # type: ignore[arg-type]
+        fresh = dict(type(model)(**settings(model)).named_modules())
     return {
         f"{path}.{name}": getattr(module, name)
         for path, module in model.named_modules()
         for name in CONVENTIONS
         if path in fresh and hasattr(fresh[path], name) and getattr(module, name, None) != getattr(fresh[path], name)
     }
+
+
+def settings(model: Any) -> dict[str, Any]:
+    """What a diffusers model was made with; an older configuration may name more, which its class of today ignores."""
+    known = inspect.signature(type(model).__init__).parameters
+    return {key: value for key, value in dict(model.config).items() if key in known}

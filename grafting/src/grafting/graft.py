@@ -268,6 +268,11 @@ def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def null_identity(null: Any) -> int | str:
+    """What stands for a dropped condition, as JSON: the class, or the hash of a dictionary of one row."""
+    return tensors_hash(null) if isinstance(null, Mapping) else int(null)
+
+
 def remember(handle: Grafted) -> None:
     """Keep the handle beside its model, as a plain attribute that no state dict sees."""
     object.__setattr__(handle.model, "_grafted", handle)

@@ -30,6 +30,10 @@ class Host(ABC):
         """The denoiser's output (B, C or 2C, H, W) for latents z (B, C, H, W), timesteps t (B,) and condition c."""
 
     @abstractmethod
+    def example(self, model: nn.Module, batch: int) -> Any:
+        """A condition of ``batch`` samples, of the usual size, for what depends on sizes alone, such as time."""
+
+    @abstractmethod
     def gates(self, model: nn.Module, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
         """By site, the factor (B, 1, D) that scales its output before it is added to the residual stream."""
 

@@ -25,6 +25,10 @@ class DiT(Host):
         """c: class labels (B,); the null class is the number of classes."""
         return model(z, timestep=t, class_labels=c).sample
 
+    def example(self, model: nn.Module, batch: int) -> Any:
+        """Labels (B,)."""
+        return torch.zeros(batch, dtype=torch.int64, device=next(model.parameters()).device)
+
     def gates(self, model: nn.Module, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
         """Third and sixth of the six adaLN-Zero vectors: the gates of attention and MLP."""
         gates = {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from ..conditions import MASK, TEXT
 from .base import Host
-from .shapes import HostError, Site
+from .shapes import PIXART_TEXT, HostError, Site
 
 
 class PixArt(Host):
@@ -30,6 +31,17 @@ class PixArt(Host):
             raise HostError("a PixArt model is conditioned on a dictionary with encoder_hidden_states (B, L, D_text)")
         given = {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}, **c}
         return model(z, timestep=t, **given).sample
+
+    def example(self, model: nn.Module, batch: int) -> Any:
+        """Captions of :data:`~grafting.hosts.shapes.PIXART_TEXT` tokens, and the pictures' sizes where these count."""
+        like, config = next(model.parameters()), cast(Any, model.config)
+        side: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        text = torch.zeros(batch, PIXART_TEXT, config.caption_channels or config.cross_attention_dim, **side)
+        found: dict[str, Any] = {TEXT: text, MASK: torch.ones(text.shape[:2], dtype=torch.int64, device=like.device)}
+        if model.use_additional_conditions:
+            size = torch.full((batch, 2), 8.0 * config.sample_size, **side)
+            found["added_cond_kwargs"] = {"resolution": size, "aspect_ratio": size[:, :1] / size[:, 1:]}
+        return found
 
     def gates(self, model: nn.Module, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
         """Rows 2 and 5 of each block's ``scale_shift_table`` plus the timestep's embedding."""

@@ -131,16 +131,24 @@ SHAPES: dict[str, Callable[[Mapping[str, Any]], HostShape]] = {
     "PixArtTransformer2DModel": pixart_shape,
 }
 """By diffusers' class."""
+LEGACY = {
+    ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel",
+    ("Transformer2DModel", "ada_norm_single"): "PixArtTransformer2DModel",
+}
+"""What older configurations, among them those of the published DiT and PixArt, call a class, by ``norm_type``."""
 
 
 def class_of(source: nn.Module | Mapping[str, Any]) -> str:
-    """diffusers' class of a live module or a configuration.
+    """diffusers' class of a live module or a configuration, today's name for an older one.
 
     Raises:
         HostError: no family has this class; the message lists those that are known.
     """
     config = source if isinstance(source, Mapping) else getattr(source, "config", None)
-    name = config.get("_class_name") if isinstance(config, Mapping) else None
+    name = None
+    if isinstance(config, Mapping):
+        name = config.get("_class_name")
+        name = LEGACY.get((str(name), str(config.get("norm_type"))), name)
     name = name or ("a configuration without _class_name" if isinstance(source, Mapping) else type(source).__name__)
     if name not in SHAPES:
         raise HostError(f"no host descriptor for {name}: known are {', '.join(SHAPES)}")

@@ -1,16 +1,19 @@
 """Held-out denoising loss on fixed (image, timestep, noise) triples: seconds where FID takes minutes.
 
 Every model sees the very same triples, so the difference between two models is paired: what a hard triple does to both
-cancels, and models part long before their FIDs do. Shapes: z (n, C, H, W) clean latents, y and t (n,) int64.
+cancels, and models part long before their FIDs do. Shapes: z (n, C, H, W) clean latents, t (n,) int64, y labels (n,)
+or as in :mod:`grafting.conditions`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from ..conditions import count, rows
 from ..diffusion import Denoiser, Diffusion
 from ..modes import evaluating
 from ..random import generator
@@ -22,21 +25,21 @@ class Triples:
     """Held-out samples with the timestep and the noise that each is judged at."""
 
     z: torch.Tensor
-    y: torch.Tensor
+    y: Any
     t: torch.Tensor
     noise: torch.Tensor
 
     @classmethod
-    def draw(cls, z: torch.Tensor, y: torch.Tensor, *, n: int, seed: int = 0, steps: int = 1000) -> Triples:
+    def draw(cls, z: torch.Tensor, y: Any, *, n: int, seed: int = 0, steps: int = 1000) -> Triples:
         """n triples over the samples in turn, the k-th from the counter (seed, k) alone, so fewer are a prefix of more.
 
         Timesteps are a shifted low-discrepancy sequence, so that every noise level is seen evenly at any n.
 
         Raises:
-            ValueError: no samples, labels of another number, or n below 2.
+            ValueError: no samples, conditions of another number, or n below 2.
         """
-        if len(z) == 0 or len(z) != len(y):
-            raise ValueError(f"{len(z)} samples and {len(y)} labels: give one label per sample, and at least one")
+        if len(z) == 0 or len(z) != count(y):
+            raise ValueError(f"{len(z)} samples and {count(y)} labels: give one label per sample, and at least one")
         if n < 2:
             raise ValueError(f"{n} triples: an interval needs at least 2")
         golden = 0.6180339887498949  # fractional parts of its multiples are evenly spread at every n
@@ -44,8 +47,8 @@ class Triples:
         offset = torch.rand(1, generator=generator(seed, "triples"), dtype=torch.float64)
         t = ((torch.arange(n, dtype=torch.float64) * golden + offset) % 1 * steps).long().clamp(max=steps - 1)
         noise = torch.stack([torch.randn(z.shape[1:], generator=source) for source in sources])
-        rows = torch.arange(n) % len(z)
-        return cls(z=z[rows], y=y[rows], t=t, noise=noise)
+        chosen = torch.arange(n) % len(z)
+        return cls(z=z[chosen], y=rows(y, chosen), t=t, noise=noise)
 
     def __len__(self) -> int:
         return len(self.t)
@@ -72,7 +75,7 @@ def denoising_losses(
         noise = triples.noise[part]
         zt = diffusion.add_noise(triples.z[part], triples.t[part], noise)
         with evaluating(model):
-            out = model(zt, triples.t[part], triples.y[part])[:, : noise.shape[1]].cpu()
+            out = model(zt, triples.t[part], rows(triples.y, part))[:, : noise.shape[1]].cpu()
         losses.append((out.double() - noise.double()).square().flatten(1).mean(1))
         if progress is not None:
             progress(min(start + batch_size, len(triples)), len(triples))

@@ -113,5 +113,5 @@ def _whole(model: nn.Module, grid: tuple[int, int], batch: int) -> Callable[[], 
     size = [length * config["patch_size"] for length in grid]
     z = torch.randn(batch, config["in_channels"], *size, device=device)
     t = torch.full((batch,), 500, device=device)
-    y = torch.zeros(batch, dtype=torch.int64, device=device)
+    y = host.example(model, batch)
     return lambda: host.call(model, z, t, y)

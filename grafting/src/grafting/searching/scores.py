@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..activations import visit
+from ..conditions import rows, to
 from ..diffusion import Diffusion
 from ..graft import Grafted, tensors_hash, ungraft
 from ..hosts import Site
@@ -175,7 +176,8 @@ def carried_errors(handle: Grafted, held: Triples, *, batch_size: int = 128) -> 
         stack.enter_context(visit(handle.switches, at_site))
         stack.enter_context(visit(dict(enumerate(host.blocks(model))), after_block))
         for start in range(0, len(held), batch_size):
-            z, y, t, noise = (x[start : start + batch_size].to(device) for x in (held.z, held.y, held.t, held.noise))
+            part = slice(start, start + batch_size)
+            z, y, t, noise = (to(rows(x, part), device) for x in (held.z, held.y, held.t, held.noise))
             gates.update(host.gates(model, t, y))
             host.call(model, diffusion.add_noise(z, t, noise), t, y)
     return {site: error / streams[site.block] for site, error in errors.items()}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .. import __version__
-from ..conventions import CONVENTIONS, conventions
+from ..conventions import CONVENTIONS, conventions, settings
 from ..files import misfits, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
 from ..graft import Grafted, graft, remember, tensors_hash, ungraft
 from ..hosts import host_for
@@ -65,7 +65,7 @@ def save(
         "whole": everything,
         "base": {"name": base, "sha256": handle.source_hash},
         "class": type(handle.model).__name__,
-        "config": {k: v for k, v in dict(handle.model.config).items() if not k.startswith("_")},  # type: ignore[arg-type]
+        "config": settings(handle.model),
         "conventions": handle.facts if handle.student_blocks is not None else conventions(handle.model),
         "plan": handle.plan.to_dict(),
         "lora": None if handle.adapters is None else asdict(handle.adapters.settings),

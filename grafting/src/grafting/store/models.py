@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..graft import Grafted
-from ..hosts import host_for
+from ..hosts.shapes import class_of
 from ..teachers import PROMPTS, teacher_folder, teachers
 from ..text import Embedded
 from .configs import HUB_ID, SCHEDULER, ModelError, check_schedule, hub_config, hub_file, read_json, unknown
@@ -179,6 +179,6 @@ def _hub(name: str) -> Model:
 def _transformer(config: Mapping[str, Any], source: str, **where: str) -> nn.Module:
     import diffusers
 
-    host_for(config)  # refuses a class that no descriptor knows
-    model: nn.Module = getattr(diffusers, config["_class_name"]).from_pretrained(source, **where)
+    name = class_of(config)  # refuses a class that no descriptor knows
+    model: nn.Module = getattr(diffusers, name).from_pretrained(source, **where)
     return model.float().eval()

@@ -21,7 +21,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..activations import visit_spans
+from ..conditions import each
 from ..diffusion import Diffusion, draw, drop_labels
+from ..graft import null_identity
 from ..initialise import explained
 from ..modes import evaluating
 from .distill_state import load_state, save_state
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from ..graft import Grafted
 
 LOSSES = ("l1", "l2", "huber")
-Batches = Callable[[int], Mapping[str, torch.Tensor]]
+Batches = Callable[[int], Mapping[str, Any]]
 Answer = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 """What the student gives at a site or group, and what it should give; computed when called."""
 
@@ -167,7 +169,7 @@ class SiteReport:
 def distill(
     handle: Grafted,
     batches: Batches,
-    null: int,
+    null: Any,
     config: DistillConfig,
     out: Path | None = None,
     heldout: Batches | None = None,
@@ -176,10 +178,11 @@ def distill(
 ) -> dict[str, SiteReport]:
     """Teach the operators of ``handle``; leave each at its best held-out step in the model.
 
-    batches, heldout: batch(step) giving ``z`` (B, C, H, W) and ``y`` (B,). Without ``heldout`` the error is measured
-    on fresh noise over the images of ``batches``. null: the class that stands for a dropped label. out: a folder for
-    the state; a run found there is continued to the same bits. team: the processes that share the work; alone on the
-    model's device by default. Returns a report by site name.
+    batches, heldout: batch(step) giving ``z`` (B, C, H, W) and ``y``, labels (B,) or as :mod:`grafting.conditions` has
+    it. Without ``heldout`` the error is measured on fresh noise over the images of ``batches``. null: what stands for a
+    dropped condition, a class or a dictionary of one row. out: a folder for the state; a run found there is continued
+    to the same bits. team: the processes that share the work; alone on the model's device by default. Returns a report
+    by site name.
 
     Raises ValueError where no site can learn, or ``out`` holds a run with other settings, of another plan, model or
     start.
@@ -194,7 +197,7 @@ class Distillation:
         self,
         handle: Grafted,
         batches: Batches,
-        null: int,
+        null: Any,
         config: DistillConfig,
         out: Path | None,
         heldout: Batches,
@@ -205,7 +208,7 @@ class Distillation:
         self.out, self.heldout, self.diffusion = out, heldout, diffusion
         self.team = team or Team(device=next(handle.model.parameters()).device)
         self.depends: dict[str, Any] = {"plan": handle.plan.digest, "teacher": handle.source_hash, "init": handle.init}
-        self.depends |= {"start's seed": handle.seed, "null": null, "schedule": repr(diffusion)}
+        self.depends |= {"start's seed": handle.seed, "null": null_identity(null), "schedule": repr(diffusion)}
         self.step = 0
         self.whole = True  # false while a step is being written into weights and moments
         handle.train_grafted()
@@ -331,7 +334,7 @@ class Distillation:
         self,
         active: Mapping[Any, Learner],
         z: torch.Tensor,
-        y: torch.Tensor,
+        y: Any,
         counter: int,
         visitor: Callable[[Any, Answer, torch.Tensor | None], None],
     ) -> None:
@@ -339,7 +342,7 @@ class Distillation:
         what the student gives there and what it should give, and the gate that weighs both."""
         handle, host = self.handle, self.handle.host
         noise, t = draw(z.shape, self.diffusion.steps, self.config.seed, counter)
-        z, y, noise, t = (self.team.rows(tensor) for tensor in (z, y, noise, t))
+        z, y, noise, t = (each(part, self.team.rows) for part in (z, y, noise, t))
         zt = self.diffusion.add_noise(z, t, noise)
         pupils = handle.pupils()
 

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..conditions import each
 from ..diffusion import Denoiser, Diffusion, draw, drop_labels
-from ..graft import handle_of
+from ..graft import handle_of, null_identity
 from ..modes import evaluating
 from ..precision import PRECISIONS, autocast
 from .features import Pairs, match_features, returned
@@ -108,8 +109,8 @@ def finetune(
     model: nn.Module,
     student: Denoiser,
     teacher: Denoiser | None,
-    batches: Callable[[int], Mapping[str, torch.Tensor]],
-    null: int,
+    batches: Callable[[int], Mapping[str, Any]],
+    null: Any,
     config: FinetuneConfig,
     out: Path | None = None,
     diffusion: Diffusion | None = None,
@@ -120,10 +121,11 @@ def finetune(
 
     student, teacher: (z_t, t, y) to outputs (B, C or 2C, H, W); the student's run through ``model``. The model, and
     either where it is a module, is in evaluation mode meanwhile; another model that a function closes over is the
-    caller's to put there. null: the class that stands for a dropped label. out: a folder for state and log; a run
-    found there is continued to the same bits, one of other settings refused. team: the processes that share the work;
-    alone on the model's device by default. pairs: (student's, teacher's) blocks in the order in which they run, whose
-    outputs are matched where the settings give ``features`` a weight.
+    caller's to put there. batches: batch(step) giving ``z`` (B, C, H, W) and ``y``, as :mod:`grafting.conditions` has
+    it. null: what stands for a dropped condition, a class or a dictionary of one row. out: a folder for state and log;
+    a run found there is continued to the same bits, one of other settings refused. team: the processes that share the
+    work; alone on the model's device by default. pairs: (student's, teacher's) blocks in the order in which they run,
+    whose outputs are matched where the settings give ``features`` a weight.
 
     Raises ValueError where the settings need a teacher or pairs and none are given, or ``out`` holds a run of other
     settings.
@@ -142,7 +144,7 @@ def finetune(
         batch, share = batches(step), config.share(step)
         noise, t = draw(batch["z"].shape, schedule.steps, config.seed, step)
         y = drop_labels(batch["y"], config.label_dropout, null, config.seed, step)
-        z, t, y, noise = (workers.rows(tensor) for tensor in (batch["z"], t, y, noise))
+        z, t, y, noise = (each(part, workers.rows) for part in (batch["z"], t, y, noise))
         parts: dict[str, torch.Tensor] = {}
         with autocast(z.device, config.precision):
             if share == 0 or teacher is None:
@@ -163,7 +165,7 @@ def finetune(
 
     how = ("loop", "checkpointing")  # compared by the loop itself; the same gradients either way
     depends = {key: value for key, value in asdict(config).items() if key not in how}
-    depends |= {"null": null, "schedule": repr(schedule)}
+    depends |= {"null": null_identity(null), "schedule": repr(schedule)}
     handle = handle_of(model)
     if handle is not None and handle.adapters is not None:
         depends["lora"] = asdict(handle.adapters.settings)

@@ -193,7 +193,7 @@ def profile(arguments: argparse.Namespace) -> None:
     size = side * config["patch_size"]
     z = torch.randn(arguments.batch, config["in_channels"], size, size).to(device)
     t = torch.full((arguments.batch,), 500, device=device)
-    y = torch.zeros(arguments.batch, dtype=torch.int64, device=device)
+    y = host.example(network, arguments.batch)
 
     def call() -> None:
         host.call(network, z, t, y)
