@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..conditions import Condition, count, rows
 from ..random import generator
 from .shards import Rows
 
@@ -22,13 +23,14 @@ class Batches:
     """
 
     inputs: torch.Tensor | Rows
-    labels: torch.Tensor | Rows
+    labels: Condition | Rows
     size: int
     seed: int
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.labels) or len(self.inputs) == 0:
-            raise ValueError(f"{len(self.inputs)} inputs and {len(self.labels)} labels: give one label per input")
+        labels = len(self.labels) if isinstance(self.labels, Rows) else count(self.labels)
+        if len(self.inputs) != labels or len(self.inputs) == 0:
+            raise ValueError(f"{len(self.inputs)} inputs and {labels} labels: give one label per input")
         if self.size < 1:
             raise ValueError(f"batch size {self.size}: it must be at least 1")
 
@@ -45,4 +47,7 @@ class Batches:
     def __call__(self, step: int) -> dict[str, Any]:
         """``{"z": (size, C, H, W), "y": (size,)}`` for step ``step``; y as in :mod:`grafting.conditions`."""
         picked = self.indices(step)
-        return {"z": self.inputs[picked], "y": self.labels[picked]}
+        return {
+            "z": self.inputs[picked],
+            "y": self.labels[picked] if isinstance(self.labels, Rows) else rows(self.labels, picked),
+        }

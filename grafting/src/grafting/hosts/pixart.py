@@ -17,7 +17,8 @@ class PixArt(Host):
     """``attn1`` is self-attention and a site, ``attn2`` cross-attention and none; one ``adaln_single`` for all blocks.
 
     The condition is a dictionary with ``encoder_hidden_states`` and, as the model asks for them,
-    ``encoder_attention_mask`` and ``added_cond_kwargs``.
+    ``encoder_attention_mask`` and ``added_cond_kwargs``. Where it has not the last, a model that is told its pictures'
+    sizes is told those of the latents at hand.
     """
 
     family = "PixArt"
@@ -29,25 +30,22 @@ class PixArt(Host):
         """c: keyword arguments of the model, as said above. Raises HostError without text states."""
         if not isinstance(c, Mapping) or "encoder_hidden_states" not in c:
             raise HostError("a PixArt model is conditioned on a dictionary with encoder_hidden_states (B, L, D_text)")
-        given = {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}, **c}
+        given = {"added_cond_kwargs": _sizes(model, len(z), z.shape[-2], z.shape[-1]), **c}
         return model(z, timestep=t, **given).sample
 
     def example(self, model: nn.Module, batch: int) -> Any:
-        """Captions of :data:`~grafting.hosts.shapes.PIXART_TEXT` tokens, and the pictures' sizes where these count."""
+        """Captions of :data:`~grafting.hosts.shapes.PIXART_TEXT` tokens."""
         like, config = next(model.parameters()), cast(Any, model.config)
         side: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         text = torch.zeros(batch, PIXART_TEXT, config.caption_channels or config.cross_attention_dim, **side)
         found: dict[str, Any] = {TEXT: text, MASK: torch.ones(text.shape[:2], dtype=torch.int64, device=like.device)}
-        if model.use_additional_conditions:
-            size = torch.full((batch, 2), 8.0 * config.sample_size, **side)
-            found["added_cond_kwargs"] = {"resolution": size, "aspect_ratio": size[:, :1] / size[:, 1:]}
         return found
 
     def gates(self, model: nn.Module, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
         """Rows 2 and 5 of each block's ``scale_shift_table`` plus the timestep's embedding."""
         adaln: Any = model.adaln_single
-        extra = c.get("added_cond_kwargs") if isinstance(c, Mapping) else None
-        added = extra or {"resolution": None, "aspect_ratio": None}
+        side = cast(Any, model.config).sample_size
+        added = (c.get("added_cond_kwargs") if isinstance(c, Mapping) else None) or _sizes(model, len(t), side, side)
         embedded, _ = adaln(t, added, batch_size=len(t), hidden_dtype=adaln.linear.weight.dtype)
         gates = {}
         for index, block in enumerate(self.blocks(model)):
@@ -73,3 +71,17 @@ class PixArt(Host):
         }
         cross: list[Any] = [block.attn2 for block in blocks]
         return torch.stack([part + attend(part, **text) for attend, part in zip(cross, y, strict=True)])
+
+
+FACTOR = 8
+"""Pixels along a side of a latent, for PixArt-alpha's autoencoder."""
+
+
+def _sizes(model: nn.Module, batch: int, height: int, width: int) -> dict[str, torch.Tensor | None]:
+    """``added_cond_kwargs`` of latents of ``height`` x ``width``: resolution (B, 2) in pixels and aspect ratio (B, 1),
+    as diffusers' pipeline gives them; None each for a model that is not told."""
+    if not model.use_additional_conditions:
+        return {"resolution": None, "aspect_ratio": None}
+    like = next(model.parameters())
+    size = torch.tensor([[FACTOR * height, FACTOR * width]], device=like.device, dtype=like.dtype).expand(batch, 2)
+    return {"resolution": size, "aspect_ratio": size[:, :1] / size[:, 1:]}

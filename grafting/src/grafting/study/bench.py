@@ -19,6 +19,7 @@ from torch import nn
 from ..claims import claim
 from ..files import save_safetensors_atomic, write_bytes_atomic
 from ..graft import Grafted, tensors_hash, ungraft
+from ..hosts import host_for
 from ..measure.denoising import Triples, denoising_losses, mean_loss
 from ..measure.quality import (
     Estimate,
@@ -56,7 +57,6 @@ class Study:
         if self.model.graft is not None:
             raise StudyError(f"teacher {recipe.teacher} is a graft already: a study starts from a pretrained model")
         self.teacher = self.model.transformer
-        self.null = null_class(self.teacher)
         self.material = Material(self.model, recipe.data).first(recipe.images)
         self.judging = Judge(recipe.evaluate, self.model, self.material, out, next(self.teacher.parameters()).device)
         self.entries = entries(recipe)
@@ -84,6 +84,8 @@ class Study:
         for name, plan in self.recipe.plans.items():
             problems += [f"plan {name}: {problem}" for problem in plan.check(self.teacher).problems]
         problems += self.judging.problems()
+        if self.recipe.evaluate.drawn and host_for(self.teacher).family != "DiT":
+            problems.append(f"{self.recipe.teacher} takes text, and samples are drawn of classes: samples 0 and grid 0")
         learnt, there = self.recipe.images, self.material.count(train=True)
         if learnt is not None and learnt > there:
             problems.append(f"images {learnt}: there are {there} to learn from")
@@ -246,7 +248,7 @@ class Study:
     def labels(self) -> torch.Tensor:
         """(drawn,) asked classes, the same for every model."""
         config = self.recipe.evaluate
-        return draw_labels(config.drawn, self.null, config.labels, self.recipe.seed)
+        return draw_labels(config.drawn, null_class(self.teacher), config.labels, self.recipe.seed)
 
     def _sampling(self, entry: Entry) -> dict[str, Any]:
         config = self.recipe.evaluate

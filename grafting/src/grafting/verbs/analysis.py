@@ -19,6 +19,9 @@ def add(verbs: Verbs) -> None:
         "--samples", type=at_least(1), default=256, metavar="N", help="drawn while watching (default 256)"
     )
     made.add_argument("--batch", type=at_least(1), default=64, metavar="N", help="samples of one pass (default 64)")
+    made.add_argument(
+        "--data", metavar="FOLDER", help="of grafting encode: whose held-out captions a model of text is watched on"
+    )
     made.add_argument("--k", type=integers, default=[], metavar="K,K,…", help="reaches; the first one ranks the blocks")
     made.add_argument("--distance", default="raster", help="that ranks the blocks: raster or grid")
     made.add_argument("--operator", default="hyena_x", help="of the suggested plans")
@@ -30,11 +33,13 @@ def add(verbs: Verbs) -> None:
 
 def analyze(arguments: argparse.Namespace) -> None:
     """Watch a model while it samples; write tables, figures, suggested plans and a page."""
+    from ..hosts import host_for
     from ..measure.analysis import DISTANCES
     from ..measure.analysis import analyze as watch
     from ..operators import get
     from ..report.analysis import write_analysis
     from ..store.models import open_model
+    from ..study.stages import Material
 
     if arguments.distance not in DISTANCES:
         raise ValueError(f"--distance {arguments.distance!r}: {' or '.join(DISTANCES)}")
@@ -42,6 +47,9 @@ def analyze(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--batch {arguments.batch}: at least 1")
     get(arguments.operator)  # refuses an unknown one before the work
     model = open_model(arguments.model, base=arguments.base)
+    conditions = None
+    if host_for(model.transformer).family != "DiT":
+        conditions = Material(model, arguments.data).conditions(train=False)
     out = arguments.out or Path("out") / f"{Path(arguments.model).name}-analysis"
     found = watch(
         model.transformer,
@@ -50,6 +58,7 @@ def analyze(arguments: argparse.Namespace) -> None:
         sampling=sampling_of(arguments),
         seed=arguments.seed,
         batch=arguments.batch,
+        conditions=conditions,
         progress=progress("analyze"),
     )
     page = write_analysis(out, found, reaches=arguments.k, distance=arguments.distance, operator=arguments.operator)

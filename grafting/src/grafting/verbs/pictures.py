@@ -23,6 +23,8 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from ..store.models import Model
 
 
@@ -33,6 +35,9 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--out", type=Path, required=True, metavar="PNG", help="with --geneval, a folder")
     made.add_argument("--count", type=at_least(1), help="samples over the classes in turn (default 40)")
     made.add_argument("--labels", type=integers, metavar="L,L,…", help="the classes to draw, instead")
+    made.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="what to draw, of a model that takes text; several add up"
+    )
     made.add_argument("--columns", type=at_least(1), metavar="N")
     made.add_argument("--zoom", type=at_least(1), metavar="N", help="pixels for one (default 2)")
     made.add_argument(
@@ -55,12 +60,15 @@ def sample(arguments: argparse.Namespace) -> None:
     if arguments.geneval is not None:
         _geneval(arguments)
         return
-    for option in ("each", "batch", "text", "tokens"):
+    for option in ("each", "batch", *(() if arguments.prompt else ("text", "tokens"))):
         if getattr(arguments, option) is not None:
-            raise ValueError(f"--{option} goes with --geneval")
+            raise ValueError(f"--{option} goes with --geneval{'' if option in ('each', 'batch') else ' or --prompt'}")
+    if arguments.prompt and (arguments.labels or arguments.count):
+        raise ValueError("--prompt says what to draw: leave out --labels and --count")
     import torch
 
     from ..files import write_bytes_atomic
+    from ..hosts import host_for
     from ..report import grid_png
     from ..sampling import Pipeline, draw_labels
     from ..study.stages import null_class
@@ -68,17 +76,38 @@ def sample(arguments: argparse.Namespace) -> None:
     if arguments.out.is_dir():
         raise ValueError(f"--out {arguments.out} is a folder: name a PNG file")
     device = alone(arguments).device
+    asked: Any = None
+    null: dict[str, Any] | None = None
+    if arguments.prompt:
+        asked, null = _embedded(arguments, device)
     model = opened(arguments).to(device)
-    classes = null_class(model.transformer)
-    labels = torch.tensor(arguments.labels) if arguments.labels else draw_labels(arguments.count or 40, classes)
+    if asked is None and host_for(model.transformer).family != "DiT":
+        raise ValueError(f"{arguments.model} is conditioned on text: say with --prompt what to draw")
+    if asked is None:
+        classes = null_class(model.transformer)
+        asked = torch.tensor(arguments.labels) if arguments.labels else draw_labels(arguments.count or 40, classes)
     _can_be_seen(model, arguments.model)
-    pipeline = Pipeline(model.transformer, model.autoencoder)
+    pipeline = Pipeline(model.transformer, model.autoencoder, null=null)
     show = progress("sample")
-    images = pipeline(labels, sampling=sampling_of(arguments), seed=arguments.seed, progress=show)
+    images = pipeline(asked, sampling=sampling_of(arguments), seed=arguments.seed, progress=show)
     channels = 3 if images.shape[1] >= 3 else 1
     columns = arguments.columns or min(10, len(images))
     write_bytes_atomic(arguments.out, grid_png(images[:, :channels], columns=columns, zoom=arguments.zoom or 2))
     print(arguments.out)
+
+
+def _embedded(arguments: argparse.Namespace, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The prompts as a condition, and the empty one; the text encoder is let go of."""
+    from ..conditions import TEXT, together
+    from ..data.encoders import encoders_of
+
+    encoders = encoders_of(arguments.model, vae=None, text=arguments.text, tokens=arguments.tokens)
+    if encoders.condition == "labels":
+        raise ValueError(f"{arguments.model} is conditioned on classes: --prompt is for models of text")
+    embed = encoders.text(device)
+    states = [embed([prompt])[0][0] for prompt in (*arguments.prompt, "")]
+    parts = [together([{TEXT: state[None]}]) for state in states]
+    return together(parts[:-1]), parts[-1]
 
 
 def _geneval(arguments: argparse.Namespace) -> None:

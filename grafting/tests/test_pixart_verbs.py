@@ -1,0 +1,114 @@
+"""Every verb on the folder of a tiny PixArt-Sigma pipeline: from pictures with captions to samples and a study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from encoding import picture, pixart_pipeline
+from test_hosts_table import pixart
+
+from grafting.cli import main
+from grafting.hosts import Site, host_for
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``pixart`` (the pipeline), ``encoded`` (40 pictures, two of them held out) and ``graft``, after stage 1."""
+    root = tmp_path_factory.mktemp("pixart")
+    for k in range(40):
+        picture(root / "pictures" / f"{k}.png", k)
+        (root / "pictures" / f"{k}.txt").write_text("a red disc left of the square" if k % 2 else "blue")
+    pixart_pipeline().save_pretrained(root / "pixart")
+    run("encode", root / "pictures", "--model", root / "pixart", "--out", root / "encoded")
+    short = ["--steps", 2, "--batch", 4, "--calibration", 8]
+    run("distill", root / "pixart", "--data", root / "encoded", *short, "--out", root / "graft")
+    return root
+
+
+def run(*given: Any) -> None:
+    assert main([*map(str, given)]) == 0
+
+
+def told(capsys: pytest.CaptureFixture[str], *given: Any) -> Any:
+    """What a verb prints as JSON."""
+    capsys.readouterr()
+    run(*given, "--json")
+    return json.loads(capsys.readouterr().out)
+
+
+def test_stage_two_and_the_held_out_loss(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data", folder / "encoded"]
+    run("finetune", folder / "graft", *data, "--steps", 2, "--batch", 4, "--out", tmp_path / "tuned")
+    found = told(capsys, "evaluate", tmp_path / "tuned", *data, "--triples", 4, "--against", folder / "pixart")
+    assert found["held-out loss"]["loss"]["value"] > 0 and len(found["held-out loss"]) == 3
+
+
+def test_inspect_plan_and_profile(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("inspect", folder / "pixart")
+    assert "PixArt, 4 blocks" in capsys.readouterr().out
+    assert told(capsys, "plan", folder / "pixart", "--operator", "hyena_x")["family"] == "PixArt"
+    for model in ("pixart", "graft"):
+        assert told(capsys, "profile", folder / model, "--batch", 1, "--rounds", 2)["milliseconds"] > 0
+
+
+def test_analyze_watches_held_out_captions(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["analyze", folder / "pixart", "--samples", 3, "--steps", 2, "--out", tmp_path]
+    found = told(capsys, *given, "--data", folder / "encoded")
+    assert [entry["block"] for entry in found["blocks"]] == [0, 1, 2, 3]
+    assert main([*map(str, given)]) == 2 and "grafting encode" in capsys.readouterr().err
+
+
+def test_sample_draws_prompts_and_no_labels(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["sample", folder / "pixart", "--steps", 2, "--out", tmp_path / "grid.png"]
+    run(*given, "--prompt", "a red disc", "--prompt", "blue", "--guidance", 2)
+    first = (tmp_path / "grid.png").read_bytes()
+    run(*given, "--prompt", "a red disc", "--prompt", "the square", "--guidance", 2)
+    assert first != (tmp_path / "grid.png").read_bytes()
+    assert main([*map(str, given)]) == 2 and "say with --prompt" in capsys.readouterr().err
+    assert main([*map(str, given), "--prompt", "blue", "--labels", "1"]) == 2
+
+
+def test_search_scores_operators_on_captions(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["search", folder / "pixart", "--data", folder / "encoded", "--operators", "hyena_x", "--site", "attn"]
+    found = told(capsys, *given, "--triples", 4, "--points", 2, "--out", tmp_path, "--budget", "flops=0.99")
+    assert found["front"] and (tmp_path / "plans" / "best.yaml").is_file()
+
+
+def test_a_study_runs_from_its_recipe(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(
+        f"""
+teacher: {folder / "pixart"}
+data: {folder / "encoded"}
+plan: {{edits: [{{site: attn, blocks: interleaved 50%, operator: hyena_x}}]}}
+calibration: 8
+distill: {{steps: 2, batch: 4}}
+finetune: {{steps: 2, batch: 4}}
+evaluate: {{triples: 4, samples: 0, grid: 0}}
+speed: {{batch: 1, rounds: 2}}
+controls: [none]
+"""
+    )
+    run("run", recipe, "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "report.html").is_file()
+    run("report", tmp_path / "out")
+    assert main(["run", str(recipe), "--out", str(tmp_path / "no"), "--set", "evaluate.grid=4"]) == 2
+    assert "samples 0 and grid 0" in capsys.readouterr().err
+
+
+def test_alpha_is_told_the_size_of_its_latents() -> None:
+    """Where the condition does not say it: as the pipeline does, 8 pixels a latent."""
+    torch.manual_seed(0)
+    model, condition, _ = pixart(sized=True)
+    host, z, t = host_for(model.eval()), torch.randn(2, 3, 4, 16), torch.tensor([10, 900])
+    size = {"resolution": torch.tensor([[32.0, 128.0]] * 2), "aspect_ratio": torch.tensor([[0.25]] * 2)}
+    said = condition | {"added_cond_kwargs": size}
+    del condition["added_cond_kwargs"]
+    assert torch.equal(host.call(model, z, t, condition), host.call(model, z, t, said))
+    own = {"resolution": torch.full((2, 2), 64.0), "aspect_ratio": torch.ones(2, 1)}
+    gates, wanted = (host.gates(model, t, c) for c in (condition, condition | {"added_cond_kwargs": own}))
+    assert torch.equal(gates[Site(0, "attn")], wanted[Site(0, "attn")])
