@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from grafting.training.team import Team
 
 RUN = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 from grafting.data import Batches
 from grafting.training.finetune import FinetuneConfig, finetune
 from grafting.training.loop import LoopConfig
-from grafting.training.team import Team
+from grafting.training.team import Team, leave
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -31,6 +31,10 @@ call = lambda m: lambda z, t, y: m(z)
 team = Team.current()
 assert team.size == int(sys.argv[3]) and team.device.type == "cpu"
 finetune(student, call(student), call(teacher), batches, 3, config, Path(sys.argv[1]), team=team)
+leave()
+if os.path.isdir("/proc/self/task"):
+    threads = [Path(f"/proc/self/task/{thread}/comm").read_text() for thread in os.listdir("/proc/self/task")]
+    assert not any("gloo" in name for name in threads), threads
 """
 
 

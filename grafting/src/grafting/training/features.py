@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .team import Team
+
 Pairs = Sequence[tuple[nn.Module, nn.Module]]
 """(student's, teacher's) modules that should return the same; the two may be one module, run in two passes."""
 
@@ -32,15 +34,21 @@ def returned(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
             handle.remove()
 
 
-def match_features(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) -> torch.Tensor:
+def match_features(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], team: Team | None = None
+) -> torch.Tensor:
     """Mean over blocks of the squared distance of the student's (B, N, D) from the teacher's, as a share of the
     variance that the latter has over samples and tokens: what is left unexplained.
 
-    The variance is summed over channels, since some of a deep block's channels hardly vary.
+    The variance is summed over channels, since some of a deep block's channels hardly vary. team: processes that hold
+    rows of one batch; the variance is that of all of them, so that together they find what one would.
     """
+    exact = [wanted.double() for wanted in teacher]
+    means, squares = [wanted.mean((0, 1)) for wanted in exact], [wanted.square().mean() for wanted in exact]
+    if team is not None:
+        team.average([*means, *squares])
     shares = []
-    for given, wanted in zip(student, teacher, strict=True):
-        wanted = wanted.float()
-        spread = (wanted - wanted.mean((0, 1))).square().mean()
-        shares.append((given.float() - wanted).square().mean() / spread.clamp(min=1e-12))
+    for given, wanted, mean, square in zip(student, teacher, means, squares, strict=True):
+        spread = (square - mean.square().mean()).clamp(min=1e-12).float()
+        shares.append((given.float() - wanted.float()).square().mean() / spread)
     return torch.stack(shares).mean()

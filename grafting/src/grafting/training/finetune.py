@@ -156,7 +156,7 @@ def finetune(
                 given = student(zt, t, y)
             matched = match_teacher(given, wanted, z.shape[1], config.variance_weight)
             if watched:
-                matched["features"] = config.features * match_features(done, shown)
+                matched["features"] = config.features * match_features(done, shown, workers)
             parts |= {name: share * part for name, part in matched.items()}
             if share < 1:
                 own = teacher_objective(lambda *_: given, schedule, z, t, y, noise)

@@ -6,6 +6,7 @@ see, and end at the same weights but for the rounding of sums.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -27,6 +28,9 @@ class Team:
         device: such as ``cpu`` or ``cuda:1``, in the place of accelerate's choice. Raises ValueError where this machine
         cannot compute there, or where several processes, of which each has its own, are all sent to one card.
         """
+        # Its functions take the processes' connections that exist when it is first imported as a default, and hold them
+        # past their end; optimisers import it, and do so too late.
+        import torch.distributed.nn.functional
         from accelerate import PartialState
         from accelerate.utils import parse_flag_from_env
 
@@ -40,6 +44,8 @@ class Team:
             raise ValueError(f"device {device!r}: the {state.num_processes} processes were started for {state.device}")
         if state.num_processes > 1 and place.index is not None and place != state.device:
             raise ValueError(f"device {device!r} for {state.num_processes} processes: each has its own, name none")
+        if state.num_processes > 1:
+            atexit.register(leave)
         return cls(
             device=state.device if state.num_processes > 1 else place,
             rank=state.process_index,
@@ -86,6 +92,15 @@ class Team:
         """Until all processes are here."""
         if self.size > 1:
             torch.distributed.barrier()
+
+
+def leave() -> None:
+    """Close the connections to the other processes, and end the threads that serve them.
+
+    Left to the interpreter's end, one of these now and then aborts a finished process.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def usable(device: str) -> torch.device:
