@@ -150,6 +150,15 @@ def test_a_killed_process_is_gone_on_with(tiny_teacher: Path, tmp_path: Path) ->
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_both_stages_learn_from_pairs(tiny_teacher: Path, tmp_path: Path) -> None:
+    out, graft, tuned = (str(tmp_path / name) for name in ("pairs", "graft", "tuned"))
+    assert main(["pairs", str(tiny_teacher), "--count", "40", "--steps", "2", "--out", out]) == 0
+    small = ["--data", out, "--steps", "2", "--batch", "4"]
+    assert main(["distill", str(tiny_teacher), "--operator", "swa", "--out", graft, "--calibration", "8", *small]) == 0
+    assert main(["finetune", graft, "--out", tuned, *small]) == 0
+    assert open_model(tuned).graft is not None
+
+
 def test_pairs_of_other_settings_are_refused(dit: nn.Module, tmp_path: Path) -> None:
     labelled(dit, tmp_path)
     with pytest.raises(ClaimError, match="holds pairs of other settings \\(seed 0 there, 1 now\\)"):
