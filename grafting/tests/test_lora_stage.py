@@ -152,10 +152,16 @@ def test_over_the_command_line(tiny_teacher: Path, tmp_path: Path, capsys: pytes
     for arguments, word in (
         (["merge", str(merged), "--out", str(tmp_path / "x")], "holds no adapters to merge"),
         (["merge", str(hybrid), "--out", str(merged)], "holds a graft already"),
-        (["finetune", str(tiny_teacher), "--out", "x", "--rank", "3"], "given train: all"),
-        (["finetune", str(tiny_teacher), "--out", "x", "--train", "lora", "--rank", "99"], "rank 99: blocks.0"),
-        (["finetune", str(tiny_teacher), "--out", "x", "--train", "lora", "--targets", "atn"], "did you mean 'attn'"),
-        (["finetune", str(tiny_teacher), "--out", "x", "--train", "lors"], "one of all, grafted, lora"),
+        (["finetune", str(tiny_teacher), "--out", str(tmp_path / "y"), "--rank", "3"], "given train: all"),
+        (
+            ["finetune", str(tiny_teacher), "--out", str(tmp_path / "y"), "--train", "lora", "--rank", "99"],
+            "rank 99: blocks.0",
+        ),
+        (
+            ["finetune", str(tiny_teacher), "--out", str(tmp_path / "y"), "--train", "lora", "--targets", "atn"],
+            "did you mean 'attn'",
+        ),
+        (["finetune", str(tiny_teacher), "--out", str(tmp_path / "y"), "--train", "lors"], "one of all, grafted, lora"),
     ):
         assert main(arguments) == 2
         assert word in capsys.readouterr().err.replace("\n", " ")

@@ -42,7 +42,8 @@ def encode(autoencoder: nn.Module, images: torch.Tensor, batch: int = 500) -> to
     """(n, C, h, w) float32 posterior means of ``images``, unscaled, on the CPU; computed where the autoencoder is."""
     device = next(autoencoder.parameters()).device
     parts = [autoencoder.encode(x.to(device)).latent_dist.mean.cpu() for x in images.split(batch)]  # type: ignore[operator]
-    return torch.cat(parts)
+    # An autoencoder may work in channels_last; latents read from a file do not, and rounding follows the layout.
+    return torch.cat(parts).contiguous()
 
 
 def set_latent_scale(autoencoder: Any, images: torch.Tensor) -> None:
