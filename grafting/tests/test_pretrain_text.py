@@ -148,7 +148,7 @@ def test_the_model_sees_each_scene_with_its_own_caption(folder: Path, recipe: Pr
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(folder / "autoencoder" / "model").eval()
-    pictures, captions = text_transformer.scenes(recipe.seed, range(12))
+    pictures, captions = text_transformer.scenes(recipe, range(12))
     with torch.no_grad():
         wanted = vae.encode(pictures).latent_dist.mean * vae.config.scaling_factor
     z, texts = text_transformer.pool(recipe, folder / "run", Team(device=torch.device("cpu")))
@@ -157,6 +157,16 @@ def test_the_model_sees_each_scene_with_its_own_caption(folder: Path, recipe: Pr
     direct, kept = letters().embed([NULL, *captions]), Embedded.load(folder / "run" / "prompts.safetensors")
     for caption in captions:
         assert torch.equal(kept([caption])[TEXT], direct([caption])[TEXT])
+
+
+def test_a_recipe_says_what_its_scenes_hold() -> None:
+    """Another world is another data set, so that a run of the one is never continued on the other."""
+    easy = _recipe(world={"weights": [1, 0, 0, 1, 0, 0], "shapes": ["disc", "star"]})
+    _, captions = pictures.scenes(easy, range(40))
+    assert all(caption.endswith(("disc", "star")) and " and " not in caption for caption in captions)
+    assert pictures.identity(easy) != pictures.identity(_recipe())
+    with pytest.raises(ValueError, match=r"recipe: world: most is 7, must be 2, 3 or 4"):
+        _recipe(world={"most": 7})
 
 
 def test_latents_and_states_are_made_once(

@@ -19,14 +19,14 @@ SIDE = 64
 Captioned = tuple[torch.Tensor, list[str]]
 
 
-def scenes(seed: int, indices: Iterable[int], side: int = SIDE) -> Captioned:
-    """Pictures (n, 3, side, side) and captions of the training samples of these ``indices``."""
+def scenes(recipe: PretrainRecipe, indices: Iterable[int], side: int = SIDE) -> Captioned:
+    """Pictures (n, 3, side, side) and captions of the recipe's training samples of these ``indices``."""
     from ...scenes.prompts import training_sample
     from ...scenes.world import render
 
     pictures, captions = [], []
     for index in indices:
-        scene, caption = training_sample(seed, index)
+        scene, caption = training_sample(recipe.seed, index, world=recipe.world)
         pictures.append(torch.from_numpy(render(scene, side)))
         captions.append(caption)
     return scaled(torch.stack(pictures)), captions
@@ -40,7 +40,7 @@ def scaled(pixels: torch.Tensor) -> torch.Tensor:
 def by_step(recipe: PretrainRecipe) -> Callable[[int], torch.Tensor]:
     """The batch of pictures of a step, which depends on the recipe and the step alone."""
     if recipe.data == SCENES:
-        return lambda step: scenes(recipe.seed, range(step * recipe.batch, (step + 1) * recipe.batch), side(recipe))[0]
+        return lambda step: scenes(recipe, range(step * recipe.batch, (step + 1) * recipe.batch), side(recipe))[0]
     source = load_fashion(recipe.folder)
     batches = Batches(inputs=source.images, labels=source.labels, size=recipe.batch, seed=recipe.seed)
     return lambda step: batches(step)["z"]
@@ -49,7 +49,7 @@ def by_step(recipe: PretrainRecipe) -> Callable[[int], torch.Tensor]:
 def first(recipe: PretrainRecipe, count: int) -> torch.Tensor:
     """The first ``count`` training pictures, or as many as there are."""
     if recipe.data == SCENES:
-        return scenes(recipe.seed, range(count), side(recipe))[0]
+        return scenes(recipe, range(count), side(recipe))[0]
     return load_fashion(recipe.folder).images[:count]
 
 
@@ -61,7 +61,7 @@ def side(recipe: PretrainRecipe) -> int:
 def identity(recipe: PretrainRecipe) -> str:
     """A hash of the pictures, by which a changed data set or a changed world of scenes is noticed."""
     if recipe.data == SCENES:
-        pictures, captions = scenes(recipe.seed, range(64))
+        pictures, captions = scenes(recipe, range(64))
         return tensors_hash({"images": pictures, "captions": torch.tensor([*"\n".join(captions).encode()])})
     source = load_fashion(recipe.folder)
     return tensors_hash({"images": source.images, "labels": source.labels})

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...scenes.prompts import DEFAULT
+from ...scenes.world import World
 from ...settings import SettingsError, build, read_yaml
 from ..loop import LoopConfig
 
@@ -21,9 +23,9 @@ class PretrainRecipe:
 
     model: its diffusers configuration; a transformer's may name its class, ``_class_name``, DiT by default. data:
     ``scenes``, or a folder of Fashion-MNIST's files (None: where they usually lie). start: the folder of an earlier
-    model of the same shape to go on from. label_dropout: the share of conditions replaced by none. pool: how many
-    scenes a transformer sees, encoded once. weight_cap: the noise's error is weighted by one over alpha_bar of the
-    level, up to this; 1 leaves it as it is.
+    model of the same shape to go on from. label_dropout: the share of conditions replaced by none. world: what scenes
+    hold, and how often each task is drawn. pool: how many scenes a transformer sees, encoded once. weight_cap: the
+    noise's error is weighted by one over alpha_bar of the level, up to this; 1 leaves it as it is.
     """
 
     kind: str
@@ -37,6 +39,7 @@ class PretrainRecipe:
     start: str | None = None
     label_dropout: float = 0.1
     kl_weight: float = 1e-4
+    world: World = DEFAULT
     pool: int = 65_536
     weight_cap: float = 1.0
     notes: str = field(default="", compare=False)

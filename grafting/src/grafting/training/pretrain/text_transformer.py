@@ -104,7 +104,7 @@ def pool(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[torch.Tensor, l
     scale: float = autoencoder.config.scaling_factor  # type: ignore[union-attr, assignment]
     parts, captions, progress = [], [], Progress(recipe.pool, 0, "scenes encoded")
     for first in range(0, recipe.pool, CHUNK):
-        pictures, texts = scenes(recipe.seed, range(first, min(first + CHUNK, recipe.pool)))
+        pictures, texts = scenes(recipe, range(first, min(first + CHUNK, recipe.pool)))
         parts.append((encode(autoencoder, pictures, batch=64) * scale).half())
         captions += texts
         if team.leads:
