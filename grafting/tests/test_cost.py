@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
+from grafting.conditions import TEXT
 from grafting.cost import host_flops, plan_cost, site_parameters, time_bound
-from grafting.hosts import Site, bundled_config, host_for, shape_of
+from grafting.hosts import HostError, Site, bundled_config, host_for, shape_of
+from grafting.hosts.shapes import set_text_tokens, with_text
 from grafting.plan import Plan
 
 SMALL = {
@@ -73,6 +77,37 @@ def test_formulas_agree_with_counting_on_meta() -> None:
     for kind in ("attn", "mlp"):
         module = host_for(model).get(model, Site(1, kind))
         assert site_parameters(shape_of(SMALL), kind) == sum(p.numel() for p in module.parameters())
+
+
+def test_text_of_another_length_costs_what_cross_attention_takes_of_it() -> None:
+    """Keys and values of every token, and the product with them, in every block: against torch's counter."""
+    from diffusers import PixArtTransformer2DModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    sizes = {key: value for key, value in SMALL.items() if key != "_class_name"}
+    with torch.device("meta"):
+        model = PixArtTransformer2DModel(**sizes, cross_attention_dim=16, caption_channels=12).eval()
+        z, t = torch.empty(1, 4, 8, 8), torch.zeros(1, dtype=torch.int64)
+    counted, formula = [], []
+    for tokens in (300, 7):
+        if tokens != 300:  # Sigma's own
+            set_text_tokens(model, tokens)
+        y = host_for(model).example(model, 1)
+        assert y[TEXT].shape == (1, tokens, 12)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            host_for(model).call(model, z, t, y)
+        counted.append(counter.get_total_flops())
+        formula.append(host_flops(shape_of(model)))
+    caption = 2 * 293 * (12 * 16 + 16 * 16)  # the embedder of captions, once a call, which costs leave out
+    assert formula[0] - formula[1] == counted[0] - counted[1] - caption
+    assert plan_cost(Plan.all(operator="none"), model).flops_before == formula[1]
+    config = {**model.config, "_class_name": "PixArtTransformer2DModel"}
+    assert shape_of(config).context_tokens == 300 and shape_of(config | {"text_tokens": 9}).context_tokens == 9
+    assert shape_of(config | {"use_additional_conditions": True}).context_tokens == 120  # alpha
+    assert shape_of(copy.deepcopy(model)).context_tokens == 7
+    for source, tokens, word in ((SMALL, 5, "a DiT reads no text"), (config, 0, "0 text tokens: at least 1")):
+        with pytest.raises(HostError, match=word):
+            with_text(source, tokens)
 
 
 def test_controls_and_time_bound() -> None:

@@ -92,7 +92,7 @@ def test_the_same_batches_give_the_same_bits_and_others_the_same_pictures(dit: n
     assert torch.equal(once[:6], drawn(labelled(dit, tmp_path / "c", count=6)))
     for batch in (1, 4):
         other = drawn(labelled(dit, tmp_path / f"batch {batch}", batch=batch))
-        torch.testing.assert_close(other, once, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(other, once, atol=1e-4, rtol=1e-3)
     assert (drawn(labelled(dit, tmp_path / "seed", seed=1)) - once).abs().amax(dim=(1, 2, 3)).min() > 0.05
 
 
@@ -304,6 +304,7 @@ def test_prompts_of_a_file_and_of_scenes(tmp_path: Path) -> None:
         (["--count", "4", "--shard", "6", "--batch", "4"], "shard 6: must be a multiple of the batch, 4"),
         (["--count", "4", "--dtype", "int8"], "dtype 'int8': float32"),
         (["--prompts", "no.txt"], "no.txt: no such file"),
+        (["--count", "4", "--guidance", "2", "--guided-channels", "9"], "9 guided channels: the samples have 1"),
     ],
 )
 def test_bad_commands(
@@ -312,6 +313,7 @@ def test_bad_commands(
     assert main(["pairs", str(tiny_teacher), "--out", str(tmp_path / "out"), *arguments]) == 2
     error = capsys.readouterr().err
     assert word in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists(), "settings that are refused are noted nowhere"
 
 
 def test_a_model_of_text_without_prompts_and_of_classes_with_them(

@@ -9,11 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from encoding import picture
 from test_hosts_table import pixart
 
+from grafting.claims import ClaimError
 from grafting.cli import main
+from grafting.conditions import MASK, SIZES, TEXT, together
+from grafting.data import Batches
+from grafting.data.encode import encode
+from grafting.data.encode_config import EncodeConfig
+from grafting.data.encoders import PipelineText
+from grafting.data.pairs import Prompts, generate_pairs
 from grafting.graft import Grafted, graft, ungraft
+from grafting.hosts import host_for
 from grafting.plan import Plan
+from grafting.random import generator
+from grafting.sampling import Pipeline, Sampling
 from grafting.store.configs import ModelError
 from grafting.store.folder import load, save
 from grafting.store.models import open_model
@@ -92,6 +103,111 @@ def test_graft_runs_in_pixart_s_pipelines(kind: str) -> None:
     assert draw(made, (8, 32)).shape == (2, 8, 32, 3) and handle.raster.grid == (2, 8)
     ungraft(made.transformer)
     assert np.array_equal(draw(made), plain)
+
+
+def tiny(kind: str) -> Any:
+    """A transformer of few tokens, its gates opened so that all of it is seen; alpha is told the size of its pictures,
+    which the pipeline does where its own is of 128 latents."""
+    from diffusers import PixArtTransformer2DModel
+
+    torch.manual_seed(0)
+    size: dict[str, Any] = (
+        {"sample_size": 128, "patch_size": 16} if kind == "Alpha" else {"sample_size": 8, "patch_size": 2}
+    )
+    model = PixArtTransformer2DModel(
+        num_attention_heads=3,
+        attention_head_dim=8,
+        in_channels=3,
+        out_channels=6,
+        num_layers=4,
+        cross_attention_dim=24,
+        caption_channels=12,
+        use_additional_conditions=kind == "Alpha",
+        **size,
+    )
+    torch.nn.init.normal_(model.adaln_single.linear.weight, std=0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["Sigma", "Alpha"])
+@pytest.mark.parametrize(("scheduler", "spacing"), [("dpm++", "linspace"), ("ddim", "leading")])
+def test_a_graft_of_a_folder_draws_in_diffusers_what_it_draws_here(
+    kind: str, scheduler: Any, spacing: Any, tmp_path: Path
+) -> None:
+    """Guided, on two prompts of other lengths, from the same noise; alpha is told the same sizes."""
+    import diffusers
+    from diffusers import DDIMScheduler
+
+    pipeline(kind, transformer=tiny(kind)).save_pretrained(tmp_path)
+    made = getattr(diffusers, f"PixArt{kind}Pipeline").from_pretrained(tmp_path)
+    made.set_progress_bar_config(disable=True)
+    if scheduler == "ddim":
+        made.scheduler = DDIMScheduler.from_config(made.scheduler.config, clip_sample=False, timestep_spacing=spacing)
+    graft(made.transformer, PLAN, init="copy")
+    told: list[Any] = []
+    made.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: told.append(kwargs["added_cond_kwargs"]), with_kwargs=True
+    )
+    embed = PipelineText(made, 12, torch.device("cpu"))
+    states = [embed([prompt])[0][0] for prompt in (*PROMPTS, "")]
+    parts = [{TEXT: state[None], MASK: torch.ones(1, len(state), dtype=torch.int64)} for state in states]
+    sampling = Sampling(scheduler=scheduler, spacing=spacing, steps=4, guidance=3.0)
+    ours = Pipeline(made.transformer, made.vae, null=parts[-1])(together(parts[:-1]), sampling=sampling, seed=5)
+    mine, told[:] = list(told), []
+    with torch.no_grad():
+        positive, mask, negative, negative_mask = made.encode_prompt(PROMPTS, max_sequence_length=12)
+    side = made.transformer.config.sample_size
+    noise = torch.stack([torch.randn(3, side, side, generator=generator(5, "sample", k)) for k in range(2)])
+    theirs = made(
+        prompt_embeds=positive,
+        prompt_attention_mask=mask,
+        negative_prompt=None,
+        negative_prompt_embeds=negative,
+        negative_prompt_attention_mask=negative_mask,
+        latents=noise,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        use_resolution_binning=False,
+        output_type="pt",
+    ).images
+    torch.testing.assert_close((ours / 2 + 0.5).clamp(0, 1), theirs, atol=2e-4, rtol=1e-3)
+    assert len(mine) == len(told) == 4
+    for a, b in zip(mine, told, strict=True):
+        assert (a["resolution"] is None) == (b["resolution"] is None) == (kind == "Sigma")
+        assert kind == "Sigma" or all(torch.equal(a[name], b[name]) for name in ("resolution", "aspect_ratio"))
+    if kind == "Alpha":  # two prompts, twice under guidance; the autoencoder halves 256 pixels
+        assert mine[0]["resolution"].tolist() == [[256.0, 256.0]] * 4
+
+
+def test_encoded_pictures_and_pairs_of_alpha_say_their_size(tmp_path: Path) -> None:
+    made = pipeline("Alpha", transformer=tiny("Alpha"))
+    for k, prompt in enumerate(PROMPTS):
+        picture(tmp_path / "pictures" / f"{k}.png", k)
+        (tmp_path / "pictures" / f"{k}.txt").write_text(prompt)
+    wide = encode(tmp_path / "pictures", tmp_path / "wide", made, EncodeConfig(size=(32, 64), tokens=12))
+    y = wide.conditions().all()
+    assert y[SIZES]["resolution"].tolist() == [[32.0, 64.0]] * 2 and y[SIZES]["aspect_ratio"].tolist() == [[0.5]] * 2
+    z, t = wide.latents().all(), torch.tensor([10, 900])
+    text = {name: y[name] for name in (TEXT, MASK)}
+    told = {"resolution": torch.tensor([[32.0, 64.0]] * 2), "aspect_ratio": torch.tensor([[0.5]] * 2)}
+    with torch.no_grad():
+        wanted = made.transformer(z, timestep=t, added_cond_kwargs=told, **text).sample
+        assert torch.equal(host_for(made.transformer).call(made.transformer, z, t, y), wanted)
+    batch = Batches(inputs=wide.latents(), labels=wide.conditions(), size=3, seed=0)(0)
+    assert batch["y"][SIZES]["resolution"].shape == (3, 2)
+    pairs: dict[str, Any] = {
+        "vae": made.vae,
+        "prompts": Prompts.of(PROMPTS),
+        "text": lambda: PipelineText(made, 12, torch.device("cpu")),
+        "sampling": Sampling(steps=2, guidance=2.0),
+    }
+    drawn = generate_pairs(made.transformer, tmp_path / "pairs", 3, **pairs)
+    assert drawn.conditions().all()[SIZES]["resolution"].tolist() == [[256.0, 256.0]] * 3
+    with pytest.raises(ClaimError, match="told_size"):  # without the autoencoder sizes are PixArt's own, 8 a latent
+        generate_pairs(made.transformer, tmp_path / "pairs", 3, **pairs | {"vae": None})
+    sigma = pipeline("Sigma", transformer=tiny("Sigma"))
+    plain = encode(tmp_path / "pictures", tmp_path / "sigma", sigma, EncodeConfig(tokens=12))
+    assert SIZES not in plain.conditions().all() and "told_size" not in plain.manifest
 
 
 def older(folder: Path) -> None:

@@ -12,7 +12,11 @@ from encoding import picture, pixart_pipeline
 from test_hosts_table import pixart
 
 from grafting.cli import main
+from grafting.conditions import MASK, rows
+from grafting.data.shards import Encoded
+from grafting.graft import ungraft
 from grafting.hosts import Site, host_for
+from grafting.store.models import open_model
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +51,47 @@ def test_stage_two_and_the_held_out_loss(folder: Path, tmp_path: Path, capsys: p
     assert found["held-out loss"]["loss"]["value"] > 0 and len(found["held-out loss"]) == 3
 
 
+def test_lora_on_the_teacher_s_own_pairs(folder: Path, tmp_path: Path) -> None:
+    """Stage 1, pairs, adapters, saved, opened again, merged, taken out: the way of the paper's PixArt-Sigma."""
+    (tmp_path / "prompts.txt").write_text("a red disc left of the square\nblue\na disc\n")
+    drawn = ["--count", 8, "--steps", 2, "--guidance", 2, "--batch", 4, "--shard", 4]
+    run("pairs", folder / "pixart", "--prompts", tmp_path / "prompts.txt", *drawn, "--out", tmp_path / "pairs")
+    stage = ["--train", "lora", "--rank", 3, "--steps", 2, "--batch", 4, "--set", "lr=1e-2", "--set", "target=mixture"]
+    run("finetune", folder / "graft", "--data", tmp_path / "pairs", *stage, "--out", tmp_path / "tuned")
+    run("merge", tmp_path / "tuned", "--out", tmp_path / "whole")
+    tuned, before = open_model(str(tmp_path / "tuned")), open_model(str(folder / "graft"))
+    whole = open_model(str(tmp_path / "whole"))
+    assert tuned.graft is not None and before.graft is not None and whole.graft is not None
+    assert tuned.graft.adapters is not None and whole.graft.private and whole.graft.adapters is None
+    names = {name.rpartition(".")[0].split(".")[1] for name in tuned.graft.adapters.names}
+    assert names == {"attn1", "attn2", "ff"}
+    learnt = tuned.graft.adapters.parameters()
+    assert all(p.abs().sum() > 0 for name, p in learnt.items() if "lora_B" in name)
+    for site, operator in tuned.graft.operators().items():
+        old = before.graft.operators()[site].state_dict()
+        assert any(not torch.equal(old[name], tensor) for name, tensor in operator.state_dict().items())
+    data = Encoded(tmp_path / "pairs")
+    z, t, y = data.latents().all()[:3], torch.tensor([10, 500, 900]), rows(data.conditions().all(), slice(3))
+    assert len(set(y[MASK].sum(1).tolist())) == 3, "captions of other lengths, padded and masked"
+    with torch.no_grad():
+        call = tuned.graft.host.call
+        found = call(tuned.transformer, z, t, y)
+        torch.testing.assert_close(call(whole.transformer, z, t, y), found, atol=2e-6, rtol=1e-5)
+        assert not torch.allclose(call(before.transformer, z, t, y), found, atol=1e-4)
+        teacher = open_model(str(folder / "pixart")).transformer
+        ungraft(tuned.transformer)
+        assert torch.equal(call(tuned.transformer, z, t, y), call(teacher, z, t, y))
+    mine, theirs = tuned.transformer.state_dict(), teacher.state_dict()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
 def test_inspect_plan_and_profile(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("inspect", folder / "pixart")
     assert "PixArt, 4 blocks" in capsys.readouterr().out
     assert told(capsys, "plan", folder / "pixart", "--operator", "hyena_x")["family"] == "PixArt"
     for model in ("pixart", "graft"):
-        assert told(capsys, "profile", folder / model, "--batch", 1, "--rounds", 2)["milliseconds"] > 0
+        found = told(capsys, "profile", folder / model, "--batch", 1, "--rounds", 2, "--text-tokens", 6)
+        assert found["milliseconds"] > 0 and found["text tokens"] == 6 and "adapters" not in found
 
 
 def test_analyze_watches_held_out_captions(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,8 +135,11 @@ controls: [none]
     run("run", recipe, "--out", tmp_path / "out")
     assert (tmp_path / "out" / "report.html").is_file()
     run("report", tmp_path / "out")
-    assert main(["run", str(recipe), "--out", str(tmp_path / "no"), "--set", "evaluate.grid=4"]) == 2
-    assert "samples 0 and grid 0" in capsys.readouterr().err
+    run("run", recipe, "--out", tmp_path / "out", "--resume", "--set", "evaluate={triples: 4, grid: 2, steps: 2}")
+    assert (tmp_path / "out" / "none" / "grid.png").is_file()  # of held-out captions
+    for key, word in (("samples", "no reference for FID and KID"), ("prompts", "the judge of scenes sees RGB")):
+        assert main(["run", str(recipe), "--out", str(tmp_path / "no"), "--set", f"evaluate.{key}=4"]) == 2
+        assert word in capsys.readouterr().err
 
 
 def test_alpha_is_told_the_size_of_its_latents() -> None:

@@ -81,6 +81,27 @@ def test_expected_time_and_disk_follow_from_flops_and_parameters(capsys: pytest.
     assert again["stage_1_seconds"] * 4 * found["flops_before"] == pytest.approx(expected["stage_1_seconds"] * 2e12)
 
 
+def test_text_tokens_are_a_setting(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = {}
+    for more in ([], ["--text-tokens", "10"]):
+        assert main(["plan", "pixart-sigma-2048", "--json", *more]) == 0
+        plain = json.loads(capsys.readouterr().out)
+        found[plain["text_tokens"]] = plain["flops_before"]
+        assert main(["inspect", "pixart-sigma-2048", *more]) == 0
+        assert f"{plain['text_tokens']} text tokens" in capsys.readouterr().out
+    n, d = 16_384, 1152
+    assert found[300] - found[10] == 28 * 290 * (4 * d * d + 4 * n * d)
+    assert main(["plan", "dit-xl-2-256", "--text-tokens", "10"]) == 2
+    assert "10 text tokens: a DiT reads no text" in capsys.readouterr().err
+    # The folder of a pipeline says what its prompts are padded to.
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(bundled_config("pixart-sigma-2048")))
+    for name, tokens in (("PixArtAlphaPipeline", 120), ("PixArtSigmaPipeline", 300)):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        assert main(["plan", str(tmp_path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["text_tokens"] == tokens
+
+
 PROFILE = {"model": "xl", "tokens": 1024, "batch": 4, "threads": 2, "milliseconds": 2000.0}
 
 
@@ -105,7 +126,7 @@ def test_a_measurement_gives_the_rate_and_the_time_bound(tmp_path: Path, capsys:
     [
         (None, "no such file"),
         ("{", "not JSON"),
-        ("[1]", "no JSON of grafting profile"),
+        ("[1]", "is no JSON object"),
         (json.dumps({"tokens": 256}), "of 256 tokens, the plan is of 1024"),
         (json.dumps(PROFILE), "profiles a graft"),
         (json.dumps(PROFILE | {"GFLOPs per sample": 1.0, "time bound of every core": 1.2}), "of 1 GFLOPs"),

@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 
 from grafting.conditions import MASK, TEXT
 from grafting.diffusion import Diffusion
+from grafting.hosts import shape_of
 from grafting.sampling import Pipeline, Sampling
+from grafting.store.configs import config_of
 from grafting.store.models import open_model
 from grafting.teachers import bundle, read_bundle
 from grafting.text import NULL, Embedded, TextEncoder
@@ -280,7 +282,10 @@ def test_a_text_teacher_is_bundled_in_half_precision_with_its_prompts(folder: Pa
     found = read_bundle(tmp_path / "tiny")
     assert type(found.transformer).__name__ == "PixArtTransformer2DModel" and found.classifier is None
     assert found.prompts is not None and found.prompts.prompts == (NULL, kept.prompts[1])
-    assert found.card["prompts"]["count"] == 2 and found.card["parts"]["transformer"]["dtype"] == "float16"
+    assert found.card["prompts"]["count"] == 2
+    lengths = [len(kept.rows(kept.indices([prompt]))["encoder_attention_mask"][0]) for prompt in found.prompts.prompts]
+    assert found.card["prompts"]["tokens"] == round(sum(lengths) / 2) == shape_of(found.transformer).context_tokens
+    assert found.card["parts"]["transformer"]["dtype"] == "float16"
     whole = load_file(run / "model" / "diffusion_pytorch_model.safetensors")
     for name, parameter in found.transformer.named_parameters():
         torch.testing.assert_close(parameter.data, whole[name], rtol=1e-3, atol=1e-4)
@@ -288,6 +293,8 @@ def test_a_text_teacher_is_bundled_in_half_precision_with_its_prompts(folder: Pa
     assert drawn.shape == (1, 3, 64, 64)
     opened = open_model(str(tmp_path / "tiny"))
     assert opened.prompts is not None and opened.prompts.prompts == found.prompts.prompts
+    sizes = [shape_of(opened.transformer), shape_of(config_of(str(tmp_path / "tiny")))]
+    assert {shape.context_tokens for shape in sizes} == {found.card["prompts"]["tokens"]}
     with pytest.raises(ValueError, match="a bundle needs transformer, autoencoder; missing: autoencoder"):
         bundle({"transformer": run / "model"}, tmp_path / "other", {}, prompts=kept)
 

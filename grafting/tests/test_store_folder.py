@@ -109,7 +109,9 @@ def test_a_delta_of_a_bundled_teacher_finds_it_by_itself(tmp_path: Path) -> None
     assert 'grafting.load("this folder")' in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("content", "word"), [("{}", "it lacks whole, base"), ("[1]", "lacks"), ("{", "not JSON")])
+@pytest.mark.parametrize(
+    ("content", "word"), [("{}", "lacks whole, base"), ("[1]", "no JSON object"), ("{", "not JSON")]
+)
 def test_a_manifest_that_is_none_is_one_sentence(
     content: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

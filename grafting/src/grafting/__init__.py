@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .data.pairs import generate_pairs as generate_pairs
     from .graft import graft as graft
     from .graft import ungraft as ungraft
+    from .lora import Lora as Lora
+    from .lora import add_lora as add_lora
     from .plan import Plan as Plan
     from .sampling import Pipeline as Pipeline
     from .searching.search import search as search
@@ -33,10 +35,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Lora": "lora",
     "Material": "study.stages",
     "Pipeline": "sampling",
     "Plan": "plan",
     "RunRecipe": "study",
+    "add_lora": "lora",
     "distill": "training.distill",
     "encode": "data.encode",
     "finetune": "training.finetune",

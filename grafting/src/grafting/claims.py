@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,22 @@ def claim(path: Path, settings: Mapping[str, Any], *, begun: bool = True, what: 
         return
     if named := differing(json.loads(path.read_text()), plain):
         raise ClaimError(f"{path.parent} holds {what} of other settings ({named}): name another folder or remove it")
+
+
+@contextmanager
+def claimed(path: Path, settings: Mapping[str, Any], *, begun: bool = True, what: str = "a model") -> Iterator[None]:
+    """:func:`claim` for the work inside, taken back where that is refused (ValueError) before it made anything."""
+    there = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    claim(path, settings, begun=begun, what=what)
+    try:
+        yield
+    except ValueError:
+        if not begun and list(path.parent.iterdir()) == [path]:
+            path.unlink()
+            for folder in there:  # those made for the claim, from the inside out
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+        raise
 
 
 def differing(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 The dictionary is what a text-to-image host takes: ``encoder_hidden_states`` (B, L, D_text) and
 ``encoder_attention_mask`` (B, L), 1 where a token counts; and, where the model asks for them, ``added_cond_kwargs``, a
-dictionary of rows itself. Captions of other lengths are padded with zeros that the mask leaves out.
+dictionary of rows itself: the sizes of the pictures. Captions of other lengths are padded with zeros that the mask
+leaves out.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ import torch
 import torch.nn.functional as F
 
 Condition: TypeAlias = "torch.Tensor | Mapping[str, Any]"
-TEXT, MASK = "encoder_hidden_states", "encoder_attention_mask"
+TEXT, MASK, SIZES = "encoder_hidden_states", "encoder_attention_mask", "added_cond_kwargs"
+
+
+def picture_sizes(batch: int, height: int, width: int) -> dict[str, torch.Tensor]:
+    """What PixArt-alpha is told of ``batch`` pictures of ``height`` x ``width`` pixels, as diffusers' pipeline tells
+    it: ``resolution`` (B, 2) in pixels and ``aspect_ratio`` (B, 1), height over width."""
+    return {
+        "resolution": torch.tensor([[float(height), float(width)]]).repeat(batch, 1),
+        "aspect_ratio": torch.tensor([[height / width]]).repeat(batch, 1),
+    }
 
 
 def each(condition: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

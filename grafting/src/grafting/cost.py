@@ -155,6 +155,7 @@ class PlanCost:
         return {
             "family": self.shape.family,
             "tokens": self.shape.tokens,
+            "text_tokens": self.shape.context_tokens,
             "sites": len(self.sites),
             "new_parameters": self.new_parameters,
             "delta_bytes": self.delta_bytes,
@@ -312,8 +313,10 @@ def time_bound(whole: float, without_cores: float, grafted: int, depth: int) -> 
 
 def table(cost: PlanCost, name: str = "") -> str:
     """The plan as people read it."""
+    shape = cost.shape
+    text = f", {shape.context_tokens} text tokens" if shape.context_tokens else ""
     lines = [
-        f"{name or cost.shape.family}: {cost.shape.depth} blocks, width {cost.shape.width}, {cost.shape.tokens} tokens",
+        f"{name or shape.family}: {shape.depth} blocks, width {shape.width}, {shape.tokens} tokens{text}",
         f"{'site':<18}{'operator':<16}{'parameters':>24}{'GFLOPs':>22}",
     ]
     for site in cost.sites:
@@ -330,7 +333,7 @@ def table(cost: PlanCost, name: str = "") -> str:
             f"forward pass     {cost.flops_before / 1e9:.1f} -> {cost.flops_after / 1e9:.1f} GFLOPs per sample",
             f"FLOP bound       {cost.flop_bound:.2f}x, FLOP ratio with these operators {cost.flop_ratio:.2f}x",
             *(
-                [f"parameters       {cost.shape.parameters / 1e6:.2f} M -> {cost.parameters_after / 1e6:.2f} M"]
+                [f"parameters       {shape.parameters / 1e6:.2f} M -> {cost.parameters_after / 1e6:.2f} M"]
                 if cost.restructured and cost.parameters_after
                 else []
             ),

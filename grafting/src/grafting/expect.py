@@ -5,7 +5,6 @@ A measurement is the JSON of ``grafting profile MODEL --json`` on the pretrained
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .cost import KEEPS_CORE, PlanCost, block_cost, time_bound
+from .files import read_json
 from .hosts.shapes import HostShape
 
 STATED_RATE = 1e11
@@ -142,13 +142,7 @@ def read_measured(path: Path, cost: PlanCost) -> Measured:
     """
     if not path.is_file():
         raise MeasuredError(f"measured {path}: no such file")
-    try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        raise MeasuredError(f"measured {path}: not JSON") from None
-    shape = cost.shape
-    if not isinstance(found, Mapping):
-        raise MeasuredError(f"measured {path}: no JSON of grafting profile --json or of benchmarks/stack.py")
+    found, shape = read_json(path, error=MeasuredError, what="measured"), cost.shape
     if found.get("tokens") != shape.tokens:
         raise MeasuredError(f"measured {path}: of {found.get('tokens')} tokens, the plan is of {shape.tokens}")
     try:

@@ -43,16 +43,20 @@ def write_json_atomic(path: Path, value: Any) -> None:
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, needed: Sequence[str]) -> dict[str, Any]:
-    """A JSON object with at least the keys ``needed``. Raises ValueError naming the file and what it lacks."""
+def read_json(
+    path: Path, needed: Sequence[str] = (), *, error: type[ValueError] = ValueError, what: str = ""
+) -> dict[str, Any]:
+    """A JSON object with at least the keys ``needed``. Raises ``error`` naming the file, after ``what`` it should be,
+    and what it lacks."""
+    told = f"{what} {path}".strip()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    except ValueError as problem:
+        raise error(f"{told} is not JSON: {problem}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no JSON object")
+        raise error(f"{told} is no JSON object")
     if missing := [key for key in needed if key not in content]:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
+        raise error(f"{told} lacks {', '.join(missing)}")
     return content
 
 

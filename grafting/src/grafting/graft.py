@@ -22,23 +22,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .activations import visit
-from .conditions import to
 from .conventions import conventions
-from .diffusion import Diffusion, draw
+from .diffusion import Diffusion
 from .hosts import Host, Site, host_for
-from .initialise import STARTS, SolveAll
-from .modes import evaluating
-from .operators import Operator, build
+from .initialise import STARTS, Batches, make_stand_in, solve_all
 from .parallel import Parallel, Student, make_student
 from .plan import Plan
 from .restructure import Group
-from .switch import Nothing, Raster, Switch
+from .switch import Raster, Switch
 
 if TYPE_CHECKING:
     from .lora import Adapters
-
-Batches = Callable[[int], Mapping[str, Any]]
 
 
 class GraftError(ValueError):
@@ -320,10 +314,10 @@ def graft(
     host = host_for(model)
     chosen = plan.resolve(model)
     originals = {entry.site: host.get(model, entry.site) for entry in chosen}
-    stand_ins = {entry.site: _make(host, model, originals[entry.site], entry, init, seed) for entry in chosen}
+    stand_ins = {entry.site: make_stand_in(host, model, originals[entry.site], entry, init, seed) for entry in chosen}
     explained: dict[Site, float] = {}
     if calibration is not None and init in ("default", "solve"):
-        explained = _solve(
+        explained = solve_all(
             host, model, originals, stand_ins, calibration, calibration_batches, seed, diffusion or Diffusion()
         )
     source_hash = tensors_hash(model.state_dict())
@@ -396,56 +390,3 @@ def ungraft(model: nn.Module) -> nn.Module:
         parameter.requires_grad_(handle.required.get(name, parameter.requires_grad))
     del model.__dict__["_grafted"]
     return model
-
-
-def _make(host: Host, model: nn.Module, original: nn.Module, entry: Any, init: str, seed: int) -> nn.Module:
-    """One stand-in, on the original's device and in its type, copied from it where ``init`` asks for that."""
-    if entry.operator == "none":
-        return Nothing()
-    if entry.operator == "identity":
-        return copy.deepcopy(original)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + entry.site.block)
-        operator = build(
-            entry.operator,
-            width=host.width(model),
-            heads=host.heads(model),
-            tokens=host.tokens(model),
-            **entry.options,
-        )
-    if init != "random":
-        if entry.site.kind == "attn":
-            (wq, bq, wk, bk, wv, bv), out = host.attention_weights(original)
-            operator.copy_from_attention((wq, bq, wk, bk, wv, bv), out)
-        else:
-            operator.copy_from_mlp(*host.mlp_weights(original))
-    like = next(original.parameters())
-    return operator.to(device=like.device, dtype=like.dtype)
-
-
-@torch.no_grad()
-def _solve(
-    host: Host,
-    model: nn.Module,
-    originals: dict[Site, nn.Module],
-    stand_ins: dict[Site, nn.Module],
-    calibration: Batches,
-    count: int,
-    seed: int,
-    diffusion: Diffusion,
-) -> dict[Site, float]:
-    """Solve every operator's last layer from one teacher pass per batch over all sites."""
-    operators = {site: operator for site, operator in stand_ins.items() if isinstance(operator, Operator)}
-    if not operators:
-        return {}
-    solver = SolveAll(operators, host.grid_of(model))
-    device = next(model.parameters()).device
-    with evaluating(model), visit({site: originals[site] for site in operators}, solver):
-        for index in range(count):
-            batch = calibration(index)
-            # Negative counters: draws that no training step uses.
-            noise, t = draw(batch["z"].shape, diffusion.steps, seed, -1 - index)
-            z, noise, t, y = batch["z"].to(device), noise.to(device), t.to(device), to(batch["y"], device)
-            solver.grid = host.grid(model, z)
-            host.call(model, diffusion.add_noise(z, t, noise), t, y)
-    return solver.finish()

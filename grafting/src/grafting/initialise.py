@@ -10,12 +10,24 @@ does not grow with their number. Shapes: F features, D outputs, n rows (tokens o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from .activations import visit
+from .conditions import to
+from .diffusion import Diffusion, draw
+from .hosts import Host, Site
+from .modes import evaluating
+from .operators import Operator, build
+from .plan import Resolved
+from .switch import Nothing
+
+Batches = Callable[[int], Mapping[str, Any]]
+"""By step, ``z`` (B, C, H, W) clean latents and their condition ``y``."""
 STARTS = ("default", "random", "copy", "solve")
 
 
@@ -132,3 +144,60 @@ class SolveAll:
     def finish(self) -> dict[Any, float]:
         """Solve every site; returns the variance that each explains on the calibration activations."""
         return {site: solve_output(self.operators[site], moments) for site, moments in self.moments.items()}
+
+
+def make_stand_in(
+    host: Host, model: nn.Module, original: nn.Module, entry: Resolved, init: str, seed: int
+) -> nn.Module:
+    """What ``entry`` puts in the place of ``original``, on its device and in its type; copied from it as far as
+    shapes fit, unless ``init`` is ``random``."""
+    if entry.operator == "none":
+        return Nothing()
+    if entry.operator == "identity":
+        return copy.deepcopy(original)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + entry.site.block)
+        operator = build(
+            entry.operator,
+            width=host.width(model),
+            heads=host.heads(model),
+            tokens=host.tokens(model),
+            **entry.options,
+        )
+    if init != "random":
+        if entry.site.kind == "attn":
+            (wq, bq, wk, bk, wv, bv), out = host.attention_weights(original)
+            operator.copy_from_attention((wq, bq, wk, bk, wv, bv), out)
+        else:
+            operator.copy_from_mlp(*host.mlp_weights(original))
+    like = next(original.parameters())
+    return operator.to(device=like.device, dtype=like.dtype)
+
+
+@torch.no_grad()
+def solve_all(
+    host: Host,
+    model: nn.Module,
+    originals: dict[Site, nn.Module],
+    stand_ins: dict[Site, nn.Module],
+    calibration: Batches,
+    count: int,
+    seed: int,
+    diffusion: Diffusion,
+) -> dict[Site, float]:
+    """Solve every operator's last layer from one teacher pass per batch over all sites, ``count`` batches of
+    ``calibration`` noised by ``diffusion``; returns the share of the variance that each explains on them."""
+    operators = {site: operator for site, operator in stand_ins.items() if isinstance(operator, Operator)}
+    if not operators:
+        return {}
+    solver = SolveAll(operators, host.grid_of(model))
+    device = next(model.parameters()).device
+    with evaluating(model), visit({site: originals[site] for site in operators}, solver):
+        for index in range(count):
+            batch = calibration(index)
+            # Negative counters: draws that no training step uses.
+            noise, t = draw(batch["z"].shape, diffusion.steps, seed, -1 - index)
+            z, noise, t, y = batch["z"].to(device), noise.to(device), t.to(device), to(batch["y"], device)
+            solver.grid = host.grid(model, z)
+            host.call(model, diffusion.add_noise(z, t, noise), t, y)
+    return solver.finish()

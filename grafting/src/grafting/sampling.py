@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import nn
 
-from .conditions import Condition, count, each, replaced, rows, together
+from .conditions import SIZES, Condition, count, each, picture_sizes, replaced, rows, together
 from .hosts import host_for
 from .modes import evaluating
 from .precision import PRECISIONS, autocast
@@ -138,6 +138,15 @@ class Pipeline:
         self.null_class: int = config.num_embeds_ada_norm if null_class is None else null_class
         self.null_text = null if null is not None or text is None else text.null
 
+    @property
+    def told_size(self) -> tuple[int, int] | None:
+        """(H, W) in pixels of a picture, where the model is told it, as PixArt-alpha is, and an autoencoder says it."""
+        if self.vae is None or not getattr(self.transformer, "use_additional_conditions", False):
+            return None
+        config: Any = self.vae.config
+        side = self.size * 2 ** (len(config.block_out_channels) - 1)
+        return side, side
+
     def __call__(
         self,
         condition: Condition | Sequence[int] | Sequence[str],
@@ -229,13 +238,18 @@ class Pipeline:
         if sampling.guidance != 1 and self.null_text is None:
             raise ValueError(f"guidance {sampling.guidance:g} needs the null condition: give the pipeline text or null")
         if isinstance(condition, Mapping):
-            return condition
+            return self._sized(condition)
         prompts = [] if isinstance(condition, (str, torch.Tensor)) else list(condition)
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError("this model is conditioned on text: give prompts, or a dictionary of their states")
         if self.text is None:
             raise ValueError("prompts need an encoder: give the pipeline text, or states in the place of prompts")
-        return self.text(prompts)
+        return self._sized(self.text(prompts))
+
+    def _sized(self, condition: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With the pictures' size, where the model is told it and the condition does not say it."""
+        size = self.told_size
+        return condition if size is None else {SIZES: picture_sizes(count(condition), *size), **condition}
 
     def _walk(
         self,

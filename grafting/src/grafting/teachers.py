@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .files import sha256, write_json_atomic, write_text_atomic
+from .hosts.shapes import set_text_tokens
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,6 +84,9 @@ def _transformer(folder: Path) -> nn.Module:
 
     named = json.loads((folder / "transformer" / "config.json").read_text())["_class_name"]
     model: nn.Module = getattr(diffusers, named).from_pretrained(folder / "transformer")
+    prompts = json.loads((folder / "teacher.json").read_text()).get("prompts", {})
+    if "tokens" in prompts:
+        set_text_tokens(model, prompts["tokens"])
     return model.float().eval()
 
 
@@ -90,7 +94,8 @@ def bundle(sources: dict[str, Path], out: Path, card: dict[str, Any], prompts: E
     """Write the folders of ``sources`` (keys of :data:`PARTS`) to ``out`` in float16, with ``teacher.json`` last.
 
     Buffers that are not floating point keep their type. The card gets each part's hash and number of parameters.
-    prompts: of a text-to-image teacher, which needs no classifier. Raises ValueError naming a part that is missing.
+    prompts: of a text-to-image teacher, which needs no classifier; the card says how many tokens they have in the mean,
+    which costs count. Raises ValueError naming a part that is missing.
     """
     from safetensors.torch import load_file, save_file
 
@@ -114,5 +119,6 @@ def bundle(sources: dict[str, Path], out: Path, card: dict[str, Any], prompts: E
         }
     if prompts is not None:
         prompts.save(out / PROMPTS)
-        card = card | {"prompts": {"count": len(prompts.prompts), "sha256": sha256(out / PROMPTS)}}
+        told = {"count": len(prompts.prompts), "tokens": round(len(prompts.values) / len(prompts.prompts))}
+        card = card | {"prompts": told | {"sha256": sha256(out / PROMPTS)}}
     write_json_atomic(out / "teacher.json", card | {"parts": parts})

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ..graft import tensors_hash
+from ..hosts.shapes import told_sizes
 from ..modes import evaluating
 from ..precision import autocast
 from ..random import generator
@@ -306,6 +307,8 @@ class _Run:
             "shards": shards,
             "versions": versions(),
         }
+        if text is not None and told_sizes(self.encoders.config):
+            found["told_size"] = list(self.size)
         if self.condition == "labels":
             found["classes"] = {str(label): name for label, name in sorted(self.source.classes.items())}
         if text is not None:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from ..files import read_json
 from ..graft import tensors_hash
 from ..hosts import host_for
-from ..store.configs import HUB_ID, ModelError, config_of, hub_file, read_json
-from ..store.manifest import MANIFEST, read_manifest
+from ..hosts.shapes import SIGMA_TEXT, TEXT_TOKENS
+from ..store.configs import HUB_ID, ModelError, config_of, home_of, hub_file, pipeline_of
 from ..store.models import AUTOENCODERS
-from ..teachers import teacher_folder, teachers
-from ..text import TextEncoder, minilm
+from ..teachers import PROMPTS
+from ..text import Embedded, TextEncoder, minilm
 
-TOKENS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
-"""Tokens of a caption at most, by the pipeline of diffusers that it is embedded for: its own default."""
+LIMIT = 256
+"""Tokens of a caption at most for the bundled text-to-image teacher, as :func:`grafting.text.minilm` cuts them."""
 
 
 class Embedder(Protocol):
@@ -63,7 +65,7 @@ def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | 
             autoencoder=lambda: getattr(pipe, "vae", None),
             text=lambda device: PipelineText(pipe, tokens, device),
         )
-    name, home = str(model), _home(str(model))
+    name, home = str(model), home_of(str(model))
     return Encoders(
         name=name,
         config=config_of(name),
@@ -82,7 +84,7 @@ class PipelineText:
         if getattr(pipe, "text_encoder", None) is None or getattr(pipe, "tokenizer", None) is None:
             raise ModelError(f"{type(pipe).__name__} has no text encoder to embed captions with")
         self.pipe, self.device = pipe, device
-        self.tokens = tokens or TOKENS.get(type(pipe).__name__, 300)
+        self.tokens = tokens or TEXT_TOKENS.get(type(pipe).__name__, SIGMA_TEXT)
         pipe.text_encoder.to(device).eval()
 
     @property
@@ -112,34 +114,38 @@ class PipelineText:
 
 
 class BundledText:
-    """Captions as the bundled text-to-image teacher's encoder embeds them; lines are joined by spaces."""
+    """Captions as the bundled text-to-image teacher's encoder embeds them; lines are joined by spaces.
 
-    def __init__(self, encoder: TextEncoder, device: torch.device) -> None:
-        self.encoder = encoder
-        encoder.model.to(device)
+    kept: states that the teacher brings; the encoder is loaded for the first caption that is not among them.
+    """
+
+    def __init__(self, kept: Embedded | None, device: torch.device) -> None:
+        self.kept, self.device = kept, device
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """MiniLM. Raises ModelError where the states that are kept are another encoder's."""
+        made = minilm()
+        if self.kept is not None and self.kept.encoder != made.identity:
+            raise ModelError("the states of prompts beside the teacher were made by another encoder than MiniLM")
+        made.model.to(self.device)
+        return made
 
     @property
     def identity(self) -> dict[str, Any]:
         """Of the weights."""
-        return {"class": "MiniLM", "sha256": self.encoder.identity, "tokens": self.encoder.limit}
+        made = self.encoder.identity if self.kept is None else self.kept.encoder
+        return {"class": "MiniLM", "sha256": made, "tokens": LIMIT}
 
     def __call__(self, captions: Sequence[str]) -> tuple[list[torch.Tensor], int]:
         """See :class:`Embedder`."""
-        lines = [" ".join(caption.split()) for caption in captions]
-        kept = self.encoder.embed(lines)
+        lines, cut = [" ".join(caption.split()) for caption in captions], 0
+        kept = self.kept
+        if kept is None or not all(line in kept.places for line in lines):
+            kept = self.encoder.embed(lines)
+            cut = sum(len(ids) > LIMIT for ids in self.encoder.tokenizer(lines)["input_ids"])
         starts = kept.offsets.tolist()
-        own = [kept.values[starts[place] : starts[place + 1]] for place in kept.indices(lines).tolist()]
-        return own, sum(len(ids) > self.encoder.limit for ids in self.encoder.tokenizer(lines)["input_ids"])
-
-
-def _home(name: str) -> str:
-    """The folder or hub id where a MODEL's companions are: a graft's are its pretrained model's."""
-    if name in teachers():
-        return str(teacher_folder(name))
-    if (Path(name) / MANIFEST).is_file():
-        base = read_manifest(Path(name))["base"]["name"]
-        return name if not base or base == name else _home(base)
-    return name
+        return [kept.values[starts[place] : starts[place + 1]] for place in kept.indices(lines).tolist()], cut
 
 
 def _autoencoder(home: str, *, given: bool) -> nn.Module | None:
@@ -149,7 +155,7 @@ def _autoencoder(home: str, *, given: bool) -> nn.Module | None:
     for part in parts:
         config = Path(home) / part / "config.json"
         if config.is_file():
-            if read_json(config).get("_class_name") != "AutoencoderKL":
+            if read_json(config, error=ModelError).get("_class_name") != "AutoencoderKL":
                 raise ModelError(f"{config} is no AutoencoderKL")
             return _frozen(AutoencoderKL.from_pretrained(config.parent))
     if not Path(home).exists() and HUB_ID.fullmatch(home) and hub_file(home, "vae/config.json"):
@@ -168,16 +174,13 @@ def _text(home: str, tokens: int | None, device: torch.device) -> Embedder:
 
     folder = Path(home)
     if (folder / "teacher.json").is_file() and not (folder / "text_encoder").is_dir():
-        return BundledText(minilm(), device)
-    index = folder / "model_index.json"
-    found = index if index.is_file() else None
-    if found is None and not folder.exists() and HUB_ID.fullmatch(home):
-        found = hub_file(home, "model_index.json")
-    kind = read_json(found).get("_class_name") if found is not None else None
-    if kind not in TOKENS:
+        prompts = folder / PROMPTS
+        return BundledText(Embedded.load(prompts) if prompts.is_file() else None, device)
+    kind = pipeline_of(home)
+    if kind not in TEXT_TOKENS:
         raise ModelError(
             f"{home} is {kind or 'no pipeline'}, which brings no text encoder that is known here: "
-            f"name the folder of a {' or '.join(TOKENS)} as text"
+            f"name the folder of a {' or '.join(TEXT_TOKENS)} as text"
         )
     # What is None is neither read nor fetched.
     pipe = getattr(diffusers, kind).from_pretrained(home, vae=None, transformer=None, scheduler=None)

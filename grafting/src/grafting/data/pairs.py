@@ -132,11 +132,13 @@ def generate_pairs(
     if (prompts is None) != (host_for(transformer).family == "DiT"):
         wanted = "classes: give no prompts" if prompts is not None else "text: give prompts"
         raise ValueError(f"{type(transformer).__name__} is conditioned on {wanted}")
+    told = Pipeline(transformer, vae).told_size
     settings = {
         "model": tensors_hash(transformer.state_dict()),
         "prompts": None if prompts is None else prompts.identity,
         "sampling": asdict(sampling),
         **asdict(config),
+        **({} if told is None else {"told_size": told}),
     }
     shards = ShardFolder(folder, settings, count=count, shard=config.shard)
     shards.claim("pairs")
@@ -232,4 +234,6 @@ def _manifest(
     if encoder is not None:
         encoders["text"] = dict(encoder)
         found["null"] = file_entry(shards.out / NULL)
+        if pipeline.told_size is not None:
+            found["told_size"] = list(pipeline.told_size)
     return found

@@ -2,7 +2,8 @@
 
 A folder holds ``encoded.json`` (the manifest, written last), ``latents-00000.safetensors`` … with ``latents``
 (n, C, h, w), ``items`` (n,) and, for classes, ``labels`` (n,), and for captions ``captions-00000.safetensors`` … with
-the unpadded ``states`` (tokens of all captions, D) and where each begins, ``starts`` (m + 1,). Shard k holds the items
+the unpadded ``states`` (tokens of all captions, D) and where each begins, ``starts`` (m + 1,). A model that is told the
+size of its pictures is told the manifest's ``told_size``, (H, W) in pixels. Shard k holds the items
 k * size … (k + 1) * size - 1 of the source, less the pictures that could not be read. ``null.safetensors`` has the
 empty prompt.
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..conditions import MASK, TEXT
+from ..conditions import MASK, SIZES, TEXT, picture_sizes
 from ..files import read_json, sha256
 from ..random import generator
 
@@ -60,10 +61,7 @@ class Encoded:
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).is_file():
             raise ShardError(f"{self.folder} has no {MANIFEST}: grafting encode writes it, when it is done")
-        try:
-            self.manifest = read_json(self.folder / MANIFEST, NEEDED)
-        except ValueError as error:
-            raise ShardError(str(error)) from None
+        self.manifest = read_json(self.folder / MANIFEST, NEEDED, error=ShardError)
         for entry in self._files():
             path = self.folder / entry["name"]
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
@@ -169,17 +167,18 @@ class Encoded:
         parts = [self._row(shard, "labels", row) for shard, row in self._places(positions)]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
-    def _captions(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _captions(self, positions: torch.Tensor) -> dict[str, Any]:
         texts = []
         for shard, row in self._places(positions):
             place = int(self._row(shard, "items", row)) - shard["first"]
             file = self._opened(shard["captions"]["name"])
             first, last = file.get_slice("starts")[place : place + 2].tolist()
             texts.append(file.get_slice("states")[first:last].float())
-        return _text(texts)
+        told = self.manifest.get("told_size")
+        return _text(texts) | ({} if told is None else {SIZES: picture_sizes(len(texts), *told)})
 
 
-def _text(parts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def _text(parts: list[torch.Tensor]) -> dict[str, Any]:
     """States (tokens, D) of captions as a condition, padded to the longest."""
     states = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
     lengths = torch.tensor([len(part) for part in parts])

@@ -35,7 +35,8 @@ class ShardFolder:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
 
     def claim(self, what: str) -> None:
-        """Note the settings in the folder. Raises ClaimError where it holds ``what`` of others."""
+        """Raises ClaimError where the folder holds ``what`` of other settings; these are noted with its first file, so
+        that a refusal before that leaves nothing."""
         for name in (MANIFEST, SETTINGS):
             if (self.out / name).is_file():
                 there = read_json(self.out / name, ("settings",) if name == MANIFEST else ())
@@ -43,8 +44,6 @@ class ShardFolder:
                     raise ClaimError(
                         f"{self.out} holds {what} of other settings ({named}): name another folder or remove it"
                     )
-        if not (self.out / MANIFEST).is_file():
-            write_json_atomic(self.out / SETTINGS, self.settings)
 
     @property
     def shards(self) -> range:
@@ -130,6 +129,8 @@ class ShardFolder:
 
     def _write(self, path: Path, tensors: Mapping[str, torch.Tensor], **facts: Any) -> None:
         """One entry of metadata, because safetensors writes several in any order."""
+        if not (self.out / SETTINGS).is_file():
+            write_json_atomic(self.out / SETTINGS, self.settings)
         told = json.dumps({"settings": self.settings, **facts}, ensure_ascii=False, sort_keys=True)
         save_safetensors_atomic(path, tensors, {"grafting": told})
 

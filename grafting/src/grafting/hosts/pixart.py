@@ -8,9 +8,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..conditions import MASK, TEXT
+from ..conditions import MASK, SIZES, TEXT, picture_sizes
 from .base import Host
-from .shapes import PIXART_TEXT, HostError, Site
+from .shapes import HostError, Site, shape_of
 
 
 class PixArt(Host):
@@ -30,14 +30,15 @@ class PixArt(Host):
         """c: keyword arguments of the model, as said above. Raises HostError without text states."""
         if not isinstance(c, Mapping) or "encoder_hidden_states" not in c:
             raise HostError("a PixArt model is conditioned on a dictionary with encoder_hidden_states (B, L, D_text)")
-        given = {"added_cond_kwargs": _sizes(model, len(z), z.shape[-2], z.shape[-1]), **c}
+        given = {SIZES: _sizes(model, len(z), z.shape[-2], z.shape[-1]), **c}
         return model(z, timestep=t, **given).sample
 
     def example(self, model: nn.Module, batch: int) -> Any:
-        """Captions of :data:`~grafting.hosts.shapes.PIXART_TEXT` tokens."""
+        """Captions of as many tokens as costs count (:func:`~grafting.hosts.shapes.set_text_tokens`)."""
         like, config = next(model.parameters()), cast(Any, model.config)
         side: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
-        text = torch.zeros(batch, PIXART_TEXT, config.caption_channels or config.cross_attention_dim, **side)
+        tokens = shape_of(model).context_tokens
+        text = torch.zeros(batch, tokens, config.caption_channels or config.cross_attention_dim, **side)
         found: dict[str, Any] = {TEXT: text, MASK: torch.ones(text.shape[:2], dtype=torch.int64, device=like.device)}
         return found
 
@@ -45,7 +46,7 @@ class PixArt(Host):
         """Rows 2 and 5 of each block's ``scale_shift_table`` plus the timestep's embedding."""
         adaln: Any = model.adaln_single
         side = cast(Any, model.config).sample_size
-        added = (c.get("added_cond_kwargs") if isinstance(c, Mapping) else None) or _sizes(model, len(t), side, side)
+        added = (c.get(SIZES) if isinstance(c, Mapping) else None) or _sizes(model, len(t), side, side)
         embedded, _ = adaln(t, added, batch_size=len(t), hidden_dtype=adaln.linear.weight.dtype)
         gates = {}
         for index, block in enumerate(self.blocks(model)):
@@ -74,7 +75,7 @@ class PixArt(Host):
 
 
 FACTOR = 8
-"""Pixels along a side of a latent, for PixArt-alpha's autoencoder."""
+"""Pixels along a side of a latent where no autoencoder says it, as diffusers' pipeline takes it; PixArt-alpha's own."""
 
 
 def _sizes(model: nn.Module, batch: int, height: int, width: int) -> dict[str, torch.Tensor | None]:
@@ -83,5 +84,4 @@ def _sizes(model: nn.Module, batch: int, height: int, width: int) -> dict[str, t
     if not model.use_additional_conditions:
         return {"resolution": None, "aspect_ratio": None}
     like = next(model.parameters())
-    size = torch.tensor([[FACTOR * height, FACTOR * width]], device=like.device, dtype=like.dtype).expand(batch, 2)
-    return {"resolution": size, "aspect_ratio": size[:, :1] / size[:, 1:]}
+    return {name: told.to(like) for name, told in picture_sizes(batch, FACTOR * height, FACTOR * width).items()}

@@ -43,8 +43,9 @@ class HostShape:
     """Sizes that plans and costs need.
 
     tokens: N of the model's own resolution, on ``grid`` (H, W). context_tokens: text tokens that cross-attention reads,
-    0 where there is none. parameters: of the whole model, 0 where they were not counted. block_parameters: of a block.
-    first_parameters: of what the model reads of its first block beside running it, and keeps where that runs no longer.
+    padding included, 0 where there is none. parameters: of the whole model, 0 where they were not counted.
+    block_parameters: of a block. first_parameters: of what the model reads of its first block beside running it, and
+    keeps where that runs no longer.
     """
 
     family: str
@@ -107,18 +108,29 @@ def dit_shape(config: Mapping[str, Any]) -> HostShape:
     return replace(shape, parameters=parameters, block_parameters=block, first_parameters=embedder)
 
 
-PIXART_TEXT = 300
-"""Text tokens of PixArt-Sigma's prompts."""
+ALPHA_TEXT, SIGMA_TEXT = 120, 300
+TEXT_TOKENS = {"PixArtAlphaPipeline": ALPHA_TEXT, "PixArtSigmaPipeline": SIGMA_TEXT}
+"""Tokens that a prompt is padded to, by the pipeline of diffusers: its own default."""
+
+
+def told_sizes(config: Mapping[str, Any]) -> bool:
+    """Whether a PixArt is told the size of its pictures, as alpha of 1024 px is; by default one of diffusers' side."""
+    said = config.get("use_additional_conditions")
+    return int(config["sample_size"]) == 128 if said is None else bool(said)
 
 
 def pixart_shape(config: Mapping[str, Any]) -> HostShape:
-    """``PixArtTransformer2DModel``: cross-attention to text, one timestep embedder for all blocks."""
-    shape = replace(_common(config, "PixArt"), context_tokens=PIXART_TEXT)
+    """``PixArtTransformer2DModel``: cross-attention to text, one timestep embedder for all blocks.
+
+    A configuration may say ``text_tokens``; else prompts are of alpha's length where the model is told sizes, of
+    Sigma's elsewhere.
+    """
+    tokens = config.get("text_tokens") or (ALPHA_TEXT if told_sizes(config) else SIGMA_TEXT)
+    shape = replace(_common(config, "PixArt"), context_tokens=int(tokens))
     d, text = shape.width, int(config.get("cross_attention_dim") or shape.width)
     block = 12 * d * d + 9 * d + 2 * _linear(d, d) + 2 * _linear(text, d) + 6 * d
     embedder = _linear(EMBEDDING, d) + _linear(d, d) + _linear(d, 6 * d)
-    sized = config.get("use_additional_conditions")
-    if sized or (sized is None and int(config["sample_size"]) == 128):
+    if told_sizes(config):
         embedder += 2 * (_linear(EMBEDDING, d // 3) + _linear(d // 3, d // 3))
     captions = config.get("caption_channels")
     prompt = _linear(int(captions), d) + _linear(d, d) if captions else 0
@@ -164,13 +176,38 @@ def shape_of(source: Source) -> HostShape:
     if isinstance(source, HostShape):
         return source
     name = class_of(source)
-    config: Any = source if isinstance(source, Mapping) else source.config
+    config: Any = source if isinstance(source, Mapping) else _config(source)
     try:
         return SHAPES[name](dict(config))
     except KeyError as error:
         raise HostError(f"the configuration of {name} lacks {error.args[0]}") from None
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise HostError(f"the configuration of {name} holds a bad size: {error}") from None
+
+
+def with_text(source: Source, tokens: int) -> HostShape:
+    """Sizes for prompts of ``tokens`` tokens. Raises HostError for none, or a model that reads no text."""
+    shape = shape_of(source)
+    if tokens < 1:
+        raise HostError(f"{tokens} text tokens: at least 1")
+    if not shape.context_tokens:
+        raise HostError(f"{tokens} text tokens: a {shape.family} reads no text")
+    return replace(shape, context_tokens=tokens)
+
+
+def set_text_tokens(model: nn.Module, tokens: int) -> None:
+    """Let costs and times of a live ``model`` be of prompts of ``tokens`` tokens, which its configuration does not say.
+
+    Raises HostError for a model that reads no text.
+    """
+    with_text(model, tokens)
+    object.__setattr__(model, "_text_tokens", tokens)
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    """Of a live model, with the length of its prompts where that was set."""
+    tokens = model.__dict__.get("_text_tokens")
+    return {**model.config, **({} if tokens is None else {"text_tokens": tokens})}  # type: ignore[dict-item]
 
 
 def bundled_configs() -> list[str]:

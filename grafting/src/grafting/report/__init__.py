@@ -1,7 +1,9 @@
 """One self-contained HTML page per run, drawn from its ``results.json``."""
 
-from .page import grid_png, render, write_page
+from .grid import grid_png
+from .page import render, write_page
 from .results import (
+    PAIRS,
     Cost,
     Curve,
     Figure,
@@ -9,12 +11,14 @@ from .results import (
     Results,
     SiteMap,
     SpeedRow,
+    TaskScores,
     figures_of,
     read_results,
     write_results,
 )
 
 __all__ = [
+    "PAIRS",
     "Cost",
     "Curve",
     "Figure",
@@ -22,6 +26,7 @@ __all__ = [
     "Results",
     "SiteMap",
     "SpeedRow",
+    "TaskScores",
     "figures_of",
     "grid_png",
     "read_results",

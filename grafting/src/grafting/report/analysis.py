@@ -35,8 +35,9 @@ from ..measure.suggest import (
     suggested_plans,
 )
 from .figures import number
+from .grid import grid_png
 from .heatmaps import coloured, heat_map, locality_panels
-from .page import grid_png, template
+from .page import template
 
 SCHEMA = 1
 MEASURES = ("mean", "variance", "skewness", "kurtosis", "low", "high", "extreme")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import base64
-import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_text_atomic
+from ..tasks import OVERALL
 from . import figures
 from .curves import model_curves, site_curves
-from .results import Curve, ModelResult, Results
+from .results import PAIRS, Cost, Curve, ModelResult, Results, TaskScores
 
 if TYPE_CHECKING:
-    import torch
     from jinja2 import Template
 
 # Name, heading, and whether less is better, in the order of the columns; a table wider than a window is two tables.
@@ -36,30 +35,6 @@ FURTHER = (
 )
 FIRST = 4
 """Pictures on the first screen: the teacher and its hybrids."""
-
-
-def grid_png(images: torch.Tensor, *, columns: int, gap: int = 2, zoom: int = 2) -> bytes:
-    """A PNG of (N, 1 or 3, H, W) images in [-1, 1], row by row, enlarged by whole pixels.
-
-    Raises:
-        ValueError: no images, or neither one nor three channels.
-    """
-    import numpy as np
-    from PIL import Image
-
-    if len(images) == 0 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images of shape {tuple(images.shape)}: a grid takes (N, 1 or 3, H, W) with N at least 1")
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    pixels = pixels.repeat(3 // pixels.shape[3], axis=3).repeat(zoom, axis=1).repeat(zoom, axis=2)
-    n, height, width, _ = pixels.shape
-    rows = -(-n // columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for k, picture in enumerate(pixels):
-        y, x = k // columns * (height + gap), k % columns * (width + gap)
-        sheet[y : y + height, x : x + width] = picture
-    buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def template(name: str) -> Template:
@@ -96,13 +71,26 @@ def render(results: Results | Mapping[str, Any], folder: Path) -> str:
         keys=_keys(results),
         tables=_tables(results.models),
         losses=_losses(results.models),
+        tasks=_tasks(results.models),
         maps=[(m, Markup(figures.site_map(m, f"sites of {m.model}"))) for m in results.maps],
         stages=_stages(results.curves),
         speed=Markup(figures.speed(results.speed, titled)) if results.speed else None,
         speed_runs=", ".join(dict.fromkeys(row.run for row in results.speed)),
         costs=[(c, Markup(figures.cost(c, f"cost of {c.model}"))) for c in results.costs],
         number=figures.number,
+        percent=percent,
+        points=points,
     )
+
+
+def percent(share: float) -> str:
+    """A share in per cent."""
+    return f"{100 * share:.1f}"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in points, with its sign."""
+    return f"{100 * difference:+.1f}"
 
 
 def write_page(path: Path, results: Results) -> None:
@@ -143,6 +131,8 @@ def _keys(results: Results) -> list[dict[str, Any]]:
                 label = "; not Inception" if "not Inception" in model.protocol else ""
                 beside = f"teacher’s {figures.number(teacher.figures[name].value)}{label}"
                 items.append((heading, figures.number(model.figures[name].value), beside))
+        if model.scenes is not None and teacher.scenes is not None:
+            items.append(("scenes right", *_overall(model.scenes, teacher.scenes)))
         rows = [row for row in results.speed if (row.model, row.run) == (model.name, model.run)]
         if rows:
             best = max(rows, key=lambda row: row.speedup)
@@ -150,13 +140,27 @@ def _keys(results: Results) -> list[dict[str, Any]]:
             told = ", ".join(f"{name} bound {bound:.2f}×" for name, bound in bounds if bound is not None)
             items.append(("speed-up", f"{best.speedup:.2f}×", f"{best.setting.split(', ')[0]}; {told}"))
         items += [
-            ("cost", f"{cost.share * 100:.2g} %", "of the teacher’s training")
+            ("cost", f"{cost.share * 100:.2g} %", f"of the teacher’s training{_drew(cost)}")
             for cost in results.costs
             if (cost.model, cost.run) == (model.name, model.run)
         ]
         if items:
             found.append({"name": model.name, "description": model.description, "items": items})
     return found
+
+
+def _overall(mine: TaskScores, theirs: TaskScores) -> tuple[str, str]:
+    """The overall score, and what it must be read beside."""
+    found, apart = (scored.get(OVERALL) for scored in (mine.scores, mine.differences))
+    note = f"teacher’s {percent(theirs.scores[OVERALL].value)} %"
+    if apart is not None and apart.low is not None and apart.high is not None:
+        note += f", by {points(apart.low)} … {points(apart.high)} points"
+    return "–" if found is None else f"{percent(found.value)} %", note
+
+
+def _drew(cost: Cost) -> str:
+    pairs = cost.parts.get(PAIRS)
+    return "" if pairs is None else f", {pairs / cost.teacher_training * 100:.2g} % to draw the pairs"
 
 
 def _stages(curves: tuple[Curve, ...]) -> list[dict[str, Any]]:
@@ -215,4 +219,16 @@ def _losses(models: tuple[ModelResult, ...]) -> list[dict[str, Any]]:
         drawn = any(m.denoising_difference is not None for m in rows)
         title = f"held-out denoising loss minus the teacher's, {run}"
         blocks.append({"run": run, "rows": rows, "svg": Markup(figures.intervals(rows, title)) if drawn else None})
+    return blocks
+
+
+def _tasks(models: tuple[ModelResult, ...]) -> list[dict[str, Any]]:
+    """One block per run and protocol of the scores by task, those of held-out combinations after the others."""
+    blocks = []
+    for title, pick in (("", lambda m: m.scenes), ("Combinations that training never showed", lambda m: m.held_out)):
+        found = [(m, scored) for m in models if (scored := pick(m)) is not None]
+        for run, protocol in dict.fromkeys((m.run, scored.protocol) for m, scored in found):
+            rows = [(m, scored) for m, scored in found if (m.run, scored.protocol) == (run, protocol)]
+            tasks = list(dict.fromkeys(task for _, scored in rows for task in scored.scores))
+            blocks.append({"run": run, "protocol": protocol, "title": title, "rows": rows, "tasks": tasks})
     return blocks

@@ -16,6 +16,8 @@ from ..files import write_text_atomic
 
 SCHEMA = 1
 ROLES = ("teacher", "hybrid", "control")
+PAIRS = "pairs"
+"""The part of a cost that drew what is learnt from."""
 T = TypeVar("T")
 
 
@@ -30,11 +32,34 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskScores:
+    """Shares of ``n`` pictures that are what their prompt says, by task and overall, drawn under ``protocol``.
+
+    differences: the same minus the teacher's, paired by prompt and noise; empty for the teacher.
+    """
+
+    n: int
+    protocol: str
+    scores: Mapping[str, Figure]
+    differences: Mapping[str, Figure] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> TaskScores:
+        """Check and convert plain data. Raises ValueError for an unknown or a missing key."""
+        figures = {
+            key: {task: built(Figure, figure) for task, figure in raw.get(key, {}).items()}
+            for key in ("scores", "differences")
+        }
+        return built(cls, {**raw, **figures})
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelResult:
     """One column of pictures and one row of figures.
 
     role: ``teacher``, ``hybrid`` or ``control``. figures: by metric name (``fid``, ``kid``, ``precision`` …), under the
-    sampling ``protocol``. denoising: held-out loss; denoising_difference: paired, minus the teacher's.
+    sampling ``protocol``. denoising: held-out loss; denoising_difference: paired, minus the teacher's. scenes: what the
+    judge of scenes says of its pictures; held_out: the same of combinations that training never showed.
     grid: a PNG of samples, its path relative to the results file; grids of one report share their seeds.
     """
 
@@ -46,6 +71,8 @@ class ModelResult:
     protocol: str = ""
     denoising: Figure | None = None
     denoising_difference: Figure | None = None
+    scenes: TaskScores | None = None
+    held_out: TaskScores | None = None
     grid: str | None = None
 
     def __post_init__(self) -> None:
@@ -167,6 +194,9 @@ def _model(raw: Mapping[str, Any]) -> ModelResult:
     for key in ("denoising", "denoising_difference"):
         if raw.get(key) is not None:
             data[key] = built(Figure, raw[key])
+    for key in ("scenes", "held_out"):
+        if raw.get(key) is not None:
+            data[key] = TaskScores.from_dict(raw[key])
     return built(ModelResult, data)
 
 

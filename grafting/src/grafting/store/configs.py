@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json
+from ..hosts.shapes import TEXT_TOKENS
 from ..teachers import teacher_folder, teachers
 from .manifest import MANIFEST, read_manifest
 
@@ -30,23 +31,62 @@ class ModelError(ValueError):
 
 
 def config_of(name: str) -> dict[str, Any]:
-    """The configuration of a MODEL, without its weights.
+    """The configuration of a MODEL, without its weights; with ``text_tokens`` where its prompts are known.
 
     Raises:
         ModelError, StoreError: nothing of that name, or what is there cannot be read.
     """
+    found = _config_of(name)
+    tokens = None if found.get("caption_channels") is None else text_tokens(name)
+    return found if tokens is None else {"text_tokens": tokens, **found}
+
+
+def _config_of(name: str) -> dict[str, Any]:
     folder = teacher_folder(name) if name in teachers() else Path(name)
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         return {"_class_name": manifest["class"], **manifest["config"]}
     for part in CONFIGS:
         if (folder / part).is_file():
-            return read_json(folder / part)
+            return read_json(folder / part, error=ModelError)
     if folder.exists():
         raise ModelError(f"{name}: neither {MANIFEST} nor config.json is there, so it is no model to plan for")
     if HUB_ID.fullmatch(name):
         return hub_config(name)
     raise ModelError(unknown(name))
+
+
+def home_of(name: str) -> str:
+    """The folder or hub id where a MODEL's companions are: a graft's are its pretrained model's."""
+    if name in teachers():
+        return str(teacher_folder(name))
+    if (Path(name) / MANIFEST).is_file():
+        base = read_manifest(Path(name))["base"]["name"]
+        return name if not base or base == name else home_of(base)
+    return name
+
+
+def pipeline_of(home: str) -> str | None:
+    """The class of the diffusers pipeline at a folder or hub id. Raises ModelError where it cannot be read."""
+    path: Path | None = Path(home) / "model_index.json"
+    if not Path(home).exists() and HUB_ID.fullmatch(home):
+        path = hub_file(home, "model_index.json")
+    return read_json(path, error=ModelError).get("_class_name") if path is not None and path.is_file() else None
+
+
+def text_tokens(name: str) -> int | None:
+    """Tokens of a MODEL's prompts: their mean, rounded, in a bundle, and what a pipeline pads to; None if unknown."""
+    home = home_of(name)
+    card = Path(home) / "teacher.json"
+    if card.is_file():
+        tokens: int | None = read_json(card, error=ModelError).get("prompts", {}).get("tokens")
+        return tokens
+    if home != name and not Path(home).exists():
+        return None  # a graft can be read where its pretrained model is gone: the hub is not asked for that
+    try:
+        return TEXT_TOKENS.get(pipeline_of(home) or "")
+    except ModelError:
+        return None  # out of reach: what is in the hub's cache opens all the same
 
 
 def unknown(name: str) -> str:
@@ -55,23 +95,12 @@ def unknown(name: str) -> str:
     return f"{name!r} is no bundled teacher ({ships}), no folder or file, and no hub id such as owner/name"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises ModelError for another."""
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no JSON object")
-    return content
-
-
 def hub_config(name: str) -> dict[str, Any]:
     """The transformer's configuration of a repository on the hub. Raises ModelError."""
     path = hub_file(name, "transformer/config.json")
     if path is None:
         raise ModelError(f"{name} on the hub has no transformer/config.json, so it is no diffusion transformer")
-    return read_json(path)
+    return read_json(path, error=ModelError)
 
 
 def hub_file(name: str, file: str) -> Path | None:
@@ -95,7 +124,7 @@ def hub_file(name: str, file: str) -> Path | None:
 
 def check_schedule(path: Path) -> None:
     """Raises ModelError where a model was trained under other noise than the one that everything here adds."""
-    content = read_json(path)
+    content = read_json(path, error=ModelError)
     odd = [f"{key} {content[key]}" for key, value in SCHEDULE.items() if (content.get(key) or value) != value]
     if odd:
         raise ModelError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from ..files import read_json
 
 MANIFEST = "graft.json"
 NEEDED = ("whole", "base", "class", "config", "conventions", "plan", "init", "seed", "explained", "file", "protocol")
@@ -19,11 +20,4 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise StoreError(f"{folder} is no graft: it has no {MANIFEST}")
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise StoreError(f"{path} is not JSON: {error}") from None
-    missing = [key for key in NEEDED if not isinstance(manifest, dict) or key not in manifest]
-    if missing:
-        raise StoreError(f"{path} is no manifest of a graft: it lacks {', '.join(missing)}")
-    return dict(manifest)
+    return read_json(path, NEEDED, error=StoreError, what="manifest of a graft")

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..files import read_json
 from ..graft import Grafted
-from ..hosts.shapes import class_of
+from ..hosts.shapes import class_of, set_text_tokens, shape_of
 from ..teachers import PROMPTS, teacher_folder, teachers
 from ..text import Embedded
-from .configs import HUB_ID, SCHEDULER, ModelError, check_schedule, hub_config, hub_file, read_json, unknown
+from .configs import HUB_ID, SCHEDULER, ModelError, check_schedule, hub_config, hub_file, text_tokens, unknown
 from .folder import import_original, load
 from .manifest import MANIFEST, read_manifest
 
@@ -63,6 +64,13 @@ def open_model(name: str, *, base: str | None = None) -> Model:
     Raises:
         ModelError, StoreError, CheckpointError: nothing of that name, or what is there cannot be read.
     """
+    found = _opened(name, base)
+    if shape_of(found.transformer).context_tokens and (tokens := text_tokens(base or name)) is not None:
+        set_text_tokens(found.transformer, tokens)
+    return found
+
+
+def _opened(name: str, base: str | None) -> Model:
     path = Path(name)
     if name in teachers():
         return _plain(teacher_folder(name), name)
@@ -92,7 +100,8 @@ def with_autoencoder(model: Model, name: str) -> Model:
     )
     if folder is None:
         raise ModelError(f"autoencoder {name}: no config.json there, nor in a subfolder {' or '.join(AUTOENCODERS)}")
-    kind, drawn = read_json(folder / "config.json"), getattr(model.transformer.config, "in_channels", None)
+    kind = read_json(folder / "config.json", error=ModelError)
+    drawn = getattr(model.transformer.config, "in_channels", None)
     if kind.get("_class_name") != "AutoencoderKL" or kind.get("latent_channels") != drawn:
         raise ModelError(
             f"autoencoder {folder} is {kind.get('_class_name')} of {kind.get('latent_channels')} channels, "
@@ -114,9 +123,8 @@ def _plain(folder: Path, name: str) -> Model:
         raise ModelError(f"{name}: neither {MANIFEST} nor config.json is in {folder}, so it holds no model")
     if (folder / SCHEDULER).is_file():
         check_schedule(folder / SCHEDULER)
-    return Model(
-        name=name, transformer=_transformer(read_json(source / "config.json"), str(source)), **_companions(folder)
-    )
+    config = read_json(source / "config.json", error=ModelError)
+    return Model(name=name, transformer=_transformer(config, str(source)), **_companions(folder))
 
 
 def _graft(folder: Path, base: str | None) -> Model:
@@ -161,7 +169,7 @@ def _companions(folder: Path) -> dict[str, Any]:
     if (folder / PROMPTS).is_file():
         found["prompts"] = Embedded.load(folder / PROMPTS)
     if (folder / "teacher.json").is_file():
-        found["card"] = read_json(folder / "teacher.json")
+        found["card"] = read_json(folder / "teacher.json", error=ModelError)
     return found
 
 

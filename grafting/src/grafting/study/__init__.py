@@ -7,7 +7,7 @@
         model/                 what was learnt (a graft, or a plain model for the control procedure)
         train.json             curves and FLOPs
         losses.safetensors     held-out losses, and denoise.json
-        samples.safetensors    and sample.json; grid.png; quality.json
+        samples-…/             and sample.json; grid.png; quality.json; scenes.json
     out/speed-NAME.json        latencies
     out/results.json           the figures, and report.html
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from ..files import write_text_atomic
 from ..report import Results, read_results, write_page, write_results
 from ..training.team import Team
-from .assemble import assemble, beside
+from .assemble import assemble, beside, publish
 from .bench import Say, Study
 from .entries import Entry, entries
 from .parts import StudyError
@@ -58,11 +58,12 @@ def run(recipe: RunRecipe, out: Path, *, resume: bool = True, say: Say = print, 
     for entry in study.entries:
         study.sample(entry)
         study.judge(entry)
+        study.score(entry)
     if recipe.speed is not None:
         for entry in study.entries:
             study.time(entry)
     results = assemble(study)
-    study.publish(results)
+    publish(study, results)
     for name in recipe.beside:
         folder = study.home_of(name)
         results = beside(results, read_results(folder / "results.json"), folder, out, folder.name)

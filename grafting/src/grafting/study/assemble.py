@@ -16,11 +16,16 @@ from ..files import write_bytes_atomic
 from ..hosts import shape_of
 from ..measure.denoising import mean_loss, paired_difference
 from ..measure.quality import Estimate
-from ..report import Cost, Curve, Figure, ModelResult, Results, SiteMap, SpeedRow, figures_of
+from ..report import PAIRS, Cost, Curve, Figure, ModelResult, Results, SiteMap, SpeedRow, TaskScores, figures_of
+from ..store.folder import save
+from ..tasks import OVERALL, TaskDifference, differences
 from .bench import Study
 from .entries import Entry, summary
 from .recipe import RunRecipe
 from .stages import PASSES, part_flops
+
+PARTS = ("scenes", "held_out")
+"""What the prompts of scenes are reported as."""
 
 
 def beside(results: Results, other: Results, source: Path, out: Path, name: str) -> Results:
@@ -52,7 +57,8 @@ def assemble(study: Study) -> Results:
     learnt = {entry.name: study.train(entry) for entry in study.entries}
     models = []
     for entry in study.entries:
-        quality = study.judge(entry)
+        quality, judged = study.judge(entry), study.score(entry) or {}
+        scenes, held_out = (TaskScores.from_dict(judged[key]) if judged.get(key) else None for key in PARTS)
         difference = paired_difference(losses[entry.name], losses[teacher.name])
         models.append(
             ModelResult(
@@ -64,6 +70,8 @@ def assemble(study: Study) -> Results:
                 protocol=quality["protocol"]["text"] if quality else "",
                 denoising=_figure(mean_loss(losses[entry.name])),
                 denoising_difference=None if entry is teacher else _figure(difference),
+                scenes=scenes,
+                held_out=held_out,
                 grid=f"{study.subject(entry).name}/grid.png" if recipe.evaluate.grid else None,
             )
         )
@@ -82,6 +90,27 @@ def assemble(study: Study) -> Results:
         notes=_notes(study, learnt),
         provenance=_provenance(study),
     )
+
+
+def publish(study: Study, results: Results) -> None:
+    """Write the figures of every hybrid into its own manifest and card."""
+    for entry in study.entries:
+        if entry.role != "hybrid":
+            continue
+        (found,) = (model for model in results.models if model.name == entry.name)
+        figures: dict[str, Any] = {name: figure.value for name, figure in found.figures.items()}
+        if found.denoising_difference is not None:
+            figures["held-out loss minus the teacher's"] = found.denoising_difference.value
+        protocol = {"recipe": study.recipe.to_dict(), "samples": found.protocol}
+        if found.scenes is not None:
+            figures["scenes right"] = found.scenes.scores[OVERALL].value
+            if OVERALL in found.scenes.differences:
+                figures["scenes right minus the teacher's"] = found.scenes.differences[OVERALL].value
+            protocol["samples"] = found.scenes.protocol
+        with study.opened(entry) as (_, handle):
+            assert handle is not None
+            folder = study.out / entry.name / "model"
+            save(handle, folder, base=study.recipe.teacher, protocol=protocol, results=figures)
 
 
 def label(recipe: RunRecipe) -> str:
@@ -105,7 +134,32 @@ def verdict(study: Study, entry: Entry, losses: Mapping[str, torch.Tensor]) -> s
                 told.append(f"it beats {name} by {-apart.value:.4f} ({-apart.high:.4f} … {-apart.low:.4f})")
             else:
                 told.append(f"it does not beat {name} beyond the interval ({apart.low:+.4f} … {apart.high:+.4f})")
-    return "; ".join([text, *told]) + "."
+    return "; ".join([text, *told]) + "." + _of_scenes(study, entry)
+
+
+def _of_scenes(study: Study, entry: Entry) -> str:
+    """A second sentence where prompts of scenes were drawn: the same of the pictures that are right."""
+    count = study.recipe.evaluate.prompts
+    if not count:
+        return ""
+    judged = {other.name: study.verdicts(other)[:count] for other in study.entries}
+
+    def minus(name: str) -> TaskDifference:
+        return differences(judged[entry.name], judged[name]).overall
+
+    right = study.score(entry) or {}
+    share = right["scenes"]["scores"][OVERALL]["value"]
+    told = [f" Of {count:,} scenes {100 * share:.1f} % are right, {_points(minus('teacher'))} against the teacher’s"]
+    for control in ("none", "untrained"):
+        for name in (name for name in (control, f"{entry.name}-{control}") if name in judged):
+            apart = minus(name)
+            beats = "it beats" if apart.low > 0 else "beyond the interval it does not beat"
+            told.append(f"{beats} {name}: {_points(apart)}")
+    return "; ".join(told) + "."
+
+
+def _points(apart: TaskDifference) -> str:
+    return f"{100 * apart.value:+.1f} points ({100 * apart.low:+.1f} … {100 * apart.high:+.1f})"
 
 
 def _figure(estimate: Estimate) -> Figure:
@@ -147,7 +201,10 @@ def _map(study: Study, entry: Entry, run: str) -> SiteMap:
 
 
 def _costs(study: Study, entry: Entry, learnt: Mapping[str, Any], run: str) -> list[Cost]:
-    """Of a hybrid, where the teacher's card says how many samples it was trained on."""
+    """Of a hybrid, where the teacher's card says how many samples it was trained on.
+
+    Pairs that this teacher drew are a part of their own, all of them, however few were learnt from.
+    """
     samples = trained_on(study)
     if samples is None or entry.plan is None:
         return []
@@ -159,8 +216,22 @@ def _costs(study: Study, entry: Entry, learnt: Mapping[str, Any], run: str) -> l
         one=one if "stage 1" in learnt["curves"] else None,
         two=two if learnt["finetuned"] else None,
     )
+    if two is not None and two.adapters is not None and "stage 2" in parts:
+        parts["LoRA"] = parts.pop("stage 2")
+    if parts and (pairs := _pairs(study)):
+        parts = {PAIRS: pairs * cost.flops_before, **parts}
     whole = PASSES * cost.flops_before * samples
     return [Cost(model=entry.name, run=run, parts=parts, teacher_training=whole)] if parts else []
+
+
+def _pairs(study: Study) -> int:
+    """Passes of the teacher that drew what the study learns from; 0 for pictures, or what another model drew."""
+    encoded = study.material.encoded
+    settings = {} if encoded is None else encoded.manifest["settings"]
+    if encoded is None or "sampling" not in settings or settings["model"] != study.source:
+        return 0
+    walk = settings["sampling"]
+    return len(encoded) * int(walk["steps"]) * (1 if walk["guidance"] == 1 else 2)
 
 
 def trained_on(study: Study) -> int | None:

@@ -19,7 +19,6 @@ from torch import nn
 from ..claims import claim
 from ..files import save_safetensors_atomic, write_bytes_atomic
 from ..graft import Grafted, tensors_hash, ungraft
-from ..hosts import host_for
 from ..measure.denoising import Triples, denoising_losses, mean_loss
 from ..measure.quality import (
     Estimate,
@@ -29,22 +28,25 @@ from ..measure.quality import (
     paired_fid_difference,
     paired_kid_difference,
 )
-from ..report import Results, grid_png
-from ..sampling import Pipeline, draw_labels
+from ..report import grid_png
 from ..store.folder import load, save
 from ..store.models import open_model
+from ..tasks import Verdict
 from ..training.loop import Progress
 from ..training.team import Team
+from .asked import Asked
 from .entries import Entry, entries
 from .judging import Judge
-from .parts import StudyError, key_of, part
+from .parts import StudyError, key_of, part, thinned
 from .recipe import RunRecipe, depended_on
-from .stages import Material, begin, denoiser, learns, null_class, stage_one, stage_two
+from .scenes import from_text, judged, outcome
+from .stages import Material, begin, denoiser, learns, stage_one, stage_two
 
 Say = Callable[[str], None]
-CURVE_POINTS = 200
 SAMPLE_CHUNK = 250
 """Samples between two saves."""
+SCORER = 1
+"""The version of the judge of scenes: what another one judged is judged again."""
 
 
 class Study:
@@ -58,7 +60,9 @@ class Study:
             raise StudyError(f"teacher {recipe.teacher} is a graft already: a study starts from a pretrained model")
         self.teacher = self.model.transformer
         self.material = Material(self.model, recipe.data).first(recipe.images)
-        self.judging = Judge(recipe.evaluate, self.model, self.material, out, next(self.teacher.parameters()).device)
+        device = next(self.teacher.parameters()).device
+        self.judging = Judge(recipe.evaluate, self.model, self.material, out, device)
+        self.asked = Asked(recipe.evaluate, self.model, self.material, recipe.seed, device)
         self.entries = entries(recipe)
         self.source = tensors_hash(self.teacher.state_dict())
         self._check()
@@ -83,9 +87,7 @@ class Study:
         problems = []
         for name, plan in self.recipe.plans.items():
             problems += [f"plan {name}: {problem}" for problem in plan.check(self.teacher).problems]
-        problems += self.judging.problems()
-        if self.recipe.evaluate.drawn and host_for(self.teacher).family != "DiT":
-            problems.append(f"{self.recipe.teacher} takes text, and samples are drawn of classes: samples 0 and grid 0")
+        problems += self.asked.problems() or self.judging.problems()
         learnt, there = self.recipe.images, self.material.count(train=True)
         if learnt is not None and learnt > there:
             problems.append(f"images {learnt}: there are {there} to learn from")
@@ -150,7 +152,7 @@ class Study:
             trained, loop = stage_two(self.teacher, two, self.material, seed=seed + 1, out=state, team=self.team)
             if self.team.leads:
                 trained.save_pretrained(folder / "model")  # type: ignore[union-attr, operator]
-            outcome["curves"]["stage 2"] = {entry.name: _thin([(row["step"], row["loss"]) for row in loop.log])}
+            outcome["curves"]["stage 2"] = {entry.name: thinned([(row["step"], row["loss"]) for row in loop.log])}
             return outcome
         handle = begin(
             self.teacher, entry.plan, self.material, init=entry.init, seed=seed, calibration=recipe.calibration
@@ -161,16 +163,17 @@ class Study:
                 self.say(f"{entry.name}: stage 1, {len(handle.switches)} sites, {one.steps} steps")
                 reports = stage_one(handle, one, self.material, seed=seed, out=folder / "distill", team=self.team)
                 outcome["explained"] = {name: report.explained for name, report in reports.items()}
-                outcome["curves"]["stage 1"] = {name: _thin(report.curve) for name, report in reports.items()}
+                outcome["curves"]["stage 1"] = {name: thinned(report.curve) for name, report in reports.items()}
                 outcome["held out"] = {
-                    name: _thin([(step, loss) for step, loss, _ in report.heldout]) for name, report in reports.items()
+                    name: thinned([(step, loss) for step, loss, _ in report.heldout])
+                    for name, report in reports.items()
                 }
             student: Grafted | nn.Module = handle
             if two is not None and (two.train != "grafted" or learns(handle)):
                 self.say(f"{entry.name}: stage 2, {two.steps} steps")
                 state = folder / "finetune"
                 student, loop = stage_two(handle, two, self.material, seed=seed + 1, out=state, team=self.team)
-                outcome["curves"]["stage 2"] = {entry.name: _thin([(row["step"], row["loss"]) for row in loop.log])}
+                outcome["curves"]["stage 2"] = {entry.name: thinned([(row["step"], row["loss"]) for row in loop.log])}
             else:
                 outcome["finetuned"] = False
             assert isinstance(student, Grafted)
@@ -247,8 +250,7 @@ class Study:
 
     def labels(self) -> torch.Tensor:
         """(drawn,) asked classes, the same for every model."""
-        config = self.recipe.evaluate
-        return draw_labels(config.drawn, null_class(self.teacher), config.labels, self.recipe.seed)
+        return self.asked.labels
 
     def _sampling(self, entry: Entry) -> dict[str, Any]:
         config = self.recipe.evaluate
@@ -258,6 +260,7 @@ class Study:
             "drawn": config.drawn,
             "samples' seed": self.recipe.seed,
             "decoder": self.material.identity["autoencoder"],
+            **self.asked.settings,
         }
 
     def drawn(self, entry: Entry) -> list[Path]:
@@ -271,8 +274,8 @@ class Study:
         def make() -> dict[str, Any]:
             self.say(f"{entry.name}: {config.drawn} samples, {config.sampling.describe()}")
             with self.opened(entry) as (model, _):
-                names = self._draw(Pipeline(model, self.model.autoencoder), entry.name, folder, chunks)
-            return {"n": config.drawn, "files": names}
+                names = self.asked.draw(model, folder / chunks, size=SAMPLE_CHUNK, name=entry.name)
+            return {"n": config.drawn, "files": [f"{chunks}/{name}" for name in names]}
 
         files = part(folder / "sample.json", settings, make, self._shipped(entry))["files"]
         for old in folder.glob("samples-*"):
@@ -297,32 +300,10 @@ class Study:
         first = next(self.images(entry, config.drawn))
         if config.grid:
             shown = torch.cat(list(self.images(entry, config.grid)))
-            picture = grid_png(shown[:, : 3 if shown.shape[1] >= 3 else 1], columns=min(10, config.grid))
+            shown = shown[:, : 3 if shown.shape[1] >= 3 else 1]
+            picture = grid_png(shown, columns=self.asked.columns, titles=self.asked.texts[: len(shown)])
             write_bytes_atomic(self.out / self.subject(entry).name / "grid.png", picture)
         return first
-
-    def _draw(self, pipeline: Pipeline, name: str, folder: Path, chunks: str) -> list[str]:
-        """Draw into files of :data:`SAMPLE_CHUNK`, those that are there already left alone; returns their names."""
-        config, labels, names = self.recipe.evaluate, self.labels(), []
-        walks = sum(-(-len(part) // config.batch) for part in labels.split(SAMPLE_CHUNK))
-        total, done = walks * config.sampling.steps, 0
-        progress = Progress(total, 0, f"{name}: samples")
-        for start in range(0, len(labels), SAMPLE_CHUNK):
-            chunk = labels[start : start + SAMPLE_CHUNK]
-            names.append(f"{chunks}/{start:06d}.safetensors")
-            if not (folder / names[-1]).is_file():
-                before = done
-                images = pipeline(
-                    chunk,
-                    sampling=config.sampling,
-                    seed=self.recipe.seed,
-                    first_index=start,
-                    batch_size=config.batch,
-                    progress=lambda steps, _, before=before: progress.show(before + steps),  # type: ignore[misc]
-                )
-                save_safetensors_atomic(folder / names[-1], {"images": images.half()})
-            done += -(-len(chunk) // config.batch) * config.sampling.steps
-        return names
 
     @property
     def reference(self) -> Reference:
@@ -370,6 +351,28 @@ class Study:
                 outcome["figures"]["KID − teacher's"] = asdict(found)
         return outcome
 
+    def score(self, entry: Entry) -> dict[str, Any] | None:
+        """What the judge of scenes says of one model's pictures, as :func:`~grafting.study.scenes.outcome` has it;
+        None where no prompts are asked for."""
+        config, entry = self.recipe.evaluate, self.subject(entry)
+        if not config.prompts:
+            return None
+        settings = self._sampling(entry) | {"prompts asked": [config.prompts, config.held_out], "scorer": SCORER}
+
+        def make() -> dict[str, Any]:
+            self.say(f"{entry.name}: {config.drawn} scenes judged")
+            mine = judged(self.asked.scenes, self.images(entry, config.drawn))
+            theirs = None if entry.role == "teacher" else self.verdicts(self.entries[0])
+            protocol = f"{config.sampling.describe()}, seed {self.recipe.seed}"
+            return outcome(mine, theirs, config.prompts, protocol)
+
+        return part(self.out / entry.name / "scenes.json", settings, make, self._shipped(entry))
+
+    def verdicts(self, entry: Entry) -> list[Verdict]:
+        """Which of one model's pictures of scenes are right, for paired differences; empty where none are asked for."""
+        found = self.score(entry)
+        return [] if found is None else from_text(self.asked.scenes, found["correct"])
+
     # -- speed ---------------------------------------------------------------------------------------------------
 
     def time(self, entry: Entry) -> list[dict[str, Any]]:
@@ -395,28 +398,3 @@ class Study:
 
         found: list[dict[str, Any]] = part(self.out / f"speed-{entry.name}.json", settings, make)["rows"]
         return found
-
-    # -- files ---------------------------------------------------------------------------------------------------
-
-    def publish(self, results: Results) -> None:
-        """Write the figures of every hybrid into its own manifest and card."""
-        for entry in self.entries:
-            if entry.role != "hybrid":
-                continue
-            (found,) = (model for model in results.models if model.name == entry.name)
-            figures: dict[str, Any] = {name: figure.value for name, figure in found.figures.items()}
-            if found.denoising_difference is not None:
-                figures["held-out loss minus the teacher's"] = found.denoising_difference.value
-            protocol = {"recipe": self.recipe.to_dict(), "samples": found.protocol}
-            with self.opened(entry) as (_, handle):
-                assert handle is not None
-                folder = self.out / entry.name / "model"
-                save(handle, folder, base=self.recipe.teacher, protocol=protocol, results=figures)
-
-
-def _thin(points: Any) -> dict[str, list[float]]:
-    """At most a few hundred (step, loss) pairs of a curve, the last one among them."""
-    listed = list(points)
-    every = max(1, -(-len(listed) // CURVE_POINTS))
-    kept = [point for k, point in enumerate(listed) if k % every == 0 or k == len(listed) - 1]
-    return {"steps": [int(step) for step, _ in kept], "losses": [float(loss) for _, loss in kept]}

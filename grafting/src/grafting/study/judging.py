@@ -64,11 +64,7 @@ class Judge:
         return {"judge": self.identity, "reference": self.reference.key, "floor": floor, "measures": MEASURES}
 
     def _stream(self, path: str) -> ImageStream:
-        autoencoder, config = self.model.autoencoder, self.model.transformer.config
-        channels, side = int(config.in_channels), int(config.sample_size)  # type: ignore[union-attr, arg-type]
-        if autoencoder is not None:
-            widths: Any = autoencoder.config
-            channels, side = widths.out_channels, side * 2 ** (len(widths.block_out_channels) - 1)
+        channels, side = pictures_of(self.model)
         return ImageStream(Path(path), side=side, channels=channels)
 
     @cached_property
@@ -148,6 +144,16 @@ class Judge:
                 real = self.material.images(train=False).labels[: len(features)]
                 outcome["floors"]["recognised"] = recognition(self.floor.logits, real).share
         return outcome
+
+
+def pictures_of(model: Model) -> tuple[int, int]:
+    """Channels and side, in pixels, of what a model draws."""
+    config: Any = model.transformer.config
+    channels, side = int(config.in_channels), int(config.sample_size)
+    if model.autoencoder is None:
+        return channels, side
+    widths: Any = model.autoencoder.config
+    return int(widths.out_channels), side * 2 ** (len(widths.block_out_channels) - 1)
 
 
 def _has_statistics(path: Path) -> bool:

@@ -10,6 +10,9 @@ from typing import Any
 
 from ..files import sha256, write_bytes_atomic, write_json_atomic
 
+CURVE_POINTS = 200
+"""Of a curve that is kept, at most about as many."""
+
 
 class StudyError(ValueError):
     """A study that cannot be run as asked, told before anything is trained."""
@@ -68,3 +71,11 @@ def _whole(path: Path) -> bool:
 
 def key_of(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def thinned(points: Any) -> dict[str, list[float]]:
+    """At most a few hundred (step, loss) pairs of a curve, the last one among them."""
+    listed = list(points)
+    every = max(1, -(-len(listed) // CURVE_POINTS))
+    kept = [point for k, point in enumerate(listed) if k % every == 0 or k == len(listed) - 1]
+    return {"steps": [int(step) for step, _ in kept], "losses": [float(loss) for _, loss in kept]}

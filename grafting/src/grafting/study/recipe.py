@@ -134,15 +134,19 @@ class FinetuneStage:
 class EvaluateStage:
     """What is measured: ``triples`` of the held-out loss, ``samples`` of FID and KID (0: none), ``grid`` pictures.
 
-    The middle entries are those of :class:`~grafting.sampling.Sampling`. labels: ``balanced`` or ``uniform``.
-    extractor: as :class:`~grafting.measure.quality.extractors.ExtractorConfig` has it. reference: a folder or array of
-    real images, or statistics as ADM publishes them, in the place of the training images; floor: held-out real images,
-    in the place of the data's. bootstraps: rounds of the intervals of FID.
+    prompts: of a model of text, the scene world's evaluation prompts that it draws, the tasks in turn, for the exact
+    scorer; held_out: more of them, of combinations that training never shows, reported apart. The middle entries are
+    those of :class:`~grafting.sampling.Sampling`. labels: ``balanced`` or ``uniform``. extractor: as
+    :class:`~grafting.measure.quality.extractors.ExtractorConfig` has it. reference: a folder or array of real images,
+    or statistics as ADM publishes them, in the place of the training images; floor: held-out real images, in the place
+    of the data's. bootstraps: rounds of the intervals of FID.
     """
 
     triples: int = 1000
     samples: int = 0
     grid: int = 40
+    prompts: int = 0
+    held_out: int = 0
     scheduler: Literal["ddpm", "ddim", "dpm++"] = "ddim"
     steps: int = 20
     spacing: Literal["linspace", "leading"] = "linspace"
@@ -158,7 +162,9 @@ class EvaluateStage:
     bootstraps: int = 100
 
     def __post_init__(self) -> None:
-        _at_least(self, triples=2, samples=0, grid=0, batch=1, bootstraps=0)
+        _at_least(self, triples=2, samples=0, grid=0, prompts=0, held_out=0, batch=1, bootstraps=0)
+        if self.held_out and not self.prompts:
+            raise ValueError(f"held_out {self.held_out}: these are judged beside other prompts: give prompts too")
         _ = self.sampling
 
     @property
@@ -168,8 +174,8 @@ class EvaluateStage:
 
     @property
     def drawn(self) -> int:
-        """How many samples are drawn of each model."""
-        return max(self.samples, self.grid)
+        """How many samples are drawn of each model; of prompts, the grid shows the first."""
+        return self.prompts + self.held_out or max(self.samples, self.grid)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
     python -m grafting.study.shipping OUT BUNDLE
 
-BUNDLE gets ``reference.npz`` and ``measured/``: held-out losses, samples and their features, each with the hash of what
-it depends on. A run whose settings, weights, images or extractor differ makes its own instead.
+BUNDLE gets ``reference.npz`` and ``measured/``: held-out losses, samples, their features and scores, each with the hash
+of what it depends on. A run whose settings, weights, images or extractor differ makes its own instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..files import sha256, write_bytes_atomic, write_json_atomic
 
-PARTS = ("denoise.json", "sample.json", "features.json")
+PARTS = ("denoise.json", "sample.json", "features.json", "scenes.json")
 
 
 def ship(out: Path, bundle: Path) -> None:

@@ -20,6 +20,7 @@ from .shared import (
     progress,
     sampling_of,
     sampling_options,
+    text_tokens_option,
     vae_option,
 )
 
@@ -32,14 +33,23 @@ if TYPE_CHECKING:
 
 def add(verbs: Verbs) -> None:
     """Declare them."""
-    made = verbs.add("evaluate", evaluate, "held-out loss, and FID, KID and recognition of samples")
-    made.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
+    made = verbs.add("evaluate", evaluate, "held-out loss, FID, KID and recognition of samples; or scores by task")
+    made.add_argument("model", nargs="*", metavar="MODEL", help=f"{MODEL}; one, or several with --scenes")
     made.add_argument(
         "--geneval",
         nargs="+",
         type=Path,
         metavar="JSONL",
         help="instead of a MODEL: results of GenEval's scorer, of one model or of two, whose difference is paired",
+    )
+    made.add_argument(
+        "--scenes",
+        type=at_least(1),
+        metavar="N",
+        help="instead of losses: N prompts of the scene world drawn and judged exactly, with scores by task",
+    )
+    made.add_argument(
+        "--held-out", type=at_least(0), default=0, metavar="N", help="with --scenes: and N of combinations held out"
     )
     made.add_argument("--against", metavar="MODEL", help="for the paired difference; a graft's own teacher by default")
     made.add_argument(
@@ -63,6 +73,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument(
         "--side", type=at_least(1), metavar="N", help="tokens along one side of a square, for another size"
     )
+    text_tokens_option(made)
     made.add_argument("--rounds", type=at_least(2), default=10)
     made.add_argument("--json", action="store_true")
     device_option(made)
@@ -70,14 +81,25 @@ def add(verbs: Verbs) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Held-out denoising loss beside the teacher's, and FID, KID and recognition of samples; or scores by task."""
+    if arguments.geneval and arguments.scenes:
+        raise ValueError("--geneval reads what was judged elsewhere, --scenes draws and judges: give one of them")
+    if arguments.held_out and not arguments.scenes:
+        raise ValueError(f"--held-out {arguments.held_out} goes with --scenes")
     if arguments.geneval:
         _geneval(arguments)
         return
-    if arguments.model is None:
-        raise ValueError("name a MODEL to evaluate, or results of GenEval's scorer with --geneval")
+    if arguments.scenes:
+        from .scenes import evaluate as judge_scenes
+
+        judge_scenes(arguments)
+        return
+    if len(arguments.model) != 1:
+        raise ValueError("name a MODEL to evaluate, several with --scenes, or results of GenEval's scorer --geneval")
+    (arguments.model,) = arguments.model
     from dataclasses import asdict
 
     from ..measure.quality.extractors import ExtractorConfig
+    from ..study.asked import Asked
     from ..study.judging import Judge
     from ..study.recipe import EvaluateStage
     from ..study.stages import Material
@@ -92,8 +114,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         reference=arguments.reference,
         floor=arguments.floor,
     )
-    judge = Judge(config, model, material, None, next(model.transformer.parameters()).device)
-    if problems := judge.problems():
+    at = next(model.transformer.parameters()).device
+    judge = Judge(config, model, material, None, at)
+    if problems := Asked(config, model, material, arguments.seed, at).problems() or judge.problems():
         raise ValueError("; ".join(f"--{problem}" for problem in problems))
     found: dict[str, Any] = {"model": arguments.model, "held-out loss": _denoising(model, material, arguments)}
     if arguments.samples:
@@ -115,8 +138,9 @@ def _geneval(arguments: argparse.Namespace) -> None:
     from ..measure.geneval import read_results
     from ..tasks import differences, scores, table
 
-    if arguments.model is not None:
-        raise ValueError(f"--geneval reads results that are there already: leave out the model {arguments.model}")
+    if arguments.model:
+        named = " ".join(arguments.model)
+        raise ValueError(f"--geneval reads results that are there already: leave out the model {named}")
     files = [str(path) for path in arguments.geneval]
     if len(set(files)) != len(files) or len(files) > 2:
         raise ValueError(f"--geneval {' '.join(files)}: give one file, or two of different models")
@@ -174,11 +198,16 @@ def _quality(model: Model, judge: Judge, arguments: argparse.Namespace) -> dict[
 
 
 def profile(arguments: argparse.Namespace) -> None:
-    """Parameters, FLOPs, latency, memory and the time bound at one resolution; a delta also beside its teacher."""
+    """Parameters, FLOPs, latency, memory and the time bound at one resolution; a delta also beside its teacher.
+
+    Adapters are merged first, as they are where the model is used: unmerged, every adapted layer is three products.
+    """
     import torch
 
     from ..cost import host_flops
+    from ..graft import ungraft
     from ..hosts import host_for, shape_of
+    from ..hosts.shapes import set_text_tokens
     from ..measure.speed import latency, parameters, peak_bytes, time_bound
     from ..store.models import open_model
     from ..study.recipe import SpeedStage
@@ -187,8 +216,16 @@ def profile(arguments: argparse.Namespace) -> None:
 
     device = alone(arguments).device
     model = open_model(arguments.model, base=arguments.base).to(device)
-    network, shape = model.transformer, shape_of(model.transformer)
+    teacher = network = model.transformer
+    if arguments.text_tokens is not None:
+        set_text_tokens(network, arguments.text_tokens)
+    handle = model.graft
+    merged = handle is not None and handle.adapters is not None
+    if handle is not None and merged:
+        handle = handle.own_copy()
+        network, teacher = handle.model, ungraft(network)
     config: Any = network.config
+    shape = shape_of(network)
     host, side = host_for(network), arguments.side or shape.grid[0]
     size = side * config["patch_size"]
     z = torch.randn(arguments.batch, config["in_channels"], size, size).to(device)
@@ -204,7 +241,9 @@ def profile(arguments: argparse.Namespace) -> None:
     timed = latency({"model": call}, rounds=arguments.rounds)["model"]
     found: dict[str, Any] = {
         "model": arguments.model,
+        **({"adapters": "merged"} if merged else {}),
         "tokens": side * side,
+        **({"text tokens": shape.context_tokens} if shape.context_tokens else {}),
         "batch": arguments.batch,
         "device": str(device),
         "threads": timed.threads,
@@ -212,15 +251,15 @@ def profile(arguments: argparse.Namespace) -> None:
         "milliseconds": timed.minimum * 1000,
         "peak MiB": peak_bytes(call) / 2**20,
     }
-    if model.graft is None:
+    if handle is None:
         cores = [host.get(network, site) for site in host.sites(network) if site.kind == "attn"]
         found |= {
             "GFLOPs per sample": host_flops(shape.at((side, side))) / 1e9,
             "time bound of every core": time_bound(call, cores, rounds=arguments.rounds).speedup,
         }
-    elif not model.graft.private:
+    elif teacher is not network or not handle.private:
         speed = SpeedStage(batch=arguments.batch, rounds=arguments.rounds, sides=(side,))
-        rows = speed_rows(model.graft, network, speed)
+        rows = speed_rows(handle, teacher, speed)
         found |= {key: rows[0][key] for key in ("speedup", "flop_bound", "time_bound")} if rows else {}
     if arguments.json:
         print(json.dumps(found, indent=2))

@@ -23,8 +23,6 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
-    import torch
-
     from ..store.models import Model
 
 
@@ -33,10 +31,15 @@ def add(verbs: Verbs) -> None:
     made = verbs.add("sample", sample, "draw a grid of samples, or the pictures that GenEval judges")
     made.add_argument("model", metavar="MODEL", help=MODEL)
     made.add_argument("--out", type=Path, required=True, metavar="PNG", help="with --geneval, a folder")
-    made.add_argument("--count", type=at_least(1), help="samples over the classes in turn (default 40)")
+    made.add_argument("--count", type=at_least(1), help="samples over the classes, or --prompts, in turn (default 40)")
     made.add_argument("--labels", type=integers, metavar="L,L,…", help="the classes to draw, instead")
     made.add_argument(
         "--prompt", action="append", metavar="TEXT", help="what to draw, of a model that takes text; several add up"
+    )
+    made.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="the same from a file, one in each line; scenes: evaluation prompts of the scene world, a column a task",
     )
     made.add_argument("--columns", type=at_least(1), metavar="N")
     made.add_argument("--zoom", type=at_least(1), metavar="N", help="pixels for one (default 2)")
@@ -56,21 +59,26 @@ def add(verbs: Verbs) -> None:
 
 
 def sample(arguments: argparse.Namespace) -> None:
-    """A grid of samples as PNG, or a folder of pictures for GenEval's scorer."""
+    """A grid of samples as PNG, prompts above them, or a folder of pictures for GenEval's scorer."""
     if arguments.geneval is not None:
         _geneval(arguments)
         return
-    for option in ("each", "batch", *(() if arguments.prompt else ("text", "tokens"))):
+    told = [f"--{option}" for option in ("prompt", "prompts") if getattr(arguments, option)]
+    for option in ("each", "batch", *(() if told else ("text", "tokens"))):
         if getattr(arguments, option) is not None:
             raise ValueError(f"--{option} goes with --geneval{'' if option in ('each', 'batch') else ' or --prompt'}")
-    if arguments.prompt and (arguments.labels or arguments.count):
-        raise ValueError("--prompt says what to draw: leave out --labels and --count")
+    if len(told) > 1:
+        raise ValueError("--prompt and --prompts both say what to draw: give one of them")
+    if (told and arguments.labels) or (arguments.prompt and arguments.count):
+        raise ValueError(f"{told[0]} says what to draw: leave out --labels{' and --count' if arguments.prompt else ''}")
     import torch
 
     from ..files import write_bytes_atomic
     from ..hosts import host_for
     from ..report import grid_png
     from ..sampling import Pipeline, draw_labels
+    from ..scenes import TASKS, evaluation_prompts
+    from ..study.scenes import embedded, world_of
     from ..study.stages import null_class
 
     if arguments.out.is_dir():
@@ -78,11 +86,17 @@ def sample(arguments: argparse.Namespace) -> None:
     device = alone(arguments).device
     asked: Any = None
     null: dict[str, Any] | None = None
-    if arguments.prompt:
-        asked, null = _embedded(arguments, device)
-    model = opened(arguments).to(device)
+    of_scenes = arguments.prompts == "scenes"
+    model = opened(arguments) if of_scenes else None  # its card says which world; else text first, it can be larger
+    if model is None:
+        titles = _prompts(arguments)
+    else:
+        titles = [prompt.text for prompt in evaluation_prompts(arguments.count or 40, world=world_of(model))]
+    if titles:
+        asked, null = embedded(arguments.model, titles, device, text=arguments.text, tokens=arguments.tokens)
+    model = (model or opened(arguments)).to(device)
     if asked is None and host_for(model.transformer).family != "DiT":
-        raise ValueError(f"{arguments.model} is conditioned on text: say with --prompt what to draw")
+        raise ValueError(f"{arguments.model} is conditioned on text: say with --prompt or --prompts what to draw")
     if asked is None:
         classes = null_class(model.transformer)
         asked = torch.tensor(arguments.labels) if arguments.labels else draw_labels(arguments.count or 40, classes)
@@ -91,23 +105,20 @@ def sample(arguments: argparse.Namespace) -> None:
     show = progress("sample")
     images = pipeline(asked, sampling=sampling_of(arguments), seed=arguments.seed, progress=show)
     channels = 3 if images.shape[1] >= 3 else 1
-    columns = arguments.columns or min(10, len(images))
-    write_bytes_atomic(arguments.out, grid_png(images[:, :channels], columns=columns, zoom=arguments.zoom or 2))
+    columns = arguments.columns or min(len(TASKS) if of_scenes else 10, len(images))
+    picture = grid_png(images[:, :channels], columns=columns, zoom=arguments.zoom or 2, titles=titles)
+    write_bytes_atomic(arguments.out, picture)
     print(arguments.out)
 
 
-def _embedded(arguments: argparse.Namespace, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The prompts as a condition, and the empty one; the text encoder is let go of."""
-    from ..conditions import TEXT, together
-    from ..data.encoders import encoders_of
+def _prompts(arguments: argparse.Namespace) -> list[str]:
+    """What ``--prompt`` or a file of ``--prompts`` asks for; nothing where neither is given."""
+    from ..data.pairs import Prompts
 
-    encoders = encoders_of(arguments.model, vae=None, text=arguments.text, tokens=arguments.tokens)
-    if encoders.condition == "labels":
-        raise ValueError(f"{arguments.model} is conditioned on classes: --prompt is for models of text")
-    embed = encoders.text(device)
-    states = [embed([prompt])[0][0] for prompt in (*arguments.prompt, "")]
-    parts = [together([{TEXT: state[None]}]) for state in states]
-    return together(parts[:-1]), parts[-1]
+    if arguments.prompts is None:
+        return arguments.prompt or []
+    listed = Prompts.read(Path(arguments.prompts))
+    return [listed.at(k) for k in range(arguments.count or listed.length or 0)]
 
 
 def _geneval(arguments: argparse.Namespace) -> None:
@@ -122,7 +133,7 @@ def _geneval(arguments: argparse.Namespace) -> None:
     from ..report import grid_png
     from ..sampling import Pipeline
 
-    for option in ("count", "labels", "columns", "zoom"):
+    for option in ("count", "labels", "prompt", "prompts", "columns", "zoom"):
         if getattr(arguments, option) is not None:
             raise ValueError(f"--{option} is for a grid, not for --geneval")
     arguments.goes_on_with = ""  # what Ctrl-C stops here, the same command goes on with

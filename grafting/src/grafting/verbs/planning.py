@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from .shared import CONFIGURATION, Verbs, at_least, integers, plan_of, plan_options
+from .shared import CONFIGURATION, Verbs, at_least, integers, plan_of, plan_options, text_tokens_option
+
+if TYPE_CHECKING:
+    from ..hosts import HostShape
 
 
 def add(verbs: Verbs) -> None:
@@ -20,6 +23,7 @@ def add(verbs: Verbs) -> None:
 
     made = verbs.add("inspect", inspect, "show a model's sites, sizes and cost")
     made.add_argument("model", metavar="MODEL", help=CONFIGURATION)
+    text_tokens_option(made)
 
     made = verbs.add("plan", plan, "check a plan on a model and show its cost and bounds")
     made.add_argument("model", metavar="MODEL", help=CONFIGURATION)
@@ -27,6 +31,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument(
         "--side", type=at_least(1), metavar="N", help="tokens along one side of a square, for another size"
     )
+    text_tokens_option(made)
     made.add_argument("--measured", type=Path, metavar="JSON", help="of grafting profile MODEL --json, or of stack.py")
     made.add_argument("--throughput", type=float, metavar="N", help="forward samples of MODEL a second, where known")
     made.add_argument("--tflops", type=float, metavar="N", help="TFLOP/s to reckon with, where nothing is measured")
@@ -57,13 +62,14 @@ def operators(arguments: argparse.Namespace) -> None:
 def inspect(arguments: argparse.Namespace) -> None:
     """A model's sizes, and what its blocks spend where."""
     from ..cost import block_cost, host_flops
-    from ..hosts import shape_of
 
-    shape = shape_of(_config(arguments.model))
+    shape = _shape(arguments)
     block = block_cost(shape)
+    text = f", {shape.context_tokens} text tokens" if shape.context_tokens else ""
     print(f"{arguments.model}: {shape.family}, {shape.depth} blocks, width {shape.width}, {shape.heads} heads")
     print(
-        f"{shape.tokens} tokens ({shape.grid[0]} x {shape.grid[1]}), {host_flops(shape) / 1e9:.1f} GFLOPs per forward"
+        f"{shape.tokens} tokens ({shape.grid[0]} x {shape.grid[1]}){text}, "
+        f"{host_flops(shape) / 1e9:.1f} GFLOPs per forward"
     )
     print(f"sites: blocks.0 to blocks.{shape.depth - 1}, attn and mlp each")
     for part in ("attn", "core", "mlp", "rest"):
@@ -81,7 +87,7 @@ def plan(arguments: argparse.Namespace) -> None:
     if sum(given is not None for given in (arguments.measured, arguments.throughput, arguments.tflops)) > 1:
         raise ValueError("--measured, --throughput and --tflops say the same thing: give one of them")
     grid = (arguments.side, arguments.side) if arguments.side else None
-    cost = plan_cost(chosen, _config(arguments.model), grid=grid)
+    cost = plan_cost(chosen, _shape(arguments), grid=grid)
     measured = None
     if arguments.measured is not None:
         measured = read_measured(arguments.measured, cost)
@@ -98,9 +104,12 @@ def plan(arguments: argparse.Namespace) -> None:
     print(f"{table(cost, arguments.model)}\n{lines(expected)}")
 
 
-def _config(name: str) -> dict[str, Any]:
-    """A configuration of a model, without loading weights."""
-    from ..hosts import bundled_config, bundled_configs
+def _shape(arguments: argparse.Namespace) -> HostShape:
+    """Sizes of MODEL, without loading weights, for prompts of ``--text-tokens``."""
+    from ..hosts import bundled_config, bundled_configs, shape_of
+    from ..hosts.shapes import with_text
     from ..store.configs import config_of
 
-    return bundled_config(name) if name in bundled_configs() else config_of(name)
+    name, tokens = arguments.model, arguments.text_tokens
+    config = bundled_config(name) if name in bundled_configs() else config_of(name)
+    return shape_of(config) if tokens is None else with_text(config, tokens)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .shared import MODEL, Verbs, at_least, data_option, progress
+from .shared import MODEL, Verbs, at_least, data_option, progress, text_tokens_option
 
 if TYPE_CHECKING:
     from ..searching.find import Found
@@ -26,6 +26,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument(
         "--side", type=at_least(1), metavar="N", help="tokens along a side that costs are of (default: its own)"
     )
+    text_tokens_option(made)
     made.add_argument("--batch", type=at_least(1), default=8, metavar="N", help="samples of one pass, for latency")
     made.add_argument(
         "--triples", type=at_least(2), default=256, metavar="N", help="of the held-out loss (default 256)"
@@ -40,17 +41,21 @@ def add(verbs: Verbs) -> None:
 
 def search(arguments: argparse.Namespace) -> None:
     """Score every operator at every site once, then solve for the plan and the front."""
-    from ..hosts.shapes import KINDS
+    from ..hosts.shapes import KINDS, set_text_tokens
     from ..report.search import FILE, write_search
     from ..searching.candidates import DEFAULT
     from ..searching.costs import Budget
     from ..searching.scores import Scoring
     from ..searching.search import search as find
+    from ..store.models import open_model
 
     budget = Budget.parse(arguments.budget)
+    model = open_model(arguments.model)
+    if arguments.text_tokens is not None:
+        set_text_tokens(model.transformer, arguments.text_tokens)
     out = arguments.out or Path("out") / f"{Path(arguments.model).name}-search"
     front = find(
-        arguments.model,
+        model,
         arguments.operators or DEFAULT,
         kinds=KINDS if arguments.site == "both" else (arguments.site,),
         cost=budget.kind,

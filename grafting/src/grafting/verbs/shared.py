@@ -74,6 +74,16 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     return located(plan, arguments.model, arguments.analysis)
 
 
+def text_tokens_option(made: argparse.ArgumentParser) -> None:
+    """``--text-tokens``, for what counts or times a model that reads text."""
+    made.add_argument(
+        "--text-tokens",
+        type=at_least(1),
+        metavar="N",
+        help="of a prompt, padding included (default: what the model's bundle or pipeline has, 300 or alpha's 120)",
+    )
+
+
 def base_option(made: argparse.ArgumentParser) -> None:
     """``--base``, for a graft that is opened."""
     made.add_argument("--base", metavar="MODEL", help="a graft's pretrained model, where the graft does not name it")

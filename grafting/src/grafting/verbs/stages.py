@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..training.pretrain import PretrainRecipe
+    from ..training.team import Team
 
 
 def add(verbs: Verbs) -> None:
@@ -108,7 +110,6 @@ def _score(recipe: PretrainRecipe, out: Path, count: int) -> None:
 
 def distill(arguments: argparse.Namespace) -> None:
     """Stage 1: graft a pretrained model, teach its new operators, save the delta."""
-    from ..claims import claim
     from ..store.folder import save
     from ..store.models import open_model
     from ..study.recipe import DistillStage, depended_on
@@ -137,10 +138,9 @@ def distill(arguments: argparse.Namespace) -> None:
         }
         depends |= {"init": arguments.init, "calibration": arguments.calibration, "seed": arguments.seed}
         state = out / "state"
-        if team.leads:
-            claim(state / "settings.json", depends | depended_on(stage), begun=(state / "distill.json").is_file())
-        team.wait()
-        reports = stage_one(handle, stage, material, seed=arguments.seed, out=state, team=team)
+        with _claimed(state, depends | depended_on(stage), "distill.json", team):
+            team.wait()
+            reports = stage_one(handle, stage, material, seed=arguments.seed, out=state, team=team)
         for name, report in reports.items() if team.leads else ():
             print(f"{name}: {report.explained:.3f} explained on held-out images, step {report.best_step}")
     if not team.leads:
@@ -152,7 +152,6 @@ def distill(arguments: argparse.Namespace) -> None:
 
 def finetune(arguments: argparse.Namespace) -> None:
     """Stage 2: finetune a graft end to end and save it; a pretrained model too, where adapters alone learn."""
-    from ..claims import claim
     from ..graft import Grafted, graft, tensors_hash
     from ..plan import Plan
     from ..store.folder import save
@@ -180,11 +179,9 @@ def finetune(arguments: argparse.Namespace) -> None:
         "plan": handle.plan.to_dict(),
     }
     state = out / "state"
-    if team.leads:
-        settings = depends | {"seed": arguments.seed} | depended_on(stage)
-        claim(state / "settings.json", settings, begun=(state / "state.json").is_file())
-    team.wait()
-    trained, loop = stage_two(handle, stage, material, seed=arguments.seed, out=state, teacher=teacher, team=team)
+    with _claimed(state, depends | {"seed": arguments.seed} | depended_on(stage), "state.json", team):
+        team.wait()
+        trained, loop = stage_two(handle, stage, material, seed=arguments.seed, out=state, teacher=teacher, team=team)
     assert isinstance(trained, Grafted)
     if not team.leads:
         return
@@ -232,6 +229,15 @@ def _stage(kind: Any, arguments: argparse.Namespace, more: Mapping[str, Any] = M
     if stage is None:
         raise SettingsError(problems)
     return stage
+
+
+def _claimed(state: Path, settings: Mapping[str, Any], made: str, team: Team) -> AbstractContextManager[None]:
+    """The claim of a stage's folder, which is begun once ``made`` is in it, by the process that leads."""
+    from ..claims import claimed
+
+    if not team.leads:
+        return nullcontext()
+    return claimed(state / "settings.json", settings, begun=(state / made).is_file())
 
 
 def _settings(stage: Any) -> dict[str, Any]:

@@ -1,0 +1,129 @@
+"""What every model of a study is asked to draw, from the same noise: classes, prompts of scenes, held-out captions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..conditions import Condition, count, rows
+from ..files import save_safetensors_atomic
+from ..hosts import host_for
+from ..sampling import Pipeline, draw_labels
+from ..scenes import Prompt
+from ..store.configs import ModelError
+from ..store.models import Model
+from ..training.loop import Progress
+from .recipe import EvaluateStage
+from .scenes import embedded, scene_prompts
+from .stages import Material, null_class
+
+
+class Asked:
+    """Of one model and its data.
+
+    A model of classes is asked for these in turn. A model of text is asked for the scene world's evaluation prompts,
+    those of held-out combinations last; where the protocol has none, for the captions of held-out pictures.
+    """
+
+    def __init__(
+        self, config: EvaluateStage, model: Model, material: Material, seed: int, device: torch.device
+    ) -> None:
+        self.config, self.model, self.material, self.seed, self.device = config, model, material, seed, device
+        self.reads_text = host_for(model.transformer).family != "DiT"
+
+    def problems(self) -> list[str]:
+        """Why this cannot be drawn or judged, before anything is."""
+        config, name = self.config, self.model.name
+        if not self.reads_text:
+            return [f"prompts {config.prompts}: {name} is conditioned on classes"] if config.prompts else []
+        found = []
+        if config.samples:
+            found.append(
+                f"samples {config.samples}: {name} takes text, and there is no reference for FID and KID of what it "
+                "draws: ask for 0, and for prompts where it draws scenes"
+            )
+        try:
+            _ = self.scenes
+        except ModelError as error:
+            found.append(f"prompts {config.prompts}: {error}")
+        return found
+
+    @cached_property
+    def scenes(self) -> tuple[Prompt, ...]:
+        """The prompts that the judge of scenes knows, one of each sample; none where samples are of something else."""
+        return scene_prompts(self.model, self.config.prompts, self.config.held_out) if self.config.prompts else ()
+
+    @property
+    def texts(self) -> list[str]:
+        """What stands above each picture, where that is known."""
+        return [prompt.text for prompt in self.scenes]
+
+    @property
+    def columns(self) -> int:
+        """Of a grid: prompts of scenes have a column for each task."""
+        tasks = len({prompt.task for prompt in self.scenes})
+        return tasks or min(10, self.config.grid)
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        """(drawn,) classes. Raises ModelError for a model of text."""
+        return draw_labels(self.config.drawn, null_class(self.model.transformer), self.config.labels, self.seed)
+
+    @cached_property
+    def _states(self) -> tuple[Condition, Any]:
+        if not self.reads_text:
+            return self.labels, None
+        if self.scenes:
+            return embedded(self.model.name, self.texts, self.device)
+        held_out = self.material.conditions(train=False)
+        return rows(held_out, torch.arange(self.config.drawn) % count(held_out)), self.material.null
+
+    @property
+    def condition(self) -> Condition:
+        """A row per sample; prompts are embedded when they are first asked for."""
+        return self._states[0]
+
+    @property
+    def null(self) -> Any:
+        """Of a model of text, the empty prompt's row."""
+        return self._states[1]
+
+    def draw(self, network: nn.Module, out: Path, *, size: int, name: str) -> list[str]:
+        """Draw a model's samples into files of ``size`` in the folder ``out``, in half precision; returns their names.
+
+        Those that are there already are left alone. name: of the model, for the line of progress.
+        """
+        config = self.config
+        pipeline = Pipeline(network, self.model.autoencoder, null=self.null)
+        chunks = [slice(start, min(start + size, config.drawn)) for start in range(0, config.drawn, size)]
+        steps = [-(-(chunk.stop - chunk.start) // config.batch) * config.sampling.steps for chunk in chunks]
+        names, done, progress = [], 0, Progress(sum(steps), 0, f"{name}: samples")
+        for chunk, more in zip(chunks, steps, strict=True):
+            names.append(f"{chunk.start:06d}.safetensors")
+            if not (out / names[-1]).is_file():
+                images = pipeline(
+                    rows(self.condition, chunk),
+                    sampling=config.sampling,
+                    seed=self.seed,
+                    first_index=chunk.start,
+                    batch_size=config.batch,
+                    progress=lambda step, _, before=done: progress.show(before + step),  # type: ignore[misc]
+                )
+                save_safetensors_atomic(out / names[-1], {"images": images.half()})
+            done += more
+        return names
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the samples depend on besides a protocol of classes: the prompts, or where the captions are from."""
+        if not self.reads_text:
+            return {}
+        if self.scenes:
+            return {"prompts": hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()}
+        return {"captions": self.material.identity["images"]}

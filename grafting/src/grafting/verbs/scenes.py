@@ -1,0 +1,118 @@
+"""Models of text by what the exact judge of scenes says of their pictures: ``evaluate --scenes``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .shared import alone, progress, sampling_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ..store.models import Model
+    from ..tasks import Verdict
+
+BATCH = 64
+TEACHER = "teacher"
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Six task scores and their mean of every MODEL, beside the teacher's and the paired difference to these."""
+    names: list[str] = arguments.model
+    if not names or len(set(names)) < len(names):
+        raise ValueError("--scenes: name one MODEL or several different ones to be judged")
+    if arguments.against in names:
+        raise ValueError(f"--against {arguments.against}: that is one of the models to be compared with it")
+    if arguments.samples:
+        raise ValueError(f"--samples {arguments.samples}: FID and KID have no reference for pictures of scenes")
+    judge = _judge(arguments)
+    found: dict[str, list[Verdict]] = {}
+    theirs: dict[str, list[Verdict]] = {}
+    source = ""
+    for name in names:
+        model = _opened(arguments, name)
+        graft = model.graft
+        if arguments.against is None and graft is not None and not graft.private:
+            if theirs and graft.source_hash != source:
+                raise ValueError(f"{name} is a graft of another teacher than those before: name one with --against")
+            if not theirs:
+                source = graft.source_hash
+                with graft.teacher() as network:
+                    theirs[TEACHER] = judge(model, network, TEACHER)
+        found[name] = judge(model, model.transformer, name)
+    if arguments.against is not None:
+        other = _opened(arguments, arguments.against)
+        theirs[arguments.against] = judge(other, other.transformer, arguments.against)
+    _show(arguments, found, theirs)
+
+
+def _opened(arguments: argparse.Namespace, name: str) -> Model:
+    from ..store.models import open_model, with_autoencoder
+
+    model = open_model(name, base=arguments.base)
+    return with_autoencoder(model, arguments.vae) if arguments.vae else model
+
+
+def _judge(arguments: argparse.Namespace) -> Callable[[Model, nn.Module, str], list[Verdict]]:
+    """What draws the prompts with a network and judges its pictures; the first model embeds the prompts for all."""
+    from ..conditions import rows
+    from ..sampling import Pipeline
+    from ..study.scenes import embedded, judged, scene_prompts
+
+    device, sampling = alone(arguments).device, sampling_of(arguments)
+    states: list[Any] = []
+
+    def judge(model: Model, network: nn.Module, name: str) -> list[Verdict]:
+        prompts = scene_prompts(model, arguments.scenes, arguments.held_out)
+        if not states:
+            states.extend(embedded(arguments.base or model.name, [prompt.text for prompt in prompts], device))
+        condition, null = states
+        model.to(device)
+        pipeline, show = Pipeline(network, model.autoencoder, null=null), progress(f"scenes of {name}")
+
+        def drawn() -> Iterator[torch.Tensor]:
+            for start in range(0, len(prompts), BATCH):
+                part = rows(condition, slice(start, start + BATCH))
+                yield pipeline(part, sampling=sampling, seed=arguments.seed, first_index=start)
+                show(min(start + BATCH, len(prompts)), len(prompts))
+
+        return judged(prompts, drawn())
+
+    return judge
+
+
+def _show(
+    arguments: argparse.Namespace, found: Mapping[str, list[Verdict]], theirs: Mapping[str, list[Verdict]]
+) -> None:
+    """A table per model beside its teacher; combinations that training never showed after the others."""
+    from ..tasks import differences, scores, table
+
+    protocol = f"{arguments.scenes:,} prompts, {sampling_of(arguments).describe()}, seed {arguments.seed}"
+    plain: dict[str, Any] = {"protocol": protocol}
+    parts = {"scenes": slice(arguments.scenes)}
+    if arguments.held_out:
+        parts["held out"] = slice(arguments.scenes, None)
+    for title, of in parts.items():
+        scored = {name: scores(verdicts[of]) for name, verdicts in {**found, **theirs}.items()}
+        paired = {
+            name: differences(verdicts[of], teacher[of])
+            for name, verdicts in found.items()
+            for teacher in theirs.values()
+        }
+        plain[title] = {
+            "scores": {name: score.to_dict() for name, score in scored.items()},
+            "differences": {name: apart.to_dict() for name, apart in paired.items()},
+        }
+        if arguments.json:
+            continue
+        if title != "scenes":
+            print(f"\n{arguments.held_out:,} prompts of combinations that training never showed")
+        for name, apart in paired.items():
+            print(table({name: scored[name], **{other: scored[other] for other in theirs}}, apart))
+        if not paired:
+            print(table(scored))
+    print(json.dumps(plain, indent=2) if arguments.json else protocol)

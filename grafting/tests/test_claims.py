@@ -1,0 +1,35 @@
+"""What a folder of work under way is for, and what is left of a claim whose work was refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grafting.claims import ClaimError, claimed
+
+
+def test_a_refusal_before_anything_was_made_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "state" / "settings.json"
+    with pytest.raises(ValueError, match="refused"), claimed(path, {"lr": 1}, begun=False):
+        assert json.loads(path.read_text()) == {"lr": 1}
+        raise ValueError("refused")
+    assert not (tmp_path / "out").exists() and tmp_path.is_dir()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="refused"), claimed(path, {"lr": 1}, begun=False):
+        raise ValueError("refused")
+    assert [*tmp_path.rglob("*")] == [tmp_path / "out"], "a folder that was there stays"
+
+
+def test_work_that_was_made_keeps_its_claim(tmp_path: Path) -> None:
+    path, made = tmp_path / "state" / "settings.json", tmp_path / "state" / "state.json"
+    with pytest.raises(ValueError, match="not finite"), claimed(path, {"lr": 1}, begun=False):
+        made.write_text("{}")
+        raise ValueError("the loss is not finite")
+    assert path.is_file() and made.is_file()
+    with pytest.raises(KeyboardInterrupt), claimed(path, {"lr": 1}):
+        raise KeyboardInterrupt
+    with pytest.raises(ClaimError, match="lr 1 there, 2 now"), claimed(path, {"lr": 2}):
+        raise AssertionError("not reached")
+    assert json.loads(path.read_text()) == {"lr": 1}
