@@ -59,6 +59,17 @@ class Diffusion:
         """
         return (1 / self.alphas_bar).clamp(max=most)
 
+    def level_shares(self, centre: float, deviation: float, uniform: float = 0.0) -> torch.Tensor:
+        """(T,) shares of training spent on each level: log(alpha_bar / (1 - alpha_bar)) is normal, but for a share.
+
+        centre, deviation: of that logarithm of signal over noise; 0 and 2 are the logit-normal draw of Esser et al.
+        2024 (arXiv 2403.03206). uniform: the share spread over all levels alike, so that none is left out.
+        """
+        ratio = torch.logit(self.alphas_bar)
+        width = -torch.gradient(ratio)[0]  # of a step of the schedule, along the logarithm
+        focused = width * torch.exp(-0.5 * ((ratio - centre) / deviation).square())
+        return (1 - uniform) * focused / focused.sum() + uniform / self.steps
+
     def log_variance_range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(T,) log of the smallest (the posterior's) and the largest (beta's) variance of a reverse step."""
         before = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_bar[:-1]])
@@ -110,8 +121,12 @@ def drop_labels(y: Any, rate: float, null: Any, seed: int, step: int) -> Any:
     return replaced(y, drawn < rate, null)
 
 
-def draw(shape: torch.Size, steps: int, seed: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(noise, t) of a training step: standard normal of ``shape``; t uniform over the schedule."""
+def draw(
+    shape: torch.Size, steps: int, seed: int, step: int, shares: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(noise, t) of a training step: standard normal of ``shape``; t uniform over the schedule, or by ``shares`` (T,)."""
     source = generator(seed, "noise", step)
     noise = torch.randn(shape, generator=source)
-    return noise, torch.randint(0, steps, (shape[0],), generator=source)
+    if shares is None:
+        return noise, torch.randint(0, steps, (shape[0],), generator=source)
+    return noise, torch.multinomial(shares, shape[0], replacement=True, generator=source)

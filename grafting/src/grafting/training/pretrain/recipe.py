@@ -18,6 +18,21 @@ SCENES = "scenes"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Levels:
+    """Where training spends its draws of the noise level: :meth:`grafting.diffusion.Diffusion.level_shares`."""
+
+    centre: float = 0.0
+    deviation: float = 2.0
+    uniform: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not self.deviation > 0 or not 0 <= self.uniform <= 1:
+            raise ValueError(
+                f"deviation {self.deviation}, uniform {self.uniform}: a deviation above 0, a share from 0 to 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainRecipe:
     """One model, its data and its loop.
 
@@ -42,6 +57,7 @@ class PretrainRecipe:
     world: World = DEFAULT
     pool: int = 65_536
     weight_cap: float = 1.0
+    levels: Levels | None = None
     notes: str = field(default="", compare=False)
 
     @classmethod

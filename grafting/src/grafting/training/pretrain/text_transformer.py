@@ -26,7 +26,7 @@ from ..team import Team
 from .autoencoder import encode
 from .pictures import identity, scenes
 from .recipe import PretrainRecipe
-from .transformer import trained_autoencoder
+from .transformer import level_shares, trained_autoencoder
 
 CHUNK = 512
 """Scenes drawn and encoded at a time."""
@@ -41,12 +41,12 @@ def text_transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.
     prompts = embedded(captions, out / "prompts.safetensors", team)
     batches = Batches(inputs=z, labels=prompts.indices(captions), size=recipe.batch, seed=recipe.seed)
     diffusion, host = Diffusion(), host_for(model)
-    weights = diffusion.velocity_weights(recipe.weight_cap)
+    weights, shares = diffusion.velocity_weights(recipe.weight_cap), level_shares(recipe, diffusion)
 
     def losses(step: int) -> dict[str, torch.Tensor]:
         batch = batches(step)
         clean = batch["z"].float()
-        noise, t = draw(clean.shape, diffusion.steps, recipe.seed, step)
+        noise, t = draw(clean.shape, diffusion.steps, recipe.seed, step, shares)
         text = drop_labels(prompts.rows(batch["y"]), recipe.label_dropout, prompts.null, recipe.seed, step)
         clean, t, noise, text = (each(part, team.rows) for part in (clean, t, noise, text))
         with autocast(team.device, recipe.precision):
