@@ -168,6 +168,24 @@ def test_dropped_labels_share() -> None:
     assert abs((y == 10).float().mean().item() - 0.1) < 4 * (0.09 / 20000) ** 0.5
 
 
+def test_levels_are_drawn_normal_in_the_log_of_signal_over_noise() -> None:
+    d = Diffusion()
+    ratio = torch.logit(d.alphas_bar)
+    shares = d.level_shares(-1.0, 1.5)
+    assert shares.sum().item() == pytest.approx(1) and bool((shares > 0).all())
+    mean = (shares * ratio).sum()
+    assert mean.item() == pytest.approx(-1, abs=0.05)
+    assert (shares * (ratio - mean).square()).sum().sqrt().item() == pytest.approx(1.5, rel=0.03)
+    # A tenth spread over all levels alike keeps the rarest at a tenth of its uniform share.
+    mixed = d.level_shares(-1.0, 1.5, 0.1)
+    torch.testing.assert_close(mixed, 0.9 * shares + 0.1 / 1000)
+    noise, t = draw(torch.Size([20000, 1]), 1000, 0, 5, mixed)
+    plain, uniform = draw(torch.Size([20000, 1]), 1000, 0, 5)
+    assert torch.equal(noise, plain) and abs(uniform.float().mean().item() - 499.5) < 5 * 288.7 / 20000**0.5
+    wanted = mixed[:300].sum().item()
+    assert abs((t < 300).double().mean().item() - wanted) < 5 * (wanted * (1 - wanted) / 20000) ** 0.5
+
+
 def test_bound_vanishes_for_the_true_posterior() -> None:
     """With the true noise and the smallest variance (v = -1) the reverse step is the posterior: the KL is zero."""
     d = Diffusion()

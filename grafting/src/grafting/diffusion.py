@@ -124,7 +124,7 @@ def drop_labels(y: Any, rate: float, null: Any, seed: int, step: int) -> Any:
 def draw(
     shape: torch.Size, steps: int, seed: int, step: int, shares: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(noise, t) of a training step: standard normal of ``shape``; t uniform over the schedule, or by ``shares`` (T,)."""
+    """(noise, t) of a training step: standard normal of ``shape``; t uniform or by ``shares`` (T,)."""
     source = generator(seed, "noise", step)
     noise = torch.randn(shape, generator=source)
     if shares is None:
