@@ -22,7 +22,7 @@ from pathlib import Path
 from ..files import write_text_atomic
 from ..report import Results, read_results, write_page, write_results
 from ..training.team import Team
-from .assemble import assemble, beside, publish
+from .assemble import assemble, beside, note_results
 from .bench import Say, Study
 from .entries import Entry, entries
 from .parts import StudyError
@@ -63,7 +63,7 @@ def run(recipe: RunRecipe, out: Path, *, resume: bool = True, say: Say = print, 
         for entry in study.entries:
             study.time(entry)
     results = assemble(study)
-    publish(study, results)
+    note_results(study, results)
     for name in recipe.beside:
         folder = study.home_of(name)
         results = beside(results, read_results(folder / "results.json"), folder, out, folder.name)

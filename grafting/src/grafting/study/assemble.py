@@ -92,7 +92,7 @@ def assemble(study: Study) -> Results:
     )
 
 
-def publish(study: Study, results: Results) -> None:
+def note_results(study: Study, results: Results) -> None:
     """Write the figures of every hybrid into its own manifest and card."""
     for entry in study.entries:
         if entry.role != "hybrid":
