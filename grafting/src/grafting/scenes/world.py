@@ -59,7 +59,7 @@ class World:
     """What scenes may hold; a smaller world is easier to learn.
 
     shapes, colours: some of :data:`SHAPES` and :data:`COLOURS`. most: things in a picture at most, 2 to 4.
-    sizes: widths of things, even, 12 to 28 units. weights: how often training draws each of :data:`TASKS`.
+    sizes: widths of things, even, 12 to 28 units. grid: their centres are multiples of 1, 2 or 4 units. weights: how often training draws each of :data:`TASKS`.
     held_out_colours, held_out_pairs: (shape, colour) and (shape, shape) that no training caption names and no training
     picture shows together; entries about other shapes or colours than this world's say nothing.
 
@@ -71,6 +71,7 @@ class World:
     colours: tuple[str, ...] = COLOURS
     most: int = 4
     sizes: tuple[int, ...] = (20, 26)
+    grid: int = 1
     weights: tuple[float, ...] = (2.0, 1.0, 1.0, 2.0, 1.0, 1.0)
     held_out_colours: tuple[tuple[str, str], ...] = (
         ("disc", "blue"),
@@ -92,6 +93,8 @@ class World:
             problems.append(f"most is {self.most}, must be 2, 3 or 4")
         if not self.sizes or any(size % 2 or not 12 <= size <= 28 for size in self.sizes):
             problems.append(f"sizes is {self.sizes}, must be even numbers from 12 to 28")
+        if self.grid not in (1, 2, 4):
+            problems.append(f"grid is {self.grid}, must be 1, 2 or 4")
         if len(self.weights) != len(TASKS) or min(self.weights, default=0) < 0 or not any(self.weights):
             problems.append(f"weights is {self.weights}, must be {len(TASKS)} numbers of 0 or more, not all of them 0")
         if problems:
@@ -158,7 +161,9 @@ def draw_scene(
     centres = None
     while centres is None:
         sizes = rng.choice(world.sizes, len(kinds))
-        centres = _places(rng, sizes) if relation is None else _turned(_places(rng, sizes), relation)
+        centres = _places(rng, sizes, world.grid)
+        if relation is not None:
+            centres = _turned(centres, relation)
     things = tuple(
         Thing(shape, colour, int(size), int(x), int(y))
         for (shape, colour), size, (x, y) in zip(kinds, sizes, centres, strict=True)
@@ -166,19 +171,19 @@ def draw_scene(
     return Scene(things, _ground(rng))
 
 
-def _places(rng: np.random.Generator, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Centres (n, 2) of boxes that keep their distance."""
-    low, high = (sizes + GAP) // 2, UNITS - (sizes + GAP) // 2
+def _places(rng: np.random.Generator, sizes: NDArray[np.int64], grid: int) -> NDArray[np.int64]:
+    """Centres (n, 2) of boxes that keep their distance, multiples of ``grid``."""
+    edge, half = UNITS // grid, UNITS // 2 // grid
+    low = -(-(sizes + GAP) // (2 * grid))  # like edge and half in steps of the grid
     reach = (sizes[:, None] + sizes) / 2 + GAP
     upper = np.triu_indices(len(sizes), 1)
-    tried = rng.integers(low[:, None], high[:, None] + 1, (_TRIES, len(sizes), 2))
+    tried = grid * rng.integers(low[:, None], (edge - low)[:, None] + 1, (_TRIES, len(sizes), 2))
     far = np.abs(tried[:, :, None] - tried[:, None]).max(-1) >= reach
     good = np.flatnonzero(far[:, upper[0], upper[1]].all(-1))
     if len(good):
         return np.asarray(tried[good[0]])
-    half = UNITS // 2
     quarters = np.array([(0, 0), (half, 0), (0, half), (half, half)])[rng.permutation(4)[: len(sizes)]]
-    return quarters + rng.integers(low[:, None], half - low[:, None] + 1, (len(sizes), 2))
+    return np.asarray(grid * (quarters + rng.integers(low[:, None], half - low[:, None] + 1, (len(sizes), 2))))
 
 
 def _turned(centres: NDArray[np.int64], relation: str) -> NDArray[np.int64] | None:
