@@ -59,7 +59,8 @@ class World:
     """What scenes may hold; a smaller world is easier to learn.
 
     shapes, colours: some of :data:`SHAPES` and :data:`COLOURS`. most: things in a picture at most, 2 to 4.
-    sizes: widths of things, even, 12 to 28 units. grid: their centres are multiples of 1, 2 or 4 units. weights: how often training draws each of :data:`TASKS`.
+    sizes: widths of things, even, 12 to 28 units. grid: their centres are multiples of 1, 2 or 4 units. weights: how
+    often training draws each of :data:`TASKS`.
     held_out_colours, held_out_pairs: (shape, colour) and (shape, shape) that no training caption names and no training
     picture shows together; entries about other shapes or colours than this world's say nothing.
 
