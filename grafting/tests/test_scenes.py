@@ -50,8 +50,12 @@ def test_a_caption_is_true_of_its_scene_and_complete() -> None:
     assert min(relations.values()) > 20 and len(relations) == 4
 
 
-def test_things_keep_apart_and_inside() -> None:
-    for scene, _ in SAMPLES:
+@pytest.mark.parametrize("grid", [1, 4])
+def test_things_keep_apart_and_inside(grid: int) -> None:
+    samples = SAMPLES if grid == 1 else [training_sample(3, index, world=World(grid=grid)) for index in range(1200)]
+    places = {place for scene, _ in samples for thing in scene.things for place in (thing.x, thing.y)}
+    assert places == set(range(12, 53, grid))  # all that a thing of 20 units can take
+    for scene, _ in samples:
         for place, thing in enumerate(scene.things):
             half = thing.size / 2
             assert min(thing.x, thing.y) - half >= GAP / 2 and max(thing.x, thing.y) + half <= 64 - GAP / 2
@@ -173,8 +177,8 @@ def test_a_larger_picture_is_the_same_scene() -> None:
 
 def test_bad_worlds_say_everything_that_is_wrong() -> None:
     with pytest.raises(SettingsError) as caught:
-        World(shapes=("disc", "dics"), colours=("red",), most=5, sizes=(13,), weights=(1, 2))
-    assert len(caught.value.problems) == 5 and "did you mean 'disc'" in str(caught.value)
+        World(shapes=("disc", "dics"), colours=("red",), most=5, sizes=(13,), grid=3, weights=(1, 2))
+    assert len(caught.value.problems) == 6 and "did you mean 'disc'" in str(caught.value)
     with pytest.raises(SettingsError, match="no colour for 'disc'"):
         World(colours=("red", "blue"), held_out_colours=(("disc", "red"), ("disc", "blue")))
     with pytest.raises(SettingsError, match="no pair"):
