@@ -246,7 +246,8 @@ def test_the_papers_recipe_for_pixart_sigma_plans_on_its_configuration() -> None
 def test_the_scenes_recipe_is_half_of_the_sites_for_a_tenth_of_the_training() -> None:
     folder = files("grafting") / "recipes"
     recipe = RunRecipe.from_yaml((folder / "pixart-scenes.yaml").read_text())
-    parts = [folder / f"scenes-transformer{part}.yaml" for part in ("", "-2", "-3")]  # one training, in three parts
+    # One training in parts, of which the second was ended early and counts for nothing here.
+    parts = [folder / f"scenes-transformer{part}.yaml" for part in ("", "-3", "-4")]
     training = [yaml.safe_load(part.read_text()) for part in parts]
     samples, model = sum(part["loop"]["steps"] * part["batch"] for part in training), training[-1]["model"]
     one, two = recipe.stages
