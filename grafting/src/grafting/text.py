@@ -122,7 +122,7 @@ class TextEncoder:
     identity: a hash that says which one it is. limit: tokens at most, what is longer is cut.
     """
 
-    def __init__(self, tokenizer: Any, model: nn.Module, identity: str, limit: int = 256) -> None:
+    def __init__(self, tokenizer: Any, model: nn.Module, identity: str, limit: int = LIMIT) -> None:
         self.tokenizer, self.model, self.identity, self.limit = (
             tokenizer,
             model.eval().requires_grad_(False),

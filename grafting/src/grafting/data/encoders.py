@@ -18,10 +18,7 @@ from ..hosts.shapes import SIGMA_TEXT, TEXT_TOKENS
 from ..store.configs import HUB_ID, ModelError, config_of, home_of, hub_file, pipeline_of
 from ..store.models import AUTOENCODERS
 from ..teachers import PROMPTS
-from ..text import Embedded, TextEncoder, minilm
-
-LIMIT = 256
-"""Tokens of a caption at most for the bundled text-to-image teacher, as :func:`grafting.text.minilm` cuts them."""
+from ..text import LIMIT, Embedded, TextEncoder, minilm
 
 
 class Embedder(Protocol):

@@ -160,7 +160,7 @@ def _overall(mine: TaskScores, theirs: TaskScores) -> tuple[str, str]:
 
 def _drew(cost: Cost) -> str:
     pairs = cost.parts.get(PAIRS)
-    return "" if pairs is None else f", {pairs / cost.teacher_training * 100:.2g} % to draw the pairs"
+    return "" if pairs is None else f", of it {pairs / cost.teacher_training * 100:.2g} % to draw the pairs"
 
 
 def _stages(curves: tuple[Curve, ...]) -> list[dict[str, Any]]:

@@ -129,7 +129,10 @@ class SpeedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """FLOPs of making ``model``, by part (stage 1, stage 2; forward, backward and the teacher's passes together)."""
+    """FLOPs of making ``model``, by part: :data:`PAIRS`, solved start, stage 1, stage 2 or LoRA.
+
+    Of a stage, forward, backward and the teacher's passes together.
+    """
 
     model: str
     run: str

@@ -16,16 +16,13 @@ from ..conditions import TEXT, together
 from ..data.encoders import encoders_of
 from ..report.results import Figure, TaskScores
 from ..scenes import Prompt, World, evaluation_prompts, verdicts
+from ..scenes.world import UNITS
 from ..settings import build
 from ..store.configs import ModelError
 from ..store.models import Model
 from ..tasks import Differences, Scores, Verdict, differences, scores
 from ..training.pretrain.scoring import pixels
 from .judging import pictures_of
-
-UNITS = 64
-"""The scorer sees pictures whose side is a multiple of this."""
-
 
 def scene_prompts(model: Model, count: int, held_out: int = 0) -> tuple[Prompt, ...]:
     """``count`` evaluation prompts of the model's world, the tasks in turn, then ``held_out`` of combinations that its

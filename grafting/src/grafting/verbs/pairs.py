@@ -61,7 +61,7 @@ def pairs(arguments: argparse.Namespace) -> None:
     if count is None:
         raise ValueError("--count: how many pairs, where no file of prompts tells")
     device = alone(arguments).device
-    encoders = encoders_of(arguments.model, vae=None, text=arguments.text, tokens=arguments.tokens)
+    encoders = encoders_of(arguments.base or arguments.model, vae=None, text=arguments.text, tokens=arguments.tokens)
     if prompts is not None and encoders.condition == "labels":
         raise ValueError(f"{arguments.model} is conditioned on classes: leave out --prompts")
     model = opened(arguments).to(device)

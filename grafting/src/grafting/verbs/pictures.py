@@ -66,7 +66,7 @@ def sample(arguments: argparse.Namespace) -> None:
     told = [f"--{option}" for option in ("prompt", "prompts") if getattr(arguments, option)]
     for option in ("each", "batch", *(() if told else ("text", "tokens"))):
         if getattr(arguments, option) is not None:
-            raise ValueError(f"--{option} goes with --geneval{'' if option in ('each', 'batch') else ' or --prompt'}")
+            raise ValueError(f"--{option} goes with --geneval{'' if option in ('each', 'batch') else ', --prompt or --prompts'}")
     if len(told) > 1:
         raise ValueError("--prompt and --prompts both say what to draw: give one of them")
     if (told and arguments.labels) or (arguments.prompt and arguments.count):
@@ -93,7 +93,8 @@ def sample(arguments: argparse.Namespace) -> None:
     else:
         titles = [prompt.text for prompt in evaluation_prompts(arguments.count or 40, world=world_of(model))]
     if titles:
-        asked, null = embedded(arguments.model, titles, device, text=arguments.text, tokens=arguments.tokens)
+        home = arguments.base or arguments.model
+        asked, null = embedded(home, titles, device, text=arguments.text, tokens=arguments.tokens)
     model = (model or opened(arguments)).to(device)
     if asked is None and host_for(model.transformer).family != "DiT":
         raise ValueError(f"{arguments.model} is conditioned on text: say with --prompt or --prompts what to draw")
@@ -139,7 +140,7 @@ def _geneval(arguments: argparse.Namespace) -> None:
     arguments.goes_on_with = ""  # what Ctrl-C stops here, the same command goes on with
     prompts, sampling, each = read_prompts(arguments.geneval), sampling_of(arguments), arguments.each or 4
     device = alone(arguments).device
-    encoders = encoders_of(arguments.model, vae=None, text=arguments.text, tokens=arguments.tokens)
+    encoders = encoders_of(arguments.base or arguments.model, vae=None, text=arguments.text, tokens=arguments.tokens)
     if encoders.condition == "labels":
         raise ValueError(f"{arguments.model} is conditioned on classes: GenEval is for models of text")
     embed = encoders.text(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .shared import alone, progress, sampling_of
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ..scenes import Prompt
     from ..store.models import Model
     from ..tasks import Verdict
 
@@ -29,20 +30,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--against {arguments.against}: that is one of the models to be compared with it")
     if arguments.samples:
         raise ValueError(f"--samples {arguments.samples}: FID and KID have no reference for pictures of scenes")
-    judge = _judge(arguments)
+    judge = _judge(arguments, names if arguments.against is None else [*names, arguments.against])
     found: dict[str, list[Verdict]] = {}
     theirs: dict[str, list[Verdict]] = {}
-    source = ""
     for name in names:
         model = _opened(arguments, name)
         graft = model.graft
-        if arguments.against is None and graft is not None and not graft.private:
-            if theirs and graft.source_hash != source:
-                raise ValueError(f"{name} is a graft of another teacher than those before: name one with --against")
-            if not theirs:
-                source = graft.source_hash
-                with graft.teacher() as network:
-                    theirs[TEACHER] = judge(model, network, TEACHER)
+        if arguments.against is None and graft is not None and not graft.private and not theirs:
+            with graft.teacher() as network:
+                theirs[TEACHER] = judge(model, network, TEACHER)
         found[name] = judge(model, model.transformer, name)
     if arguments.against is not None:
         other = _opened(arguments, arguments.against)
@@ -57,20 +53,41 @@ def _opened(arguments: argparse.Namespace, name: str) -> Model:
     return with_autoencoder(model, arguments.vae) if arguments.vae else model
 
 
-def _judge(arguments: argparse.Namespace) -> Callable[[Model, nn.Module, str], list[Verdict]]:
-    """What draws the prompts with a network and judges its pictures; the first model embeds the prompts for all."""
+def _judge(arguments: argparse.Namespace, names: Sequence[str]) -> Callable[[Model, nn.Module, str], list[Verdict]]:
+    """What draws the prompts with a network of one of ``names`` and judges its pictures.
+
+    Each is opened once before any draws, so that what is wrong with the last is told at once; models of one home, as
+    grafts of one teacher are, share the states of the prompts.
+    """
     from ..conditions import rows
     from ..sampling import Pipeline
+    from ..store.configs import home_of
     from ..study.scenes import embedded, judged, scene_prompts
 
     device, sampling = alone(arguments).device, sampling_of(arguments)
-    states: list[Any] = []
+    prompts: tuple[Prompt, ...] = ()
+    states: dict[str, Any] = {}
+    source = ""
+
+    def home(model: Model) -> str:
+        return home_of(arguments.base or model.name)
+
+    for name in names:
+        model = _opened(arguments, name)
+        if arguments.against is None and model.graft is not None and not model.graft.private:
+            if source and model.graft.source_hash != source:
+                raise ValueError(f"{name} is a graft of another teacher than those before: name one with --against")
+            source = model.graft.source_hash
+        asked = scene_prompts(model, arguments.scenes, arguments.held_out)
+        if prompts and asked != prompts:
+            raise ValueError(f"{name} was taught another world of scenes than {names[0]}: they share no prompts")
+        prompts = asked
+        if home(model) not in states:
+            texts = [prompt.text for prompt in prompts]
+            states[home(model)] = embedded(arguments.base or model.name, texts, device)
 
     def judge(model: Model, network: nn.Module, name: str) -> list[Verdict]:
-        prompts = scene_prompts(model, arguments.scenes, arguments.held_out)
-        if not states:
-            states.extend(embedded(arguments.base or model.name, [prompt.text for prompt in prompts], device))
-        condition, null = states
+        condition, null = states[home(model)]
         model.to(device)
         pipeline, show = Pipeline(network, model.autoencoder, null=null), progress(f"scenes of {name}")
 

@@ -40,7 +40,8 @@ class PretrainRecipe:
     ``scenes``, or a folder of Fashion-MNIST's files (None: where they usually lie). start: the folder of an earlier
     model of the same shape to go on from. label_dropout: the share of conditions replaced by none. world: what scenes
     hold, and how often each task is drawn. pool: how many scenes a transformer sees, encoded once. weight_cap: the
-    noise's error is weighted by one over alpha_bar of the level, up to this; 1 leaves it as it is.
+    noise's error is weighted by one over alpha_bar of the level, up to this; 1 leaves it as it is. levels: how often a
+    transformer's training draws each noise level; None draws all alike.
     """
 
     kind: str

@@ -34,7 +34,7 @@ class Progressed:
 def score(
     recipe: PretrainRecipe, out: Path, count: int, *, sampling: Sampling = WALK, progress: Progress | None = None
 ) -> Progressed:
-    """Scores of ``count`` evaluation prompts, drawn by the averaged weights of the last state saved in ``out``.
+    """Scores of ``count`` evaluation prompts of the recipe's world, drawn by the averaged weights of the last state saved in ``out``.
 
     The scores are added to ``out/scores.jsonl``, the latents kept in ``out/drawn.safetensors``.
 
@@ -56,7 +56,7 @@ def score(
     if problems := misfits(averaged, dict(model.named_parameters())):
         raise ValueError(f"{out} holds the state of another model: {problems}")
     model.load_state_dict(averaged, strict=False)  # buffers are the model's own
-    prompts = evaluation_prompts(count)
+    prompts = evaluation_prompts(count, world=recipe.world)
     texts = [prompt.text for prompt in prompts]
     kept = embedded(texts, out / "evaluated.safetensors", team)
     pipeline = Pipeline(model.eval(), trained_autoencoder(recipe, team)[0], text=kept)
