@@ -47,6 +47,21 @@ def test_correlations_are_spearmans(script: dict[str, Any]) -> None:
     assert (perfect["loss"]["low"], perfect["loss"]["high"], perfect["carried"]["value"]) == (1.0, 1.0, -1.0)
 
 
+def test_the_page_says_what_was_measured(script: dict[str, Any]) -> None:
+    kept = json.loads((HOME / "results" / "scores.json").read_text())
+    page = (HOME.parent / "docs" / "search.md").read_text()
+    assert len(kept["rows"]) == 12
+    for name in ("loss", "carried", "loss minus carried"):
+        found = [kept["spearman"][stage][name] for stage in ("start", "finetuned")]
+        cells = [f"{one['value']:.2f} ({one['low']:.2f} … {one['high']:.2f})".replace("-", "−") for one in found]
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    for stage in ("start", "finetuned"):
+        for name in ("loss", "carried"):
+            told = [row["predicted"][name] for row in kept["rows"]]
+            exact = spearmanr(told, [row[stage]["value"] for row in kept["rows"]]).statistic
+            assert kept["spearman"][stage][name]["value"] == pytest.approx(exact)
+
+
 def test_it_goes_on_with_the_next_plan(
     script: dict[str, Any], tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
