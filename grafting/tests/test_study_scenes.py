@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,19 @@ def test_evaluate_judges_models_beside_their_teacher(
     painted += [{1}, {0}]  # a single object gained, of three, and one of two pairs lost
     table = evaluate(capsys, home / "tiny", "--against", hybrid)
     assert table.count("overall:") == 2 and "-2.78 (" in table and "5 prompts of combinations" in table
+
+
+def test_models_of_other_worlds_share_no_prompts_and_nothing_is_drawn(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(home / "tiny", other)
+    card = json.loads((other / "teacher.json").read_text())
+    (other / "teacher.json").write_text(json.dumps(card | {"world": {"shapes": ["disc", "star"]}}))
+    monkeypatch.setattr(Pipeline, "__call__", lambda *_, **__: pytest.fail("pictures were drawn"))
+    for models in ([home / "tiny", other], [home / "tiny", "--against", other]):
+        assert main(["evaluate", *map(str, models), "--scenes", "12"]) == 2
+        assert "other was taught another world of scenes than" in capsys.readouterr().err
 
 
 def test_evaluate_draws_what_a_study_draws(

@@ -31,6 +31,9 @@ MINILM = {
 NULL = ""
 """The prompt that stands for none."""
 
+LIMIT = 256
+"""Tokens of a prompt at most, the marks included; what is longer is cut."""
+
 
 class TextError(ValueError):
     """A text encoder that is not there or not the one expected; a prompt that nobody embedded."""

@@ -24,6 +24,7 @@ from ..tasks import Differences, Scores, Verdict, differences, scores
 from ..training.pretrain.scoring import pixels
 from .judging import pictures_of
 
+
 def scene_prompts(model: Model, count: int, held_out: int = 0) -> tuple[Prompt, ...]:
     """``count`` evaluation prompts of the model's world, the tasks in turn, then ``held_out`` of combinations that its
     training never shows.

@@ -66,7 +66,8 @@ def sample(arguments: argparse.Namespace) -> None:
     told = [f"--{option}" for option in ("prompt", "prompts") if getattr(arguments, option)]
     for option in ("each", "batch", *(() if told else ("text", "tokens"))):
         if getattr(arguments, option) is not None:
-            raise ValueError(f"--{option} goes with --geneval{'' if option in ('each', 'batch') else ', --prompt or --prompts'}")
+            others = "" if option in ("each", "batch") else ", --prompt or --prompts"
+            raise ValueError(f"--{option} goes with --geneval{others}")
     if len(told) > 1:
         raise ValueError("--prompt and --prompts both say what to draw: give one of them")
     if (told and arguments.labels) or (arguments.prompt and arguments.count):

@@ -34,7 +34,7 @@ class Progressed:
 def score(
     recipe: PretrainRecipe, out: Path, count: int, *, sampling: Sampling = WALK, progress: Progress | None = None
 ) -> Progressed:
-    """Scores of ``count`` evaluation prompts of the recipe's world, drawn by the averaged weights of the last state saved in ``out``.
+    """Scores of ``count`` evaluation prompts of the recipe's world, drawn by the averaged weights saved in ``out``.
 
     The scores are added to ``out/scores.jsonl``, the latents kept in ``out/drawn.safetensors``.
 
