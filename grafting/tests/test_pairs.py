@@ -22,6 +22,7 @@ from grafting.data.pairs import PairsConfig, Prompts, generate_pairs
 from grafting.data.shards import Encoded, ShardError
 from grafting.random import generator
 from grafting.sampling import Pipeline, Sampling
+from grafting.scenes import World
 from grafting.store.models import open_model
 
 FEW = Sampling(steps=2)
@@ -295,6 +296,9 @@ def test_prompts_of_a_file_and_of_scenes(tmp_path: Path) -> None:
     scenes, others = Prompts.scenes(3), Prompts.scenes(4)
     assert [scenes.at(k) for k in range(20)] == [Prompts.scenes(3).at(k) for k in range(20)]
     assert [scenes.at(k) for k in range(20)] != [others.at(k) for k in range(20)]
+    single = Prompts.scenes(3, World(weights=(1, 0, 0, 1, 0, 0)))
+    assert single.identity != scenes.identity == Prompts.scenes(3, World()).identity
+    assert not any(" and " in single.at(k) or " with " in single.at(k) for k in range(40))
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from .shards import MANIFEST, NULL, Encoded
 from .writing import ShardFolder, file_entry, versions
 
 if TYPE_CHECKING:
+    from ..scenes import World
     from .encoders import Embedder
 
 Progress = Callable[[str, int, int], None]
@@ -56,11 +57,13 @@ class Prompts:
         return cls(identity=digest, at=lambda k: kept[k % len(kept)], length=len(kept))
 
     @classmethod
-    def scenes(cls, seed: int) -> Prompts:
-        """The captions that the scene world's training draws."""
-        from ..scenes import training_sample
+    def scenes(cls, seed: int, world: World | None = None) -> Prompts:
+        """The captions that training draws in a world of scenes, the default one unless said."""
+        from ..scenes import World, training_sample
 
-        return cls(identity=f"scenes, seed {seed}", at=lambda k: training_sample(seed, k)[1])
+        world = world or World()
+        named = "" if world == World() else f", {world}"
+        return cls(identity=f"scenes, seed {seed}{named}", at=lambda k: training_sample(seed, k, world=world)[1])
 
     @classmethod
     def read(cls, path: Path, column: str = "prompt") -> Prompts:

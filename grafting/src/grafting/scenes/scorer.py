@@ -17,6 +17,9 @@ from .finding import find
 from .prompts import DEFAULT, Prompt, is_held_out
 from .world import Image, Thing, World
 
+SCORER = 1
+"""The version of this judge, to be raised when its verdicts change: a study judges anew what another one judged."""
+
 MARGIN = 0.1
 """Share of both things' widths by which a centre must be beyond another's before it is to any side of it."""
 

@@ -29,6 +29,7 @@ from ..measure.quality import (
     paired_kid_difference,
 )
 from ..report import grid_png
+from ..scenes.scorer import SCORER
 from ..store.folder import load, save
 from ..store.models import open_model
 from ..tasks import Verdict
@@ -45,8 +46,6 @@ from .stages import Material, begin, denoiser, learns, stage_one, stage_two
 Say = Callable[[str], None]
 SAMPLE_CHUNK = 250
 """Samples between two saves."""
-SCORER = 1
-"""The version of the judge of scenes: what another one judged is judged again."""
 
 
 class Study:

@@ -50,21 +50,22 @@ def pairs(arguments: argparse.Namespace) -> None:
     """Pairs in the folder that ``--data`` takes."""
     from ..data.encoders import encoders_of
     from ..data.pairs import PairsConfig, Prompts, generate_pairs
+    from ..study.scenes import world_of
 
     config = PairsConfig(seed=arguments.seed, batch=arguments.batch, shard=arguments.shard, dtype=arguments.dtype)
     sampling, prompts, count = sampling_of(arguments), None, arguments.count
-    if arguments.prompts == "scenes":
-        prompts = Prompts.scenes(arguments.seed)
-    elif arguments.prompts is not None:
+    if arguments.prompts not in (None, "scenes"):
         prompts = Prompts.read(Path(arguments.prompts), arguments.column)
         count = count or prompts.length
     if count is None:
         raise ValueError("--count: how many pairs, where no file of prompts tells")
     device = alone(arguments).device
     encoders = encoders_of(arguments.base or arguments.model, vae=None, text=arguments.text, tokens=arguments.tokens)
-    if prompts is not None and encoders.condition == "labels":
+    if arguments.prompts is not None and encoders.condition == "labels":
         raise ValueError(f"{arguments.model} is conditioned on classes: leave out --prompts")
     model = opened(arguments).to(device)
+    if arguments.prompts == "scenes":
+        prompts = Prompts.scenes(arguments.seed, world_of(model))
     shows: dict[str, Callable[[int, int], None]] = {}
 
     def show(what: str, done: int, of: int) -> None:
