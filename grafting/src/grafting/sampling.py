@@ -103,6 +103,17 @@ class Text(Protocol):
         ...
 
 
+def pixels_per_latent(vae: nn.Module) -> int:
+    """Pixels along a side for one of an AutoencoderKL's latents."""
+    config: Any = vae.config
+    return 2 ** int(len(config.block_out_channels) - 1)
+
+
+def pixels(pictures: torch.Tensor) -> Any:
+    """Pictures (n, C, H, W) in about [-1, 1] as an array of bytes (n, H, W, C)."""
+    return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
 class Pipeline:
     """Samples of a class-conditional or text-to-image transformer, decoded by a VAE if there is one.
 
@@ -143,8 +154,7 @@ class Pipeline:
         """(H, W) in pixels of a picture, where the model is told it, as PixArt-alpha is, and an autoencoder says it."""
         if self.vae is None or not getattr(self.transformer, "use_additional_conditions", False):
             return None
-        config: Any = self.vae.config
-        side = self.size * 2 ** (len(config.block_out_channels) - 1)
+        side = self.size * pixels_per_latent(self.vae)
         return side, side
 
     def __call__(

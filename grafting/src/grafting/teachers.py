@@ -84,10 +84,15 @@ def _transformer(folder: Path) -> nn.Module:
 
     named = json.loads((folder / "transformer" / "config.json").read_text())["_class_name"]
     model: nn.Module = getattr(diffusers, named).from_pretrained(folder / "transformer")
-    prompts = json.loads((folder / "teacher.json").read_text()).get("prompts", {})
-    if "tokens" in prompts:
-        set_text_tokens(model, prompts["tokens"])
+    if (tokens := prompt_tokens(json.loads((folder / "teacher.json").read_text()))) is not None:
+        set_text_tokens(model, tokens)
     return model.float().eval()
+
+
+def prompt_tokens(card: dict[str, Any]) -> int | None:
+    """Tokens of a bundle's prompts in the mean, as its card says; None where it says nothing."""
+    tokens: int | None = card.get("prompts", {}).get("tokens")
+    return tokens
 
 
 def bundle(sources: dict[str, Path], out: Path, card: dict[str, Any], prompts: Embedded | None = None) -> None:

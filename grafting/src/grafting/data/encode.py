@@ -25,6 +25,7 @@ from ..hosts.shapes import told_sizes
 from ..modes import evaluating
 from ..precision import autocast
 from ..random import generator
+from ..sampling import pixels_per_latent
 from .encode_config import DTYPES, EncodeConfig
 from .encoders import Embedder, Encoders, encoders_of
 from .pictures import PictureError, read_picture
@@ -109,7 +110,7 @@ class _Run:
         channels, factor = int(wanted["in_channels"]), 1
         if self.autoencoder is not None:
             own: Any = self.autoencoder.config
-            factor = 2 ** (len(own.block_out_channels) - 1)
+            factor = pixels_per_latent(self.autoencoder)
             if own.latent_channels != channels:
                 raise ValueError(
                     f"the autoencoder gives {own.latent_channels} channels, {self.encoders.name} takes {channels}"

@@ -26,18 +26,20 @@ def grid_png(images: torch.Tensor, *, columns: int, gap: int = 2, zoom: int = 2,
     import numpy as np
     from PIL import Image
 
+    from ..sampling import pixels
+
     if len(images) == 0 or images.shape[1] not in (1, 3):
         raise ValueError(f"images of shape {tuple(images.shape)}: a grid takes (N, 1 or 3, H, W) with N at least 1")
     if titles and len(titles) != len(images):
         raise ValueError(f"{len(titles)} titles of {len(images)} images: give one of each")
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    pixels = pixels.repeat(3 // pixels.shape[3], axis=3).repeat(zoom, axis=1).repeat(zoom, axis=2)
+    shown = pixels(images)
+    shown = shown.repeat(3 // shown.shape[3], axis=3).repeat(zoom, axis=1).repeat(zoom, axis=2)
     if titles:
-        pixels = np.concatenate([_written(titles, pixels.shape[2]), pixels], axis=1)
-    n, height, width, _ = pixels.shape
+        shown = np.concatenate([_written(titles, shown.shape[2]), shown], axis=1)
+    n, height, width, _ = shown.shape
     rows = -(-n // columns)
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for k, picture in enumerate(pixels):
+    for k, picture in enumerate(shown):
         y, x = k // columns * (height + gap), k % columns * (width + gap)
         sheet[y : y + height, x : x + width] = picture
     buffer = io.BytesIO()

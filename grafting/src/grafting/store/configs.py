@@ -8,7 +8,7 @@ from typing import Any
 
 from ..files import read_json
 from ..hosts.shapes import TEXT_TOKENS
-from ..teachers import teacher_folder, teachers
+from ..teachers import prompt_tokens, teacher_folder, teachers
 from .manifest import MANIFEST, read_manifest
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -79,8 +79,7 @@ def text_tokens(name: str) -> int | None:
     home = home_of(name)
     card = Path(home) / "teacher.json"
     if card.is_file():
-        tokens: int | None = read_json(card, error=ModelError).get("prompts", {}).get("tokens")
-        return tokens
+        return prompt_tokens(read_json(card, error=ModelError))
     if home != name and not Path(home).exists():
         return None  # a graft can be read where its pretrained model is gone: the hub is not asked for that
     try:

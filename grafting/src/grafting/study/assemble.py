@@ -125,16 +125,20 @@ def verdict(study: Study, entry: Entry, losses: Mapping[str, torch.Tensor]) -> s
     mine = paired_difference(losses[entry.name], losses["teacher"])
     text = f"{entry.name} ({entry.description}): held-out loss {mine.value:+.4f} against the teacher's"
     told = []
-    for control in ("none", "untrained"):
-        names = [name for name in (control, f"{entry.name}-{control}") if name in losses]
-        for name in names:
-            apart = paired_difference(losses[entry.name], losses[name])
-            assert apart.high is not None and apart.low is not None
-            if apart.high < 0:
-                told.append(f"it beats {name} by {-apart.value:.4f} ({-apart.high:.4f} … {-apart.low:.4f})")
-            else:
-                told.append(f"it does not beat {name} beyond the interval ({apart.low:+.4f} … {apart.high:+.4f})")
+    for name in _rivals(entry, losses):
+        apart = paired_difference(losses[entry.name], losses[name])
+        assert apart.high is not None and apart.low is not None
+        if apart.high < 0:
+            told.append(f"it beats {name} by {-apart.value:.4f} ({-apart.high:.4f} … {-apart.low:.4f})")
+        else:
+            told.append(f"it does not beat {name} beyond the interval ({apart.low:+.4f} … {apart.high:+.4f})")
     return "; ".join([text, *told]) + "." + _of_scenes(study, entry)
+
+
+def _rivals(entry: Entry, there: Mapping[str, Any]) -> list[str]:
+    """The controls that a hybrid must beat: *none* and *untrained*, its own where the run has several plans."""
+    names = [name for control in ("none", "untrained") for name in (control, f"{entry.name}-{control}")]
+    return [name for name in names if name in there]
 
 
 def _of_scenes(study: Study, entry: Entry) -> str:
@@ -150,11 +154,10 @@ def _of_scenes(study: Study, entry: Entry) -> str:
     right = study.score(entry) or {}
     share = right["scenes"]["scores"][OVERALL]["value"]
     told = [f" Of {count:,} scenes {100 * share:.1f} % are right, {_points(minus('teacher'))} against the teacher’s"]
-    for control in ("none", "untrained"):
-        for name in (name for name in (control, f"{entry.name}-{control}") if name in judged):
-            apart = minus(name)
-            beats = "it beats" if apart.low > 0 else "beyond the interval it does not beat"
-            told.append(f"{beats} {name}: {_points(apart)}")
+    for name in _rivals(entry, judged):
+        apart = minus(name)
+        beats = "it beats" if apart.low > 0 else "beyond the interval it does not beat"
+        told.append(f"{beats} {name}: {_points(apart)}")
     return "; ".join(told) + "."
 
 

@@ -14,6 +14,7 @@ from ..data.stream import ImageStream
 from ..measure.quality import Extractor, Features, Protocol, collect, evaluate, recognition
 from ..measure.quality.extractors import extractor_of, identity_of
 from ..measure.quality.reference import ROWS, Reference
+from ..sampling import pixels_per_latent
 from ..store.models import Model
 from .parts import StudyError, key_of
 from .recipe import EvaluateStage
@@ -152,8 +153,8 @@ def pictures_of(model: Model) -> tuple[int, int]:
     channels, side = int(config.in_channels), int(config.sample_size)
     if model.autoencoder is None:
         return channels, side
-    widths: Any = model.autoencoder.config
-    return int(widths.out_channels), side * 2 ** (len(widths.block_out_channels) - 1)
+    drawn: Any = model.autoencoder.config
+    return int(drawn.out_channels), side * pixels_per_latent(model.autoencoder)
 
 
 def _has_statistics(path: Path) -> bool:

@@ -15,13 +15,13 @@ import torch
 from ..conditions import TEXT, together
 from ..data.encoders import encoders_of
 from ..report.results import Figure, TaskScores
+from ..sampling import pixels
 from ..scenes import Prompt, World, evaluation_prompts, verdicts
 from ..scenes.world import UNITS
 from ..settings import build
 from ..store.configs import ModelError
 from ..store.models import Model
 from ..tasks import Differences, Scores, Verdict, differences, scores
-from ..training.pretrain.scoring import pixels
 from .judging import pictures_of
 
 

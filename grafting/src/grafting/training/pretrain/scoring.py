@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from ...files import misfits, read_json, save_safetensors_atomic, write_text_atomic
-from ...sampling import Pipeline, Progress, Sampling
+from ...sampling import Pipeline, Progress, Sampling, pixels
 from ...tasks import Scores, scores
 from ..team import Team
 from .recipe import SCENES, PretrainRecipe
@@ -70,8 +69,3 @@ def score(
     before = (out / "scores.jsonl").read_text() if (out / "scores.jsonl").is_file() else ""
     write_text_atomic(out / "scores.jsonl", before + json.dumps(row) + "\n")
     return Progressed(step=state["step"], samples=seen, scores=found, pictures=pictures)
-
-
-def pixels(pictures: torch.Tensor) -> Any:
-    """Pictures (n, 3, side, side) in about [-1, 1] as bytes (n, side, side, 3)."""
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
