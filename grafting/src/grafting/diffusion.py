@@ -124,9 +124,15 @@ def drop_labels(y: Any, rate: float, null: Any, seed: int, step: int) -> Any:
 def draw(
     shape: torch.Size, steps: int, seed: int, step: int, shares: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(noise, t) of a training step: standard normal of ``shape``; t uniform or by ``shares`` (T,)."""
+    """(noise, t) of a training step: standard normal of ``shape``; t uniform or by ``shares`` (T,).
+
+    By shares the levels of a batch are stratified, one from each of its equal parts of the distribution, so that the
+    loss varies less between batches (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
+    """
     source = generator(seed, "noise", step)
     noise = torch.randn(shape, generator=source)
     if shares is None:
         return noise, torch.randint(0, steps, (shape[0],), generator=source)
-    return noise, torch.multinomial(shares, shape[0], replacement=True, generator=source)
+    at = (torch.arange(shape[0]) + torch.rand(shape[0], generator=source, dtype=torch.float64)) / shape[0]
+    upto = torch.cumsum(shares, 0)
+    return noise, torch.searchsorted(upto / upto[-1], at, right=True).clamp(max=len(shares) - 1)

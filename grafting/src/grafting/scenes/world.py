@@ -59,7 +59,7 @@ class World:
     """What scenes may hold; a smaller world is easier to learn.
 
     shapes, colours: some of :data:`SHAPES` and :data:`COLOURS`. most: things in a picture at most, 2 to 4.
-    sizes: widths of things, even, 12 to 28 units. grid: their centres are multiples of 1, 2 or 4 units. weights: how
+    sizes: widths of things, even, 12 to 28 units. grid: their centres are multiples of 1, 2, 4 or 8. weights: how
     often training draws each of :data:`TASKS`.
     held_out_colours, held_out_pairs: (shape, colour) and (shape, shape) that no training caption names and no training
     picture shows together; entries about other shapes or colours than this world's say nothing.
@@ -94,8 +94,8 @@ class World:
             problems.append(f"most is {self.most}, must be 2, 3 or 4")
         if not self.sizes or any(size % 2 or not 12 <= size <= 28 for size in self.sizes):
             problems.append(f"sizes is {self.sizes}, must be even numbers from 12 to 28")
-        if self.grid not in (1, 2, 4):
-            problems.append(f"grid is {self.grid}, must be 1, 2 or 4")
+        if self.grid not in (1, 2, 4, 8):
+            problems.append(f"grid is {self.grid}, must be 1, 2, 4 or 8")
         if len(self.weights) != len(TASKS) or min(self.weights, default=0) < 0 or not any(self.weights):
             problems.append(f"weights is {self.weights}, must be {len(TASKS)} numbers of 0 or more, not all of them 0")
         if problems:
