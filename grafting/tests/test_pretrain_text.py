@@ -308,11 +308,26 @@ def test_weighted_noise_error_is_the_velocity_error() -> None:
     zt = diffusion.add_noise(z, t, noise)
     clean = (zt - (1 - a).sqrt() * wrong) / a.sqrt()
     velocity, guess = a.sqrt() * noise - (1 - a).sqrt() * z, a.sqrt() * wrong - (1 - a).sqrt() * clean
-    weights = diffusion.velocity_weights(1e9)
+    weights = diffusion.level_weights(1e9)
     # The model's output is taken in float32.
     found = teacher_objective(lambda *_: wrong, diffusion, z, t, None, noise, weights)["mse"]
     torch.testing.assert_close(found, (velocity - guess).square().mean(), rtol=1e-5, atol=0, check_dtype=False)
-    assert diffusion.velocity_weights(7.0).max() == 7 and diffusion.velocity_weights(1.0).eq(1).all()
+    assert diffusion.level_weights(7.0).max() == 7 and diffusion.level_weights(1.0).eq(1).all()
+
+
+def test_weights_of_half_the_power_make_gradients_alike() -> None:
+    """Of the same error in velocity, at every level: by autograd through the noise that the model gives."""
+    diffusion = Diffusion()
+    gradients = []
+    for t in (10, 300, 600, 990):
+        a = diffusion.alphas_bar[t]
+        noise = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+        guess = (noise + a.sqrt() * 0.3).requires_grad_()  # the velocity is off by 0.3
+        weights = diffusion.level_weights(1e9, 0.5)
+        parts = teacher_objective(lambda *_, g=guess: g, diffusion, noise, torch.tensor([t]), None, noise, weights)
+        (gradient,) = torch.autograd.grad(parts["mse"], guess)
+        gradients.append(gradient.item())
+    assert gradients == pytest.approx([0.6] * 4, rel=1e-3)
 
 
 def test_recipes_that_fit_no_transformer_are_told() -> None:

@@ -51,13 +51,15 @@ class Diffusion:
         ct = (1 - before) * (1 - self.betas).sqrt() / (1 - self.alphas_bar)
         return self._at(c0, t, z) * z + self._at(ct, t, z) * zt
 
-    def velocity_weights(self, most: float) -> torch.Tensor:
-        """(T,) weights that turn the noise's squared error into the velocity's (Salimans & Ho 2022, arXiv 2202.00512).
+    def level_weights(self, most: float, power: float = 1.0) -> torch.Tensor:
+        """(T,) weights of the noise's squared error: one over alpha_bar to the ``power``, up to ``most``.
 
-        They are one over alpha_bar, up to ``most``: what a picture shows is decided where noise is nearly all there is,
-        and there the noise's own error is small whatever is painted.
+        What a picture shows is decided where noise is nearly all there is, and there the noise's own error is small
+        whatever is painted. With 1 the error is the velocity's (Salimans & Ho 2022, arXiv 2202.00512), alike at every
+        level; but the gradient, the weight times the noise's error, then grows without bound towards pure noise, and
+        what it says there drowns what it says of shapes. With 0.5 gradients are alike, with 0 errors are plain.
         """
-        return (1 / self.alphas_bar).clamp(max=most)
+        return self.alphas_bar.pow(-power).clamp(max=most)
 
     def level_shares(self, centre: float, deviation: float, uniform: float = 0.0) -> torch.Tensor:
         """(T,) shares of training spent on each level: log(alpha_bar / (1 - alpha_bar)) is normal, but for a share.

@@ -39,9 +39,9 @@ class PretrainRecipe:
     model: its diffusers configuration; a transformer's may name its class, ``_class_name``, DiT by default. data:
     ``scenes``, or a folder of Fashion-MNIST's files (None: where they usually lie). start: the folder of an earlier
     model of the same shape to go on from. label_dropout: the share of conditions replaced by none. world: what scenes
-    hold, and how often each task is drawn. pool: how many scenes a transformer sees, encoded once. weight_cap: the
-    noise's error is weighted by one over alpha_bar of the level, up to this; 1 leaves it as it is. levels: how often a
-    transformer's training draws each noise level; None draws all alike.
+    hold, and how often each task is drawn. pool: how many scenes a transformer sees, encoded once. weight_power,
+    weight_cap: the noise's error is weighted by one over alpha_bar of the level to this power, up to this; a cap of 1
+    leaves it as it is. levels: how often a transformer's training draws each noise level; None draws all alike.
     """
 
     kind: str
@@ -57,6 +57,7 @@ class PretrainRecipe:
     kl_weight: float = 1e-4
     world: World = DEFAULT
     pool: int = 65_536
+    weight_power: float = 1.0
     weight_cap: float = 1.0
     levels: Levels | None = None
     notes: str = field(default="", compare=False)

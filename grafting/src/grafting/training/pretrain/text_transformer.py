@@ -41,7 +41,8 @@ def text_transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.
     prompts = embedded(captions, out / "prompts.safetensors", team)
     batches = Batches(inputs=z, labels=prompts.indices(captions), size=recipe.batch, seed=recipe.seed)
     diffusion, host = Diffusion(), host_for(model)
-    weights, shares = diffusion.velocity_weights(recipe.weight_cap), level_shares(recipe, diffusion)
+    weights = diffusion.level_weights(recipe.weight_cap, recipe.weight_power)
+    shares = level_shares(recipe, diffusion)
 
     def losses(step: int) -> dict[str, torch.Tensor]:
         batch = batches(step)
