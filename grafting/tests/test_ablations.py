@@ -48,7 +48,7 @@ def test_losses_and_samples_are_set_as_the_recipes_say() -> None:
 
 @pytest.mark.parametrize(
     ("name", "changed", "count"),
-    [("start", [], 13), ("target", ["finetune.target=noise"], 13), ("target", [], 13), ("data", [], 10)],
+    [("start", [], 14), ("target", ["finetune.target=noise"], 13), ("target", [], 13), ("data", [], 10)],
 )
 def test_tables_have_their_rows(name: str, changed: list[str], count: int) -> None:
     recipe = TableRecipe.from_yaml(text(name), changed)

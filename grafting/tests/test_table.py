@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,12 +20,16 @@ from grafting.cli import main
 from grafting.report import published
 from grafting.report.table import TableResults, read_table
 from grafting.settings import SettingsError
+from grafting.store.configs import config_of
+from grafting.study.bench import Study
+from grafting.study.entries import Entry
 from grafting.study.parts import StudyError
 from grafting.study.publish import publish
-from grafting.study.rows import fit, matching
+from grafting.study.rows import fit, matching, none_of, rows, untrained_of
 from grafting.study.stages import stage_one_flops, stage_two_flops, start_flops
 from grafting.study.table import TableRecipe
 from grafting.study.whole import Table, by_timestep, run_rows
+from grafting.teachers import teachers
 
 TEXT = """
 kind: table
@@ -41,8 +47,8 @@ rows:
   - {name: untrained, role: control, what: untrained, site: attn, operator: hyena_x, shares: [50]}
   - {name: procedure, role: control, what: procedure}
   - {name: mlp_r3, site: mlp, operator: mlp, options: {ratio: 3}, shares: [50], budgets: [5.0e-5], images: [10]}
-  - {name: depth-halved, plan: {restructure: [{merge: pairs}]}, none: depth-dropped}
-  - {name: depth-dropped, role: control, plan: {restructure: [{drop: interleaved 50%}]}}
+  - {name: depth-halved, share: 50, plan: {restructure: [{merge: pairs}]}, none: depth-dropped}
+  - {name: depth-dropped, role: control, share: 50, plan: {restructure: [{drop: interleaved 50%}]}}
   - {name: lost, plan: {edits: [{site: attn, blocks: [99], operator: swa}]}}
 """
 
@@ -69,16 +75,17 @@ def test_rows_come_in_the_order_of_their_use_and_name_what_they_are(finished: tu
         "procedure",
         "untrained-50",
         "none-attn-50",
-        "hyena_x-50",
-        "hyena_x-100",
         "depth-dropped",
+        "hyena_x-50",
         "depth-halved",
+        "hyena_x-100",
         "lost",
         "mlp_r3-50-b0_005-n10",
     ]
     assert [row.name for row in results.rows] == [row.name for row in table.rows if row.name != "lost"]
     assert list(results.missing) == ["lost"] and "block 99" in results.missing["lost"]
     assert read_table(table.out / "table.json") == results
+    assert results.teacher == table.recipe.teacher and results.features.endswith("-classifier (not Inception FID)")
     page = table.out / "table.html"
     before = page.read_text()
     page.unlink()
@@ -87,8 +94,8 @@ def test_rows_come_in_the_order_of_their_use_and_name_what_they_are(finished: tu
 
 def test_every_row_has_its_figures_and_controls(finished: tuple[Table, TableResults]) -> None:
     table, results = finished
-    teacher, none, hybrid = (results.row(name) for name in ("teacher", "none-attn-50", "hyena_x-50"))
-    assert teacher is not None and none is not None and hybrid is not None
+    teacher, none, hybrid, bare = map(results.row, ("teacher", "none-attn-50", "hyena_x-50", "untrained-50"))
+    assert teacher is not None and none is not None and hybrid is not None and bare is not None
     for row in results.rows:
         assert row.loss is not None and row.figures["fid_minus_floor"].low is not None
         assert (table.out / (row.grid or "")).is_file() and "N = 24" in row.protocol
@@ -98,6 +105,11 @@ def test_every_row_has_its_figures_and_controls(finished: tuple[Table, TableResu
     assert hybrid.differences["loss"].value == pytest.approx(hybrid.loss.value - teacher.loss.value)  # type: ignore[union-attr]
     assert hybrid.over_none["loss"].value == pytest.approx(hybrid.loss.value - none.loss.value)  # type: ignore[union-attr]
     assert hybrid.over_none["fid"].value == pytest.approx(hybrid.figures["fid"].value - none.figures["fid"].value)
+    for name in ("fid", "fid_minus_floor"):
+        apart = hybrid.figures[name].value - bare.figures[name].value
+        assert hybrid.over_untrained["fid"].value == pytest.approx(apart)
+    assert hybrid.over_untrained["loss"].value == pytest.approx(hybrid.loss.value - bare.loss.value)  # type: ignore[union-attr]
+    assert [row.name for row in results.rows if row.over_untrained] == ["hyena_x-50"]
     halved, dropped = results.row("depth-halved"), results.row("depth-dropped")
     assert halved is not None and dropped is not None and halved.loss is not None and dropped.loss is not None
     assert halved.over_none["loss"].value == pytest.approx(halved.loss.value - dropped.loss.value)
@@ -199,7 +211,9 @@ def test_dry_run_says_rows_cost_and_time_and_makes_nothing(
     table, _ = finished
     file, out = tmp_path / "table.yaml", tmp_path / "out"
     file.write_text(f"teacher: {tiny_teacher}\n{TEXT}")
-    assert main(["study", str(file), "--out", str(out), "--dry-run"]) == 0
+    assert main(["study", str(file), "--out", str(out), "--dry-run", "--device", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("grafting study: device 'nowhere': ")
+    assert main(["study", str(file), "--out", str(out), "--dry-run", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     row = table.named("hyena_x-50")
     line = next(line for line in text.splitlines() if line.startswith("hyena_x-50 ")).split()
@@ -224,6 +238,41 @@ def test_rows_are_picked_by_pattern(finished: tuple[Table, TableResults]) -> Non
         matching(table.rows, ["hyenax*"])
 
 
+def test_controls_are_of_the_same_place(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Of several *untrained* of one site and share that of the same operator; data and budget part *none* alone."""
+    groups = """[
+      {name: a, site: attn, operator: hyena_x, shares: [50, 75], images: [10, 20]},
+      {name: b, site: attn, operator: swa, shares: [50]},
+      {name: r3, site: mlp, operator: mlp, options: {ratio: 3}, shares: [50]},
+      {name: u-swa, role: control, what: untrained, site: attn, operator: swa, shares: [50]},
+      {name: u-x, role: control, what: untrained, site: attn, operator: hyena_x, shares: [50]},
+      {name: none, role: control, site: attn, operator: none, shares: [50], images: [10]}]"""
+    table = opened(tiny_teacher, tmp_path / "out", f"rows={groups}")
+    found = {row.name: (none_of(row, table.rows), untrained_of(row, table.rows)) for row in table.rows}
+    assert {name: tuple(other and other.name for other in both) for name, both in found.items() if any(both)} == {
+        "a-50-n10": ("none-50-n10", "u-x-50"),
+        "a-50-n20": (None, "u-x-50"),
+        "b-50": (None, "u-swa-50"),
+    }
+
+
+def test_a_merged_row_in_bfloat16_and_one_that_breaks(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = opened(tiny_teacher, tmp_path / "out", "finetune.precision=bf16", "evaluate.precision=bf16")
+    train = table.study.__class__.train
+
+    def breaking(study: Study, entry: Entry) -> dict[str, Any]:
+        if entry.name == "depth-dropped":
+            raise RuntimeError("out of memory")
+        return train(study, entry)
+
+    monkeypatch.setattr(Study, "train", breaking)
+    assert run_rows(table, matching(table.rows, ["depth*"]), lambda: None) == {"depth-dropped": "out of memory"}
+    made = table.done(table.named("depth-halved"))
+    assert made is not None and made.loss is not None and made.share == 50 and "bf16" in made.protocol
+
+
 def test_losses_by_timestep() -> None:
     t = torch.tensor([0, 99, 100, 199, 500, 999, 998, 997])
     mine, theirs = torch.arange(8.0), torch.zeros(8)
@@ -239,7 +288,9 @@ def test_losses_by_timestep() -> None:
         ("starts.copied.distill.steps=3", "start copied: distill: steps follow from the budget"),
         ("starts.copied.inti=copy", "unknown key 'inti': did you mean 'init'"),
         ("rows.0.start=coped", "row hyena_x: start 'coped': did you mean 'copied'"),
-        ("rows.0.share=[50]", "unknown key 'share': did you mean 'shares'"),
+        ("rows.0.shars=[50]", "unknown key 'shars': did you mean 'shares'"),
+        ("rows.0.share=50", "share 50: of a row with a plan; give shares"),
+        ("rows.5.share=0", "share 0: from 1 to 100 percent"),
         ("rows.0.shares=[0]", "share 0: from 1 to 100 percent"),
         ("rows.0.operator=", "row"),
         ("budget=0", "budget 0.0: above 0"),
@@ -255,8 +306,6 @@ def test_bad_recipes_are_refused(tiny_teacher: Path, change: str, word: str) -> 
 
 
 def test_the_pages_own_table_and_the_shipped_one_are_recipes() -> None:
-    from importlib.resources import files
-
     docs = Path(__file__).parents[1] / "docs" / "table.md"
     (own,) = re.findall(r"```yaml\n(.*?)```", docs.read_text(), re.DOTALL)
     assert len(TableRecipe.from_yaml(own).rows) == 4
@@ -277,6 +326,19 @@ def test_the_pages_own_table_and_the_shipped_one_are_recipes() -> None:
     assert {group.operator for group in full} == operators | {""}
     assert set(published.ROWS) <= {group.name for group in shipped.rows}
     assert shipped.evaluate.samples >= 2000 and shipped.evaluate.guidance == 1 and shipped.budget == 0.05
+    assert 20 <= shipped.evaluate.steps <= 25 and shipped.seed != 0 and "seed 0" in shipped.notes[0]
+
+
+@pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
+def test_where_the_shipped_table_draws_a_curve_its_control_has_one() -> None:
+    shipped = TableRecipe.from_yaml((files("grafting") / "recipes" / "table.yaml").read_text())
+    found = rows(shipped, config_of("fashion"), 184_192)
+    assert not [row.name for row in found if row.problem]
+    bare = {(row.site, row.share, row.budget, row.images) for row in found if row.operator == "none"}
+    drawn = {(row.site, row.share, row.budget, row.images) for row in found if row.variant and row.role == "hybrid"}
+    assert drawn and drawn <= bare
+    published_half = [row for row in found if row.share == 50 and row.role == "hybrid" and row.label in published.ROWS]
+    assert {row.label for row in published_half} == {name for name, at in published.ROWS.items() if 50 in at}
 
 
 def test_two_rows_of_one_name_are_refused(tiny_teacher: Path, tmp_path: Path) -> None:
@@ -284,6 +346,12 @@ def test_two_rows_of_one_name_are_refused(tiny_teacher: Path, tmp_path: Path) ->
         opened(tiny_teacher, tmp_path / "out", "rows.1.name=hyena_x", "rows.1.shares=[100]")
     with pytest.raises(StudyError, match="none nothing: no such row; there are teacher"):
         opened(tiny_teacher, tmp_path / "out", "rows.0.none=nothing")
+
+
+def test_a_teacher_of_text_is_told_what_judges_it(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"scenes takes text, .* grafting run judges models of text"):
+        opened(Path("scenes"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_results_of_another_schema_or_with_odd_keys_are_refused(

@@ -46,7 +46,7 @@ def heat_map(
         return ""
     logarithmic = logarithmic and min(finite) > 0
     low, high = (math.log(f(finite)) if logarithmic else f(finite) for f in (min, max))
-    left, top, cell = 58, 34, 24
+    left, top, cell = max(58.0, 14 + 6.6 * max(map(len, rows))), 34, 24
     wide = (WIDTH - left) / len(columns)
     parts = [text(left, 12, f"{across} →", size=12, fill=FAINT), text(0, top - 8, f"{down} ↓", size=12, fill=FAINT)]
     every = max(1, -(-len(columns) // _NUMBERED))

@@ -23,3 +23,5 @@ ROWS: dict[str, dict[int, str]] = {
     "depth-halved": {50: "2.77"},
 }
 """FID by row and by percent of the sites."""
+BEST = {"hyena_se": "2.61", "hyena_x": "2.58", "hyena_y": "2.61", "swa": "2.62"}
+"""The best FID by row among the paper's ablations, at 50 percent."""

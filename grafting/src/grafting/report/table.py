@@ -16,10 +16,11 @@ SCHEMA = 1
 class TableRow:
     """One model. share: percent of the sites. budget: as asked, a share of the teacher's training; None untrained.
 
-    images: learnt from as asked, None for all; ``learnt_from``: how many that is. variant: of another budget, data or
-    protocol than the table's own. parts: FLOPs of making it; ``teacher_training``: of the teacher. flops: of a forward
+    images: learnt from as asked, None for all; ``learnt_from``: how many that is. variant: of another budget or data
+    than the table's own. parts: FLOPs of making it; ``teacher_training``: of the teacher. flops: of a forward
     pass, over the teacher's. differences: minus the teacher's, paired (``loss``, ``fid``, ``kid``). over_none: the same
-    minus the control *none* of equal site, share and budget. by_timestep: paired loss differences to the teacher in
+    minus the control *none* of equal site, share and budget; over_untrained: minus *untrained* of equal site and share,
+    of the same operator where there is one. by_timestep: paired loss differences to the teacher in
     equal parts of the noise schedule, from no noise up. explained: variance explained by site: after stage 1 held out,
     without it that of the start on the images it was solved from.
     figures: as in :class:`~grafting.report.results.ModelResult`. grid: a PNG beside the results file.
@@ -43,6 +44,7 @@ class TableRow:
     loss: Figure | None = None
     differences: Mapping[str, Figure] = field(default_factory=dict)
     over_none: Mapping[str, Figure] = field(default_factory=dict)
+    over_untrained: Mapping[str, Figure] = field(default_factory=dict)
     by_timestep: tuple[Figure, ...] = ()
     explained: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
@@ -63,7 +65,7 @@ class TableRow:
     def from_dict(cls, raw: Mapping[str, Any]) -> TableRow:
         """Check and convert plain data. Raises ValueError for an unknown or a missing key."""
         data = dict(raw)
-        for key in ("differences", "over_none", "figures"):
+        for key in ("differences", "over_none", "over_untrained", "figures"):
             data[key] = {name: built(Figure, figure) for name, figure in raw.get(key, {}).items()}
         data["by_timestep"] = tuple(built(Figure, figure) for figure in raw.get("by_timestep", ()))
         if raw.get("loss") is not None:
@@ -73,9 +75,15 @@ class TableRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TableResults:
-    """All rows that there are. missing: by name, why a row is not there. provenance: free text by name."""
+    """All rows that there are.
+
+    teacher: what it is called. features: of which extractor FID and KID are, and what they must not be taken for.
+    missing: by name, why a row is not there. provenance: free text by name.
+    """
 
     title: str
+    teacher: str = ""
+    features: str = ""
     schema: int = SCHEMA
     rows: tuple[TableRow, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)

@@ -1,29 +1,51 @@
-"""The HTML page of a table: one file, beside the published one, with what was reached and what limits the rest."""
+"""The HTML page of a table: one file, beside the published one, with what was reached and what limits the rest.
+
+Its drawings lie beside it as files too: ``figures/NAME.svg``.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..files import write_text_atomic
 from . import published
 from .figures import number
-from .goals import beats_none, summary, verdicts
+from .goals import beats, summary, verdicts
+from .heatmaps import heat_map
 from .page import inline, template
-from .pareto import Trace, traces
+from .pareto import Trace, scatter, traces
 from .results import Figure
 from .table import TableResults, TableRow
 
 SHARES = (50, 75, 100)
 FID = "fid_minus_floor"
 COMPUTE = "compute, % of the teacher’s training"
+PASS = "FLOPs of a pass, over the teacher’s"
 DATA = "images learnt from"
 
 
+class Drawing(NamedTuple):
+    """``svg`` under a heading, with words beside it; ``name`` is its file's."""
+
+    name: str
+    title: str
+    words: str
+    svg: str
+
+
 def write_table_page(path: Path, results: TableResults) -> None:
-    """Write the page atomically; grids are looked for beside it. Raises ValueError as :func:`render_table` does."""
-    write_text_atomic(path, render_table(results, path.parent))
+    """Write the page and its drawings, each atomically; grids are looked for beside it.
+
+    Raises ValueError as :func:`render_table` does.
+    """
+    page = render_table(results, path.parent)
+    for drawing in (*qualities(results), *errors(results)):
+        write_text_atomic(path.parent / "figures" / f"{drawing.name}.svg", drawing.svg)
+    write_text_atomic(path, page)
 
 
 def render_table(results: TableResults, folder: Path) -> str:
@@ -34,23 +56,21 @@ def render_table(results: TableResults, folder: Path) -> str:
     """
     from markupsafe import Markup
 
-    teacher = results.row("teacher")
-    plain = [row for row in results.rows if not row.variant and row.role != "teacher"]
-    drawings = [(title, words, Markup(svg)) for title, words, svg in _drawings(results.rows, teacher) if svg]
     return template("table.html").render(
         r=results,
         sentences=summary(results),
-        teacher=teacher,
-        beside=_beside(plain),
+        teacher=results.row("teacher"),
+        beside=_beside(results),
         tables=_tables(results.rows),
         published=published,
         shares=SHARES,
         verdicts=verdicts(results),
-        drawings=drawings,
+        drawings=[("Quality against compute and data", qualities(results)), ("Where the error is", errors(results))],
         pictures=[(row, inline(folder, row.grid)) for row in results.rows if row.grid],
         missing=_by_reason(results),
-        beats_none=beats_none,
+        beats=beats,
         number=number,
+        markup=Markup,
     )
 
 
@@ -61,45 +81,103 @@ def _by_reason(results: TableResults) -> dict[str, list[str]]:
     return found
 
 
-def _beside(plain: Sequence[TableRow]) -> list[dict[str, Any]]:
-    """One line per operator: our rows by share beside the published FID by share."""
+def _beside(results: TableResults) -> list[dict[str, Any]]:
+    """One line per operator: our rows by share beside the published FID by share; none without a published operator.
+
+    Of the published ones those that the table has, made or missing.
+    """
+    plain = [row for row in results.rows if not row.variant and row.role != "teacher"]
+    labels = [row.label for row in plain]
+    if not set(labels) & set(published.ROWS):
+        return []
+    named = [*labels, *(re.sub(r"-\d+$", "", name) for name in results.missing)]
     lines = []
-    for label in dict.fromkeys([*published.ROWS, *(row.label for row in plain)]):
+    for label in dict.fromkeys([*(label for label in published.ROWS if label in named), *labels]):
         mine = [row for row in plain if row.label == label]
         cells = {row.share if row.share is not None else SHARES[0]: row for row in mine}
-        site = mine[0].site if mine else ""
         role = mine[0].role if mine else "control" if label.startswith("self") else "hybrid"
-        lines.append({"label": label, "site": site, "role": role, "cells": cells, "fid": published.ROWS.get(label, {})})
+        fid, best = published.ROWS.get(label, {}), {SHARES[0]: published.BEST.get(label)}
+        lines.append({"label": label, "role": role, "cells": cells, "fid": fid, "best": best})
     return lines
 
 
 def _tables(rows: Sequence[TableRow]) -> list[tuple[str, list[TableRow]]]:
-    """Every figure of every row: by share, then what has none, then what varies budget, data or protocol."""
-    first = [row for row in rows if row.role == "teacher" and not row.variant]
+    """Every figure of every row: by share, then what has none, then what varies budget or data."""
+    first = [row for row in rows if row.role == "teacher"]
     plain = [row for row in rows if not row.variant and row.role != "teacher"]
-    found = [(f"{share} % of the sites", [row for row in plain if row.share == share]) for share in SHARES]
+    found = [(f"{share} %", [row for row in plain if row.share == share]) for share in SHARES]
     known = {row.name for _, kept in found for row in kept}
     found.append(("Other rows", [row for row in plain if row.name not in known]))
-    found.append(("Other budgets, data and steps", [row for row in rows if row.variant]))
+    found.append(("Other budgets and data", [row for row in rows if row.variant]))
     return [(name, [*first, *kept]) for name, kept in found if kept]
 
 
-def _drawings(rows: Sequence[TableRow], teacher: TableRow | None) -> list[tuple[str, str, str]]:
-    """Quality against compute and against data, for the rows that vary them."""
+def qualities(results: TableResults) -> list[Drawing]:
+    """All rows by what they cost, with their front, and lines of the rows that vary compute or data; none empty."""
+    rows, teacher = results.rows, results.row("teacher")
     varied = {row.budget for row in rows if row.images is not None}
     by_compute = _series(rows, lambda row: None if row.images is not None else 100 * (row.budget or 0.0))
     by_data = _series(rows, lambda row: float(row.learnt_from) if row.budget in varied else None)
-    paired, dashed = "The paired difference to the teacher's loss.", "Dashed: the teacher, with its interval."
+    # Budgets are spent up to a step: by two digits rows of one budget stand at one place, and none wins by that step.
+    spent = [(float(f"{100 * row.spent:.2g}"), row) for row in rows if row.parts]
+    passes = [(row.flops, row) for row in rows if row.parts and not row.variant]
     found = []
-    for what, lines, x in (("compute", by_compute, COMPUTE), ("data", by_data, DATA)):
-        loss = [Trace(name=name, points=_points(line, "loss")) for name, line in lines.items()]
-        distance = [Trace(name=name, points=_points(line, FID)) for name, line in lines.items()]
-        reference = None if teacher is None else teacher.figures.get(FID)
-        title = f"Loss against {what}"
-        found.append((title, paired, traces(loss, title, x=x, y="loss − teacher’s")))
-        title = f"FID − floor against {what}"
-        found.append((title, dashed, traces(distance, title, x=x, y="FID − floor", reference=reference)))
+    for key, head, y in (("loss", "Loss", "loss − teacher’s"), (FID, "FID − floor", "FID − floor")):
+        level = Figure(value=0.0) if key == "loss" else None if teacher is None else teacher.figures.get(key)
+        words = "The paired difference; dashed: the teacher." if key == "loss" else "Dashed: the teacher, its interval."
+        fronts = (
+            ("compute", "compute: all rows", spent, COMPUTE),
+            ("pass", "FLOPs of a pass: one budget", passes, PASS),
+        )
+        for name, against, points, x in fronts:
+            title = f"{head} against {against}"
+            named = [(row.name, place, figure) for place, row in points if (figure := _figure(row, key)) is not None]
+            told = f"{words} Joined: rows that no other beats in both."
+            svg = scatter(named, title, x=x, y=y, reference=level)
+            found.append(Drawing(f"front-{name}-{key}", title, told, svg))
+        for name, lines, x in (("compute", by_compute, COMPUTE), ("data", by_data, DATA)):
+            title = f"{head} against {name}"
+            drawn = [Trace(name=label, points=_points(line, key)) for label, line in lines.items()]
+            svg = traces(drawn, title, x=x, y=y, reference=level)
+            found.append(Drawing(f"{name}-{key}", title, words, svg))
+    return [drawing for drawing in found if drawing.svg]
+
+
+def errors(results: TableResults) -> list[Drawing]:
+    """Heat maps of the trained rows: their added loss by noise level, and what the start and stage 1 left by site."""
+    rows = [row for row in results.rows if row.parts and not row.variant]
+    added = {row.name: [max(figure.value, 0.0) for figure in row.by_timestep] for row in rows}
+    shares = {name: [round(value / sum(bins), 3) for value in bins] for name, bins in added.items() if sum(bins)}
+    found = []
+    if shares:
+        parts = max(map(len, shares.values()))
+        columns = [str(k * 1000 // parts) for k in range(parts)]
+        title, words = "By noise level", "Shares of each row’s added loss, in equal parts of the schedule."
+        svg = heat_map(list(shares.values()), title, rows=list(shares), columns=columns, down="row", across="from t =")
+        found.append(Drawing("error-by-timestep", title, words, svg))
+    for kind in sorted({_site(name)[0] for row in rows for name in row.explained}):
+        left = {
+            row.name: {_site(name)[1]: 1 - share for name, share in row.explained.items() if _site(name)[0] == kind}
+            for row in rows
+        }
+        left = {name: places for name, places in left.items() if places}
+        columns = sorted({place for places in left.values() for place in places}, key=_numbers)
+        values = [[places.get(column, math.nan) for column in columns] for places in left.values()]
+        title = f"By site: {kind}"
+        words = "Variance left unexplained after stage 1, held out; without a stage 1 by the start, on what it saw."
+        svg = heat_map(values, title, rows=list(left), columns=columns, down="row", across="block")
+        found.append(Drawing(f"error-by-site-{kind}", title, words, svg))
     return found
+
+
+def _site(name: str) -> tuple[str, str]:
+    """Kind and place of ``blocks.3.attn``, or of a group such as ``blocks.0-1.merge``."""
+    place, _, kind = name.removeprefix("blocks.").rpartition(".")
+    return kind, place
+
+
+def _numbers(place: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", place)]
 
 
 def _series(
@@ -115,5 +193,8 @@ def _series(
 
 
 def _points(line: Sequence[tuple[float, TableRow]], key: str) -> tuple[tuple[float, Figure], ...]:
-    pairs = [(where, row.differences.get("loss") if key == "loss" else row.figures.get(key)) for where, row in line]
-    return tuple((where, figure) for where, figure in pairs if figure is not None)
+    return tuple((where, figure) for where, row in line if (figure := _figure(row, key)) is not None)
+
+
+def _figure(row: TableRow, key: str) -> Figure | None:
+    return row.differences.get(key) if key == "loss" else row.figures.get(key)

@@ -67,6 +67,8 @@ def _training_rate(table: Table) -> float:
         with autocast(device, stage.precision):
             output = call(noise, t, batch["y"])
         output.float().square().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         took.append(time.perf_counter() - began)
     return table.training / table.samples * stage.batch / took[-1]
 

@@ -1,4 +1,4 @@
-"""From the rows of a table to its results file and page."""
+"""From the rows of a table to its results file, page and drawings."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from .whole import Table
 
 
 def collect(table: Table, failed: Mapping[str, str]) -> TableResults:
-    """All rows that there are, each beside its control *none*; the others with the reason why they are missing."""
+    """All rows that there are, each beside its controls *none* and *untrained*; and why the others are missing."""
     made, missing = [], {}
     for row in table.rows:
         found = table.done(row)
         if found is None:
             missing[row.name] = row.problem or failed.get(row.name, "not run yet")
         else:
-            made.append(replace(found, over_none=table.over_none(row)))
+            made.append(replace(found, over_none=table.over_none(row), over_untrained=table.over_untrained(row)))
+    teacher, extractor = table.study.model.name, table.study.judging.extractor
     return TableResults(
-        title=table.recipe.title or f"Every operator on {table.recipe.teacher}",
+        title=table.recipe.title or f"Every operator on {teacher}",
+        teacher=teacher,
+        features=f"{extractor.name} ({extractor.label})",
         rows=tuple(made),
         missing=missing,
         notes=_notes(table),
@@ -33,7 +36,7 @@ def collect(table: Table, failed: Mapping[str, str]) -> TableResults:
 
 
 def publish(table: Table, failed: Mapping[str, str]) -> TableResults:
-    """Write ``table.json`` and ``table.html`` from what is there; returns what the first holds."""
+    """Write ``table.json``, ``table.html`` and ``figures/`` from what is there; returns what the first holds."""
     results = collect(table, failed)
     write_table(table.out / "table.json", results)
     write_table_page(table.out / "table.html", results)
@@ -52,17 +55,21 @@ def _notes(table: Table) -> tuple[str, ...]:
         f"Every row spends {recipe.budget:.0%} of the teacher's training unless it says otherwise: start, stage 1 "
         f"(at most {recipe.stage_one:.0%} of that) and stage 2, all passes counted. Steps follow from it.",
         f"One setting for all rows. Starts: {starts}. Stage 2: batch {fine.batch}, rate {fine.lr:g}, target "
-        f"{fine.target}, {fine.precision}. No setting was chosen by a figure of this table.",
+        f"{fine.target}, weight {fine.features:g} on what the blocks return, {fine.precision}.",
+        *recipe.notes,
     )
 
 
 def _provenance(table: Table) -> dict[str, str]:
     import diffusers
 
-    study = table.study
+    study, device = table.study, table.study.team.device
+    place = f"{torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        place = torch.cuda.get_device_name(device)
     return {
         "teacher": f"{table.recipe.teacher}, tensors' SHA-256 {study.source[:16]}",
         "images": f"{study.material.path.name}, SHA-256 {(study.material.identity['images'] or '')[:16]}",
         "versions": f"grafting {__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {place}",
     }

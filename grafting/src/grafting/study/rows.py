@@ -74,7 +74,8 @@ def rows(recipe: TableRecipe, model: Any, samples: int) -> list[Row]:
     edit = Edit(site="attn", blocks="all", operator="identity")
     forward = plan_cost(Plan(edits=(edit,)), model).flops_before
     whole = float(PASSES * forward * samples)
-    found = list(_teachers(recipe))
+    teacher = Row(name="teacher", label="teacher", role="teacher", description="pretrained", entry="teacher")
+    found = [replace(teacher, recipe=base(recipe))]
     for group in recipe.rows:
         found += [_row(recipe, group, model, whole, *choice) for choice in _choices(recipe, group)]
     names = [row.name for row in found]
@@ -101,11 +102,31 @@ def matching(found: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
     return [row for row in found if any(fnmatchcase(row.name, pattern) for pattern in patterns)]
 
 
+def none_of(row: Row, found: Sequence[Row]) -> Row | None:
+    """A hybrid's control *none*: the one that it names, or that of the same site, share, budget and images."""
+    if row.none:
+        return next(other for other in found if other.name == row.none)
+    place = (row.site, row.share, row.budget, row.images)
+    there = (
+        other
+        for other in found
+        if other.operator == "none" and (other.site, other.share, other.budget, other.images) == place
+    )
+    return next(there, None) if row.role == "hybrid" else None
+
+
+def untrained_of(row: Row, found: Sequence[Row]) -> Row | None:
+    """A trained hybrid's control *untrained*: of the same site and share, of the same operator where there is one."""
+    if row.role != "hybrid" or row.budget is None or not row.site:
+        return None
+    there = [other for other in found if other.budget is None and (other.site, other.share) == (row.site, row.share)]
+    return min(there, key=lambda other: other.operator != row.operator, default=None)
+
+
 def _order(row: Row) -> tuple[Any, ...]:
     place = row.share if row.share is not None else (0 if row.entry == "procedure" else 101)
-    first = row.role == "teacher" and not row.variant
     return (
-        not first,
+        row.role != "teacher",
         row.variant,
         (row.budget or 0) if row.variant else 0,
         place,
@@ -115,23 +136,9 @@ def _order(row: Row) -> tuple[Any, ...]:
     )
 
 
-def _teachers(recipe: TableRecipe) -> Iterator[Row]:
-    run = base(recipe)
-    yield Row(name="teacher", label="teacher", role="teacher", description="pretrained", recipe=run, entry="teacher")
-    if recipe.finer:
-        yield Row(
-            name=f"teacher-{recipe.finer}-steps",
-            label="teacher",
-            role="teacher",
-            description=f"pretrained, sampled in {recipe.finer} steps",
-            recipe=replace(run, evaluate=replace(run.evaluate, steps=recipe.finer)),
-            entry="teacher",
-            variant=True,
-        )
-
-
 def _choices(recipe: TableRecipe, group: Group) -> Iterator[tuple[int | None, float, int | None]]:
-    shares: Sequence[int | None] = group.shares if group.plan is None and group.what != "procedure" else (None,)
+    several = group.plan is None and group.what != "procedure"
+    shares: Sequence[int | None] = group.shares if several else (group.share,)
     for share in shares:
         for budget in group.budgets or (recipe.budget,):
             for images in group.images or (None,):
@@ -141,7 +148,7 @@ def _choices(recipe: TableRecipe, group: Group) -> Iterator[tuple[int | None, fl
 def _row(
     recipe: TableRecipe, group: Group, model: Any, whole: float, share: int | None, budget: float, images: int | None
 ) -> Row:
-    name = group.name if share is None else f"{group.name}-{share}"
+    name = group.name if share is None or group.plan is not None else f"{group.name}-{share}"
     if budget != recipe.budget:
         name += f"-b{budget * 100:g}".replace(".", "_")
     if images is not None:

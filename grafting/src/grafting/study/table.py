@@ -36,11 +36,11 @@ class Start:
 class Group:
     """Rows of one operator: every combination of ``shares``, ``budgets`` and ``images``.
 
-    site, operator, options: as in a plan's edit. plan: a whole plan in their place, with no shares. shares: percent of
-    the blocks, interleaved. start: a name among the recipe's starts. what: ``graft``; ``untrained`` (random operators,
-    no training); ``procedure`` (the unchanged teacher through stage 2). none: the row that is its
-    control *none*, where that is not the one of equal site and share. budgets, images: the recipe's budget and all
-    images where empty.
+    site, operator, options: as in a plan's edit. shares: percent of the blocks, interleaved. plan: a whole plan in
+    their place; ``share`` says among which percent its row stands and is judged, None among none. start: a name among
+    the recipe's starts. what: ``graft``; ``untrained`` (random operators, no training); ``procedure`` (the unchanged
+    teacher through stage 2). none: the row that is its control *none*, where that is not the one of equal site and
+    share. budgets, images: the recipe's budget and all images where empty.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Group:
     operator: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] | None = None
+    share: int | None = None
     shares: tuple[int, ...] = (50, 75, 100)
     start: str = "copied"
     none: str = ""
@@ -62,7 +63,10 @@ class Group:
             problems.append(f"name {self.name!r}: letters, digits, - and _")
         if self.what != "procedure" and self.plan is None and not (self.site and self.operator):
             problems.append("site and operator, or plan, are missing")
-        problems += [f"share {share}: from 1 to 100 percent" for share in self.shares if not 1 <= share <= 100]
+        if self.share is not None and self.plan is None:
+            problems.append(f"share {self.share}: of a row with a plan; give shares")
+        shares = self.shares if self.share is None else (self.share,)
+        problems += [f"share {share}: from 1 to 100 percent" for share in shares if not 1 <= share <= 100]
         problems += [f"budget {budget}: above 0" for budget in self.budgets if not budget > 0]
         problems += [f"images {count}: at least 1" for count in self.images if count < 1]
         if problems:
@@ -75,8 +79,8 @@ class TableRecipe:
 
     teacher, data, seed, calibration, evaluate: as in :class:`~grafting.study.recipe.RunRecipe`. budget: share of the
     teacher's training compute that a row may spend, start, both stages and the teacher's passes included.
-    stage_one: the share of that budget which stage 1 gets. finer: sampling steps at which the teacher is judged once
-    more, which says what the protocol's own steps hide; 0 leaves that out.
+    stage_one: the share of that budget which stage 1 gets. notes: sentences for the page, such as what was tuned on
+    what.
     """
 
     teacher: str
@@ -90,7 +94,7 @@ class TableRecipe:
     budget: float = 0.05
     stage_one: float = 0.15
     evaluate: EvaluateStage = field(default_factory=EvaluateStage)
-    finer: int = 0
+    notes: tuple[str, ...] = ()
     kind: Literal["table"] = "table"
 
     def __post_init__(self) -> None:
@@ -101,8 +105,6 @@ class TableRecipe:
             problems.append(f"stage_one {self.stage_one}: a share of the budget, from 0 to below 1")
         if self.calibration < 1:
             problems.append(f"calibration {self.calibration}: at least 1")
-        if self.finer == 1 or self.finer < 0:
-            problems.append(f"finer {self.finer}: 0, or at least 2 steps")
         if self.evaluate.samples < 2:
             problems.append(f"samples {self.evaluate.samples}: a table judges at least 2 samples a row")
         for group in self.rows:

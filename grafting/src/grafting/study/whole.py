@@ -2,7 +2,7 @@
 
     out/rows/NAME.json, NAME.png     a row's figures and samples, with the hash of what they depend on
     out/work/teacher/, work/NAME/    what :class:`~grafting.study.bench.Study` keeps of every model
-    out/table.json, table.html       all rows that there are
+    out/table.json, table.html       all rows that there are; the page's drawings as files in figures/
 
 Several processes may work on one folder: each row is made by whoever locked it first. Killed anywhere, a row goes on
 where it was and comes to the same bits (same machine, same number of threads).
@@ -21,19 +21,20 @@ from typing import Any
 
 import torch
 
-from ..claims import ClaimError
 from ..files import write_bytes_atomic, write_json_atomic
+from ..hosts import host_for
 from ..measure.denoising import mean_loss, paired_difference
 from ..measure.quality import paired_kid_difference
 from ..measure.quality.evaluate import paired_fid_difference
-from ..plan import PlanError
 from ..report import Figure, figures_of, grid_png
 from ..report.table import TableRow
+from ..store.configs import config_of
+from ..training.team import Team
 from .assemble import trained_on
 from .bench import Say, Study
 from .entries import Entry
 from .parts import StudyError, part
-from .rows import Row, base, rows
+from .rows import Row, base, none_of, rows, untrained_of
 from .table import TableRecipe
 
 GRID = 20
@@ -45,14 +46,18 @@ BINS = 10
 class Table:
     """A recipe opened on its teacher; each method is one thing of one row, made once."""
 
-    def __init__(self, recipe: TableRecipe, out: Path, say: Say = print) -> None:
+    def __init__(self, recipe: TableRecipe, out: Path, say: Say = print, team: Team | None = None) -> None:
         self.recipe, self.out, self.say = recipe, out, say
-        self.study = Study(base(recipe), out / "work", say)
+        if host_for(config_of(recipe.teacher)).family != "DiT":
+            raise StudyError(
+                f"teacher {recipe.teacher} takes text, and a table compares FID and KID of samples by class: "
+                "grafting run judges models of text, by the scene world's prompts"
+            )
+        self.study = Study(base(recipe), out / "work", say, team)
         samples = trained_on(self.study)
         if samples is None:
             raise StudyError(f"teacher {recipe.teacher}: its card does not say how many samples it was trained on")
         self.samples = samples
-        self._others: dict[str, Study] = {}
         self.rows = rows(recipe, self.study.teacher, samples)
 
     @cached_property
@@ -68,12 +73,7 @@ class Table:
         """The study that makes a row, and its entry there. Raises StudyError where it cannot be made."""
         if row.recipe is None:
             raise StudyError(f"row {row.name}: {row.problem}")
-        if row.recipe.evaluate == self.study.recipe.evaluate:
-            study = self.study.again(row.recipe)
-        else:  # another protocol shares no measurement
-            if row.name not in self._others:
-                self._others[row.name] = Study(row.recipe, self.out / "work" / row.name, self.say)
-            study = self._others[row.name]
+        study = self.study.again(row.recipe)
         return study, next(entry for entry in study.entries if entry.name == row.entry)
 
     def _settings(self, row: Row) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Table:
         """Train, measure and judge one row, from wherever it stands.
 
         Raises:
-            StudyError, PlanError: it cannot be made. ClaimError: its folder holds a model of other settings.
+            ValueError: it cannot be made (StudyError, PlanError), or its folder holds another model (ClaimError).
         """
         found = self.done(row)
         if found is not None:
@@ -158,43 +158,37 @@ class Table:
         return made
 
     def over_none(self, row: Row) -> dict[str, Figure]:
-        """A finished hybrid minus the finished control *none* of the same site, share, budget and images.
+        """A finished hybrid minus its finished control *none*.
 
         Empty where there is no such control, or where what both were measured by is no longer kept.
         """
-        control = self._none(row)
+        return self._over(row, none_of(row, self.rows), "none")
+
+    def over_untrained(self, row: Row) -> dict[str, Figure]:
+        """The same minus *untrained*."""
+        return self._over(row, untrained_of(row, self.rows), "untrained")
+
+    def _over(self, row: Row, control: Row | None, name: str) -> dict[str, Figure]:
         if control is None:
             return {}
         both = (row, control)
         kept = all((self.out / "work" / each.entry / "quality.json").is_file() for each in both)
         if not kept or any(self.done(each) is None for each in both):
             return {}
-        path = self.out / "work" / row.entry / "over-none.json"
-        found = part(path, {"rows": [self._settings(each) for each in both]}, lambda: self._over(row, control))
-        return {name: Figure(**figure) for name, figure in found.items()}
+        path = self.out / "work" / row.entry / f"over-{name}.json"
+        found = part(path, {"rows": [self._settings(each) for each in both]}, lambda: self._minus(row, control))
+        return {key: Figure(**figure) for key, figure in found.items()}
 
-    def _none(self, row: Row) -> Row | None:
-        if row.role != "hybrid" or row.none:
-            return self.named(row.none) if row.none else None
-        for other in self.rows:
-            same = (other.site, other.share, other.budget, other.images)
-            if other.operator == "none" and same == (row.site, row.share, row.budget, row.images):
-                return other
-        return None
-
-    def _over(self, row: Row, control: Row) -> dict[str, Any]:
-        found = self._against(*self.opened(row), *self.opened(control))
-        return {name: asdict(figure) for name, figure in found.items()}
-
-    def _against(self, mine: Study, entry: Entry, theirs: Study, other: Entry) -> dict[str, Figure]:
-        """Paired differences of two models."""
+    def _minus(self, row: Row, control: Row) -> dict[str, Any]:
+        """Paired differences of two rows, as plain data."""
+        (mine, entry), (theirs, other) = self.opened(row), self.opened(control)
         a, b, reference = mine.features(entry), theirs.features(other), self.study.reference
-        loss = paired_difference(mine.denoise(entry), theirs.denoise(other))
-        distance = paired_fid_difference(a, b, reference)
         kernel = paired_kid_difference(a.pool, b.pool, reference.pool, seed=self.recipe.seed)
-        found = {"loss": Figure(**asdict(loss)), "fid": Figure(**asdict(distance))}
-        found["kid"] = Figure(value=kernel.value, low=kernel.low, high=kernel.high)
-        return found
+        return {
+            "loss": asdict(paired_difference(mine.denoise(entry), theirs.denoise(other))),
+            "fid": asdict(paired_fid_difference(a, b, reference)),
+            "kid": {"value": kernel.value, "low": kernel.low, "high": kernel.high},
+        }
 
 
 class _Absent(Exception):
@@ -259,7 +253,7 @@ def run_rows(table: Table, chosen: Sequence[Row], publish: Any) -> dict[str, str
             table.say(f"row {number} of {len(chosen)}: {row.name}")
             try:
                 table.make(row)
-            except (StudyError, PlanError, ClaimError, FloatingPointError) as error:
+            except (ValueError, RuntimeError, FloatingPointError) as error:  # all of ours are ValueErrors
                 failed[row.name] = str(error)
                 table.say(f"{row.name} failed: {error}")
                 continue

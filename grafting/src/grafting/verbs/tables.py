@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from .recipes import recipe_source
-from .shared import Verbs
+from .shared import Verbs, alone, device_option
 
 
 def add(verbs: Verbs) -> None:
@@ -19,6 +19,7 @@ def add(verbs: Verbs) -> None:
         "--rows", action="append", default=[], metavar="PATTERN", help="such as 'hyena*-50'; several add up"
     )
     made.add_argument("--dry-run", action="store_true", help="show rows, cost and time, and run nothing")
+    device_option(made)
 
 
 def study(arguments: argparse.Namespace) -> None:
@@ -33,7 +34,7 @@ def study(arguments: argparse.Namespace) -> None:
 
     recipe = TableRecipe.from_yaml(text, arguments.set, arguments.recipe)
     out = arguments.out or Path("out") / Path(arguments.recipe).stem
-    table = Table(recipe, out, lambda line: print(line, flush=True))
+    table = Table(recipe, out, lambda line: print(line, flush=True), alone(arguments))
     chosen = matching(table.rows, arguments.rows)
     if arguments.dry_run:
         print(dry_run(table, chosen, rates(table)))
