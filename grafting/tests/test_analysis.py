@@ -15,6 +15,7 @@ from torch import nn
 from grafting.graft import graft
 from grafting.hosts import Site, host_for
 from grafting.measure.analysis import Analysis, AnalysisError, analyze
+from grafting.measure.speed import peak_bytes
 from grafting.plan import Plan
 from grafting.sampling import Pipeline, Sampling, draw_labels
 
@@ -177,3 +178,24 @@ def test_bad_input_is_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"blocks\.1\.attn, output, timestep 999: .* not finite"):
         analyze(broken, samples=1, sampling=SAMPLING)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in broken.modules())
+
+
+def test_beyond_a_thousand_tokens_no_attention_matrix_is_held() -> None:
+    """At 4,096 tokens less than one head's is."""
+    torch.manual_seed(0)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 2, "out_channels": 4, "num_layers": 1}
+    model = DiTTransformer2DModel(**sizes, sample_size=64, patch_size=1, num_embeds_ada_norm=3).eval()
+    sampling = Sampling(steps=2)
+    found: list[Analysis] = []
+    peak = peak_bytes(lambda: found.append(analyze(model, samples=1, sampling=sampling)))
+    assert found[0].tokens == 4096 and found[0].whole is None
+    assert peak < 4096**2 * 4
+
+
+def test_small_models_have_the_same_figures_without_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept_whole = analyze(dit(), samples=4, sampling=SAMPLING)
+    monkeypatch.setattr("grafting.measure.analysis.WHOLE", 8)
+    without = analyze(dit(), samples=4, sampling=SAMPLING)
+    assert kept_whole.whole is not None and without.whole is None
+    torch.testing.assert_close(without.raster, kept_whole.raster)
+    torch.testing.assert_close(without.square, kept_whole.square)

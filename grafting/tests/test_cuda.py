@@ -171,7 +171,7 @@ def test_checkpointing_gives_the_gradients_on_the_device() -> None:
 
 
 def test_the_whole_way_from_the_command_line(tiny_teacher: Path, tmp_path: Path) -> None:
-    """Distil, finetune, sample, evaluate and profile, each on the GPU that it finds."""
+    """Every verb on the GPU that it finds."""
     taught, tuned = str(tmp_path / "taught"), str(tmp_path / "tuned")
     few = ["--steps", "2", "--batch", "8"]
     assert main(["distill", str(tiny_teacher), "--operator", "swa", "--out", taught, "--calibration", "16", *few]) == 0
@@ -179,3 +179,7 @@ def test_the_whole_way_from_the_command_line(tiny_teacher: Path, tmp_path: Path)
     assert main(["sample", taught, "--out", str(tmp_path / "x.png"), "--steps", "2", "--count", "4"]) == 0
     assert main(["evaluate", taught, "--triples", "20", "--samples", "12", "--steps", "2"]) == 0
     assert main(["profile", taught, "--rounds", "2", "--batch", "1"]) == 0
+    few = ["--samples", "4", "--steps", "2"]
+    assert main(["analyze", str(tiny_teacher), *few, "--out", str(tmp_path / "analysis")]) == 0
+    search = ["search", str(tiny_teacher), "--operators", "swa", "--triples", "8", "--out", str(tmp_path / "search")]
+    assert main([*search, "--budget", "latency=0.999", "--batch", "1"]) in (0, 2), "no swap may be faster at this size"

@@ -130,6 +130,24 @@ def test_one_gradient_step_is_plain_adamw_on_the_plain_loss() -> None:
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
 
 
+def test_bfloat16_is_in_the_products_alone() -> None:
+    """Activations meet in bfloat16, and what is learnt stays float32 and near to what float32 learns."""
+    seen: set[torch.dtype] = set()
+    learnt = {}
+    for precision in ("fp32", "bf16"):
+        handle = fresh()
+        operators = handle.operators()
+        for operator in operators.values():
+            operator.register_forward_hook(lambda m, a, o, p=precision: seen.add(o.dtype) if p == "bf16" else None)
+        reports = distill(handle, batch, 10, replace(CONFIG, precision=precision))
+        assert {p.dtype for operator in operators.values() for p in operator.parameters()} == {torch.float32}
+        learnt[precision] = reports
+    assert seen == {torch.bfloat16}
+    for name, report in learnt["fp32"].items():
+        rough = learnt["bf16"][name].heldout[-1]
+        assert rough != report.heldout[-1] and rough[1] == pytest.approx(report.heldout[-1][1], rel=0.05)
+
+
 def test_distance_and_settings() -> None:
     a, b = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     gate = torch.randn(2, 1, 4)

@@ -36,26 +36,35 @@ def _dit() -> tuple[nn.Module, Any]:
     return model, torch.tensor([1, 4])
 
 
-def _pixart() -> tuple[nn.Module, Any]:
+def _pixart(*, sized: bool = False) -> tuple[nn.Module, Any]:
+    heads, width = (3, 24) if sized else (2, 16)  # the embedding of sizes wants a third of the width
     model = PixArtTransformer2DModel(
-        num_attention_heads=2,
+        num_attention_heads=heads,
         attention_head_dim=8,
         in_channels=3,
         out_channels=6,
         num_layers=2,
         sample_size=6,
         patch_size=2,
-        cross_attention_dim=16,
+        cross_attention_dim=width,
         caption_channels=12,
-        use_additional_conditions=False,
+        use_additional_conditions=sized,
     )
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     return model, {"encoder_hidden_states": torch.randn(2, 5, 12), "encoder_attention_mask": mask}
 
 
-@pytest.mark.parametrize("make", [_dit, _pixart])
+def _alpha() -> tuple[nn.Module, Any]:
+    """PixArt-alpha, which is told the size of the latents at hand where the condition does not say it."""
+    return _pixart(sized=True)
+
+
+@pytest.mark.parametrize("size", [(6, 6), (4, 8)])
+@pytest.mark.parametrize("make", [_dit, _pixart, _alpha])
 @pytest.mark.parametrize("site", [Site(0, "attn"), Site(0, "mlp"), Site(1, "attn"), Site(1, "mlp")])
-def test_gate_is_what_a_unit_output_adds(make: Any, site: Site) -> None:
+def test_gate_is_what_a_unit_output_adds(make: Any, size: tuple[int, int], site: Site) -> None:
+    if make is _dit and size[0] != size[1]:
+        pytest.skip("a DiT draws squares")
     torch.manual_seed(0)
     model, condition = make()
     model.eval()
@@ -65,17 +74,17 @@ def test_gate_is_what_a_unit_output_adds(make: Any, site: Site) -> None:
     for name in ("attn1", "attn2", "ff"):
         if isinstance(getattr(block, name, None), nn.Module):
             setattr(block, name, Constant(0.0))
-    z, t = torch.randn(2, 3, 6, 6), torch.tensor([10, 900])
+    z, t = torch.randn(2, 3, *size), torch.tensor([10, 900])
     outputs: list[torch.Tensor] = []
     block.register_forward_hook(lambda module, args, output: outputs.append(output))
     with torch.no_grad():
         for value in (0.0, 1.0):
             host.set(model, site, Constant(value))
             host.call(model, z, t, condition)
-        gate = host.gates(model, t, condition)[site]
-    assert gate.shape == (2, 1, 16)
+        gate = host.gates(model, z, t, condition)[site]
+    assert gate.shape == (2, 1, model.config.num_attention_heads * 8)
     assert (gate[0] - gate[1]).abs().max() > 1e-4, "the gate depends on the timestep"
-    torch.testing.assert_close(outputs[1] - outputs[0], gate.expand(2, 9, 16), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs[1] - outputs[0], gate.expand_as(outputs[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_pixart_masks_padding_and_refuses_a_bare_condition() -> None:

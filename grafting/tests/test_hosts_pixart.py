@@ -155,8 +155,8 @@ def test_alpha_s_sizes_are_context_and_move_the_gates() -> None:
     model, condition, _ = pixart(sized=True)
     host, z = host_for(model.eval()), latents(8, 8)
     nn.init.normal_(model.adaln_single.linear.weight, std=0.5)  # type: ignore[union-attr, arg-type]
-    one, gates = host.call(model, z, T, condition), host.gates(model, T, condition)
+    one, gates = host.call(model, z, T, condition), host.gates(model, z, T, condition)
     condition["added_cond_kwargs"]["resolution"] = condition["added_cond_kwargs"]["resolution"] * 4
-    other, moved = host.call(model, z, T, condition), host.gates(model, T, condition)
+    other, moved = host.call(model, z, T, condition), host.gates(model, z, T, condition)
     site = Site(1, "mlp")
     assert not torch.equal(one, other) and not torch.equal(gates[site], moved[site])

@@ -37,7 +37,7 @@ def dit() -> Parts:
     return DiTTransformer2DModel(**SIZES, num_embeds_ada_norm=4), torch.tensor([1, 4]), (8, 8)
 
 
-def pixart(*, sized: bool = False, side: int = 8) -> Parts:
+def pixart(*, sized: bool = False, side: int = 8, size: tuple[int, int] = (8, 8)) -> Parts:
     """PixArt-Sigma, or -alpha where it is ``sized``: captions of two and of five tokens."""
     from diffusers import PixArtTransformer2DModel
 
@@ -56,13 +56,14 @@ def pixart(*, sized: bool = False, side: int = 8) -> Parts:
             "aspect_ratio": torch.tensor([[1.0], [4.0]]),
         }
         condition["added_cond_kwargs"] = sizes
-    return model, condition, (8, 8)
+    return model, condition, size
 
 
 HOSTS: dict[str, Callable[[], Parts]] = {
     "DiT": dit,
     "PixArt-Sigma": pixart,
     "PixArt-alpha": partial(pixart, sized=True),
+    "PixArt-Sigma, no square": partial(pixart, size=(4, 16)),  # as many tokens as mlp_hyena_x is tied to
 }
 SITES = [(name, "attn" if arithmetic(name).kind == "mixer" else "mlp") for name in list_operators()]
 

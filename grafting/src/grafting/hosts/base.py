@@ -34,8 +34,9 @@ class Host(ABC):
         """A condition of ``batch`` samples, of the usual size, for what depends on sizes alone, such as time."""
 
     @abstractmethod
-    def gates(self, model: nn.Module, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
-        """By site, the factor (B, 1, D) that scales its output before it is added to the residual stream."""
+    def gates(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
+        """By site, the factor (B, 1, D) that scales its output before it is added to the residual stream, in a pass
+        of the same arguments as :meth:`call`'s."""
 
     def blocks(self, model: nn.Module) -> nn.ModuleList:
         """The transformer's blocks, in order."""

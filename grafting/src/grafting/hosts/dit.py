@@ -29,7 +29,7 @@ class DiT(Host):
         """Labels (B,)."""
         return torch.zeros(batch, dtype=torch.int64, device=next(model.parameters()).device)
 
-    def gates(self, model: nn.Module, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
+    def gates(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
         """Third and sixth of the six adaLN-Zero vectors: the gates of attention and MLP."""
         gates = {}
         for index, block in enumerate(self.blocks(model)):

@@ -42,11 +42,10 @@ class PixArt(Host):
         found: dict[str, Any] = {TEXT: text, MASK: torch.ones(text.shape[:2], dtype=torch.int64, device=like.device)}
         return found
 
-    def gates(self, model: nn.Module, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
+    def gates(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
         """Rows 2 and 5 of each block's ``scale_shift_table`` plus the timestep's embedding."""
         adaln: Any = model.adaln_single
-        side = cast(Any, model.config).sample_size
-        added = (c.get(SIZES) if isinstance(c, Mapping) else None) or _sizes(model, len(t), side, side)
+        added = (c.get(SIZES) if isinstance(c, Mapping) else None) or _sizes(model, len(z), z.shape[-2], z.shape[-1])
         embedded, _ = adaln(t, added, batch_size=len(t), hidden_dtype=adaln.linear.weight.dtype)
         gates = {}
         for index, block in enumerate(self.blocks(model)):

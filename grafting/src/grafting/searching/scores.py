@@ -178,6 +178,6 @@ def carried_errors(handle: Grafted, held: Triples, *, batch_size: int = 128) -> 
         for start in range(0, len(held), batch_size):
             part = slice(start, start + batch_size)
             z, y, t, noise = (to(rows(x, part), device) for x in (held.z, held.y, held.t, held.noise))
-            gates.update(host.gates(model, t, y))
+            gates.update(host.gates(model, z, t, y))
             host.call(model, diffusion.add_noise(z, t, noise), t, y)
     return {site: error / streams[site.block] for site, error in errors.items()}

@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from .. import __version__
 from ..hosts import host_for
 from ..hosts.shapes import KINDS, Kind
@@ -127,12 +129,12 @@ def search(
         costs = timed(network, chosen, side=side, batch=batch)
     else:
         costs = counted(network, chosen, side=side)[cost]
-    host = host_for(network)
+    host, device = host_for(network), next(network.parameters()).device
     return Front(
         model=opened.name,
         depth=len(host.blocks(network)),
         cost=cost,
-        protocol=_protocol(cost, (side, side) if side else host.grid_of(network), batch),
+        protocol=_protocol(cost, (side, side) if side else host.grid_of(network), batch, device),
         by=by,
         plans=tuple(pareto(scores, chosen, costs, cost, by=by, points=points)),
         operators=chosen,
@@ -141,9 +143,12 @@ def search(
     )
 
 
-def _protocol(cost: str, grid: tuple[int, int], batch: int) -> str:
+def _protocol(cost: str, grid: tuple[int, int], batch: int, device: torch.device) -> str:
     """What a cost was counted or measured at, in words."""
     if cost == "parameters":
         return "parameters of the transformer"
     tokens = f"{grid[0]} x {grid[1]} tokens"
-    return f"FLOPs of one sample, {tokens}" if cost == "flops" else f"seconds of a batch of {batch}, {tokens}"
+    if cost == "flops":
+        return f"FLOPs of one sample, {tokens}"
+    where = "" if device.type == "cpu" else f", {torch.cuda.get_device_name(device)}"
+    return f"seconds of a batch of {batch}, {tokens}{where}"

@@ -26,6 +26,7 @@ from ..diffusion import Diffusion, draw, drop_labels
 from ..graft import null_identity
 from ..initialise import explained
 from ..modes import evaluating
+from ..precision import PRECISIONS, autocast
 from .distill_state import load_state, save_state
 from .loop import Progress, deferred_interrupt
 from .team import Team
@@ -67,6 +68,8 @@ class DistillConfig:
     floor: a site stops early when its held-out error fell by less than this share over the last ``patience``
     evaluations; 0 never stops one.
     gate_weighted: weigh errors by the block's gate, that is measure what reaches the residual stream.
+    precision: of matrix products in the teacher's pass and in the operators, ``fp32`` or ``bf16``; errors, gradients'
+    sums, weights and moments are float32.
     """
 
     steps: int
@@ -83,6 +86,7 @@ class DistillConfig:
     floor: float = 0.0
     patience: int = 3
     save_every: int = 100
+    precision: str = "fp32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -95,6 +99,8 @@ class DistillConfig:
         for name in ("warmup", "label_dropout", "floor"):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)}: from 0 to below 1")
+        if self.precision not in PRECISIONS:
+            problems.append(f"precision {self.precision!r}: {' or '.join(PRECISIONS)}")
         problems += [f"halve {share}: shares of the run, from 0 to 1" for share in self.halve if not 0 <= share <= 1]
         if problems:
             raise ValueError("; ".join(problems))
@@ -349,8 +355,8 @@ class Distillation:
         def at_site(site: Any, inputs: torch.Tensor, outputs: torch.Tensor, call: Mapping[str, Any]) -> None:
             visitor(site, lambda: pupils[site].answer(inputs, outputs, call), gates.get(site))
 
-        with handle.teacher():
-            gates = host.gates(handle.model, t, y) if self.config.gate_weighted else {}
+        with handle.teacher(), autocast(self.team.device, self.config.precision):
+            gates = host.gates(handle.model, z, t, y) if self.config.gate_weighted else {}
             with visit_spans({site: pupils[site].spans for site in active}, at_site):
                 host.call(handle.model, zt, t, y)
 

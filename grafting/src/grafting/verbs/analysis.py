@@ -7,7 +7,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .shared import MODEL, Verbs, at_least, base_option, integers, progress, sampling_of, sampling_options
+from .shared import (
+    MODEL,
+    Verbs,
+    alone,
+    at_least,
+    base_option,
+    device_option,
+    integers,
+    progress,
+    sampling_of,
+    sampling_options,
+)
 
 
 def add(verbs: Verbs) -> None:
@@ -28,6 +39,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--json", action="store_true")
     base_option(made)
     sampling_options(made)
+    device_option(made)
     made.set_defaults(steps=10)
 
 
@@ -46,7 +58,7 @@ def analyze(arguments: argparse.Namespace) -> None:
     if arguments.batch < 1:
         raise ValueError(f"--batch {arguments.batch}: at least 1")
     get(arguments.operator)  # refuses an unknown one before the work
-    model = open_model(arguments.model, base=arguments.base)
+    model = open_model(arguments.model, base=arguments.base).to(alone(arguments).device)
     conditions = None
     if host_for(model.transformer).family != "DiT":
         conditions = Material(model, arguments.data).conditions(train=False)

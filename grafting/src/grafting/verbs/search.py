@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .shared import MODEL, Verbs, at_least, data_option, progress, text_tokens_option
+from .shared import MODEL, Verbs, alone, at_least, data_option, device_option, progress, text_tokens_option
 
 if TYPE_CHECKING:
     from ..searching.find import Found
@@ -37,6 +37,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--out", type=Path, help="the folder for scores, front and plans (default: in out/)")
     made.add_argument("--json", action="store_true")
     data_option(made)
+    device_option(made)
 
 
 def search(arguments: argparse.Namespace) -> None:
@@ -50,7 +51,7 @@ def search(arguments: argparse.Namespace) -> None:
     from ..store.models import open_model
 
     budget = Budget.parse(arguments.budget)
-    model = open_model(arguments.model)
+    model = open_model(arguments.model).to(alone(arguments).device)
     if arguments.text_tokens is not None:
         set_text_tokens(model.transformer, arguments.text_tokens)
     out = arguments.out or Path("out") / f"{Path(arguments.model).name}-search"

@@ -97,7 +97,7 @@ def pool(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[torch.Tensor, l
     autoencoder, _ = trained_autoencoder(recipe, team)
     made_of = {
         "autoencoder": tensors_hash(autoencoder.state_dict()),
-        "scenes": f"{identity(recipe)} {recipe.seed} {recipe.pool}",
+        "scenes": f"{identity(recipe)} {recipe.world} {recipe.seed} {recipe.pool}",
     }
     cache = out / "latents.safetensors"
     if cache.is_file() and (kept := _kept(cache, made_of)) is not None:
