@@ -30,7 +30,7 @@ from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, run
 from grafting.study.recipe import FinetuneStage, depended_on
 from grafting.study.stages import PASSES, Material, part_flops, stage_two, stage_two_flops
-from grafting.teachers import teachers
+from grafting.teachers import teacher_folder, teachers
 
 STAGE = FinetuneStage(
     steps=6, batch=4, lr=1e-2, train="lora", lora=Lora(rank=3), target="mixture", save_every=1, log_every=1
@@ -246,10 +246,8 @@ def test_the_papers_recipe_for_pixart_sigma_plans_on_its_configuration() -> None
 def test_the_scenes_recipe_is_half_of_the_sites_for_a_tenth_of_the_training() -> None:
     folder = files("grafting") / "recipes"
     recipe = RunRecipe.from_yaml((folder / "pixart-scenes.yaml").read_text())
-    # One training in parts, of which the second was ended early and counts for nothing here.
-    parts = [folder / f"scenes-transformer{part}.yaml" for part in ("", "-3", "-4")]
-    training = [yaml.safe_load(part.read_text()) for part in parts]
-    samples, model = sum(part["loop"]["steps"] * part["batch"] for part in training), training[-1]["model"]
+    model = yaml.safe_load((folder / "scenes-transformer.yaml").read_text())["model"]
+    samples = json.loads((teacher_folder("scenes") / "teacher.json").read_text())["training"]["samples"]
     one, two = recipe.stages
     assert one is not None and two is not None and two.adapters is not None and two.adapters.rank == 16
     for plan in recipe.plans.values():

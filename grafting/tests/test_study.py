@@ -220,13 +220,21 @@ plans:
 finetune: {{steps: 2, batch: 4}}
 evaluate: {{triples: 20, grid: 2, steps: 2}}
 speed: null
+against: half
 controls: [procedure, none]
 """
-    results = run(RunRecipe.from_yaml(text), tmp_path, say=lambda line: None)
+    recipe = RunRecipe.from_yaml(text)
+    results = run(recipe, tmp_path, say=lambda line: None)
     assert [m.name for m in results.models] == ["teacher", "half", "all", "procedure", "half-none", "all-none"]
     procedure = results.models[3]
     assert "bit for bit" in procedure.description and procedure.denoising == results.models[0].denoising
     assert "half-none" in results.summary and "all-none" in results.summary
+    study = Study(recipe, tmp_path, pytest.fail)
+    losses = {entry.name: study.denoise(entry) for entry in study.entries}
+    apart = (losses["all"] - losses["half"]).mean().item()
+    assert f"{apart:+.4f} (" in results.summary and results.summary.count("against half") == 1
+    with pytest.raises(SettingsError, match="against 'hlaf': did you mean 'half'"):
+        RunRecipe.from_yaml(text, ["against=hlaf"])
 
 
 @pytest.mark.parametrize(

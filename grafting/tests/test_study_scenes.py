@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from grafting.cost import plan_cost
 from grafting.report import Results, read_results, write_page
 from grafting.sampling import Pipeline
 from grafting.scenes import TASKS, evaluation_prompts, render, scene_of
+from grafting.settings import SettingsError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
 from grafting.study.scenes import embedded, scene_prompts
@@ -70,6 +72,34 @@ def recipe(home: Path, *changes: str) -> RunRecipe:
 def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     out = tmp_path_factory.mktemp("study") / "out"
     return out, run(recipe(home), out, say=lambda line: None)
+
+
+def test_a_study_draws_its_own_pairs_first_and_goes_on_with_them(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same folder as the verb's, to the bit; what cannot be run is told before any is drawn."""
+    more = f"pairs: {{prompts: {home / 'prompts.txt'}, steps: 2, guidance: 2.0, batch: 4, shard: 4}}"
+    text = f"teacher: {home / 'tiny'}\n{more}\n{RECIPE}"
+    with pytest.raises(StudyError, match="block 7; the model has 0 to 1"):
+        Study(RunRecipe.from_yaml(text, ["plan.edits.0.blocks=[7]"]), tmp_path / "bad", pytest.fail)
+    assert not (tmp_path / "bad").exists()
+    asked = RunRecipe.from_yaml(text)
+    study = Study(asked, tmp_path, pytest.fail)
+    names = {path.name for path in (home / "pairs").glob("*.safetensors")}
+    assert names == {path.name for path in (tmp_path / "pairs").glob("*.safetensors")}
+    for name in names:
+        assert (tmp_path / "pairs" / name).read_bytes() == (home / "pairs" / name).read_bytes(), name
+    monkeypatch.setattr(Pipeline, "latents", lambda *_, **__: pytest.fail("drawn again"))
+    assert Study(asked, tmp_path, pytest.fail).material.identity == study.material.identity
+    assert RunRecipe.from_yaml(asked.to_yaml()) == asked
+    for change, said in (
+        (f"data={home / 'pairs'}", "and pairs: a study learns from one of them"),
+        ("pairs.prompts=scenes", "pairs: count: how many pairs"),
+        ("pairs.shard=3", "must be a multiple of the batch"),
+        ("pairs.stpes=3", "unknown key 'stpes': did you mean 'steps'"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            RunRecipe.from_yaml(text, [change])
 
 
 class Painter:
@@ -177,7 +207,11 @@ def test_the_page_shows_tasks_differences_and_the_pairs_cost(finished: tuple[Pat
     teacher = open_model(str(home / "tiny")).transformer
     forward = plan_cost(recipe(home).plans["hybrid"], teacher).flops_before
     assert cost.parts["pairs"] == 8 * 2 * 2 * forward  # pictures, steps, guidance
-    assert "to draw the pairs" in page
+    found = re.search(r"<small>cost</small><b>(.*) %</b><small>of .* training, and (.*) % to draw the pairs<", page)
+    assert found is not None
+    taught, drawn = (float(share) / 100 for share in found.groups())
+    assert drawn == pytest.approx(cost.parts["pairs"] / cost.teacher_training, rel=0.05)
+    assert taught + drawn == pytest.approx(cost.share, rel=0.05)
 
 
 def test_without_prompts_the_grid_shows_held_out_captions(home: Path, tmp_path: Path) -> None:
@@ -301,7 +335,9 @@ def test_evaluate_draws_what_a_study_draws(
         (["evaluate", "TINY", "TINY", "--scenes", "6"], "several different ones"),
         (["evaluate", "TINY", "other"], "several with --scenes"),
         (["evaluate", "TINY", "--held-out", "6"], "--held-out 6 goes with --scenes"),
-        (["evaluate", "TINY", "--scenes", "6", "--samples", "4"], "no reference"),
+        (["evaluate", "TINY", "--scenes", "6", "--samples", "4"], "--samples is about held-out losses and samples"),
+        (["evaluate", "TINY", "--scenes", "6", "--data", "x"], "which --scenes does not measure"),
+        (["evaluate", "--geneval", "x.jsonl", "--triples", "6"], "which --geneval does not measure"),
         (["evaluate", "TINY", "--scenes", "6", "--against", "TINY"], "one of the models"),
         (["evaluate", "TINY", "--scenes", "6", "--geneval", "x.jsonl"], "give one of them"),
         (["evaluate", "CLASSES", "--scenes", "6"], "the judge of scenes sees RGB"),

@@ -140,9 +140,7 @@ def _keys(results: Results) -> list[dict[str, Any]]:
             told = ", ".join(f"{name} bound {bound:.2f}×" for name, bound in bounds if bound is not None)
             items.append(("speed-up", f"{best.speedup:.2f}×", f"{best.setting.split(', ')[0]}; {told}"))
         items += [
-            ("cost", f"{cost.share * 100:.2g} %", f"of the teacher’s training{_drew(cost)}")
-            for cost in results.costs
-            if (cost.model, cost.run) == (model.name, model.run)
+            ("cost", *_spent(cost)) for cost in results.costs if (cost.model, cost.run) == (model.name, model.run)
         ]
         if items:
             found.append({"name": model.name, "description": model.description, "items": items})
@@ -158,9 +156,12 @@ def _overall(mine: TaskScores, theirs: TaskScores) -> tuple[str, str]:
     return "–" if found is None else f"{percent(found.value)} %", note
 
 
-def _drew(cost: Cost) -> str:
-    pairs = cost.parts.get(PAIRS)
-    return "" if pairs is None else f", of it {pairs / cost.teacher_training * 100:.2g} % to draw the pairs"
+def _spent(cost: Cost) -> tuple[str, str]:
+    """What teaching took, and beside it what drawing the pairs did: these are drawn once, however many learn from
+    them."""
+    pairs = cost.parts.get(PAIRS, 0.0) / cost.teacher_training
+    more = f", and {pairs * 100:.2g} % to draw the pairs" if pairs else ""
+    return f"{(cost.share - pairs) * 100:.2g} %", f"of the teacher’s training{more}"
 
 
 def _stages(curves: tuple[Curve, ...]) -> list[dict[str, Any]]:

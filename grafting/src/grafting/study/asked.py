@@ -13,6 +13,7 @@ from torch import nn
 
 from ..conditions import Condition, count, rows
 from ..files import save_safetensors_atomic
+from ..graft import tensors_hash
 from ..hosts import host_for
 from ..sampling import Pipeline, draw_labels
 from ..scenes import Prompt
@@ -121,9 +122,14 @@ class Asked:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the samples depend on besides a protocol of classes: the prompts, or where the captions are from."""
+        """What the samples depend on besides a protocol of classes: the prompts, or where the captions are from.
+
+        Of prompts their states too, where these lie beside the model; an encoder would have to be loaded to be hashed.
+        """
         if not self.reads_text:
             return {}
-        if self.scenes:
-            return {"prompts": hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()}
-        return {"captions": self.material.identity["images"]}
+        if not self.scenes:
+            return {"captions": self.material.identity["images"]}
+        prompts = {"prompts": hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()}
+        kept = self.model.prompts
+        return prompts if kept is None else prompts | {"states": tensors_hash({"values": kept.values})}

@@ -132,6 +132,9 @@ def verdict(study: Study, entry: Entry, losses: Mapping[str, torch.Tensor]) -> s
             told.append(f"it beats {name} by {-apart.value:.4f} ({-apart.high:.4f} … {-apart.low:.4f})")
         else:
             told.append(f"it does not beat {name} beyond the interval ({apart.low:+.4f} … {apart.high:+.4f})")
+    if (other := study.recipe.against) not in (None, entry.name):
+        apart = paired_difference(losses[entry.name], losses[str(other)])
+        told.append(f"{apart.value:+.4f} ({apart.low:+.4f} … {apart.high:+.4f}) against {other}")
     return "; ".join([text, *told]) + "." + _of_scenes(study, entry)
 
 
@@ -158,6 +161,8 @@ def _of_scenes(study: Study, entry: Entry) -> str:
         apart = minus(name)
         beats = "it beats" if apart.low > 0 else "beyond the interval it does not beat"
         told.append(f"{beats} {name}: {_points(apart)}")
+    if (against := study.recipe.against) not in (None, entry.name):
+        told.append(f"{_points(minus(str(against)))} against {against}")
     return "; ".join(told) + "."
 
 

@@ -36,6 +36,7 @@ from ..tasks import Verdict
 from ..training.loop import Progress
 from ..training.team import Team
 from .asked import Asked
+from .drawing import draw_pairs, shown
 from .entries import Entry, entries
 from .judging import Judge
 from .parts import StudyError, key_of, part, thinned
@@ -58,8 +59,9 @@ class Study:
         if self.model.graft is not None:
             raise StudyError(f"teacher {recipe.teacher} is a graft already: a study starts from a pretrained model")
         self.teacher = self.model.transformer
-        self.material = Material(self.model, recipe.data).first(recipe.images)
+        self._check_plans()
         device = next(self.teacher.parameters()).device
+        self.material = Material(self.model, self._data(device)).first(recipe.images)
         self.judging = Judge(recipe.evaluate, self.model, self.material, out, device)
         self.asked = Asked(recipe.evaluate, self.model, self.material, recipe.seed, device)
         self.entries = entries(recipe)
@@ -79,14 +81,32 @@ class Study:
         other = copy.copy(self)
         other.recipe, other.entries = recipe, entries(recipe)
         other.material = self.material.first(recipe.images)
+        other._check_plans()
         other._check()
         return other
 
+    def _data(self, device: torch.device) -> str | None:
+        """Where that lies which the study learns from; pairs are drawn first, by the process that leads."""
+        if self.recipe.pairs is None:
+            return self.recipe.data
+        home = self.out / "pairs"
+        if self.team.leads:
+            pairs, seed = self.recipe.pairs, self.recipe.seed
+            draw_pairs(self.model, pairs, home, seed=seed, device=device, progress=shown("pairs: "))
+        self.team.wait()
+        return str(home)
+
+    def _check_plans(self) -> None:
+        problems = [
+            f"plan {name}: {problem}"
+            for name, plan in self.recipe.plans.items()
+            for problem in plan.check(self.teacher).problems
+        ]
+        if problems:
+            raise StudyError("; ".join(problems))
+
     def _check(self) -> None:
-        problems = []
-        for name, plan in self.recipe.plans.items():
-            problems += [f"plan {name}: {problem}" for problem in plan.check(self.teacher).problems]
-        problems += self.asked.problems() or self.judging.problems()
+        problems = self.asked.problems() or self.judging.problems()
         learnt, there = self.recipe.images, self.material.count(train=True)
         if learnt is not None and learnt > there:
             problems.append(f"images {learnt}: there are {there} to learn from")

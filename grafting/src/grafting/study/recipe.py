@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data.pairs import PairsConfig
 from ..initialise import STARTS
 from ..lora import Lora
 from ..measure.quality.extractors import CLASSIFIER, ExtractorConfig
@@ -34,6 +35,8 @@ CONTROLS = ("procedure", "none", "untrained", "self")
 TARGETS = {"teacher": (1.0, 1.0), "mixture": (1.0, 0.0), "noise": (0.0, 0.0)}
 """Stage 2's targets: the share of the teacher's output against the noise, at the first and the last step."""
 TRAINED = ("all", "grafted", "lora")
+SCENES = "scenes"
+"""The prompts that are the captions of a model's own world of scenes."""
 HOW = ("save_every", "checkpointing")
 """Settings of a stage that say when to write and what to keep in memory, and change nothing of what is learnt."""
 
@@ -56,6 +59,7 @@ class DistillStage:
     heldout_batches: int = 2
     floor: float = 0.0
     patience: int = 3
+    precision: str = "fp32"
     save_every: int = 100
 
     def __post_init__(self) -> None:
@@ -131,22 +135,9 @@ class FinetuneStage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateStage:
-    """What is measured: ``triples`` of the held-out loss, ``samples`` of FID and KID (0: none), ``grid`` pictures.
+class Walk:
+    """The settings of :class:`~grafting.sampling.Sampling`, for what draws in a study."""
 
-    prompts: of a model of text, the scene world's evaluation prompts that it draws, the tasks in turn, for the exact
-    scorer; held_out: more of them, of combinations that training never shows, reported apart. The middle entries are
-    those of :class:`~grafting.sampling.Sampling`. labels: ``balanced`` or ``uniform``. extractor: as
-    :class:`~grafting.measure.quality.extractors.ExtractorConfig` has it. reference: a folder or array of real images,
-    or statistics as ADM publishes them, in the place of the training images; floor: held-out real images, in the place
-    of the data's. bootstraps: rounds of the intervals of FID.
-    """
-
-    triples: int = 1000
-    samples: int = 0
-    grid: int = 40
-    prompts: int = 0
-    held_out: int = 0
     scheduler: Literal["ddpm", "ddim", "dpm++"] = "ddim"
     steps: int = 20
     spacing: Literal["linspace", "leading"] = "linspace"
@@ -154,6 +145,58 @@ class EvaluateStage:
     guided_channels: int | None = None
     clip: bool = False
     precision: str = "fp32"
+
+    @property
+    def sampling(self) -> Sampling:
+        """The walk from noise to a sample. Raises ValueError naming every bad value."""
+        return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsStage(Walk):
+    """What the teacher draws first, to be learnt from: see :mod:`grafting.data.pairs`.
+
+    count: pairs; None: one of every prompt. prompts: of a model of text, a file of them, or ``scenes``: the captions
+    of its own world of scenes. column: of the prompt in a ``.jsonl``. text, tokens: as in
+    :func:`grafting.data.encoders.encoders_of`. batch, shard, dtype: as in :class:`~grafting.data.pairs.PairsConfig`.
+    """
+
+    count: int | None = None
+    prompts: str | None = None
+    column: str = "prompt"
+    text: str | None = None
+    tokens: int | None = None
+    batch: int = 16
+    shard: int = 128
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.count is None and self.prompts in (None, SCENES):
+            raise ValueError("count: how many pairs, where no file of prompts tells")
+        _at_least(self, **{name: 1 for name in ("count", "tokens") if getattr(self, name) is not None})
+        _ = self.sampling, self.config(seed=0)
+
+    def config(self, *, seed: int) -> PairsConfig:
+        """As :func:`grafting.data.pairs.generate_pairs` takes it. Raises ValueError naming every bad value."""
+        return PairsConfig(seed=seed, batch=self.batch, shard=self.shard, dtype=self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateStage(Walk):
+    """What is measured: ``triples`` of the held-out loss, ``samples`` of FID and KID (0: none), ``grid`` pictures.
+
+    prompts: of a model of text, the scene world's evaluation prompts that it draws, the tasks in turn, for the exact
+    scorer; held_out: more of them, of combinations that training never shows, reported apart. labels: ``balanced`` or
+    ``uniform``. extractor: as :class:`~grafting.measure.quality.extractors.ExtractorConfig` has it. reference: a folder
+    or array of real images, or statistics as ADM publishes them, in the place of the training images; floor: held-out
+    real images, in the place of the data's. bootstraps: rounds of the intervals of FID.
+    """
+
+    triples: int = 1000
+    samples: int = 0
+    grid: int = 40
+    prompts: int = 0
+    held_out: int = 0
     labels: Literal["balanced", "uniform"] = "balanced"
     batch: int = 50
     extractor: ExtractorConfig = CLASSIFIER
@@ -166,11 +209,6 @@ class EvaluateStage:
         if self.held_out and not self.prompts:
             raise ValueError(f"held_out {self.held_out}: these are judged beside other prompts: give prompts too")
         _ = self.sampling
-
-    @property
-    def sampling(self) -> Sampling:
-        """The walk from noise to a sample. Raises ValueError naming every bad value."""
-        return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
 
     @property
     def drawn(self) -> int:
@@ -197,16 +235,19 @@ class RunRecipe:
     """A study: a teacher, the plans that make hybrids of it, how they learn, how all are measured, and the controls.
 
     teacher: MODEL of :func:`grafting.store.models.open_model`. data: a folder of :func:`grafting.encode`, or an npz of
-    :func:`grafting.data.write_subset`; where the teacher brings none. images: how many of the training images are
+    :func:`grafting.data.write_subset`; where the teacher brings none. pairs: in the place of data, what the teacher
+    draws itself, kept in the run's folder. images: how many of the training images are
     learnt from, the first ones; all where None. calibration: samples whose activations a solved start sees. budget:
     multiplies the steps of both stages; 0 is the start alone. seed: of everything that is random. beside: finished runs
     whose figures the page shows too, under their own label: folders, or names under ``runs`` in the teacher's folder.
+    against: the plan that every other one is compared with, paired, beside the teacher and the controls.
     """
 
     teacher: str
     plans: Mapping[str, Plan]
     title: str = ""
     data: str | None = None
+    pairs: PairsStage | None = None
     images: int | None = None
     init: str = "default"
     seed: int = 0
@@ -217,12 +258,15 @@ class RunRecipe:
     evaluate: EvaluateStage = field(default_factory=EvaluateStage)
     speed: SpeedStage | None = field(default_factory=SpeedStage)
     beside: tuple[str, ...] = ()
+    against: str | None = None
     controls: tuple[str, ...] = ("none", "untrained")
 
     def __post_init__(self) -> None:
         problems = [f"control {name!r}: {near(name, CONTROLS)}" for name in self.controls if name not in CONTROLS]
         if self.init not in STARTS:
             problems.append(f"init {self.init!r}: {near(self.init, STARTS)}")
+        if self.data is not None and self.pairs is not None:
+            problems.append(f"data {self.data} and pairs: a study learns from one of them")
         if self.calibration < 0 or (self.calibration == 0 and self.init == "solve"):
             problems.append(f"calibration {self.calibration}: at least 1 where the start is solved, else 0 or more")
         if self.images is not None and self.images < 1:
@@ -231,6 +275,8 @@ class RunRecipe:
             problems.append(f"budget {self.budget}: 0 or above")
         if not self.plans:
             problems.append("plan is missing")
+        elif self.against is not None and self.against not in self.plans:
+            problems.append(f"against {self.against!r}: {near(self.against, list(self.plans))}")
         taken = {"teacher", *CONTROLS} & set(self.plans)
         problems += [f"plan {name!r}: this name is a control's or the teacher's" for name in sorted(taken)]
         problems += [

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from ..store.models import Model
     from ..study.judging import Judge
 
+TRIPLES = 1000
+"""Of the held-out loss, where nothing else is asked for."""
+
 
 def add(verbs: Verbs) -> None:
     """Declare them."""
@@ -52,11 +55,9 @@ def add(verbs: Verbs) -> None:
         "--held-out", type=at_least(0), default=0, metavar="N", help="with --scenes: and N of combinations held out"
     )
     made.add_argument("--against", metavar="MODEL", help="for the paired difference; a graft's own teacher by default")
-    made.add_argument(
-        "--triples", type=at_least(2), default=1000, metavar="N", help="of the held-out loss (default 1000)"
-    )
-    made.add_argument("--samples", type=at_least(0), default=0, metavar="N", help="drawn and judged (default 0)")
-    made.add_argument("--extractor", default="classifier", help="or inception, inception:FILE, python:module:attribute")
+    made.add_argument("--triples", type=at_least(2), metavar="N", help=f"of the held-out loss (default {TRIPLES:,})")
+    made.add_argument("--samples", type=at_least(0), metavar="N", help="drawn and judged (default 0)")
+    made.add_argument("--extractor", help="classifier (default), inception, inception:FILE or python:module:attribute")
     made.add_argument("--reference", metavar="PATH", help="real images, or ADM's statistics; else the training images")
     made.add_argument("--floor", metavar="PATH", help="held-out real images; else those of the data")
     data_option(made)
@@ -85,6 +86,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError("--geneval reads what was judged elsewhere, --scenes draws and judges: give one of them")
     if arguments.held_out and not arguments.scenes:
         raise ValueError(f"--held-out {arguments.held_out} goes with --scenes")
+    other = "--geneval" if arguments.geneval else "--scenes" if arguments.scenes else None
+    for name in ("triples", "samples", "extractor", "reference", "floor", "data"):
+        if other and getattr(arguments, name) is not None:
+            raise ValueError(f"--{name} is about held-out losses and samples, which {other} does not measure")
     if arguments.geneval:
         _geneval(arguments)
         return
@@ -109,8 +114,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     material = Material(model, arguments.data)
     config = EvaluateStage(
         **asdict(sampling_of(arguments)),
-        samples=arguments.samples,
-        extractor=ExtractorConfig.parse(arguments.extractor),
+        samples=arguments.samples or 0,
+        extractor=ExtractorConfig.parse(arguments.extractor or "classifier"),
         reference=arguments.reference,
         floor=arguments.floor,
     )
@@ -162,7 +167,7 @@ def _denoising(model: Model, material: Any, arguments: argparse.Namespace) -> di
     from ..study.stages import denoiser
 
     z, y = material.latents(train=False), material.conditions(train=False)
-    triples = Triples.draw(z, y, n=arguments.triples, seed=arguments.seed)
+    triples = Triples.draw(z, y, n=arguments.triples or TRIPLES, seed=arguments.seed)
 
     def losses(network: Any, name: str) -> torch.Tensor:
         return denoising_losses(denoiser(network), triples, progress=progress(f"held-out loss of {name}"))

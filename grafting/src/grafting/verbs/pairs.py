@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from .shared import (
@@ -14,7 +13,6 @@ from .shared import (
     base_option,
     device_option,
     opened,
-    progress,
     sampling_of,
     sampling_options,
     text_options,
@@ -48,38 +46,24 @@ def add(verbs: Verbs) -> None:
 
 def pairs(arguments: argparse.Namespace) -> None:
     """Pairs in the folder that ``--data`` takes."""
-    from ..data.encoders import encoders_of
-    from ..data.pairs import PairsConfig, Prompts, generate_pairs
-    from ..study.scenes import world_of
+    from dataclasses import asdict
 
-    config = PairsConfig(seed=arguments.seed, batch=arguments.batch, shard=arguments.shard, dtype=arguments.dtype)
-    sampling, prompts, count = sampling_of(arguments), None, arguments.count
-    if arguments.prompts not in (None, "scenes"):
-        prompts = Prompts.read(Path(arguments.prompts), arguments.column)
-        count = count or prompts.length
-    if count is None:
-        raise ValueError("--count: how many pairs, where no file of prompts tells")
+    from ..study.drawing import draw_pairs, shown
+    from ..study.recipe import PairsStage
+
+    stage = PairsStage(
+        **asdict(sampling_of(arguments)),
+        **{name: getattr(arguments, name) for name in ("count", "prompts", "column", "text", "tokens")},
+        **{name: getattr(arguments, name) for name in ("batch", "shard", "dtype")},
+    )
     device = alone(arguments).device
-    encoders = encoders_of(arguments.base or arguments.model, vae=None, text=arguments.text, tokens=arguments.tokens)
-    if arguments.prompts is not None and encoders.condition == "labels":
-        raise ValueError(f"{arguments.model} is conditioned on classes: leave out --prompts")
-    model = opened(arguments).to(device)
-    if arguments.prompts == "scenes":
-        prompts = Prompts.scenes(arguments.seed, world_of(model))
-    shows: dict[str, Callable[[int, int], None]] = {}
-
-    def show(what: str, done: int, of: int) -> None:
-        shows.setdefault(what, progress(what))(done, of)
-
-    made = generate_pairs(
-        model.transformer,
+    made = draw_pairs(
+        opened(arguments).to(device),
+        stage,
         arguments.out,
-        count,
-        vae=model.autoencoder,
-        sampling=sampling,
-        config=config,
-        prompts=prompts,
-        text=lambda: encoders.text(device),
-        progress=show,
+        seed=arguments.seed,
+        device=device,
+        base=arguments.base,
+        progress=shown(),
     )
     print(f"{len(made)} pairs in {arguments.out}")

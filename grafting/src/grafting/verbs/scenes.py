@@ -28,8 +28,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError("--scenes: name one MODEL or several different ones to be judged")
     if arguments.against in names:
         raise ValueError(f"--against {arguments.against}: that is one of the models to be compared with it")
-    if arguments.samples:
-        raise ValueError(f"--samples {arguments.samples}: FID and KID have no reference for pictures of scenes")
     judge = _judge(arguments, names if arguments.against is None else [*names, arguments.against])
     found: dict[str, list[Verdict]] = {}
     theirs: dict[str, list[Verdict]] = {}
