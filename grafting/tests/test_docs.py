@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
 import grafting
-from grafting.cli import main
+from grafting.cli import _parser, main
 from grafting.operators import list_operators
 from grafting.plan import Plan
 from grafting.study import RunRecipe
 from grafting.teachers import teachers
+from grafting.verbs.recipes import recipe_names, recipe_source
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,11 +40,36 @@ def _config() -> dict[str, object]:
     return model
 
 
+PAGES = sorted(str(page.relative_to(ROOT)) for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_is_one(page: str) -> None:
+    """Parsed as a shell and the command line do, and not run."""
+    for line in re.findall(r"^ *(grafting [^>\n]*)", (ROOT / page).read_text(), re.MULTILINE):
+        _parser().parse_args(shlex.split(line, comments=True)[1:])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_a_page_lead_somewhere_and_the_readme_to_every_page(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for link in re.findall(r"\]\(((?!http)[^)#]+)(?:#[^)]*)?\)", text):
+        assert ((ROOT / page).parent / link).exists(), link
+    assert page == "README.md" or f"]({page})" in (ROOT / "README.md").read_text(), "not linked"
+
+
+def test_recipes_page_names_every_recipe_and_the_verb_that_takes_it() -> None:
+    rows = re.findall(r"^\| `([\w-]+)` \| `(\w+)`", (ROOT / "docs" / "recipes.md").read_text(), re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(recipe_names())
+    for name, verb in rows:
+        content = yaml.safe_load(recipe_source(name))
+        kind = content.get("kind", "run")
+        assert verb == {"run": "run", "table": "study"}.get(kind, "pretrain"), name
+
+
 def test_readme_names_every_operator_and_the_bounds_that_plan_prints(capsys: pytest.CaptureFixture[str]) -> None:
     readme = (ROOT / "README.md").read_text()
     assert all(f"`{name}`" in readme for name in list_operators())
-    for link in re.findall(r"\]\(((?!http)[^)]+)\)", readme):
-        assert (ROOT / link).is_file(), link
     assert main(["plan", "dit-xl-2-256", "--operator", "hyena_x", "--blocks", "interleaved 50%"]) == 0
     assert "FLOP bound       1.02x" in capsys.readouterr().out
     assert main(["plan", "pixart-sigma-2048", "--operator", "hyena_x"]) == 0
