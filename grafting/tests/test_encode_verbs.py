@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from encoding import autoencoder, dit_folder, picture, pixart_pipeline
+from encoding import autoencoder, dit_folder, picture, pixart_pipeline, pixels
+from PIL import Image
 
 import grafting
 from grafting.cli import main
-from grafting.conditions import MASK
+from grafting.conditions import MASK, TEXT
+from grafting.data.shards import Encoded
 from grafting.store.configs import ModelError
 
 
@@ -46,6 +49,44 @@ def test_the_verb_says_what_it_left_out_and_goes_on(
     assert capsys.readouterr().err == "grafting encode: gone: no such folder, and no npz of pictures\n"
     assert main([*given, "--size", "12y"]) == 2
     assert "512x768" in capsys.readouterr().err
+
+
+def test_captions_of_another_column_come_from_metadata_and_from_an_npz(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of pictures that metadata name, whatever their suffix: one that cannot be read is left out with its reason."""
+    pipe, captions = pixart_pipeline(), ["a red disc", "the blue square", ""]
+    pipe.save_pretrained(tmp_path / "model")
+    images = [picture(tmp_path / "pictures" / f"{k}.png", k) for k in range(3)]
+    (tmp_path / "pictures" / "1.png").unlink()
+    Image.fromarray(images[1]).save(tmp_path / "pictures" / "1.jfif", "PNG")
+    (tmp_path / "pictures" / "3.heic").write_bytes(b"of a phone")
+    rows = [
+        {"file_name": f"{k}.{end}", "text": "of another", "long": caption}
+        for k, (end, caption) in enumerate(zip(["png", "jfif", "png", "heic"], [*captions, "a"], strict=True))
+    ]
+    (tmp_path / "pictures" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    np.savez(tmp_path / "all.npz", images=np.stack(images), long=np.array(captions), text=np.array(["x"] * 3))
+    states, _, _, _ = pipe.encode_prompt(captions, max_sequence_length=300)
+    for source, said in (
+        ("pictures", ["3 of 4 pictures encoded", "left out: 3.heic: no picture that Pillow can read"]),
+        ("all.npz", ["3 of 3 pictures encoded"]),
+    ):
+        out = tmp_path / f"out of {source}"
+        given = ["encode", str(tmp_path / source), "--model", str(tmp_path / "model"), "--out", str(out)]
+        assert main([*given, "--caption-column", "long", "--batch", "3"]) == 0
+        told = capsys.readouterr().out.splitlines()
+        assert told[: len(said)] == said and "other files" not in "".join(told)
+        y = Encoded(out).conditions().all()
+        torch.testing.assert_close(y[TEXT], states[:, : y[TEXT].shape[1]] * y[MASK][..., None], atol=1e-6, rtol=1e-6)
+        assert main([*given, "--caption-column", "longer"]) == 2
+        assert "longer" in capsys.readouterr().err
+    a, b = (Encoded(tmp_path / f"out of {source}").latents().all() for source in ("pictures", "all.npz"))
+    assert torch.equal(a, b)
+    np.savez(tmp_path / "labels.npz", arr_0=np.stack([pixels(0)]), arr_1=np.array([2]))
+    model = str(dit_folder(tmp_path / "dit"))
+    assert main(["encode", str(tmp_path / "labels.npz"), "--model", model, "--out", str(tmp_path / "labelled")]) == 0
+    assert Encoded(tmp_path / "labelled").conditions().all().tolist() == [2]
 
 
 def test_distill_finetune_and_run_learn_from_encoded_pictures(
@@ -89,6 +130,19 @@ def test_material_refuses_what_does_not_fit(encoded: Path, dit: Path, tmp_path: 
         grafting.Material(network, str(encoded))
 
 
+@pytest.mark.parametrize("drawn", [False, True])
+def test_labels_for_a_model_of_other_classes_are_refused(drawn: bool, encoded: Path, dit: Path, tmp_path: Path) -> None:
+    """Of pictures, and of pairs that another model drew of itself."""
+    if drawn:
+        arguments = ["pairs", str(dit), "--count", "2", "--steps", "2", "--out", str(tmp_path / "pairs")]
+        assert main(arguments) == 0
+        encoded = tmp_path / "pairs"
+    for classes in (2, 4):
+        model = grafting.open_model(str(dit_folder(tmp_path / str(classes), classes)))
+        with pytest.raises(ModelError, match=rf"was made for a model of 3 classes, .* knows {classes}"):
+            grafting.Material(model, str(encoded))
+
+
 def test_a_text_host_gets_captions_and_the_empty_prompt(tmp_path: Path) -> None:
     for k in range(6):
         picture(tmp_path / "pictures" / f"{k}.png", k)
@@ -102,5 +156,9 @@ def test_a_text_host_gets_captions_and_the_empty_prompt(tmp_path: Path) -> None:
     assert batch["z"].shape == (4, 4, 8, 8) and batch["y"][MASK].shape[0] == 4
     assert material.null[MASK].tolist() == [[1]]
     assert material.conditions(train=False)[MASK].shape[0] == 1
+    wider = pixart_pipeline(caption_channels=24)
+    wider.save_pretrained(tmp_path / "wider")
+    with pytest.raises(ModelError, match=r"has captions of width 16, .*wider takes 24: they were embedded for another"):
+        grafting.Material(grafting.open_model(str(tmp_path / "wider")), str(tmp_path / "out"))
     with pytest.raises(ModelError, match=r"has captions, .* is conditioned on labels"):
         grafting.Material(grafting.open_model(str(dit_folder(tmp_path / "dit"))), str(tmp_path / "out"))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from encoding import killed
 from torch import nn
 
 from grafting.claims import ClaimError
@@ -135,19 +133,13 @@ def test_what_is_drawn_is_not_drawn_again(dit: nn.Module, tmp_path: Path, monkey
 
 
 def test_a_killed_process_is_gone_on_with(tiny_teacher: Path, tmp_path: Path) -> None:
-    arguments = ["pairs", str(tiny_teacher), "--count", "12", "--batch", "2", "--shard", "2", "--steps", "40"]
+    arguments = ["pairs", str(tiny_teacher), "--count", "12", "--batch", "2", "--shard", "2", "--steps", "4"]
     out = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-m", "grafting.cli", *arguments, "--out", str(out)])
-    while process.poll() is None and not (out / "latents-00001.safetensors").is_file():
-        time.sleep(0.002)
-    process.kill()
-    process.wait(timeout=60)
+    killed("latents-00002.safetensors", [*arguments, "--out", str(out)])
+    assert list(out.glob(".latents-00002.safetensors.*")) and (out / "latents-00001.safetensors").exists()
     assert not (out / "encoded.json").exists()
     assert main([*arguments, "--out", str(out)]) == 0
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
-    left = {path for path in out.iterdir() if path.name.startswith(".")}  # of the file that the kill cut short
-    for path in left:
-        path.unlink()
     assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -174,7 +166,8 @@ def test_pairs_of_other_settings_are_refused(dit: nn.Module, tmp_path: Path) -> 
 class Letters:
     """A stand-in for a text encoder: a state for every letter, so that prompts have their own lengths."""
 
-    identity: dict[str, Any] = {"class": "Letters"}  # noqa: RUF012
+    def __init__(self, tokens: int = 99) -> None:
+        self.identity: dict[str, Any] = {"class": "Letters", "tokens": tokens}
 
     def __call__(self, captions: Sequence[str]) -> tuple[list[torch.Tensor], int]:
         states = [[[ord(letter) / 128, len(text) / 32, 1, -1] for letter in f"^{text}$"] for text in captions]
@@ -254,16 +247,43 @@ def test_guidance_leads_away_from_the_empty_prompt(pixart: nn.Module, tmp_path: 
 
 
 def test_the_text_encoder_is_loaded_only_where_it_is_needed(pixart: nn.Module, tmp_path: Path) -> None:
-    def refused() -> Letters:
-        raise AssertionError("it was loaded again")
+    class Refused(Letters):
+        def __call__(self, captions: Sequence[str]) -> tuple[list[torch.Tensor], int]:
+            raise AssertionError("it was asked again")
 
     prompted(pixart, tmp_path, 8)
     (tmp_path / "encoded.json").unlink()
     (tmp_path / "latents-00001.safetensors").unlink()
-    prompted(pixart, tmp_path, 8, text=refused)
-    with pytest.raises(AssertionError, match="loaded again"):
-        prompted(pixart, tmp_path, 9, text=refused)
+    prompted(pixart, tmp_path, 8, text=Refused)
+    prompted(pixart, tmp_path, 8, text=Refused)
+    with pytest.raises(AssertionError, match="asked again"):
+        prompted(pixart, tmp_path, 9, text=Refused)
     assert len(prompted(pixart, tmp_path, 9)) == 9
+
+
+@pytest.mark.parametrize("count", [6, 8, 11])
+def test_pairs_of_another_text_encoder_are_refused(count: int, pixart: nn.Module, tmp_path: Path) -> None:
+    """Latents that were drawn of the old states would stand beside new ones."""
+    prompted(pixart, tmp_path, 6)
+    if count == 8:  # as it is in the middle of growing
+        settings = json.loads((tmp_path / "encoded.json").read_text())["settings"]
+        (tmp_path / "settings.json").write_text(json.dumps(settings))
+        (tmp_path / "encoded.json").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(ClaimError, match=r"holds pairs of other settings \(text\.tokens 99 there, 7 now\)"):
+        prompted(pixart, tmp_path, count, text=lambda: Letters(7))
+    assert contents(tmp_path) == before
+
+
+def test_states_of_another_width_are_refused(pixart: nn.Module, tmp_path: Path) -> None:
+    class Wide(Letters):
+        def __call__(self, captions: Sequence[str]) -> tuple[list[torch.Tensor], int]:
+            states, cut = super().__call__(captions)
+            return [torch.cat([rows, rows], dim=1) for rows in states], cut
+
+    with pytest.raises(ValueError, match="the text encoder gives states of width 8, the model takes 4"):
+        prompted(pixart, tmp_path / "out", text=Wide)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -275,13 +295,16 @@ def test_the_text_encoder_is_loaded_only_where_it_is_needed(pixart: nn.Module, t
         ("p.jsonl", b'{"prompt": "a disc"}\n{"prompt": "a star"\n', "p.jsonl, line 2 is not JSON"),
         ("p.jsonl", b'{"prompt": "a disc"}\n{"text": "a star"}\n', "p.jsonl, line 2 lacks prompt"),
         ("p.jsonl", b'{"prompt": "a disc"}\n{"prompt": ["x"]}\n', 'line 2: prompt is ["x"], must be text'),
+        ("gone/p.txt", b"", "p.txt: no such file"),
     ],
 )
 def test_bad_prompts_are_named(
-    name: str, content: bytes, word: str, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, content: bytes, word: str, pixart: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / name).write_bytes(content)
-    command = ["pairs", str(tiny_teacher), "--prompts", str(tmp_path / name), "--out", str(tmp_path / "out")]
+    pixart.save_pretrained(tmp_path / "model")
+    if content:
+        (tmp_path / name).write_bytes(content)
+    command = ["pairs", str(tmp_path / "model"), "--prompts", str(tmp_path / name), "--out", str(tmp_path / "out")]
     assert main(command) == 2
     error = capsys.readouterr().err
     assert word in error and error.count("\n") == 1
@@ -304,10 +327,10 @@ def test_prompts_of_a_file_and_of_scenes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ([], "--count: how many pairs"),
+        ([], "count: how many pairs"),
         (["--count", "4", "--shard", "6", "--batch", "4"], "shard 6: must be a multiple of the batch, 4"),
         (["--count", "4", "--dtype", "int8"], "dtype 'int8': float32"),
-        (["--prompts", "no.txt"], "no.txt: no such file"),
+        (["--prompts", "no.txt"], "is conditioned on classes: leave out prompts"),
         (["--count", "4", "--guidance", "2", "--guided-channels", "9"], "9 guided channels: the samples have 1"),
     ],
 )
@@ -329,4 +352,4 @@ def test_a_model_of_text_without_prompts_and_of_classes_with_them(
         generate_pairs(pixart, tmp_path / "a", 4, prompts=Prompts.of(TEXTS))
     (tmp_path / "p.txt").write_text("a disc\n")
     command = ["pairs", str(tiny_teacher), "--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "b")]
-    assert main(command) == 2 and "is conditioned on classes: leave out --prompts" in capsys.readouterr().err
+    assert main(command) == 2 and "is conditioned on classes: leave out prompts" in capsys.readouterr().err

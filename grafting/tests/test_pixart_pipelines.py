@@ -18,7 +18,7 @@ from grafting.conditions import MASK, SIZES, TEXT, together
 from grafting.data import Batches
 from grafting.data.encode import encode
 from grafting.data.encode_config import EncodeConfig
-from grafting.data.encoders import PipelineText
+from grafting.data.encoders import PipelineText, encoders_of, prompt_tokens
 from grafting.data.pairs import Prompts, generate_pairs
 from grafting.graft import Grafted, graft, ungraft
 from grafting.hosts import host_for
@@ -27,7 +27,7 @@ from grafting.random import generator
 from grafting.sampling import Pipeline, Sampling
 from grafting.store.configs import ModelError
 from grafting.store.folder import load, save
-from grafting.store.models import open_model
+from grafting.store.models import given_autoencoder, open_model, with_autoencoder
 
 PROMPTS = ["a red disc", "a disc left of a blue star and a ring"]
 PLAN = Plan.interleaved(operator="hyena_x")
@@ -263,26 +263,105 @@ def test_inspect_and_plan_read_the_folder_of_a_pipeline(
     assert "hyena_x" in capsys.readouterr().out
 
 
-def test_a_hub_id_opens_under_its_older_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of repositories, ``owner/name`` in it, that stands for the hub."""
     import diffusers
     from huggingface_hub.errors import EntryNotFoundError
 
-    made: Any = pixart()[0]
-    made.save_pretrained(tmp_path / "transformer")
-    older(tmp_path)
-    from_folder = diffusers.PixArtTransformer2DModel.from_pretrained
-
     def download(name: str, file: str) -> str:
-        if not (tmp_path / file).is_file():
+        if not (tmp_path / name / file).is_file():
             raise EntryNotFoundError(f"404: {file}")
-        return str(tmp_path / file)
+        return str(tmp_path / name / file)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    monkeypatch.setattr(
-        diffusers.PixArtTransformer2DModel,
-        "from_pretrained",
-        lambda name, *, subfolder: from_folder(tmp_path / subfolder),
-    )
+    for kind in (diffusers.PixArtTransformer2DModel, diffusers.AutoencoderKL):
+
+        def fetched(name: str, *, subfolder: str = "", read: Any = kind.from_pretrained) -> Any:
+            return read(tmp_path / name / subfolder)
+
+        monkeypatch.setattr(kind, "from_pretrained", fetched)
+    return tmp_path
+
+
+def test_a_hub_id_opens_under_its_older_name(hub: Path) -> None:
+    made: Any = pixart()[0]
+    made.save_pretrained(hub / "somebody" / "tiny-pixart" / "transformer")
+    older(hub / "somebody" / "tiny-pixart")
     model = open_model("somebody/tiny-pixart")
     state = made.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.transformer.state_dict().items())
+
+
+def test_an_autoencoder_of_the_hub_goes_with_a_transformer(hub: Path) -> None:
+    """From a repository that all sizes share, or one that is nothing else."""
+    made = parts("Sigma")
+    made["transformer"].save_pretrained(hub / "some" / "sigma" / "transformer")
+    made["vae"].save_pretrained(hub / "some" / "shared" / "vae")
+    made["vae"].save_pretrained(hub / "some" / "alone")
+    bare = open_model("some/sigma")
+    assert bare.autoencoder is None
+    wanted = made["vae"].state_dict()
+    for name in ("some/shared", "some/alone"):
+        encoders = encoders_of("some/sigma", vae=name, text=None, tokens=None)
+        for found in (with_autoencoder(bare, name).autoencoder, encoders.autoencoder()):
+            assert found is not None and not found.training
+            assert all(torch.equal(wanted[key], tensor) for key, tensor in found.state_dict().items())
+    (hub / "some" / "pixels").mkdir()
+    (hub / "some" / "pixels" / "config.json").write_text('{"_class_name": "VQModel"}')
+    with pytest.raises(ModelError, match="pixels is VQModel: an AutoencoderKL is needed"):
+        given_autoencoder("some/pixels")
+    with pytest.raises(ModelError, match="gives latents of 3 channels: 4 are needed"):
+        given_autoencoder("some/shared", channels=4)
+    with pytest.raises(ModelError, match=r"autoencoder some/sigma: no config\.json there, nor in a subfolder vae"):
+        with_autoencoder(bare, "some/sigma")
+
+
+def test_a_text_encoder_of_the_hub_is_fetched_without_the_rest(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import diffusers
+
+    pipeline("Alpha").save_pretrained(hub / "some" / "shared")
+    pixart()[0].save_pretrained(hub / "some" / "sigma" / "transformer")  # type: ignore[operator]
+    asked: list[dict[str, Any]] = []
+
+    def download(name: str, **given: Any) -> Path:
+        asked.append(given)
+        return hub / name
+
+    monkeypatch.setattr(diffusers.PixArtAlphaPipeline, "download", download)
+    fetched, local = (
+        encoders_of("some/sigma", vae=None, text=text, tokens=None).text(torch.device("cpu"))
+        for text in ("some/shared", str(hub / "some" / "shared"))
+    )
+    assert fetched.identity == local.identity and fetched.identity["tokens"] == 300
+    assert torch.equal(fetched(PROMPTS)[0][1], local(PROMPTS)[0][1])
+    assert asked == [{"vae": None, "transformer": None, "scheduler": None}]
+
+
+@pytest.mark.parametrize(("kind", "other", "tokens"), [("Sigma", "Alpha", 300), ("Alpha", "Sigma", 120)])
+def test_the_transformer_says_how_long_a_prompt_is(kind: str, other: str, tokens: int, tmp_path: Path) -> None:
+    """Not the pipeline that its text encoder is taken from: Sigma's is published as an alpha's."""
+    pipeline(kind).transformer.save_pretrained(tmp_path / "model" / "transformer")
+    pipeline(other).save_pretrained(tmp_path / "text")
+    given: dict[str, Any] = {"vae": None, "text": str(tmp_path / "text")}
+    embed = encoders_of(str(tmp_path / "model"), **given, tokens=None).text(torch.device("cpu"))
+    states, cut = embed(["a disc " * 100, "a disc"])
+    assert embed.identity["tokens"] == tokens and embed.identity["pipeline"] == f"PixArt{other}Pipeline"
+    assert [len(rows) for rows in states] == [min(201, tokens), 3] and cut == (tokens < 201)
+    few = encoders_of(str(tmp_path / "model"), **given, tokens=2).text(torch.device("cpu"))
+    assert few.identity == embed.identity | {"tokens": 2} and len(few(["a disc"])[0][0]) == 2
+
+
+@pytest.mark.parametrize(("other", "tokens"), [("Alpha", 120), ("Sigma", 300)])
+def test_a_transformer_that_does_not_say_takes_the_pipelines_length(other: str, tokens: int, tmp_path: Path) -> None:
+    """Alphas of 512 px are older than the word that tells the two apart; those of 1024 px have their side."""
+    assert prompt_tokens({"sample_size": 128, "use_additional_conditions": None}) == 120
+    assert prompt_tokens({"sample_size": 128, "use_additional_conditions": False}) == 300
+    pipeline("Sigma").transformer.save_pretrained(tmp_path / "model" / "transformer")
+    path = tmp_path / "model" / "transformer" / "config.json"
+    config = json.loads(path.read_text())
+    del config["use_additional_conditions"]
+    path.write_text(json.dumps(config))
+    pipeline(other).save_pretrained(tmp_path / "text")
+    embed = encoders_of(str(tmp_path / "model"), vae=None, text=str(tmp_path / "text"), tokens=None)
+    assert embed.text(torch.device("cpu")).identity["tokens"] == tokens

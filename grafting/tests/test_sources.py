@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +99,19 @@ def test_metadata_names_pictures_from_its_own_folder(tmp_path: Path) -> None:
         open_source(tmp_path, "captions", caption_column="oter")
 
 
+def test_metadata_may_name_pictures_of_any_suffix(tmp_path: Path) -> None:
+    for name in ("a.jfif", "b.jpe", "c.heic", "d.heic", "notes.pdf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"of a phone")
+    metadata(tmp_path, *({"file_name": name, "text": name[0]} for name in ("a.jfif", "b.jpe", "c.heic")))
+    source = open_source(tmp_path, "captions")
+    assert told(source, "captions") == {"a.jfif": "a", "b.jpe": "b", "c.heic": "c"}
+    assert source.read(2) == tmp_path / "c.heic" and not source.problems
+    assert source.ignored == ["d.heic", "notes.pdf"]
+    with pytest.raises(ValueError, match="no pictures in it"):
+        open_source(tmp_path, "none")
+
+
 @pytest.mark.parametrize(
     ("rows", "word"),
     [
@@ -139,6 +153,47 @@ def test_links_to_folders_are_followed(tmp_path: Path) -> None:
     (tmp_path / "all").mkdir()
     (tmp_path / "all" / "cat").symlink_to(tmp_path / "elsewhere")
     assert open_source(tmp_path / "all", "labels", count=1).names == ["cat/a.png"]
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders put into it cannot be listed and files not be looked at, as by another user than root."""
+    found: list[Path] = []
+
+    def closed(call: Any, *, files: bool) -> Any:
+        def refusing(path: Any, *given: Any, **more: Any) -> Any:
+            if Path(path) in found and bool(Path(path).suffix) == files:
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path, *given, **more)
+
+        return refusing
+
+    monkeypatch.setattr(os, "scandir", closed(os.scandir, files=False))
+    monkeypatch.setattr(Path, "stat", closed(Path.stat, files=True))
+    return found
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, unreadable: list[Path]) -> None:
+    for name in ("a/1.png", "b/2.png", "c/3.png", "c/deep/4.png", "c/5.png"):
+        picture(tmp_path / name).tolist()
+        (tmp_path / name).with_suffix(".txt").write_text(name)
+    before = open_source(tmp_path, "none").identity
+    unreadable += [tmp_path / "b", tmp_path / "c" / "deep", tmp_path / "c" / "5.png"]
+    source = open_source(tmp_path, "none")
+    assert source.names == ["a/1.png", "b/", "c/3.png", "c/5.png", "c/deep/"] and source.identity != before
+    closed = dict.fromkeys(["b/", "c/5.png", "c/deep/"], "cannot be read: Permission denied")
+    assert told(source, "problems") == closed
+    labelled = open_source(tmp_path, "labels", count=3)
+    assert told(labelled, "problems") == closed
+    assert labelled.classes == {0: "a", 1: "b", 2: "c"}, "a class of which nothing is seen keeps its label"
+    captioned = open_source(tmp_path, "captions")
+    assert told(captioned, "problems") == closed and told(captioned, "captions")["c/3.png"] == "c/3.png"
+    unreadable += [tmp_path / "a", tmp_path / "c"]
+    with pytest.raises(ValueError, match=r"no pictures in it, .*; 3 folders or files cannot be read, such as a/$"):
+        open_source(tmp_path, "none")
+    unreadable.append(tmp_path)
+    with pytest.raises(ValueError, match=rf"{tmp_path} cannot be read: Permission denied"):
+        open_source(tmp_path, "none")
 
 
 def test_what_is_not_there_is_said_in_a_sentence(tmp_path: Path) -> None:
@@ -206,7 +261,9 @@ class FakeDataset:
 
     def cast_column(self, name: str, kind: Image) -> FakeDataset:
         assert name == "picture" and kind.decode is False
-        return self
+        cast = FakeDataset(self.rows)
+        cast._fingerprint = str(id(cast))  # another in every process, for all that is promised
+        return cast
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -224,7 +281,7 @@ def test_a_dataset_on_disk_needs_its_package_and_gives_undecoded_pictures(
     for name in ("dataset_info.json", "state.json"):
         (folder / name).write_text("{}")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match="install datasets to read it"):
+    with pytest.raises(ValueError, match=r"set is a dataset .*: install datasets .*'dit-grafting\[datasets\]'$"):
         open_source(folder, "none")
     rows = [
         {"picture": {"bytes": b"abc", "path": None}, "label": 1, "text": " a "},
@@ -247,3 +304,38 @@ def test_a_dataset_on_disk_needs_its_package_and_gives_undecoded_pictures(
     (folder / "train").mkdir()
     with pytest.raises(ValueError, match=r"name one of them, such as .*train"):
         open_source(folder, "none")
+
+
+def test_a_dataset_of_the_hub_is_named_by_owner_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"^some/pets is no folder here, .* pip install 'dit-grafting\[datasets\]'$"):
+        open_source(Path("some/pets"), "none")
+    asked: list[tuple[str, str]] = []
+
+    def load(name: str, split: str) -> FakeDataset:
+        if name == "some/gone":
+            raise FileNotFoundError("Dataset 'some/gone' doesn't exist on the Hub\nor cannot be accessed")
+        asked.append((name, split))
+        return FakeDataset([{"picture": {"bytes": b"abc", "path": None}, "label": 1, "text": " a "}])
+
+    splits = {"some/pets": ["train", "test"], "some/one": ["all"], "some/gone": ["train"]}
+    fake = SimpleNamespace(load_dataset=load, get_dataset_split_names=splits.__getitem__, Image=Image)
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    source = open_source(Path("some/pets:test"), "captions")
+    assert source.captions == ["a"] and source.read(0) == b"abc"
+    assert open_source(Path("some/pets:train[:10%]"), "labels", count=2).labels == [1]
+    assert open_source(Path("some/one"), "none").names == ["picture[0]"]
+    assert asked == [("some/pets", "test"), ("some/pets", "train[:10%]"), ("some/one", "all")]
+    # Of the data as they are stored: the same when they are asked for again.
+    assert open_source(Path("some/pets:test"), "captions").identity == source.identity == "abc"
+    for name, word in (
+        ("some/pets", "holds the splits train, test: name one of them, such as some/pets:train"),
+        ("some/gone", "some/gone is no folder here, and was not had .*: Dataset 'some/gone' doesn't exist on the Hub$"),
+        ("some/gone.npz", "no such folder"),
+        ("../pets", "no such folder"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            open_source(Path(name), "none")
+    picture(tmp_path / "some" / "pets" / "a.png")
+    assert open_source(Path("some/pets"), "none").names == ["a.png"]

@@ -85,6 +85,8 @@ def _from_texts(root: Path, files: Mapping[str, int], pictures: list[str]) -> Ca
             found.texts[name], guess = decoded((root / beside).read_bytes())
         except ValueError as error:
             found.problems[name] = f"its caption {beside} is {error}"
+        except OSError as error:
+            found.problems[name] = f"its caption {beside} cannot be read: {error.strerror}"
         else:
             if guess:
                 found.notes[name] = f"its caption {beside} was read as {guess}"

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..claims import ClaimError, differing
+from ..files import read_json
 from ..graft import tensors_hash
 from ..hosts.shapes import told_sizes
 from ..modes import evaluating
@@ -27,7 +29,7 @@ from ..precision import autocast
 from ..random import generator
 from ..sampling import pixels_per_latent
 from .encode_config import DTYPES, EncodeConfig
-from .encoders import Embedder, Encoders, encoders_of
+from .encoders import Embedder, Encoders, caption_width, encoders_of
 from .pictures import PictureError, read_picture
 from .shards import MANIFEST, NULL, Encoded
 from .sources import Condition, Source, open_source
@@ -61,7 +63,8 @@ def encode(
 
     Raises:
         ValueError: there are no pictures, none could be encoded, or they do not go with the model.
-        ClaimError: ``out`` holds pictures that were encoded with other settings.
+        ClaimError: ``out`` holds pictures that were encoded with other settings, or is finished and holds captions of
+            another text encoder; of an unfinished folder these are made again.
     """
     config = config or EncodeConfig()
     encoders = encoders_of(model, vae=vae, text=text, tokens=config.tokens)
@@ -150,7 +153,7 @@ class _Run:
         if config.posterior == "sample":
             found["seed"] = config.seed
         if self.condition == "captions":
-            found |= {"caption_column": config.caption_column, "tokens": config.tokens}
+            found["caption_column"] = config.caption_column
         if config.classes is not None:
             found["classes"] = list(config.classes)
         return found
@@ -158,17 +161,21 @@ class _Run:
     def run(self) -> Encoded:
         """Everything that is not there yet, and the manifest."""
         self.shards.claim("encoded pictures")
+        embed = self.encoders.text(self.device) if self.condition == "captions" else None
         if (self.shards.out / MANIFEST).is_file():
+            self._check_text(embed)
             return Encoded(self.shards.out)
         text = None
-        if self.condition == "captions":
+        if embed is not None:
             text = self.shards.captions(
                 self._caption,
-                self._embedder,
+                embed,
+                width=caption_width(self.encoders.config),
                 batch=self.config.batch,
                 dtype=DTYPES[self.config.dtype],
                 tell=lambda done, of: self.tell("captions", done, of),
             )
+        del embed
         gc.collect()  # the text encoder is not needed any more, and can be larger than all that follows
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -183,13 +190,13 @@ class _Run:
     def _caption(self, i: int) -> str | None:
         return None if self.source.captions is None or i in self.source.problems else self.source.captions[i]
 
-    def _embedder(self) -> Embedder:
-        embed = self.encoders.text(self.device)
-        config, width = self.encoders.config, embed([""])[0][0].shape[1]
-        wanted = config.get("caption_channels") or config.get("cross_attention_dim")
-        if wanted is not None and width != wanted:
-            raise ValueError(f"the text encoder gives states of width {width}, {self.encoders.name} takes {wanted}")
-        return embed
+    def _check_text(self, embed: Embedder | None) -> None:
+        """Raises ClaimError where the finished captions are another encoder's: something may have learnt from them."""
+        there = read_json(self.shards.out / MANIFEST, ("encoders",))["encoders"].get("text")
+        if embed is not None and (named := differing(there or {}, embed.identity)):
+            raise ClaimError(
+                f"{self.shards.out} holds captions of another text encoder ({named}): name another folder or remove it"
+            )
 
     # -- pictures ----------------------------------------------------------------------------------------------------
 
@@ -312,6 +319,7 @@ class _Run:
             found["told_size"] = list(self.size)
         if self.condition == "labels":
             found["classes"] = {str(label): name for label, name in sorted(self.source.classes.items())}
+            found["known_classes"] = self.encoders.config.get("num_embeds_ada_norm")
         if text is not None:
             found["encoders"]["text"] = text
             found["captions"] = {"empty": sum(self._caption(i) == "" for i in range(len(self.source))), "cut": cut}

@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from ..files import read_json
+from ..files import sha256
 from ..graft import tensors_hash
 from ..hosts import host_for
-from ..hosts.shapes import SIGMA_TEXT, TEXT_TOKENS
-from ..store.configs import HUB_ID, ModelError, config_of, home_of, hub_file, pipeline_of
-from ..store.models import AUTOENCODERS
+from ..hosts.shapes import ALPHA_TEXT, SIGMA_TEXT, TEXT_TOKENS, told_sizes
+from ..store.configs import ModelError, config_of, home_of, hub_file, pipeline_of
+from ..store.models import given_autoencoder, own_autoencoder
 from ..teachers import PROMPTS
 from ..text import LIMIT, Embedded, TextEncoder, minilm
+
+UNREAD: dict[str, Any] = {"vae": None, "transformer": None, "scheduler": None}
+"""Parts of a pipeline that embed no text: what is None is neither read nor fetched."""
+NEEDED = {"transformers": "transformers", "sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+"""Packages that read a T5 and a tokenizer as it is published, by module."""
 
 
 class Embedder(Protocol):
@@ -26,7 +32,7 @@ class Embedder(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Plain data that says which encoder it is."""
+        """Plain data that says which encoder it is, and how many tokens it takes; known before any weights are read."""
         ...
 
     def __call__(self, captions: Sequence[str]) -> tuple[list[torch.Tensor], int]: ...
@@ -52,7 +58,7 @@ def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | 
     """Of a MODEL's name, or of a live pipeline of diffusers with ``transformer`` and ``vae``.
 
     vae, text: a folder or hub id to take that encoder from, where the model brings none. tokens: of a caption at most;
-    the pipeline's own number by default. Raises ModelError where nothing of that name is a model.
+    by default as the transformer was trained. Raises ModelError where nothing of that name is a model.
     """
     if not isinstance(model, (str, Path)):
         pipe: Any = model
@@ -63,12 +69,30 @@ def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | 
             text=lambda device: PipelineText(pipe, tokens, device),
         )
     name, home = str(model), home_of(str(model))
+    config = config_of(name)
     return Encoders(
         name=name,
-        config=config_of(name),
-        autoencoder=lambda: _autoencoder(vae, given=True) if vae else _autoencoder(home, given=False),
-        text=lambda device: _text(text or home, tokens, device),
+        config=config,
+        autoencoder=lambda: _frozen(given_autoencoder(vae) if vae else own_autoencoder(home)),
+        text=lambda device: _text(text or home, tokens or prompt_tokens(config), device),
     )
+
+
+def prompt_tokens(config: Mapping[str, Any]) -> int | None:
+    """Tokens of a prompt at most, as the PixArt of ``config`` was trained; None where it does not say.
+
+    It is an alpha where it is told the size of its pictures, and a Sigma where it says that it is not. Alphas of 512 px
+    and below say nothing: there the class of the pipeline that the text encoder comes from has to tell, which elsewhere
+    it could not, as the T5 that Sigma's transformers share is published as an alpha's.
+    """
+    if told_sizes(config):
+        return ALPHA_TEXT
+    return None if config.get("use_additional_conditions") is None else SIGMA_TEXT
+
+
+def caption_width(config: Mapping[str, Any]) -> int | None:
+    """D of the states that the transformer of ``config`` takes; None where it does not say."""
+    return config.get("caption_channels") or config.get("cross_attention_dim")
 
 
 class PipelineText:
@@ -81,12 +105,14 @@ class PipelineText:
         if getattr(pipe, "text_encoder", None) is None or getattr(pipe, "tokenizer", None) is None:
             raise ModelError(f"{type(pipe).__name__} has no text encoder to embed captions with")
         self.pipe, self.device = pipe, device
+        if tokens is None and getattr(pipe, "transformer", None) is not None:
+            tokens = prompt_tokens(pipe.transformer.config)
         self.tokens = tokens or TEXT_TOKENS.get(type(pipe).__name__, SIGMA_TEXT)
         pipe.text_encoder.to(device).eval()
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """Of the weights, the vocabulary and the pipeline."""
+        """Of the weights, the vocabulary, the pipeline and the length."""
         words = getattr(self.pipe.tokenizer, "backend_tokenizer", None)
         return {
             "pipeline": type(self.pipe).__name__,
@@ -110,6 +136,55 @@ class PipelineText:
         return own, sum(len(ids) > self.tokens for ids in whole)
 
 
+class StoredText:
+    """The same from a folder or hub id ``home`` of a pipeline of class ``kind``, which is read for the first caption.
+
+    Raises ModelError where a package is missing that reads it.
+    """
+
+    def __init__(self, home: str, kind: str, tokens: int, device: torch.device) -> None:
+        self.home, self.kind, self.tokens, self.device = home, kind, tokens, device
+        if missing := [package for module, package in NEEDED.items() if not _installed(module)]:
+            file = "tokenizer/tokenizer.json"
+            there = (Path(home) / file).is_file() if Path(home).exists() else hub_file(home, file) is not None
+            if "transformers" in missing or not there:
+                raise ModelError(
+                    f"the text encoder of {home} needs {' and '.join(missing)}: pip install 'dit-grafting[text]'"
+                )
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the files lie; those of the hub are fetched."""
+        import diffusers
+
+        there = Path(self.home)
+        return there if there.exists() else Path(getattr(diffusers, self.kind).download(self.home, **UNREAD))
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Of the files, the pipeline and the length."""
+        files = [file for part in ("text_encoder", "tokenizer") for file in sorted((self.folder / part).rglob("*"))]
+        told = [
+            f"{file.relative_to(self.folder).as_posix()} {sha256(file)}"
+            for file in files
+            if file.is_file() and not file.name.startswith(".")
+        ]
+        return {"pipeline": self.kind, "sha256": _digest("\n".join(told)), "tokens": self.tokens}
+
+    @cached_property
+    def embed(self) -> PipelineText:
+        """The pipeline's own, loaded."""
+        import diffusers
+
+        pipe = getattr(diffusers, self.kind).from_pretrained(str(self.folder), **UNREAD)
+        _frozen(pipe.text_encoder)
+        return PipelineText(pipe, self.tokens, self.device)
+
+    def __call__(self, captions: Sequence[str]) -> tuple[list[torch.Tensor], int]:
+        """See :class:`Embedder`."""
+        return self.embed(captions)
+
+
 class BundledText:
     """Captions as the bundled text-to-image teacher's encoder embeds them; lines are joined by spaces.
 
@@ -130,7 +205,7 @@ class BundledText:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Of the weights."""
+        """Of the weights and the length."""
         made = self.encoder.identity if self.kept is None else self.kept.encoder
         return {"class": "MiniLM", "sha256": made, "tokens": LIMIT}
 
@@ -145,30 +220,11 @@ class BundledText:
         return [kept.values[starts[place] : starts[place + 1]] for place in kept.indices(lines).tolist()], cut
 
 
-def _autoencoder(home: str, *, given: bool) -> nn.Module | None:
-    from diffusers import AutoencoderKL
-
-    parts = [*AUTOENCODERS, *([""] if given else [])]
-    for part in parts:
-        config = Path(home) / part / "config.json"
-        if config.is_file():
-            if read_json(config, error=ModelError).get("_class_name") != "AutoencoderKL":
-                raise ModelError(f"{config} is no AutoencoderKL")
-            return _frozen(AutoencoderKL.from_pretrained(config.parent))
-    if not Path(home).exists() and HUB_ID.fullmatch(home) and hub_file(home, "vae/config.json"):
-        return _frozen(AutoencoderKL.from_pretrained(home, subfolder="vae"))
-    if given:
-        raise ModelError(f"autoencoder {home}: no AutoencoderKL there, nor in a subfolder {' or '.join(AUTOENCODERS)}")
-    return None
-
-
-def _frozen(network: nn.Module) -> nn.Module:
-    return network.float().eval().requires_grad_(False)
+def _frozen(network: nn.Module | None) -> nn.Module | None:
+    return None if network is None else network.float().eval().requires_grad_(False)
 
 
 def _text(home: str, tokens: int | None, device: torch.device) -> Embedder:
-    import diffusers
-
     folder = Path(home)
     if (folder / "teacher.json").is_file() and not (folder / "text_encoder").is_dir():
         prompts = folder / PROMPTS
@@ -177,12 +233,17 @@ def _text(home: str, tokens: int | None, device: torch.device) -> Embedder:
     if kind not in TEXT_TOKENS:
         raise ModelError(
             f"{home} is {kind or 'no pipeline'}, which brings no text encoder that is known here: "
-            f"name the folder of a {' or '.join(TEXT_TOKENS)} as text"
+            f"name the folder or hub id of a {' or '.join(TEXT_TOKENS)} as text"
         )
-    # What is None is neither read nor fetched.
-    pipe = getattr(diffusers, kind).from_pretrained(home, vae=None, transformer=None, scheduler=None)
-    _frozen(pipe.text_encoder)
-    return PipelineText(pipe, tokens, device)
+    return StoredText(home, kind, tokens or TEXT_TOKENS[kind], device)
+
+
+def _installed(module: str) -> bool:
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def _digest(text: str) -> str:

@@ -28,6 +28,7 @@ from ..hosts import host_for
 from ..random import generator
 from ..sampling import Pipeline, Sampling
 from .encode_config import DTYPES
+from .encoders import caption_width
 from .shards import MANIFEST, NULL, Encoded
 from .writing import ShardFolder, file_entry, versions
 
@@ -120,7 +121,7 @@ def generate_pairs(
     Args:
         vae: of the model, noted beside its latents, which are not decoded.
         prompts: of a text-to-image model; without them pairs are of class labels, all classes in turn.
-        text: loads what embeds the prompts; it is called first, if anything is to be embedded, and then released.
+        text: what embeds the prompts, which is released before the first pair is drawn.
 
     Raises:
         ValueError: ``count`` is below 1 or below what is there, or prompts have no ``text`` to embed them.
@@ -135,6 +136,7 @@ def generate_pairs(
     if (prompts is None) != (host_for(transformer).family == "DiT"):
         wanted = "classes: give no prompts" if prompts is not None else "text: give prompts"
         raise ValueError(f"{type(transformer).__name__} is conditioned on {wanted}")
+    model: Any = transformer
     told = Pipeline(transformer, vae).told_size
     settings = {
         "model": tensors_hash(transformer.state_dict()),
@@ -143,6 +145,9 @@ def generate_pairs(
         **asdict(config),
         **({} if told is None else {"told_size": told}),
     }
+    embed = None if text is None or prompts is None else text()
+    if embed is not None:
+        settings["text"] = embed.identity  # the latents follow from the states
     shards = ShardFolder(folder, settings, count=count, shard=config.shard)
     shards.claim("pairs")
     if (folder / MANIFEST).is_file():
@@ -151,16 +156,18 @@ def generate_pairs(
             raise ValueError(f"{folder} holds {there} pairs already: {count} are asked for, name another folder")
         if there == count:
             return Encoded(folder)
-        (folder / MANIFEST).unlink()  # it says nothing true once the last file grows
+        shards.reopen()  # the manifest says nothing true once the last file grows
     encoder = None
-    if prompts is not None and text is not None:
+    if prompts is not None and embed is not None:
         encoder = shards.captions(
             prompts.at,
-            text,
+            embed,
+            width=caption_width(model.config),
             batch=config.batch,
             dtype=DTYPES[config.dtype],
             tell=lambda done, of: run("captions", done, of),
         )
+        del embed
         gc.collect()  # the text encoder is not needed any more, and can be larger than the model
     pipeline = Pipeline(transformer, vae, null=None if encoder is None else _null(folder))
     todo = [k for k in shards.shards if shards.facts("latents", k) is None]
@@ -234,7 +241,9 @@ def _manifest(
         "shards": [shards.listed(k, captions=encoder is not None) for k in shards.shards],
         "versions": versions(),
     }
-    if encoder is not None:
+    if encoder is None:
+        found["known_classes"] = pipeline.null_class
+    else:
         encoders["text"] = dict(encoder)
         found["null"] = file_entry(shards.out / NULL)
         if pipeline.told_size is not None:

@@ -3,7 +3,8 @@
 A folder holds ``encoded.json`` (the manifest, written last), ``latents-00000.safetensors`` … with ``latents``
 (n, C, h, w), ``items`` (n,) and, for classes, ``labels`` (n,), and for captions ``captions-00000.safetensors`` … with
 the unpadded ``states`` (tokens of all captions, D) and where each begins, ``starts`` (m + 1,). A model that is told the
-size of its pictures is told the manifest's ``told_size``, (H, W) in pixels. Shard k holds the items
+size of its pictures is told the manifest's ``told_size``, (H, W) in pixels; of labels it says how many classes the
+model they are for knows, ``known_classes``. Shard k holds the items
 k * size … (k + 1) * size - 1 of the source, less the pictures that could not be read. ``null.safetensors`` has the
 empty prompt.
 """

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 
 from ..files import sha256
-from .captions import NONE, find_captions
+from .captions import METADATA, NONE, find_captions
 from .pictures import SUFFIXES, PictureError
 from .stream import ARRAYS
 
@@ -24,15 +25,18 @@ Condition = Literal["labels", "captions", "none"]
 LABELS = ("labels", "arr_1", "train_labels")
 """Names under which an npz may hold labels, beside those of its images."""
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
+ON_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::(\S+))?")
+"""A dataset of the hub, and one of its splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """Items by position.
 
-    names: of the pictures. read: position to a file, its content, or an array of bytes. labels, captions: by position,
-    where there are such. problems: why an item is left out before its picture is read. notes: what was guessed about
-    one. ignored: names of other files. classes: names of the labels, by label. identity: a hash of all that.
+    names: of the pictures, and of folders that cannot be read. read: position to a file, its content, or an array of
+    bytes. labels, captions: by position, where there are such. problems: why an item is left out before its picture is
+    read. notes: what was guessed about one. ignored: names of other files. classes: names of the labels, by label.
+    identity: a hash of all that.
     """
 
     names: Sequence[str]
@@ -57,7 +61,8 @@ def open_source(
     classes: Sequence[str] | None = None,
     count: int | None = None,
 ) -> Source:
-    """The items of a folder, of an npz or npy, or of a dataset that ``save_to_disk`` wrote.
+    """The items of a folder, of an npz or npy, or of a dataset of Hugging Face: one that ``save_to_disk`` wrote, or
+    ``owner/name`` or ``owner/name:split`` of the hub where no such path is there.
 
     condition: what must be known of every picture. classes: the names of class folders by label; count: how many
     classes the model knows. Without ``classes``, folders are labelled by their names where these are numbers, else in
@@ -67,13 +72,15 @@ def open_source(
     """
     if path.suffix in (".npz", ".npy") and path.is_file():
         return _arrays(path, condition, caption_column, count)
+    if path.suffix not in (".npz", ".npy") and not path.exists() and (hub := ON_HUB.fullmatch(path.as_posix())):
+        return _dataset(path, _of_hub(*hub.groups()), condition, caption_column, count)
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder, and no npz of pictures")
     if (path / "dataset_dict.json").is_file():
         splits = sorted(f.name for f in path.iterdir() if f.is_dir())
         raise ValueError(f"{path} holds the splits {', '.join(splits)}: name one of them, such as {path / splits[0]}")
     if (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
-        return _dataset(path, condition, caption_column, count)
+        return _dataset(path, _of_disk(path), condition, caption_column, count)
     return _folder(path, condition, caption_column, classes, count)
 
 
@@ -81,15 +88,18 @@ def open_source(
 
 
 def _folder(root: Path, condition: Condition, column: str, classes: Sequence[str] | None, count: int | None) -> Source:
-    files = _files(root)
+    files, closed = _files(root)
     pictures = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
-    if not pictures:
-        raise ValueError(f"{root}: no pictures in it, that is no {', '.join(SUFFIXES)}")
+    named = condition == "captions" and any(PurePosixPath(name).name == METADATA for name in files)
+    if not pictures and not named:
+        also = f"; {len(closed)} folders or files cannot be read, such as {min(closed)}" if closed else ""
+        raise ValueError(f"{root}: no pictures in it, that is no {', '.join(SUFFIXES)}{also}")
     tops = {name.split("/")[0] for name in pictures}
     if len(tops) > 1 and all("/" in name for name in pictures) and tops <= set(SPLITS):
         raise ValueError(
             f"{root} holds the splits {', '.join(sorted(tops))}: name one of them, such as {root / min(tops)}"
         )
+    pictures = sorted([*pictures, *closed])
     told: dict[str, Any] = {}
     used: set[str] = set()
     if condition == "captions":
@@ -99,7 +109,7 @@ def _folder(root: Path, condition: Condition, column: str, classes: Sequence[str
                 f"{root}: no captions, neither a .txt beside a picture nor a metadata.jsonl; "
                 "condition none takes the pictures without"
             )
-        pictures = sorted({*pictures, *found.problems})
+        pictures = sorted({*pictures, *found.texts, *found.problems})  # those that metadata name, whatever their suffix
         told = {
             "captions": [found.texts.get(name) for name in pictures],
             "problems": {i: found.problems[name] for i, name in enumerate(pictures) if name in found.problems},
@@ -108,7 +118,10 @@ def _folder(root: Path, condition: Condition, column: str, classes: Sequence[str
         used = found.used
     elif condition == "labels":
         told = _classes(root, pictures, classes, count)
-    ignored = [name for name in files if name not in used and Path(name).suffix.lower() not in SUFFIXES]
+    if closed:
+        unread = {i: closed[name] for i, name in enumerate(pictures) if name in closed}
+        told["problems"] = told.get("problems", {}) | unread
+    ignored = sorted({*files} - {*pictures} - used)
     lines = [f"{name} {files.get(name)}" for name in pictures] + [f"{key} {value}" for key, value in told.items()]
     return Source(
         names=pictures,
@@ -119,15 +132,26 @@ def _folder(root: Path, condition: Condition, column: str, classes: Sequence[str
     )
 
 
-def _files(root: Path) -> dict[str, int]:
-    """Every file's name within ``root`` and its size, in the order of names; links to folders are followed."""
-    found = {}
-    for folder, _, names in os.walk(root, followlinks=True):
+def _files(root: Path) -> tuple[dict[str, int], dict[str, str]]:
+    """Every file's name within ``root`` and its size; and what cannot be read, folders with a slash at their end, and
+    why. In the order of names; links to folders are followed. Raises ValueError where ``root`` cannot be read."""
+    found, closed = dict[str, int](), dict[str, str]()
+
+    def note(error: OSError, end: str = "/") -> None:
+        name, why = Path(error.filename).relative_to(root).as_posix(), f"cannot be read: {error.strerror}"
+        if name == ".":
+            raise ValueError(f"{root} {why}")
+        closed[name + end] = why
+
+    for folder, _, names in os.walk(root, onerror=note, followlinks=True):
         for name in names:
             file = Path(folder) / name
-            if file.is_file():
-                found[file.relative_to(root).as_posix()] = file.stat().st_size
-    return dict(sorted(found.items()))
+            try:
+                if file.is_file():
+                    found[file.relative_to(root).as_posix()] = file.stat().st_size
+            except OSError as error:
+                note(error, "")
+    return dict(sorted(found.items())), dict(sorted(closed.items()))
 
 
 def _classes(root: Path, pictures: list[str], classes: Sequence[str] | None, count: int | None) -> dict[str, Any]:
@@ -214,17 +238,38 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 # -- Hugging Face ------------------------------------------------------------------------------------------------------
 
 
-def _dataset(path: Path, condition: Condition, column: str, count: int | None) -> Source:
+def _datasets(what: str) -> Any:
     try:
-        datasets: Any = import_module("datasets")
+        return import_module("datasets")
     except ImportError:
-        raise ValueError(f"{path} is a dataset of Hugging Face: install datasets to read it") from None
-    found: Any = datasets.load_from_disk(str(path))
+        raise ValueError(f"{what}: install datasets to read it: pip install 'dit-grafting[datasets]'") from None
+
+
+def _of_disk(path: Path) -> Any:
+    return _datasets(f"{path} is a dataset of Hugging Face").load_from_disk(str(path))
+
+
+def _of_hub(name: str, split: str | None) -> Any:
+    """A split of a dataset on the hub, its only one where none is named."""
+    datasets = _datasets(f"{name} is no folder here, and may be a dataset of Hugging Face")
+    try:
+        splits = [split] if split else datasets.get_dataset_split_names(name)
+        found = datasets.load_dataset(name, split=splits[0]) if len(splits) == 1 else None
+    except Exception as error:  # the hub, the builders and pyarrow each have their own
+        said = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(f"{name} is no folder here, and was not had as a dataset of the hub: {said}") from None
+    if found is None:
+        raise ValueError(f"{name} holds the splits {', '.join(splits)}: name one of them, such as {name}:{splits[0]}")
+    return found
+
+
+def _dataset(path: Path, found: Any, condition: Condition, column: str, count: int | None) -> Source:
+    identity = str(found._fingerprint)  # of the data as stored: what is cast is not the same for every version
     features = dict(found.features)
     images = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
     if not images:
         raise ValueError(f"{path}: no column of pictures among {', '.join(features)}")
-    found = found.cast_column(images[0], datasets.Image(decode=False))
+    found = found.cast_column(images[0], import_module("datasets").Image(decode=False))
     told: dict[str, Any] = {}
     if condition == "labels":
         name = next((name for name, kind in features.items() if type(kind).__name__ == "ClassLabel"), None)
@@ -248,4 +293,4 @@ def _dataset(path: Path, condition: Condition, column: str, count: int | None) -
         return picture["bytes"] if picture["bytes"] is not None else Path(picture["path"])
 
     names = [f"{images[0]}[{i}]" for i in range(len(found))]
-    return Source(names=names, read=read, identity=str(found._fingerprint), **told)
+    return Source(names=names, read=read, identity=identity, **told)

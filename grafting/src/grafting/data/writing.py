@@ -7,6 +7,7 @@ whole, so that a run killed at any moment and started again gives the same files
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from .encoders import Embedder
 
 SETTINGS = "settings.json"
+TEMPORARY = re.compile(
+    rf"\.(?:(?:latents|captions)-\d+\.safetensors|{'|'.join(map(re.escape, (NULL, SETTINGS, MANIFEST)))})\.\w+"
+)
+"""What a kill leaves of a file that :mod:`grafting.files` was writing here."""
 
 
 class ShardFolder:
@@ -36,7 +41,7 @@ class ShardFolder:
 
     def claim(self, what: str) -> None:
         """Raises ClaimError where the folder holds ``what`` of other settings; these are noted with its first file, so
-        that a refusal before that leaves nothing."""
+        that a refusal before that leaves nothing. What a kill left half written is removed."""
         for name in (MANIFEST, SETTINGS):
             if (self.out / name).is_file():
                 there = read_json(self.out / name, ("settings",) if name == MANIFEST else ())
@@ -44,6 +49,16 @@ class ShardFolder:
                     raise ClaimError(
                         f"{self.out} holds {what} of other settings ({named}): name another folder or remove it"
                     )
+        for path in list(self.out.glob(".*")):
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink()
+        if (self.out / MANIFEST).is_file():
+            (self.out / SETTINGS).unlink(missing_ok=True)
+
+    def reopen(self) -> None:
+        """Make a finished folder one under way, of the same settings."""
+        self._note()
+        (self.out / MANIFEST).unlink()
 
     @property
     def shards(self) -> range:
@@ -71,28 +86,29 @@ class ShardFolder:
     def captions(
         self,
         caption: Callable[[int], str | None],
-        load: Callable[[], Embedder],
+        embed: Embedder,
         *,
+        width: int | None,
         batch: int,
         dtype: torch.dtype,
         tell: Callable[[int, int], None],
     ) -> dict[str, Any]:
-        """Embed what is not embedded yet, and the empty prompt; returns the encoder's identity.
+        """Embed what this encoder has not embedded yet, and the empty prompt; returns the encoder's identity.
 
-        caption: of an item, None for none. load: the encoder, if it is needed. tell: called with (done, of all).
+        caption: of an item, None for none. embed: asked for states where any are to be made. width: that these must
+        have. tell: called with (done, of all). Raises ValueError for states of another width.
         """
-        kept = [self.facts("captions", k) for k in self.shards]
-        last = shard_facts(self.out / NULL)  # written last of all
-        if last is not None and last.get("settings") == self.settings:
-            identity: dict[str, Any] = last["encoder"]
-            if all(facts is not None and facts["encoder"] == identity for facts in kept):
-                return identity
-        embed = load()
         identity = dict(sorted(embed.identity.items()))  # as it comes back from a shard
+        kept = [self.facts("captions", k) for k in self.shards]
         done = [k for k, facts in enumerate(kept) if facts is not None and facts["encoder"] == identity]
+        last = shard_facts(self.out / NULL)  # written last of all
+        if last is not None and last == {"settings": self.settings, "encoder": identity} and len(done) == len(kept):
+            return identity
         finished = sum(len(self.items(k)) for k in done)
         tell(finished, self.count)
         empty, _ = embed([""])
+        if width not in (None, empty[0].shape[1]):
+            raise ValueError(f"the text encoder gives states of width {empty[0].shape[1]}, the model takes {width}")
         for k in self.shards:
             if k in done:
                 continue
@@ -129,10 +145,13 @@ class ShardFolder:
 
     def _write(self, path: Path, tensors: Mapping[str, torch.Tensor], **facts: Any) -> None:
         """One entry of metadata, because safetensors writes several in any order."""
-        if not (self.out / SETTINGS).is_file():
-            write_json_atomic(self.out / SETTINGS, self.settings)
+        self._note()
         told = json.dumps({"settings": self.settings, **facts}, ensure_ascii=False, sort_keys=True)
         save_safetensors_atomic(path, tensors, {"grafting": told})
+
+    def _note(self) -> None:
+        if not (self.out / SETTINGS).is_file():
+            write_json_atomic(self.out / SETTINGS, self.settings)
 
 
 def file_entry(path: Path) -> dict[str, Any]:

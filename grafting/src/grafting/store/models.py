@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,8 +22,8 @@ from .manifest import MANIFEST, read_manifest
 if TYPE_CHECKING:
     from ..classifier import Classifier
 
-AUTOENCODERS = ("autoencoder", "vae")
-"""Subfolders that hold an autoencoder: ours, and that of diffusers' pipelines."""
+AUTOENCODERS = ("vae", "autoencoder")
+"""Subfolders that hold an autoencoder: that of diffusers' pipelines, and ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,33 +88,57 @@ def _opened(name: str, base: str | None) -> Model:
 
 
 def with_autoencoder(model: Model, name: str) -> Model:
-    """``model`` with the AutoencoderKL of a folder (its own, or its subfolder ``vae``) for what it draws.
+    """``model`` with the autoencoder that :func:`given_autoencoder` finds, for what it draws.
 
     Raises:
         ModelError: no autoencoder there, one for latents of other channels, or the model brings its own.
     """
     if model.autoencoder is not None:
         raise ModelError(f"{model.name} brings its own autoencoder: another is for a transformer without one")
-    folder = next(
-        (f for f in (Path(name), *(Path(name) / p for p in AUTOENCODERS)) if (f / "config.json").is_file()), None
-    )
-    if folder is None:
-        raise ModelError(f"autoencoder {name}: no config.json there, nor in a subfolder {' or '.join(AUTOENCODERS)}")
-    kind = read_json(folder / "config.json", error=ModelError)
     drawn = getattr(model.transformer.config, "in_channels", None)
-    if kind.get("_class_name") != "AutoencoderKL" or kind.get("latent_channels") != drawn:
-        raise ModelError(
-            f"autoencoder {folder} is {kind.get('_class_name')} of {kind.get('latent_channels')} channels, "
-            f"{model.name} needs an AutoencoderKL of {drawn}"
-        )
-    return replace(model, autoencoder=_autoencoder(folder))
+    return replace(model, autoencoder=given_autoencoder(name, channels=drawn))
 
 
-def _autoencoder(source: Path | str, **where: str) -> nn.Module:
+def own_autoencoder(home: str) -> nn.Module | None:
+    """The AutoencoderKL in a subfolder of a folder or hub id, in eval mode, float32; None where there is none.
+
+    Raises ModelError for one of another class, or where the hub cannot be reached.
+    """
+    return _autoencoder(home, AUTOENCODERS)
+
+
+def given_autoencoder(name: str, *, channels: int | None = None) -> nn.Module:
+    """The same of a folder or hub id that may be the autoencoder itself.
+
+    Raises ModelError also where there is none, or one for latents of other than ``channels``.
+    """
+    found = _autoencoder(name, (*AUTOENCODERS, ""), channels)
+    if found is None:
+        raise ModelError(f"autoencoder {name}: no config.json there, nor in a subfolder {' or '.join(AUTOENCODERS)}")
+    return found
+
+
+def _autoencoder(home: str, parts: Sequence[str], channels: int | None = None) -> nn.Module | None:
+    """From the first of ``parts`` that is there, "" for ``home`` itself."""
     from diffusers import AutoencoderKL
 
-    made: nn.Module = AutoencoderKL.from_pretrained(source, **where)
-    return made.float().eval()
+    local = Path(home).exists()
+    if not local and not HUB_ID.fullmatch(home):
+        return None
+    for part in parts:
+        file = str(PurePosixPath(part, "config.json"))
+        path = Path(home) / file if local else hub_file(home, file)
+        if path is None or not path.is_file():
+            continue
+        config = read_json(path, error=ModelError)
+        kind, latent = config.get("_class_name"), config.get("latent_channels")
+        if kind != "AutoencoderKL":
+            raise ModelError(f"autoencoder {path.parent} is {kind}: an AutoencoderKL is needed")
+        if channels not in (None, latent):
+            raise ModelError(f"autoencoder {path.parent} gives latents of {latent} channels: {channels} are needed")
+        made: nn.Module = AutoencoderKL.from_pretrained(home, **({"subfolder": part} if part else {}))
+        return made.float().eval()
+    return None
 
 
 def _plain(folder: Path, name: str) -> Model:
@@ -155,11 +179,7 @@ def _graft(folder: Path, base: str | None) -> Model:
 
 def _companions(folder: Path) -> dict[str, Any]:
     """What lies beside a transformer, as keyword arguments of :class:`Model`."""
-    found: dict[str, Any] = {"folder": folder}
-    for part in AUTOENCODERS:
-        if (folder / part / "config.json").is_file():
-            found["autoencoder"] = _autoencoder(folder / part)
-            break
+    found: dict[str, Any] = {"folder": folder, "autoencoder": own_autoencoder(str(folder))}
     if (folder / "classifier" / "config.json").is_file():
         from ..classifier import Classifier
 
@@ -179,9 +199,7 @@ def _hub(name: str) -> Model:
     if schedule is not None:
         check_schedule(schedule)
     transformer = _transformer(hub_config(name), name, subfolder="transformer")
-    own = hub_file(name, "vae/config.json") is not None
-    autoencoder = _autoencoder(name, subfolder="vae") if own else None
-    return Model(name=name, transformer=transformer, autoencoder=autoencoder)
+    return Model(name=name, transformer=transformer, autoencoder=own_autoencoder(name))
 
 
 def _transformer(config: Mapping[str, Any], source: str, **where: str) -> nn.Module:

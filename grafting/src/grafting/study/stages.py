@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..conditions import to
+from ..conditions import TEXT, to
 from ..cost import PlanCost, adapter_cost
 from ..data import Batches, FashionMNIST, read_subset
 from ..data.encode import scaled
+from ..data.encoders import caption_width
 from ..data.shards import Encoded, Rows, is_encoded
 from ..diffusion import Denoiser
 from ..files import sha256
@@ -93,6 +94,19 @@ class Material:
         wanted = "labels" if family == "DiT" else "captions"
         if encoded.condition not in (wanted, "none"):
             raise ModelError(f"data {self.path} has {encoded.condition}, {self.model.name} is conditioned on {wanted}")
+        if encoded.condition == "captions" and (takes := caption_width(config)) is not None:
+            width = encoded.null[TEXT].shape[-1]
+            if width != takes:
+                raise ModelError(
+                    f"data {self.path} has captions of width {width}, {self.model.name} takes {takes}: "
+                    "they were embedded for another model"
+                )
+        if encoded.condition == "labels" and (there := encoded.manifest.get("known_classes")) is not None:
+            classes = null_class(self.model.transformer)
+            if there != classes:
+                raise ModelError(
+                    f"data {self.path} was made for a model of {there} classes, {self.model.name} knows {classes}"
+                )
         channels, side = encoded.shape[0], config.sample_size
         if channels != config.in_channels or (family == "DiT" and encoded.shape[1:] != (side, side)):
             raise ModelError(

@@ -21,13 +21,16 @@ def add(verbs: Verbs) -> None:
     """Declare it."""
     made = verbs.add("encode", encode, "pictures and captions to latents and embeddings, for --data", resume="")
     made.add_argument(
-        "source", type=Path, metavar="SOURCE", help="a folder of pictures, an npz, or a dataset of Hugging Face on disk"
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="a folder of pictures, an npz, or a dataset of Hugging Face: its folder, or owner/name:split",
     )
     made.add_argument("--model", required=True, metavar="MODEL", help=MODEL)
     made.add_argument(
         "--out", type=Path, required=True, help="the folder of the shards; a run found there is continued"
     )
-    made.add_argument("--vae", metavar="FOLDER", help="an AutoencoderKL, where the model brings none")
+    made.add_argument("--vae", metavar="MODEL", help="an AutoencoderKL's folder or hub id, where the model brings none")
     text_options(made)
     made.add_argument("--size", type=_size, metavar="HxW", help="pixels, N for a square; default: the model's own")
     made.add_argument(

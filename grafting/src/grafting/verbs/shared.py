@@ -116,13 +116,15 @@ def alone(arguments: argparse.Namespace) -> Team:
 
 def vae_option(made: argparse.ArgumentParser) -> None:
     """``--vae``, for :func:`opened`."""
-    made.add_argument("--vae", metavar="FOLDER", help="an AutoencoderKL, for a model of latents that brings none")
+    made.add_argument(
+        "--vae", metavar="MODEL", help="an AutoencoderKL's folder or hub id, for a model of latents that brings none"
+    )
 
 
 def text_options(made: argparse.ArgumentParser) -> None:
     """``--text`` and ``--tokens``, for what embeds prompts."""
     made.add_argument("--text", metavar="MODEL", help="a pipeline to take the text encoder of, where MODEL has none")
-    made.add_argument("--tokens", type=at_least(1), metavar="N", help="of a prompt at most (default: the pipeline's)")
+    made.add_argument("--tokens", type=at_least(1), metavar="N", help="of a prompt at most (default: the model's)")
 
 
 def opened(arguments: argparse.Namespace) -> Model:
