@@ -158,13 +158,20 @@ def test_adaln_zero_start_is_the_identity(fashion: Path, tmp_path: Path) -> None
 
 
 def test_start_goes_on_from_an_earlier_model(fashion: Path, tmp_path: Path) -> None:
-    """With no learning to speak of, the second run ends where the first one did."""
+    """With no learning to speak of, the second run ends where the first one did; its configuration need not be told."""
     first = pretrain(_recipe("classifier", fashion, model={"widths": [8, 8, 8]}), tmp_path / "first")
     still = {"steps": 1, "lr": 1e-12}
     again = _recipe("classifier", fashion, model={"widths": [8, 8, 8]}, seed=9, start=str(tmp_path / "first" / "model"))
     second = pretrain(dataclasses.replace(again, loop=LoopConfig(**still)), tmp_path / "second")
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+    third = pretrain(dataclasses.replace(again, loop=LoopConfig(**still), model={}), tmp_path / "third")
+    for a, b in zip(second.parameters(), third.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(
+        ValueError, match=r"start nowhere: no model to go on from, for there is no nowhere/config\.json"
+    ):
+        dataclasses.replace(again, model={}, start="nowhere").completed()
 
 
 def test_recipe_problems_come_together(fashion: Path) -> None:

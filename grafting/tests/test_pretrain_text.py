@@ -330,8 +330,11 @@ def test_weights_of_half_the_power_make_gradients_alike() -> None:
     assert gradients == pytest.approx([0.6] * 4, rel=1e-3)
 
 
-def test_recipes_that_fit_no_transformer_are_told() -> None:
+def test_recipes_that_fit_no_transformer_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="_class_name 'UNet': DiTTransformer2DModel or PixArtTransformer2DModel"):
         _recipe(model={"_class_name": "UNet"})
     with pytest.raises(ValueError, match="data None: PixArtTransformer2DModel learns from scenes"):
         _recipe(data=None)
+    (tmp_path / "config.json").write_text('{"_class_name": "DiTTransformer2DModel"}')
+    with pytest.raises(ValueError, match="is DiTTransformer2DModel, data 'scenes': PixArtTransformer2DModel learns"):
+        _recipe(model={}, start=str(tmp_path)).completed()

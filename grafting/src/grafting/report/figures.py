@@ -33,7 +33,8 @@ WIDTH, _LABEL = 720, 190
 def drawing(width: float, height: float, title: str, parts: Sequence[str]) -> str:
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}" '
-        f'xmlns="http://www.w3.org/2000/svg"><title>{escape(title)}</title>{"".join(parts)}</svg>'
+        f'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif">'
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
     )
 
 

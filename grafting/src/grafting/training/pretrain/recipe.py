@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ...files import read_json
 from ...scenes.prompts import DEFAULT
 from ...scenes.world import World
 from ...settings import SettingsError, build, read_yaml
@@ -15,6 +16,7 @@ KINDS = ("autoencoder", "transformer", "classifier")
 DIT, PIXART = "DiTTransformer2DModel", "PixArtTransformer2DModel"
 SCENES = "scenes"
 """The name of the data that are drawn, not read: :mod:`grafting.scenes`."""
+LEARNS = f"{PIXART} learns from {SCENES}, {DIT} from classes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +40,17 @@ class PretrainRecipe:
 
     model: its diffusers configuration; a transformer's may name its class, ``_class_name``, DiT by default. data:
     ``scenes``, or a folder of Fashion-MNIST's files (None: where they usually lie). start: the folder of an earlier
-    model of the same shape to go on from. label_dropout: the share of conditions replaced by none. world: what scenes
-    hold, and how often each task is drawn. pool: how many scenes a transformer sees, encoded once. weight_power,
-    weight_cap: the noise's error is weighted by one over alpha_bar of the level to this power, up to this; a cap of 1
-    leaves it as it is. levels: how often a transformer's training draws each noise level; None draws all alike.
+    model of the same shape to go on from, whose configuration it is where ``model`` is left out. label_dropout: the
+    share of conditions replaced by none. world: what scenes hold, and how often each task is drawn. pool: how many
+    scenes a transformer sees, encoded once. weight_power, weight_cap: the noise's error is weighted by one over
+    alpha_bar of the level to this power, up to this; a cap of 1 leaves it as it is. levels: how often a
+    transformer's training draws each noise level; None draws all alike.
     """
 
     kind: str
-    model: dict[str, Any]
     loop: LoopConfig
     batch: int
+    model: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     precision: str = "fp32"
     data: str | None = None
@@ -68,15 +71,16 @@ class PretrainRecipe:
         problems: list[str] = []
         if "kind" in content and content["kind"] not in KINDS:
             problems.append(f"{where}: kind {content['kind']!r}: one of {', '.join(KINDS)}")
-        named = content["model"].get("_class_name", DIT) if isinstance(content.get("model"), dict) else DIT
-        if content.get("kind") == "transformer":
+        told = content.get("model")
+        if content.get("kind") == "transformer" and told and isinstance(told, dict):
+            named = told.get("_class_name", DIT)
             if named not in (DIT, PIXART):
                 problems.append(f"{where}: model: _class_name {named!r}: {DIT} or {PIXART}")
             elif (named == PIXART) != (content.get("data") == SCENES):
-                problems.append(
-                    f"{where}: data {content.get('data')!r}: {PIXART} learns from {SCENES}, {DIT} from classes"
-                )
+                problems.append(f"{where}: data {content.get('data')!r}: {LEARNS}")
         made = build(cls, content, where, problems)
+        if not content.get("model") and not content.get("start"):
+            problems.append(f"{where}: model is missing: its configuration, or start, a model to go on from")
         if problems or made is None:
             raise SettingsError(problems)
         return made
@@ -90,6 +94,22 @@ class PretrainRecipe:
         if "teacher" in content and "kind" not in content:
             raise SettingsError([f"{where} is the recipe of a study and trains no teacher: give it to grafting run"])
         return cls.from_dict(content, where)
+
+    def completed(self) -> PretrainRecipe:
+        """With the configuration of the model that it goes on from, where it has none itself.
+
+        Raises ValueError where that is not there, or learns from other data.
+        """
+        if self.model:
+            return self
+        path = Path(self.start or "") / "config.json"
+        if not path.is_file():
+            raise ValueError(f"start {self.start}: no model to go on from, for there is no {path}")
+        config = read_json(path)
+        named = config.get("_class_name", DIT)
+        if self.kind == "transformer" and (named == PIXART) != (self.data == SCENES):
+            raise ValueError(f"start {self.start} is {named}, data {self.data!r}: {LEARNS}")
+        return replace(self, model={key: value for key, value in config.items() if not key.startswith("_")})
 
     @property
     def folder(self) -> Path | None:

@@ -30,7 +30,7 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, until: int | None = None, tea
     until: stop after this step; the state is saved and a later call goes on. team: the processes that share the work,
     and their device; alone on the CPU by default. Returns the model with its EMA weights.
     """
-    team = team or Team(device=torch.device("cpu"))
+    team, recipe = team or Team(device=torch.device("cpu")), recipe.completed()
     torch.manual_seed(recipe.seed)
     model, losses = _begin(recipe, out, team)
     if recipe.start:

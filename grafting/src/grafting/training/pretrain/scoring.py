@@ -50,7 +50,7 @@ def score(
     team = Team(device=torch.device("cpu"))
     state = read_json(out / "state.json", ("step", "file"))
     tensors = load_file(out / state["file"])
-    model = network(recipe)
+    model = network(recipe.completed())
     averaged = {key.removeprefix("ema/"): tensor for key, tensor in tensors.items() if key.startswith("ema/")}
     if problems := misfits(averaged, dict(model.named_parameters())):
         raise ValueError(f"{out} holds the state of another model: {problems}")
