@@ -49,3 +49,52 @@ def test_stage_one() -> None:
         wanted = [f"{row['samples_per_second']:.0f}", f"{row['gain']:.2f}x", f"{row['bound']:.2f}x"]
         assert cells(str(row["sites"])) == [*wanted, f"{row['peak_mib']:.1f} MiB"]
         assert row["share_of_bound"] >= 0.85
+
+
+def table(page: str, first: str) -> list[list[str]]:
+    """The rows below the header that begins with ``first``, as cells."""
+    text = (HOME / "docs" / page).read_text(encoding="utf-8")
+    body = text[text.index(f"| {first} |") :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in body]
+
+
+def test_depth_to_width() -> None:
+    content = measured("parallel")
+    shown = table("restructure.md", "width")
+    assert len(shown) == len(content["rows"]) and content["dtype"] == "float32"
+    for cells, row in zip(shown, content["rows"], strict=True):
+        fast, median = row["speedup"], row["of medians"]
+        milliseconds = row["milliseconds"]
+        assert cells == [
+            f"{row['width']:,}",
+            str(row["batch"]),
+            f"{row['tokens']:,}",
+            f"{milliseconds:.1f} ms" if milliseconds < 100 else f"{milliseconds:.0f} ms",
+            *(f"{fast[name]:.2f}x ({median[name]:.2f})" for name in ("scale", "dense")),
+        ]
+
+
+def test_analyses() -> None:
+    content = measured("analysis")
+    (whole, one), (memory,) = table("analyses.md", "what"), content["memory"]
+    assert content["whole"]["samples"] == 256 and memory["tokens"] == 4096
+    assert whole[1] == f"{content['whole']['analysis_seconds']:.0f} s" and content["whole"]["analysis_seconds"] < 120
+    tensors, resident = memory["analysis_tensors_mib"], memory["analysis_resident_mib"]
+    assert one[1] == f"{tensors:.0f} MiB of tensors; the process grew by {resident:.0f} MiB"
+    assert max(tensors, resident) < 1024
+
+
+def test_encoding() -> None:
+    content = measured("encode")
+    page = (HOME / "docs" / "data.md").read_text(encoding="utf-8")
+    assert content["settings"]["side"] == 512 and content["parameters"] > 80e6, "of the size of SDXL's"
+    assert f"{100 * content['share_of_autoencoder']:.0f} % of the autoencoder's own throughput" in page
+    assert content["share_of_autoencoder"] >= 0.9
+
+
+def test_pixart() -> None:
+    page = (HOME / "docs" / "pixart.md").read_text(encoding="utf-8")
+    stack, whole = measured("pixart"), measured("pixart-whole")
+    assert f"**{stack['speedup']:.2f}x**, {100 * stack['share_of_time_bound']:.0f} % of the time bound" in page
+    for content in (stack, whole):
+        assert f"{content['speedup']:.2f}x" in page and f"FLOP bound {content['flop_bound']:.2f}x" in page
