@@ -49,7 +49,7 @@ def bounds() -> str:
         curve = [at(side**2, plan_cost(plan, config, grid=(side, side)).flop_bound) for side in SIDES]
         parts += [line(*a, *b, colour, 2) for a, b in pairwise(curve)]
         parts.append(text(curve[-1][0] + 8, curve[-1][1] + 4, f"bound, {name}", size=12, fill=colour))
-    for name, label, shift in (("stack", "DiT, measured", -10.0), ("pixart", "PixArt-Sigma, measured", 28.0)):
+    for name, label, shift in (("stack", "DiT, measured", -10.0), ("pixart", "PixArt-Sigma, measured", 42.0)):
         found = measured(name)
         across, height = at(found["tokens"], found["speedup"])
         parts.append(f'<circle cx="{across:.1f}" cy="{height:.1f}" r="5" fill="{INK}"/>')
