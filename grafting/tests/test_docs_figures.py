@@ -95,6 +95,11 @@ def test_encoding() -> None:
 def test_pixart() -> None:
     page = (HOME / "docs" / "pixart.md").read_text(encoding="utf-8")
     stack, whole = measured("pixart"), measured("pixart-whole")
+    ((_, *shown),) = table("pixart.md", "two blocks")
+    assert shown == [f"{stack['seconds'][name]['minimum']:.2f}" for name in ("plain", "hybrid", "bound")]
     assert f"**{stack['speedup']:.2f}x**, {100 * stack['share_of_time_bound']:.0f} % of the time bound" in page
-    for content in (stack, whole):
-        assert f"{content['speedup']:.2f}x" in page and f"FLOP bound {content['flop_bound']:.2f}x" in page
+    assert stack["speedup"] >= stack["goals"]["speedup"] and stack["share_of_time_bound"] >= 0.95
+    plain, hybrid = (whole["seconds"][name]["minimum"] for name in ("plain", "hybrid"))
+    assert f"{plain:.0f} s and {hybrid:.0f} s, {whole['speedup']:.2f}x; FLOP bound {whole['flop_bound']:.2f}x" in page
+    peak, weights = whole["peak_bytes"]["plain"] / 2**30, whole["weight_bytes"] / 2**30
+    assert f"{peak:.2f} GiB of activations beside {weights:.2f} GiB of weights" in page

@@ -63,9 +63,22 @@ def test_every_prompt_of_the_recipe_is_kept() -> None:
     assert asked | {NULL} == set(model.prompts.prompts)
 
 
+def test_the_figures_of_card_and_pages_are_those_that_were_measured() -> None:
+    told = grafting.load_bundle("scenes").card["scenes"]
+    page = (teacher_folder("scenes") / "README.md").read_text()
+    for task, right in told["right"].items():
+        assert f"| {task.replace('_', ' ')} | {100 * right / told['each']:.1f} % |" in page
+    assert told["each"] * len(told["right"]) == told["prompts"]
+    overall = 100 * sum(told["right"].values()) / told["prompts"]
+    docs = (Path(__file__).resolve().parents[1] / "docs" / "teacher.md").read_text()
+    assert (
+        f"of {told['prompts']} it gives {overall:.0f} %" in page and f"| {overall:.0f} % of {told['prompts']} |" in docs
+    )
+
+
 @pytest.mark.heavy
 def test_it_draws_what_it_is_asked_for() -> None:
-    """A few prompts of the task that is learnt first; the card has the figures of 2,004."""
+    """A few prompts of the task that is learnt first; the card has the figures of more."""
     model = open_model("scenes")
     prompts = [p for p in evaluation_prompts(96, world=world_of(model)) if p.task == "single_object"]
     pipeline = Pipeline(model.transformer, model.autoencoder, text=model.prompts)

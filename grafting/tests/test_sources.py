@@ -186,6 +186,8 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, unreadable: list[Path]) ->
     labelled = open_source(tmp_path, "labels", count=3)
     assert told(labelled, "problems") == closed
     assert labelled.classes == {0: "a", 1: "b", 2: "c"}, "a class of which nothing is seen keeps its label"
+    with pytest.raises(ValueError, match="folder b cannot be read, so that it is not known how many classes"):
+        open_source(tmp_path, "labels")
     captioned = open_source(tmp_path, "captions")
     assert told(captioned, "problems") == closed and told(captioned, "captions")["c/3.png"] == "c/3.png"
     unreadable += [tmp_path / "a", tmp_path / "c"]

@@ -25,6 +25,7 @@ from grafting.study import RunRecipe, Study, StudyError, run
 from grafting.study.scenes import embedded, scene_prompts
 from grafting.teachers import bundle
 from grafting.text import NULL, TextEncoder
+from grafting.training.team import Team
 
 N, HELD_OUT = 13, 5
 PROMPTS = [*evaluation_prompts(N), *evaluation_prompts(HELD_OUT, held_out=True)]
@@ -82,6 +83,13 @@ def test_a_study_draws_its_own_pairs_first_and_goes_on_with_them(
     text = f"teacher: {home / 'tiny'}\n{more}\n{RECIPE}"
     with pytest.raises(StudyError, match="block 7; the model has 0 to 1"):
         Study(RunRecipe.from_yaml(text, ["plan.edits.0.blocks=[7]"]), tmp_path / "bad", pytest.fail)
+    for change, said in (("evaluate.samples=4", "takes text"), ("beside=[nowhere]", "no results.json")):
+        with pytest.raises(StudyError, match=said):
+            Study(RunRecipe.from_yaml(text, [change]), tmp_path / "bad", pytest.fail)
+    with pytest.raises(StudyError, match="pairs are drawn by one process: start one until they are in"):
+        Study(
+            RunRecipe.from_yaml(text), tmp_path / "bad", pytest.fail, Team(device=torch.device("cpu"), rank=0, size=2)
+        )
     assert not (tmp_path / "bad").exists()
     asked = RunRecipe.from_yaml(text)
     study = Study(asked, tmp_path, pytest.fail)

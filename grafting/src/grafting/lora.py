@@ -37,6 +37,10 @@ class LoraError(ValueError):
     """Adapters that cannot be had; the model is as it was."""
 
 
+MISSING = "LoRA needs the package peft: pip install 'dit-grafting[lora]'"
+"""What is said where adapters are asked for and it is not there."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lora:
     """rank: of every adapter. alpha: its scale times the rank; the rank itself, so a scale of 1, where None.
@@ -146,7 +150,7 @@ def add_lora(handle: Grafted, settings: Lora, *, seed: int = 0) -> Adapters:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
     except ImportError:
-        raise LoraError("LoRA needs the package peft: pip install 'dit-grafting[lora]'") from None
+        raise LoraError(MISSING) from None
     blocks = handle.running()
     if handle.adapters is not None or any(
         isinstance(m, BaseTunerLayer) for part in handle.parts() for m in part.modules()

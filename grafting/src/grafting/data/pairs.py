@@ -121,7 +121,7 @@ def generate_pairs(
     Args:
         vae: of the model, noted beside its latents, which are not decoded.
         prompts: of a text-to-image model; without them pairs are of class labels, all classes in turn.
-        text: what embeds the prompts, which is released before the first pair is drawn.
+        text: gives what embeds the prompts, which is released before the first pair is drawn.
 
     Raises:
         ValueError: ``count`` is below 1 or below what is there, or prompts have no ``text`` to embed them.

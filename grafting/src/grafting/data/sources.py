@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -117,7 +117,7 @@ def _folder(root: Path, condition: Condition, column: str, classes: Sequence[str
         }
         used = found.used
     elif condition == "labels":
-        told = _classes(root, pictures, classes, count)
+        told = _classes(root, pictures, classes, count, closed)
     if closed:
         unread = {i: closed[name] for i, name in enumerate(pictures) if name in closed}
         told["problems"] = told.get("problems", {}) | unread
@@ -154,9 +154,12 @@ def _files(root: Path) -> tuple[dict[str, int], dict[str, str]]:
     return dict(sorted(found.items())), dict(sorted(closed.items()))
 
 
-def _classes(root: Path, pictures: list[str], classes: Sequence[str] | None, count: int | None) -> dict[str, Any]:
-    """Labels of pictures by the first folder on their way."""
+def _classes(
+    root: Path, pictures: list[str], classes: Sequence[str] | None, count: int | None, closed: Collection[str]
+) -> dict[str, Any]:
+    """Labels of pictures by the first folder on their way; one among ``closed``, which cannot be read, counts too."""
     folders = sorted({name.split("/")[0] for name in pictures if "/" in name})
+    unseen = sorted({*folders} - {name.split("/")[0] for name in pictures if name not in closed})
     if not folders:
         raise ValueError(f"{root}: no folders of classes in it; condition none takes the pictures without labels")
     if classes is not None:
@@ -165,6 +168,11 @@ def _classes(root: Path, pictures: list[str], classes: Sequence[str] | None, cou
             raise ValueError(f"{root}: folder {unknown[0]} is none of the {len(classes)} classes that were given")
     elif all(name.isdecimal() for name in folders):
         label_of = {name: int(name) for name in folders}
+    elif count is None and unseen:  # is it a class? every label after it depends on that
+        raise ValueError(
+            f"{root}: folder {unseen[0]} cannot be read, so that it is not known how many classes there are: "
+            "give a list of all classes"
+        )
     elif count is None or count == len(folders):
         label_of = {name: label for label, name in enumerate(folders)}
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isclose
 
 from .results import Figure
 from .table import TableResults, TableRow
@@ -19,20 +20,20 @@ STRETCH = 0.02
 class Goal:
     """Of hybrids at ``share`` percent: metrics at most ``within`` of the teacher above it; None asks for no collapse.
 
-    budget: that they learnt with, a share of the teacher's training. interval: whether a value within the teacher's own
-    95 % interval is enough.
+    budget: that they learnt with, a share of the teacher's training; None: the table's own. interval: whether a value
+    within the teacher's own 95 % interval is enough.
     """
 
     share: int
-    budget: float = 0.05
+    budget: float | None = None
     within: float | None = None
     interval: bool = False
 
     @property
     def of(self) -> str:
         """Which rows it is for."""
-        stretch = " (stretch)" if self.budget == STRETCH else ""
-        return f"{self.share} % at {100 * self.budget:g} % of the training{stretch}"
+        stretch = "" if self.budget is None else f" at {100 * self.budget:g} % of the training (stretch)"
+        return f"{self.share} %{stretch}"
 
     @property
     def text(self) -> str:
@@ -70,10 +71,13 @@ def verdicts(results: TableResults) -> tuple[Verdict, ...]:
         return ()
     found = []
     for goal in GOALS:
-        of = ("hybrid", goal.share, goal.budget, None)
-        rows = [row for row in results.rows if (row.role, row.share, row.budget, row.images) == of]
-        found += [judge(row, teacher, goal) for row in rows]
+        rows = [row for row in results.rows if (row.role, row.share, row.images) == ("hybrid", goal.share, None)]
+        found += [judge(row, teacher, goal) for row in rows if _asked(row, goal)]
     return tuple(found)
+
+
+def _asked(row: TableRow, goal: Goal) -> bool:
+    return not row.variant if goal.budget is None else row.budget is not None and isclose(row.budget, goal.budget)
 
 
 def judge(row: TableRow, teacher: TableRow, goal: Goal) -> Verdict:

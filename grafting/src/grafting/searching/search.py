@@ -150,5 +150,5 @@ def _protocol(cost: str, grid: tuple[int, int], batch: int, device: torch.device
     tokens = f"{grid[0]} x {grid[1]} tokens"
     if cost == "flops":
         return f"FLOPs of one sample, {tokens}"
-    where = "" if device.type == "cpu" else f", {torch.cuda.get_device_name(device)}"
+    where = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return f"seconds of a batch of {batch}, {tokens}{where}"

@@ -36,24 +36,7 @@ class Asked:
         self, config: EvaluateStage, model: Model, material: Material, seed: int, device: torch.device
     ) -> None:
         self.config, self.model, self.material, self.seed, self.device = config, model, material, seed, device
-        self.reads_text = host_for(model.transformer).family != "DiT"
-
-    def problems(self) -> list[str]:
-        """Why this cannot be drawn or judged, before anything is."""
-        config, name = self.config, self.model.name
-        if not self.reads_text:
-            return [f"prompts {config.prompts}: {name} is conditioned on classes"] if config.prompts else []
-        found = []
-        if config.samples:
-            found.append(
-                f"samples {config.samples}: {name} takes text, and there is no reference for FID and KID of what it "
-                "draws: ask for 0, and for prompts where it draws scenes"
-            )
-        try:
-            _ = self.scenes
-        except ModelError as error:
-            found.append(f"prompts {config.prompts}: {error}")
-        return found
+        self.reads_text = reads_text(model)
 
     @cached_property
     def scenes(self) -> tuple[Prompt, ...]:
@@ -133,3 +116,25 @@ class Asked:
         prompts = {"prompts": hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()}
         kept = self.model.prompts
         return prompts if kept is None else prompts | {"states": tensors_hash({"values": kept.values})}
+
+
+def reads_text(model: Model) -> bool:
+    """Whether a model is asked for prompts, and not for classes."""
+    return host_for(model.transformer).family != "DiT"
+
+
+def problems(config: EvaluateStage, model: Model) -> list[str]:
+    """Why a model cannot be asked this, or what it draws not be judged; known before there are any data."""
+    if not reads_text(model):
+        return [f"prompts {config.prompts}: {model.name} is conditioned on classes"] if config.prompts else []
+    found = []
+    if config.samples:
+        found.append(
+            f"samples {config.samples}: {model.name} takes text, and there is no reference for FID and KID of what it "
+            "draws: ask for 0, and for prompts where it draws scenes"
+        )
+    try:
+        _ = scene_prompts(model, config.prompts, config.held_out) if config.prompts else ()
+    except ModelError as error:
+        found.append(f"prompts {config.prompts}: {error}")
+    return found

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..claims import claim
+from ..data.shards import is_encoded
 from ..files import save_safetensors_atomic, write_bytes_atomic
 from ..graft import Grafted, tensors_hash, ungraft
+from ..lora import MISSING
 from ..measure.denoising import Triples, denoising_losses, mean_loss
 from ..measure.quality import (
     Estimate,
@@ -36,6 +39,7 @@ from ..tasks import Verdict
 from ..training.loop import Progress
 from ..training.team import Team
 from .asked import Asked
+from .asked import problems as unanswerable
 from .drawing import draw_pairs, shown
 from .entries import Entry, entries
 from .judging import Judge
@@ -59,14 +63,14 @@ class Study:
         if self.model.graft is not None:
             raise StudyError(f"teacher {recipe.teacher} is a graft already: a study starts from a pretrained model")
         self.teacher = self.model.transformer
-        self._check_plans()
+        self._check_recipe()
         device = next(self.teacher.parameters()).device
         self.material = Material(self.model, self._data(device)).first(recipe.images)
         self.judging = Judge(recipe.evaluate, self.model, self.material, out, device)
         self.asked = Asked(recipe.evaluate, self.model, self.material, recipe.seed, device)
         self.entries = entries(recipe)
         self.source = tensors_hash(self.teacher.state_dict())
-        self._check()
+        self._check_data()
 
     def again(self, recipe: RunRecipe) -> Study:
         """Another recipe in the same folder; what was read, encoded and measured of teacher and data is shared.
@@ -81,35 +85,30 @@ class Study:
         other = copy.copy(self)
         other.recipe, other.entries = recipe, entries(recipe)
         other.material = self.material.first(recipe.images)
-        other._check_plans()
-        other._check()
+        other._check_recipe()
+        other._check_data()
         return other
 
     def _data(self, device: torch.device) -> str | None:
-        """Where that lies which the study learns from; pairs are drawn first, by the process that leads."""
+        """Where that lies which the study learns from; pairs are drawn first, by one process."""
         if self.recipe.pairs is None:
             return self.recipe.data
         home = self.out / "pairs"
-        if self.team.leads:
+        if self.team.size == 1:
             pairs, seed = self.recipe.pairs, self.recipe.seed
             draw_pairs(self.model, pairs, home, seed=seed, device=device, progress=shown("pairs: "))
-        self.team.wait()
+        elif not is_encoded(home):  # processes do not wait for each other as long as this takes
+            raise StudyError(f"pairs are drawn by one process: start one until they are in {home}, then several")
         return str(home)
 
-    def _check_plans(self) -> None:
+    def _check_recipe(self) -> None:
+        """What is known before any data are read or drawn."""
         problems = [
             f"plan {name}: {problem}"
             for name, plan in self.recipe.plans.items()
             for problem in plan.check(self.teacher).problems
         ]
-        if problems:
-            raise StudyError("; ".join(problems))
-
-    def _check(self) -> None:
-        problems = self.asked.problems() or self.judging.problems()
-        learnt, there = self.recipe.images, self.material.count(train=True)
-        if learnt is not None and learnt > there:
-            problems.append(f"images {learnt}: there are {there} to learn from")
+        problems += unanswerable(self.recipe.evaluate, self.model)
         problems += [
             f"beside {run}: no results.json in {self.home_of(run)}"
             for run in self.recipe.beside
@@ -118,6 +117,16 @@ class Study:
         fine = self.recipe.stages[1]
         if fine is not None and fine.train == "grafted" and "procedure" in self.recipe.controls:
             problems.append("control procedure: with train: grafted nothing of the unchanged teacher trains")
+        if fine is not None and fine.adapters is not None and find_spec("peft") is None:
+            problems.append(f"train: {MISSING}")
+        if problems:
+            raise StudyError("; ".join(problems))
+
+    def _check_data(self) -> None:
+        problems = self.judging.problems()
+        learnt, there = self.recipe.images, self.material.count(train=True)
+        if learnt is not None and learnt > there:
+            problems.append(f"images {learnt}: there are {there} to learn from")
         if problems:
             raise StudyError("; ".join(problems))
 

@@ -126,9 +126,10 @@ def distance(given: torch.Tensor, wanted: torch.Tensor, loss: str, gate: torch.T
     }
     if loss not in functions:
         raise ValueError(f"loss {loss!r}: one of {', '.join(LOSSES)}")
+    given, wanted = given.float(), wanted.float()
     if gate is not None:
-        given, wanted = gate * given, gate * wanted
-    return functions[loss](given.float(), wanted.float())
+        given, wanted = gate.float() * given, gate.float() * wanted
+    return functions[loss](given, wanted)
 
 
 @dataclass(kw_only=True)

@@ -104,7 +104,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from ..measure.quality.extractors import ExtractorConfig
-    from ..study.asked import Asked
+    from ..study.asked import problems as unanswerable
     from ..study.judging import Judge
     from ..study.recipe import EvaluateStage
     from ..study.stages import Material
@@ -121,7 +121,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     )
     at = next(model.transformer.parameters()).device
     judge = Judge(config, model, material, None, at)
-    if problems := Asked(config, model, material, arguments.seed, at).problems() or judge.problems():
+    if problems := unanswerable(config, model) or judge.problems():
         raise ValueError("; ".join(f"--{problem}" for problem in problems))
     found: dict[str, Any] = {"model": arguments.model, "held-out loss": _denoising(model, material, arguments)}
     if arguments.samples:
