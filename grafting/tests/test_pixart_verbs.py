@@ -151,6 +151,5 @@ def test_alpha_is_told_the_size_of_its_latents() -> None:
     said = condition | {"added_cond_kwargs": size}
     del condition["added_cond_kwargs"]
     assert torch.equal(host.call(model, z, t, condition), host.call(model, z, t, said))
-    own = {"resolution": torch.full((2, 2), 64.0), "aspect_ratio": torch.ones(2, 1)}
-    gates, wanted = (host.gates(model, z, t, c) for c in (condition, condition | {"added_cond_kwargs": own}))
+    gates, wanted = (host.gates(model, z, t, c) for c in (condition, said))
     assert torch.equal(gates[Site(0, "attn")], wanted[Site(0, "attn")])
