@@ -11,6 +11,7 @@ import torch
 from .. import __version__
 from ..report.table import TableResults, write_table
 from ..report.table_page import write_table_page
+from .timing import place
 from .whole import Table
 
 
@@ -64,12 +65,9 @@ def _provenance(table: Table) -> dict[str, str]:
     import diffusers
 
     study, device = table.study, table.study.team.device
-    place = f"{torch.get_num_threads()} threads"
-    if device.type == "cuda":
-        place = torch.cuda.get_device_name(device)
     return {
         "teacher": f"{table.recipe.teacher}, tensors' SHA-256 {study.source[:16]}",
         "images": f"{study.material.path.name}, SHA-256 {(study.material.identity['images'] or '')[:16]}",
         "versions": f"grafting {__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}",
-        "machine": f"{platform.machine()}, {place}",
+        "machine": f"{platform.machine()}, {place(device, torch.get_num_threads())}",
     }

@@ -54,7 +54,7 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
         ours, theirs = timed["hybrid"], timed["teacher"]
         found.append(
             {
-                "setting": f"{side * side:,} tokens, batch {speed.batch}, {_where(device, ours.threads)}, float32",
+                "setting": f"{side * side:,} tokens, batch {speed.batch}, {place(device, ours.threads)}, float32",
                 "speedup": ours.speedup_over(theirs),
                 "seconds": ours.minimum,
                 "teacher_seconds": theirs.minimum,
@@ -67,5 +67,6 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
     return found
 
 
-def _where(device: torch.device, threads: int) -> str:
+def place(device: torch.device, threads: int) -> str:
+    """What computes there, in words: the GPU's name, or how many threads."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} threads"
