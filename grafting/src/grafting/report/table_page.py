@@ -42,8 +42,9 @@ def write_table_page(path: Path, results: TableResults) -> None:
 
     Raises ValueError as :func:`render_table` does.
     """
-    page = render_table(results, path.parent)
-    for drawing in (*qualities(results), *errors(results)):
+    drawings = _drawings(results)
+    page = _rendered(results, path.parent, drawings)
+    for drawing in (drawing for _, shown in drawings for drawing in shown):
         write_text_atomic(path.parent / "figures" / f"{drawing.name}.svg", drawing.svg)
     write_text_atomic(path, page)
 
@@ -54,6 +55,14 @@ def render_table(results: TableResults, folder: Path) -> str:
     Raises:
         ValueError: a grid is missing or outside the folder.
     """
+    return _rendered(results, folder, _drawings(results))
+
+
+def _drawings(results: TableResults) -> list[tuple[str, list[Drawing]]]:
+    return [("Quality against compute and data", qualities(results)), ("Where the error is", errors(results))]
+
+
+def _rendered(results: TableResults, folder: Path, drawings: list[tuple[str, list[Drawing]]]) -> str:
     from markupsafe import Markup
 
     return template("table.html").render(
@@ -65,7 +74,7 @@ def render_table(results: TableResults, folder: Path) -> str:
         published=published,
         shares=SHARES,
         verdicts=verdicts(results),
-        drawings=[("Quality against compute and data", qualities(results)), ("Where the error is", errors(results))],
+        drawings=drawings,
         pictures=[(row, inline(folder, row.grid)) for row in results.rows if row.grid],
         missing=_by_reason(results),
         beats=beats,
