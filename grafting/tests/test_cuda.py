@@ -153,7 +153,7 @@ def test_a_state_of_the_cpu_continues_on_the_device(tmp_path: Path) -> None:
     loop("cpu", 4)
     there = loop("cuda", 8)
     assert there.step == 8
-    assert {v.device.type for state in there.optimizer.state.values() for v in state.values()} == {"cuda"}
+    assert {v.device.type for state in there.optimizers[0].state.values() for v in state.values()} == {"cuda"}
 
 
 def test_checkpointing_gives_the_gradients_on_the_device() -> None:

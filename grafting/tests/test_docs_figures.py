@@ -103,3 +103,19 @@ def test_pixart() -> None:
     assert f"{plain:.0f} s and {hybrid:.0f} s, {whole['speedup']:.2f}x; FLOP bound {whole['flop_bound']:.2f}x" in page
     peak, weights = whole["peak_bytes"]["plain"] / 2**30, whole["weight_bytes"] / 2**30
     assert f"{peak:.2f} GiB of activations beside {weights:.2f} GiB of weights" in page
+
+
+def test_which_thing_is_which() -> None:
+    """Before and after, level by level; where the model does not read the exchange, half of the scenes are worse."""
+    content = measured("binding")
+    told = {row[0].split(":")[0].replace(" ", "_"): row[1:] for row in table("teacher.md", "exchanged")}
+    for row in content["before"]:
+        if row["task"] in ("position", "color_attr") and row["level"] in (450, 650):
+            assert row["low"] < 0.5 < row["high"] and abs(row["rise"]) < 0.02
+    for place, level in enumerate((450, 580, 650)):
+        for which, when in enumerate(("before", "after")):
+            for row in content[when]:
+                name = row["task"].replace("two_object", "two_objects")
+                if row["level"] == level:
+                    wanted = f"{100 * row['worse']:.0f} % ({100 * row['rise']:+.0f} %)"
+                    assert told[name][2 * place + which] == wanted, (name, level, when)

@@ -27,6 +27,7 @@ from grafting.teachers import bundle, read_bundle
 from grafting.text import NULL, Embedded, TextEncoder
 from grafting.training.objective import teacher_objective
 from grafting.training.pretrain import PretrainRecipe, pictures, pretrain, score, text_transformer
+from grafting.training.pretrain.scaffold import Whitened
 from grafting.training.team import Team
 
 AUTOENCODER = {
@@ -193,6 +194,46 @@ def test_a_stopped_run_continues_to_the_same_bits(folder: Path, recipe: Pretrain
     pretrain(recipe, tmp_path)
     whole, again = (load_file(path / "state-4.safetensors") for path in (folder / "run", tmp_path))
     assert whole.keys() == again.keys() and all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_what_helps_a_run_to_learn_continues_with_it_and_is_not_in_its_model(
+    folder: Path, recipe: PretrainRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From an earlier model: the same bits after a stop, a bare model at the end, scored as it stands."""
+    from diffusers import AutoencoderKL, PixArtTransformer2DModel
+
+    from grafting.scenes import evaluation_prompts
+
+    monkeypatch.setattr(text_transformer, "minilm", letters)
+    start = str(folder / "run" / "model")
+    loop = replace(recipe.loop, optimizer="muon")
+    helped = replace(recipe, start=start, loop=loop, whiten=True, fresh_text=True, semantics=0.1)
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+        shutil.copy(folder / "run" / "prompts.safetensors", tmp_path / name)
+    pretrain(helped, tmp_path / "whole")
+    pretrain(helped, tmp_path / "cut", until=3)
+    pretrain(helped, tmp_path / "cut")
+    whole, again = (load_file(tmp_path / name / "state-4.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == again.keys() and all(torch.equal(whole[key], again[key]) for key in whole)
+    rows = [json.loads(row) for row in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert [set(row) for row in rows] == [{"step", "loss", "grad_norm", "mse", "bound", "semantics"}] * 4
+    model = PixArtTransformer2DModel.from_pretrained(tmp_path / "whole" / "model")
+    begun = load_file(Path(start) / "diffusion_pytorch_model.safetensors")
+    assert set(begun) == set(model.state_dict())
+    states = Embedded.load(folder / "run" / "prompts.safetensors").values.float()
+    averaged = whole["ema/caption_projection.linear_1.parametrizations.weight.original"]
+    torch.testing.assert_close(model.caption_projection.linear_1.weight.data, averaged @ Whitened(states).whitening)
+    prompts = [prompt.text for prompt in evaluation_prompts(6)]
+    vae = AutoencoderKL.from_pretrained(folder / "autoencoder" / "model")
+    wanted = Pipeline(model, vae, text=letters().embed([NULL, *prompts]))(prompts, sampling=TWO)
+    torch.testing.assert_close(
+        score(helped, tmp_path / "whole", 6, sampling=TWO).pictures, wanted, rtol=1e-4, atol=1e-4
+    )
+    with pytest.raises(ValueError, match="whiten, fresh_text and semantics are for a transformer that"):
+        _recipe(kind="autoencoder", model=AUTOENCODER, whiten=True)
+    with pytest.raises(ValueError, match=r"semantics -1.0: a weight of 0 or more"):
+        _recipe(semantics=-1.0)
 
 
 KILLED = """

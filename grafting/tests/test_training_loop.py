@@ -105,7 +105,7 @@ def test_a_state_is_continued_on_the_models_device(tmp_path: Path) -> None:
     Loop(model, lambda _: {"mse": model(torch.ones(1, 2)).square().sum()}, config, tmp_path, "tiny").run()
     away = Loop(torch.nn.Linear(2, 2, device="meta"), lambda _: {}, config, tmp_path, "tiny")
     away._resume()
-    moments = [value for state in away.optimizer.state.values() for value in state.values()]
+    moments = [value for state in away.optimizers[0].state.values() for value in state.values()]
     assert len(moments) == 6 and {value.device.type for value in (*moments, *away.ema.values())} == {"meta"}
 
 

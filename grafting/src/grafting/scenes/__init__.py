@@ -4,7 +4,7 @@ from ..tasks import TASKS
 from .finding import find
 from .prompts import Prompt, Wanted, distinct_captions, evaluation_prompts, scene_of, training_sample
 from .scorer import apart, judge, relations, verdicts
-from .world import COLOURS, RELATIONS, SHAPES, Background, Scene, Thing, World, draw_scene, render
+from .world import COLOURS, RELATIONS, SHAPES, Background, Scene, Thing, World, cells, draw_scene, render
 
 __all__ = [
     "COLOURS",
@@ -18,6 +18,7 @@ __all__ = [
     "Wanted",
     "World",
     "apart",
+    "cells",
     "distinct_captions",
     "draw_scene",
     "evaluation_prompts",

@@ -230,6 +230,30 @@ def render(scene: Scene, side: int = UNITS) -> Image:
     return (picture + np.float32(0.5)).astype(np.uint8)
 
 
+def cells(scene: Scene, across: int) -> NDArray[np.uint8]:
+    """What lies where: the indices of shape and colour (2, across, across) of the thing in each of a grid of cells.
+
+    A thing is in a cell where its box covers three eighths of it, of several the last one; in a cell of none stands the
+    number of shapes, and of colours, that there are.
+    """
+    unit = UNITS / across
+    found = np.empty((2, across, across), np.uint8)
+    found[:] = np.array([len(SHAPES), len(COLOURS)])[:, None, None]
+    edges = unit * np.arange(across + 1)
+    for thing in scene.things:
+        wide, high = (
+            np.clip(
+                np.minimum(edges[1:], middle + thing.size / 2) - np.maximum(edges[:-1], middle - thing.size / 2),
+                0,
+                None,
+            )
+            for middle in (thing.x, thing.y)
+        )
+        inside = np.outer(high, wide) >= 0.375 * unit**2
+        found[:, inside] = np.array([SHAPES.index(thing.shape), COLOURS.index(thing.colour)])[:, None]
+    return found
+
+
 @lru_cache(maxsize=512)
 def mask(shape: str, size: int) -> Array:
     """How much of each pixel (size, size) a shape covers whose box is ``size`` pixels wide; read-only, 0 to 1."""

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import nn
 
 from ..claims import differing
 from ..files import misfits, read_json, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
+from .muon import Muon, hidden_matrices
 from .team import Team
 
 StepLosses = Callable[[int], Mapping[str, torch.Tensor]]
@@ -36,6 +37,8 @@ class LoopConfig:
 
     ema: decay per step; the horizon 1/(1 - decay) is cut to ``ema_horizon`` of the run, and early steps use
     (1 + step)/(10 + step) where that is smaller. schedule: ``cosine`` to a hundredth of ``lr``, or ``constant``.
+    optimizer: ``adamw``, or ``muon`` for the matrices of attention, MLPs and the projection of captions, AdamW for the
+    rest (:mod:`grafting.training.muon`).
     """
 
     steps: int
@@ -49,6 +52,7 @@ class LoopConfig:
     ema_horizon: float = 0.1
     save_every: int = 500
     log_every: int = 25
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         problems = []
@@ -58,6 +62,8 @@ class LoopConfig:
             problems.append(f"lr {self.lr}: above 0")
         if self.schedule not in ("cosine", "constant"):
             problems.append(f"schedule {self.schedule!r}: cosine or constant")
+        if self.optimizer not in ("adamw", "muon"):
+            problems.append(f"optimizer {self.optimizer!r}: adamw or muon")
         if not 0 <= self.ema < 1:
             problems.append(f"ema {self.ema}: from 0 to below 1")
         if not 0 <= self.warmup < 1:
@@ -79,6 +85,26 @@ class LoopConfig:
         """EMA decay of step ``step`` (from 0)."""
         horizon = max(1.0, self.ema_horizon * self.steps)
         return min(self.ema, 1 - 1 / horizon, (1 + step) / (10 + step))
+
+
+def _optimizers(
+    model: nn.Module, parameters: Iterable[nn.Parameter], config: LoopConfig
+) -> list[torch.optim.Optimizer]:
+    """One, or two that share the parameters out between them. Raises ValueError where Muon would have none."""
+    matrices = hidden_matrices(model) if config.optimizer == "muon" else set()
+    kept = list(parameters)
+    rest = [p for p in kept if p not in matrices]
+    if config.optimizer == "muon" and not matrices:
+        raise ValueError("optimizer muon: the model trains no matrix of a transformer's blocks; give adamw")
+    made: list[torch.optim.Optimizer] = []
+    if len(rest) < len(kept):
+        inside = [p for p in kept if p in matrices]
+        made.append(Muon(inside, config.lr, weight_decay=config.weight_decay))
+    if rest:
+        made.append(
+            torch.optim.AdamW(rest, config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+        )
+    return made
 
 
 class Progress:
@@ -159,9 +185,7 @@ class Loop:
         with torch.no_grad():
             self.team.share(self.parameters.values())
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizers = _optimizers(model, self.parameters.values(), config)
         self.step = 0
         self.whole = True  # false while a step is being written into weights and moments
         self.log: list[dict[str, float]] = []
@@ -199,11 +223,12 @@ class Loop:
         if not torch.isfinite(shown[0]):
             raise FloatingPointError(f"{self.label}: the loss is {shown[0].item()} at step {self.step}: try a lower lr")
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip or math.inf)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(self.step)
         self.whole = False
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.rate(self.step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         decay = self.config.decay(self.step)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
@@ -221,8 +246,9 @@ class Loop:
         tensors: dict[str, torch.Tensor] = {f"model/{name}": p for name, p in self.parameters.items()}
         tensors |= {f"ema/{name}": p for name, p in self.ema.items()}
         for name, p in self.parameters.items():
-            for key, value in self.optimizer.state.get(p, {}).items():
-                tensors[f"optimizer/{key}/{name}"] = value
+            for optimizer in self.optimizers:
+                for key, value in optimizer.state.get(p, {}).items():
+                    tensors[f"optimizer/{key}/{name}"] = value
         # Two generations, so that a kill between the two files leaves the older pair whole.
         name = f"state-{self.step}.safetensors"
         save_safetensors_atomic(self.out / name, tensors)
@@ -240,7 +266,7 @@ class Loop:
             return
         state = read_json(self.out / "state.json", ("step", "file", "sha256", "config"))
         often = {"save_every": self.config.save_every}  # says when to write, not what
-        there = state["config"] | state.get("depends", {}) | often
+        there = asdict(LoopConfig(steps=1, lr=1.0)) | state["config"] | state.get("depends", {}) | often
         if named := differing(there, asdict(self.config) | self.depends):
             raise ValueError(f"{self.out} holds a run with other settings ({named}): name another folder or remove it")
         path = self.out / state["file"]
@@ -260,7 +286,8 @@ class Loop:
                     key.split("/")[1]: tensors[key].to(p.device) for key in prefixes if key.split("/", 2)[2] == name
                 }
                 if moments:
-                    self.optimizer.state[p] = moments
+                    (mine,) = (one for one in self.optimizers if any(p is q for q in one.param_groups[0]["params"]))
+                    mine.state[p] = moments
         self.step = state["step"]
         lines = (self.out / "log.jsonl").read_text().splitlines()
         self.log = [row for row in map(json.loads, lines) if row["step"] <= self.step]

@@ -32,6 +32,15 @@ def scenes(recipe: PretrainRecipe, indices: Iterable[int], side: int = SIDE) -> 
     return scaled(torch.stack(pictures)), captions
 
 
+def what_lies_where(recipe: PretrainRecipe, count: int, across: int) -> torch.Tensor:
+    """Shape and colour (count, 2, across, across) in each cell of the recipe's first ``count`` scenes, in bytes."""
+    from ...scenes.prompts import training_sample
+    from ...scenes.world import cells
+
+    drawn = (training_sample(recipe.seed, index, world=recipe.world)[0] for index in range(count))
+    return torch.stack([torch.from_numpy(cells(scene, across)) for scene in drawn])
+
+
 def scaled(pixels: torch.Tensor) -> torch.Tensor:
     """Bytes (n, side, side, C) as pictures (n, C, side, side) in [-1, 1]."""
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -44,7 +44,9 @@ class PretrainRecipe:
     share of conditions replaced by none. world: what scenes hold, and how often each task is drawn. pool: how many
     scenes a transformer sees, encoded once. weight_power, weight_cap: the noise's error is weighted by one over
     alpha_bar of the level to this power, up to this; a cap of 1 leaves it as it is. levels: how often a
-    transformer's training draws each noise level; None draws all alike.
+    transformer's training draws each noise level; None draws all alike. whiten, fresh_text, semantics: what helps a
+    text-to-image transformer to learn which thing is where (:mod:`grafting.training.pretrain.scaffold`): captions
+    whose directions are of one size; all that reads captions begins anew; the weight of telling what lies where.
     """
 
     kind: str
@@ -63,6 +65,9 @@ class PretrainRecipe:
     weight_power: float = 1.0
     weight_cap: float = 1.0
     levels: Levels | None = None
+    whiten: bool = False
+    fresh_text: bool = False
+    semantics: float = 0.0
     notes: str = field(default="", compare=False)
 
     @classmethod
@@ -79,6 +84,12 @@ class PretrainRecipe:
             elif (named == PIXART) != (content.get("data") == SCENES):
                 problems.append(f"{where}: data {content.get('data')!r}: {LEARNS}")
         made = build(cls, content, where, problems)
+        if made and made.helped and (made.kind != "transformer" or made.data != SCENES):
+            problems.append(
+                f"{where}: whiten, fresh_text and semantics are for a transformer that learns from {SCENES}"
+            )
+        if made and made.semantics < 0:
+            problems.append(f"{where}: semantics {made.semantics}: a weight of 0 or more")
         if not content.get("model") and not content.get("start"):
             problems.append(f"{where}: model is missing: its configuration, or start, a model to go on from")
         if problems or made is None:
@@ -110,6 +121,11 @@ class PretrainRecipe:
         if self.kind == "transformer" and (named == PIXART) != (self.data == SCENES):
             raise ValueError(f"start {self.start} is {named}, data {self.data!r}: {LEARNS}")
         return replace(self, model={key: value for key, value in config.items() if not key.startswith("_")})
+
+    @property
+    def helped(self) -> bool:
+        """Whether something stands around the model while it learns."""
+        return self.whiten or self.fresh_text or self.semantics > 0
 
     @property
     def folder(self) -> Path | None:

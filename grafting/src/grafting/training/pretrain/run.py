@@ -18,7 +18,8 @@ from .autoencoder import autoencoder, set_latent_scale
 from .classifier import classifier
 from .pictures import first, identity
 from .recipe import SCENES, PretrainRecipe
-from .text_transformer import text_transformer
+from .scaffold import take_down
+from .text_transformer import scaffolded, text_transformer
 from .transformer import transformer
 
 SCALE_PICTURES = 5000
@@ -36,12 +37,17 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, until: int | None = None, tea
     if recipe.start:
         (weights,) = Path(recipe.start).glob("*.safetensors")
         model.load_state_dict(load_file(weights))
+    if recipe.helped:
+        scaffolded(model.cpu(), recipe, out)
+        model.to(team.device)
     if team.leads:
         claim(out / "settings.json", _depends(recipe), begun=(out / "state.json").is_file())
     team.wait()
     loop = Loop(model, losses, recipe.loop, out, recipe.kind, team)
     loop.run(until)
     loop.use_ema()
+    if recipe.helped:
+        take_down(model)
     model.eval()
     if recipe.kind == "autoencoder":
         set_latent_scale(model, first(recipe, SCALE_PICTURES))

@@ -14,7 +14,8 @@ from ...sampling import Pipeline, Progress, Sampling, pixels
 from ...tasks import Scores, scores
 from ..team import Team
 from .recipe import SCENES, PretrainRecipe
-from .text_transformer import embedded, network
+from .scaffold import take_down
+from .text_transformer import embedded, network, scaffolded
 from .transformer import trained_autoencoder
 
 WALK = Sampling(scheduler="dpm++", steps=20, guidance=3.0)
@@ -51,10 +52,14 @@ def score(
     state = read_json(out / "state.json", ("step", "file"))
     tensors = load_file(out / state["file"])
     model = network(recipe.completed())
+    if recipe.helped:
+        scaffolded(model, recipe, out)
     averaged = {key.removeprefix("ema/"): tensor for key, tensor in tensors.items() if key.startswith("ema/")}
     if problems := misfits(averaged, dict(model.named_parameters())):
         raise ValueError(f"{out} holds the state of another model: {problems}")
     model.load_state_dict(averaged, strict=False)  # buffers are the model's own
+    if recipe.helped:
+        take_down(model)
     prompts = evaluation_prompts(count, world=recipe.world)
     texts = [prompt.text for prompt in prompts]
     kept = embedded(texts, out / "evaluated.safetensors", team)

@@ -24,9 +24,16 @@ from ..loop import Progress, StepLosses
 from ..objective import teacher_objective
 from ..team import Team
 from .autoencoder import encode
-from .pictures import identity, scenes
+from .pictures import identity, scenes, what_lies_where
 from .recipe import PretrainRecipe
+from .scaffold import begin_text, erect
 from .transformer import level_shares, trained_autoencoder
+
+PROMPTS = "prompts.safetensors"
+"""The states of a run's captions, in its folder."""
+
+LATENTS = "latents.safetensors"
+"""The run's scenes, encoded, and their captions."""
 
 CHUNK = 512
 """Scenes drawn and encoded at a time."""
@@ -38,8 +45,11 @@ def text_transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.
     start(model)
     model.to(team.device)
     z, captions = pool(recipe, out, team)
-    prompts = embedded(captions, out / "prompts.safetensors", team)
-    batches = Batches(inputs=z, labels=prompts.indices(captions), size=recipe.batch, seed=recipe.seed)
+    prompts = embedded(captions, out / PROMPTS, team)
+    across = model.config.sample_size // model.config.patch_size
+    things = what_lies_where(recipe, len(z), across) if recipe.semantics else None
+    batches = Batches(inputs=z, labels=torch.arange(len(z)), size=recipe.batch, seed=recipe.seed)
+    texts = prompts.indices(captions)
     diffusion, host = Diffusion(), host_for(model)
     weights = diffusion.level_weights(recipe.weight_cap, recipe.weight_power)
     shares = level_shares(recipe, diffusion)
@@ -48,16 +58,31 @@ def text_transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.
         batch = batches(step)
         clean = batch["z"].float()
         noise, t = draw(clean.shape, diffusion.steps, recipe.seed, step, shares)
-        text = drop_labels(prompts.rows(batch["y"]), recipe.label_dropout, prompts.null, recipe.seed, step)
+        text = drop_labels(prompts.rows(texts[batch["y"]]), recipe.label_dropout, prompts.null, recipe.seed, step)
         clean, t, noise, text = (each(part, team.rows) for part in (clean, t, noise, text))
         with autocast(team.device, recipe.precision):
 
             def denoise(zt: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
                 return host.call(model, zt, t, c)
 
-            return teacher_objective(denoise, diffusion, clean, t, text, noise, weights)
+            parts = teacher_objective(denoise, diffusion, clean, t, text, noise, weights)
+            if things is not None:
+                parts["semantics"] = recipe.semantics * model.semantics.error(team.rows(things[batch["y"]]))
+            return parts
 
     return model, losses
+
+
+def scaffolded(model: Any, recipe: PretrainRecipe, out: Path) -> None:
+    """Put around the model of a run in ``out``, on the CPU, what its recipe says helps it to learn.
+
+    The states are those of the captions of its pool, whichever others are kept beside them.
+    """
+    kept, (_, captions) = Embedded.load(out / PROMPTS), _latents(out / LATENTS)
+    states = kept.only([NULL, *captions]).values.float()
+    erect(model, states if recipe.whiten else None, semantics=recipe.semantics > 0)
+    if recipe.fresh_text:
+        begin_text(model, states)
 
 
 def network(recipe: PretrainRecipe) -> Any:
@@ -99,7 +124,7 @@ def pool(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[torch.Tensor, l
         "autoencoder": tensors_hash(autoencoder.state_dict()),
         "scenes": f"{identity(recipe)} {recipe.world} {recipe.seed} {recipe.pool}",
     }
-    cache = out / "latents.safetensors"
+    cache = out / LATENTS
     if cache.is_file() and (kept := _kept(cache, made_of)) is not None:
         return kept
     scale: float = autoencoder.config.scaling_factor  # type: ignore[union-attr, assignment]
@@ -124,6 +149,10 @@ def _kept(cache: Path, made_of: dict[str, str]) -> tuple[torch.Tensor, list[str]
     with safe_open(cache, "pt") as file:
         if file.metadata() != made_of:
             return None
+    return _latents(cache)
+
+
+def _latents(cache: Path) -> tuple[torch.Tensor, list[str]]:
     tensors = load_file(cache)
     return tensors["z"], bytes(tensors["captions"].numpy()).decode().split("\n")
 
