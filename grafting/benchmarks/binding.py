@@ -78,17 +78,13 @@ def measure(where: str, count: int, encoder: TextEncoder, levels: Sequence[int] 
         z = encode(autoencoder, scaled(torch.stack(pictures))) * autoencoder.config.scaling_factor
         said, other = [prompt.text for _, prompt, _ in mine], [text for *_, text in mine]
         states = encoder.embed([*said, *other])
+        noise = torch.cat([normal((1, *z.shape[1:]), 0, STREAM, k) for k, *_ in mine])
         for level in levels:
-            noise = torch.cat([normal((1, *z.shape[1:]), 0, STREAM, k) for k, *_ in mine])
             t = torch.full((len(z),), level)
             noised = diffusion.add_noise(z, t, noise)
-
-            def error(texts: list[str]) -> torch.Tensor:
-                with torch.no_grad():
-                    guess = host.call(model.transformer, noised, t, states(texts))[:, : z.shape[1]]  # noqa: B023
-                return (guess - noise).square().mean((1, 2, 3))  # noqa: B023
-
-            right, wrong = error(said), error(other)
+            with torch.no_grad():
+                guesses = [host.call(model.transformer, noised, t, states(texts)) for texts in (said, other)]
+            right, wrong = ((guess[:, : z.shape[1]] - noise).square().mean((1, 2, 3)) for guess in guesses)
             share = (wrong > right).double().mean().item()
             low, high = wilson(share, len(z))
             rise = ((wrong - right).mean() / right.mean()).item()

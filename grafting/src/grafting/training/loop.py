@@ -92,13 +92,12 @@ def _optimizers(
 ) -> list[torch.optim.Optimizer]:
     """One, or two that share the parameters out between them. Raises ValueError where Muon would have none."""
     matrices = hidden_matrices(model) if config.optimizer == "muon" else set()
-    kept = list(parameters)
-    rest = [p for p in kept if p not in matrices]
     if config.optimizer == "muon" and not matrices:
         raise ValueError("optimizer muon: the model trains no matrix of a transformer's blocks; give adamw")
+    kept = list(parameters)
+    inside, rest = [p for p in kept if p in matrices], [p for p in kept if p not in matrices]
     made: list[torch.optim.Optimizer] = []
-    if len(rest) < len(kept):
-        inside = [p for p in kept if p in matrices]
+    if inside:
         made.append(Muon(inside, config.lr, weight_decay=config.weight_decay))
     if rest:
         made.append(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from ...conditions import each
@@ -78,8 +77,11 @@ def scaffolded(model: Any, recipe: PretrainRecipe, out: Path) -> None:
 
     The states are those of the captions of its pool, whichever others are kept beside them.
     """
-    kept, (_, captions) = Embedded.load(out / PROMPTS), _latents(out / LATENTS)
-    states = kept.only([NULL, *captions]).values.float()
+    from safetensors import safe_open
+
+    with safe_open(out / LATENTS, "pt") as file:
+        captions = _captions(file)
+    states = Embedded.load(out / PROMPTS).only([NULL, *captions]).values.float()
     erect(model, states if recipe.whiten else None, semantics=recipe.semantics > 0)
     if recipe.fresh_text:
         begin_text(model, states)
@@ -149,12 +151,11 @@ def _kept(cache: Path, made_of: dict[str, str]) -> tuple[torch.Tensor, list[str]
     with safe_open(cache, "pt") as file:
         if file.metadata() != made_of:
             return None
-    return _latents(cache)
+        return file.get_tensor("z"), _captions(file)
 
 
-def _latents(cache: Path) -> tuple[torch.Tensor, list[str]]:
-    tensors = load_file(cache)
-    return tensors["z"], bytes(tensors["captions"].numpy()).decode().split("\n")
+def _captions(file: Any) -> list[str]:
+    return bytes(file.get_tensor("captions").numpy()).decode().split("\n")
 
 
 def embedded(captions: list[str], path: Path, team: Team) -> Embedded:
