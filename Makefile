@@ -26,3 +26,4 @@ demo: setup
 	$(BIN)/grafting run demo --out out/grafting --resume
 	@echo "An epidemic:  $(CURDIR)/out/meningitis/report.html"
 	@echo "A graft:      $(CURDIR)/out/grafting/report.html"
+	@echo "All pages:    $(CURDIR)/demo.html"

@@ -138,7 +138,7 @@ def passes(handle: Grafted, call: Callable[[], object]) -> dict[str, Any]:
     for name, side in (("plain", handle.teacher), ("hybrid", handle.student)):
         with side():
             start = time.perf_counter()
-            peak[name] = peak_bytes(call)
+            peak[name] = peak_bytes(call, next(handle.model.parameters()).device)
             seconds[name] = {"minimum": time.perf_counter() - start}
     return {
         "seconds": seconds,
@@ -152,7 +152,7 @@ def peaks(handle: Grafted, call: Callable[[], object]) -> dict[str, int]:
     found = {}
     for name, side in (("plain", handle.teacher), ("hybrid", handle.student)):
         with side():
-            found[name] = peak_bytes(call)
+            found[name] = peak_bytes(call, next(handle.model.parameters()).device)
     return found
 
 

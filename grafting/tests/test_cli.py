@@ -35,6 +35,7 @@ def test_plan_prints_bounds_from_a_bare_configuration(capsys: pytest.CaptureFixt
         (["plan", "dit-xl-2-256", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["run", "fashion-transformer", "--out", "x"], "give it to grafting pretrain"),
         (["pretrain", "fashion-linear", "--out", "x"], "give it to grafting run"),
+        (["pretrain", "scenes-transformer-8", "--out", "x", "--set", "strat=y"], "'strat': did you mean 'start'"),
         (["recipes", "cp", "none"], "none"),
     ],
 )

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
+from encoding import CHANNELS, picture, pixart_pipeline
 
 from grafting.cli import main
+from grafting.conditions import to
 from grafting.data import Batches
 from grafting.graft import graft
 from grafting.hosts import host_for
@@ -21,6 +23,7 @@ from grafting.sampling import Pipeline, Sampling
 from grafting.training.distill import DistillConfig, SiteReport, distill
 from grafting.training.finetune import FinetuneConfig, checkpointed, finetune
 from grafting.training.loop import Loop, LoopConfig
+from grafting.training.pretrain.scaffold import erect, take_down
 from grafting.training.team import Team
 
 pytestmark = [
@@ -168,6 +171,55 @@ def test_checkpointing_gives_the_gradients_on_the_device() -> None:
             loss.backward()
         found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
+
+
+def test_the_way_of_a_model_of_text_from_the_command_line(tmp_path: Path) -> None:
+    """Pictures with captions, pairs, stage 1, adapters, GenEval's pictures, merged: all on the GPU that they find."""
+
+    def run(*given: object) -> None:
+        assert main([*map(str, given)]) == 0
+
+    for k in range(20):
+        picture(tmp_path / "pictures" / f"{k}.png", k)
+        (tmp_path / "pictures" / f"{k}.txt").write_text("a red disc left of the square" if k % 2 else "blue")
+    (tmp_path / "prompts.txt").write_text("a red disc left of the square\nblue\n")
+    (tmp_path / "metadata.jsonl").write_text('{"tag": "single_object", "prompt": "a red disc", "include": []}\n')
+    pixart_pipeline().save_pretrained(tmp_path / "pixart")
+    model, few = tmp_path / "pixart", ["--steps", 2, "--batch", 4]
+    run("encode", tmp_path / "pictures", "--model", model, "--out", tmp_path / "encoded")
+    drawn = ["--count", 8, "--guidance", 2, "--shard", 4, *few]
+    run("pairs", model, "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "pairs", *drawn)
+    data = ["--data", tmp_path / "pairs"]
+    run("distill", model, *data, *few, "--calibration", 8, "--set", "precision=bf16", "--out", tmp_path / "taught")
+    lora = ["--train", "lora", "--rank", 2, "--set", "checkpointing=true"]
+    run("finetune", tmp_path / "taught", *data, *few, *lora, "--out", tmp_path / "tuned")
+    tuned, measured = tmp_path / "tuned", ["--data", tmp_path / "encoded", "--triples", 4, "--batch", 2]
+    run("evaluate", tuned, *measured, "--against", model)
+    run("sample", tuned, "--prompt", "a red disc", "--steps", 2, "--guidance", 2, "--out", tmp_path / "x.png")
+    geneval = ["--geneval", tmp_path / "metadata.jsonl", "--each", 2, "--steps", 2]
+    run("sample", tuned, *geneval, "--out", tmp_path / "judged")
+    run("profile", tuned, "--rounds", 2, "--batch", 1)
+    run("merge", tuned, "--out", tmp_path / "whole")
+
+
+def test_what_stands_around_a_text_model_while_it_learns_works_on_the_device() -> None:
+    """Whitened captions and the question what lies where: the same gradients as on the CPU."""
+    found = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model, states = pixart_pipeline().transformer.train(), torch.randn(200, 16)
+        erect(model, states, semantics=True)
+        model.to(device)
+        z, t = torch.randn(2, CHANNELS, 8, 8), torch.tensor([100, 700])
+        text = {"encoder_hidden_states": torch.randn(2, 3, 16), "encoder_attention_mask": torch.ones(2, 3)}
+        side = 8 // model.config.patch_size
+        out = host_for(model).call(model, z.to(device), t.to(device), to(text, torch.device(device)))
+        cells = torch.zeros(2, 2, side, side, dtype=torch.uint8, device=device)
+        (out.square().mean() + model.semantics.error(cells)).backward()
+        found.append([p.grad.cpu() for p in model.parameters() if p.grad is not None])
+        take_down(model)
+    for here, there in zip(*found, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-2, atol=1e-4)
 
 
 def test_the_whole_way_from_the_command_line(tiny_teacher: Path, tmp_path: Path) -> None:

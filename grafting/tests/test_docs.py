@@ -46,8 +46,18 @@ PAGES = sorted(str(page.relative_to(ROOT)) for page in [ROOT / "README.md", *(RO
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_is_one(page: str) -> None:
     """Parsed as a shell and the command line do, and not run."""
-    for line in re.findall(r"^ *(grafting [^>\n]*)", (ROOT / page).read_text(), re.MULTILINE):
-        _parser().parse_args(shlex.split(line, comments=True)[1:])
+    _parse((ROOT / page).read_text())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_command_in_the_head_of_a_recipe_is_one(name: str) -> None:
+    _parse("\n".join(re.findall(r"^# {3}(.*)", recipe_source(name), re.MULTILINE)))
+
+
+def _parse(text: str) -> None:
+    """Lines that are a command, whatever of the shell stands around it."""
+    for line in re.findall(r"^ *(?:[A-Z_]+=\S+ +|nohup +)*(grafting [^>\n]*)", text, re.MULTILINE):
+        _parser().parse_args(shlex.split(re.sub(r"\s#.*", "", line))[1:])
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -56,6 +66,17 @@ def test_links_of_a_page_lead_somewhere_and_the_readme_to_every_page(page: str) 
     for link in re.findall(r"\]\(((?!http)[^)#]+)(?:#[^)]*)?\)", text):
         assert ((ROOT / page).parent / link).exists(), link
     assert page == "README.md" or f"]({page})" in (ROOT / "README.md").read_text(), "not linked"
+
+
+def test_the_demo_s_index_leads_to_what_it_makes_and_to_what_ships() -> None:
+    root = ROOT.parent
+    links = re.findall(r'(?:href|src)="([^"]+)"', (root / "demo.html").read_text())
+    made = {link for link in links if link.startswith("out/")}
+    makefile = (root / "Makefile").read_text()
+    assert made == set(re.findall(r"\$\(CURDIR\)/(out/\S+\.html)", makefile)) and "demo.html" in makefile
+    shipped = (ROOT / "src" / "grafting" / "assets").glob("*/runs/*/report.html")
+    assert {str(page.relative_to(root)) for page in shipped} <= set(links)
+    assert all((root / link).exists() for link in set(links) - made)
 
 
 def test_recipes_page_names_every_recipe_and_the_verb_that_takes_it() -> None:

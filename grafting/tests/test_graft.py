@@ -135,6 +135,20 @@ def test_solve_beats_copy_and_random(operator: str) -> None:
     assert errors["solve"] < errors["random"] and errors["solve"] < errors["copy"]
 
 
+def test_calibration_in_smaller_passes_solves_the_same() -> None:
+    def solved(room: int | None) -> tuple[list[torch.Tensor], set[int]]:
+        model, sizes = tiny(), set[int]()
+        model.register_forward_pre_hook(lambda _, given, named: sizes.add(len(given[0])), with_kwargs=True)
+        plan = Plan.all(site="attn", operator="hyena_x")
+        handle = graft(model, plan, init="solve", calibration=batch, calibration_room=room)
+        return [operator.out_projection.weight for operator in handle.operators().values()], sizes
+
+    (whole, size), (parts, sizes) = solved(None), solved(3)
+    assert len(size) == 1 and max(size) > 3 >= max(sizes)
+    for mine, theirs in zip(parts, whole, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [

@@ -104,6 +104,17 @@ def test_more_pairs_go_on_from_fewer(dit: nn.Module, tmp_path: Path) -> None:
         labelled(dit, tmp_path / "grown", count=6)
 
 
+def test_progress_is_told_after_every_batch(dit: nn.Module, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    config = PairsConfig(batch=2, shard=4)
+    more: dict[str, Any] = {"sampling": FEW, "config": config, "progress": lambda *what: told.append(what)}
+    generate_pairs(dit, tmp_path, 6, **more)
+    assert told == [("latents", done, 6) for done in (0, 2, 4, 6)]
+    told.clear()
+    generate_pairs(dit, tmp_path, 9, **more)  # the second file is drawn whole again
+    assert told == [("latents", done, 9) for done in (4, 6, 8, 9)]
+
+
 class Stop(Exception):
     """In the middle of a run."""
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from encoding import picture, pixart_pipeline
+from PIL import Image
 from test_hosts_table import pixart
 
 from grafting.cli import main
@@ -44,11 +47,31 @@ def told(capsys: pytest.CaptureFixture[str], *given: Any) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_stage_two_and_the_held_out_loss(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The samples of every pass from now on."""
+    from diffusers import PixArtTransformer2DModel
+
+    sizes, forward = list[int](), PixArtTransformer2DModel.forward
+
+    def counted(self: Any, hidden_states: torch.Tensor, *more: Any, **named: Any) -> Any:
+        sizes.append(len(hidden_states))
+        return forward(self, hidden_states, *more, **named)
+
+    monkeypatch.setattr(PixArtTransformer2DModel, "forward", counted)
+    return sizes
+
+
+def test_stage_two_and_the_held_out_loss(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = ["--data", folder / "encoded"]
     run("finetune", folder / "graft", *data, "--steps", 2, "--batch", 4, "--out", tmp_path / "tuned")
     found = told(capsys, "evaluate", tmp_path / "tuned", *data, "--triples", 4, "--against", folder / "pixart")
-    assert found["held-out loss"]["loss"]["value"] > 0 and len(found["held-out loss"]) == 3
+    assert len(found["held-out loss"]) == 3
+    again, sizes = [*data, "--triples", 4, "--against", folder / "pixart", "--batch", 1], seen(monkeypatch)
+    for name, figure in told(capsys, "evaluate", tmp_path / "tuned", *again)["held-out loss"].items():
+        assert figure["value"] == pytest.approx(found["held-out loss"][name]["value"], rel=1e-4, abs=1e-5), name
+    assert sizes == [1] * 8
 
 
 def test_lora_on_the_teacher_s_own_pairs(folder: Path, tmp_path: Path) -> None:
@@ -101,10 +124,18 @@ def test_analyze_watches_held_out_captions(folder: Path, tmp_path: Path, capsys:
     assert main([*map(str, given)]) == 2 and "grafting encode" in capsys.readouterr().err
 
 
-def test_sample_draws_prompts_and_no_labels(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_draws_prompts_and_no_labels(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = ["sample", folder / "pixart", "--steps", 2, "--out", tmp_path / "grid.png"]
     run(*given, "--prompt", "a red disc", "--prompt", "blue", "--guidance", 2)
     first = (tmp_path / "grid.png").read_bytes()
+    with monkeypatch.context() as watched:
+        sizes = seen(watched)
+        run(*given, "--prompt", "a red disc", "--prompt", "blue", "--guidance", 2, "--batch", 1)
+    assert sizes == [2] * 4, "of one picture, guided"
+    a, b = (np.asarray(Image.open(BytesIO(png))).astype(int) for png in (first, (tmp_path / "grid.png").read_bytes()))
+    assert abs(a - b).max() <= 1, "by rounding"
     run(*given, "--prompt", "a red disc", "--prompt", "the square", "--guidance", 2)
     assert first != (tmp_path / "grid.png").read_bytes()
     assert main([*map(str, given)]) == 2 and "say with --prompt" in capsys.readouterr().err

@@ -72,7 +72,8 @@ def test_the_figures_of_card_and_pages_are_those_that_were_measured() -> None:
     overall = 100 * sum(told["right"].values()) / told["prompts"]
     docs = (Path(__file__).resolve().parents[1] / "docs" / "teacher.md").read_text()
     assert (
-        f"of {told['prompts']} it gives {overall:.0f} %" in page and f"| {overall:.0f} % of {told['prompts']} |" in docs
+        f"of {told['prompts']:,} it gives {overall:.0f} %" in page
+        and f"| {overall:.0f} % of {told['prompts']:,} |" in docs
     )
 
 

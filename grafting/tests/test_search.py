@@ -232,8 +232,17 @@ def test_the_verb_writes_plans_that_other_verbs_take(
     assert main(["plan", str(tiny_teacher / "transformer"), "--plan", str(out / "plans" / "best.yaml")]) == 0
     page = (out / "search.html").read_bytes()
     assert main(["report", str(out)]) == 0 and (out / "search.html").read_bytes() == page
-    assert main([*command, "--budget", "flops=0.001"]) == 2
-    assert "out of reach" in capsys.readouterr().err
+    mine = out / "plans" / "mine.yaml"
+    mine.write_text("edits: []")
+    assert main([*command, "--points", "4", "--budget", "flops=0.001"]) == 2
+    told = capsys.readouterr()
+    assert "out of reach" in told.err and "search.html" in told.err and "front-00" in told.out
+    kept = json.loads((out / "search.json").read_text())
+    assert kept["best"] is None and "out of reach" in kept["refused"] and kept["front"] == content["front"]
+    assert "out of reach" in (out / "search.html").read_text() and mine.exists()
+    assert (out / "plans" / "front-00.yaml").exists() and not (out / "plans" / "best.yaml").exists()
+    page = (out / "search.html").read_bytes()
+    assert main(["report", str(out)]) == 0 and (out / "search.html").read_bytes() == page
 
 
 @pytest.fixture(scope="module")

@@ -289,16 +289,18 @@ def test_a_dataset_on_disk_needs_its_package_and_gives_undecoded_pictures(
         {"picture": {"bytes": b"abc", "path": None}, "label": 1, "text": " a "},
         {"picture": {"bytes": None, "path": str(tmp_path / "there.png")}, "label": None, "text": None},
         {"picture": None, "label": 0, "text": ""},
+        {"picture": {"bytes": b"abc", "path": None}, "label": 0, "text": ["a", "b"]},
     ]
     fake = SimpleNamespace(load_from_disk=lambda path: FakeDataset(rows), Image=Image)
     monkeypatch.setitem(sys.modules, "datasets", fake)
     source = open_source(folder, "captions")
-    assert source.captions == ["a", None, ""] and source.problems == {1: "has no caption"}
+    assert source.captions == ["a", None, "", None]
+    assert source.problems == {1: "has no caption", 3: "its caption is ['a', 'b'], no text"}
     assert source.read(0) == b"abc" and source.read(1) == tmp_path / "there.png"
     with pytest.raises(ValueError, match="no picture there"):
         source.read(2)
     labelled = open_source(folder, "labels", count=2)
-    assert labelled.labels == [1, -1, 0] and labelled.problems == {1: "has no label"}
+    assert labelled.labels == [1, -1, 0, 0] and labelled.problems == {1: "has no label"}
     assert labelled.classes == {0: "cat", 1: "dog"}
     with pytest.raises(ValueError, match="no column 'caption'"):
         open_source(folder, "captions", caption_column="caption")

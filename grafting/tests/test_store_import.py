@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from test_store_checkpoints import GRID, HEADS, WIDTH, forward, grafted_layout, inputs, original
 
+from grafting.cli import main
 from grafting.graft import Grafted
 from grafting.operators import build
 from grafting.plan import PlanError
 from grafting.store.checkpoints import CheckpointError
+from grafting.store.configs import config_of
 from grafting.store.folder import StoreError, import_original, load, save
 
 
@@ -22,6 +25,25 @@ def test_original_checkpoint_runs_as_the_original(tmp_path: Path) -> None:
     with torch.no_grad():
         given = model(z, timestep=t, class_labels=y).sample
     torch.testing.assert_close(given, forward(original(), z, t, y), rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_checkpoint_says_of_itself_is_read_from_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So every verb takes one that takes a MODEL."""
+    monkeypatch.setattr("test_store_checkpoints.WIDTH", 64)  # where the number of heads follows from it
+    path = tmp_path / "dit.pt"
+    torch.save({"ema": original()}, path)
+    config = config_of(str(path))
+    model: Any = import_original(path)
+    assert config["_class_name"] == type(model).__name__ == "DiTTransformer2DModel"
+    assert {key: model.config[key] for key in config if key != "_class_name"} == {
+        key: value for key, value in config.items() if key != "_class_name"
+    }
+    assert main(["plan", str(path)]) == 0
+    (tmp_path / "notes.txt").write_text("no model")
+    with pytest.raises(CheckpointError, match=r"notes\.txt"):
+        config_of(str(tmp_path / "notes.txt"))
 
 
 @pytest.mark.parametrize("operator", ["hyena_se", "hyena_x", "hyena_y", "swa", "mlp"])

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from test_pretrain_text import AUTOENCODER, PIXART, letters
 
 from grafting.cli import main
-from grafting.conditions import MASK, TEXT
+from grafting.conditions import MASK, SIZES, TEXT, picture_sizes
 from grafting.cost import plan_cost
 from grafting.report import Results, read_results, write_page
 from grafting.sampling import Pipeline
@@ -22,6 +23,8 @@ from grafting.scenes import TASKS, evaluation_prompts, render, scene_of
 from grafting.settings import SettingsError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
+from grafting.study.asked import Asked
+from grafting.study.recipe import EvaluateStage
 from grafting.study.scenes import embedded, scene_prompts
 from grafting.teachers import bundle
 from grafting.text import NULL, TextEncoder
@@ -228,6 +231,15 @@ def test_without_prompts_the_grid_shows_held_out_captions(home: Path, tmp_path: 
     assert all(m.scenes is None and m.grid is not None for m in results.models)
     write_page(tmp_path / "again.html", results)
     assert "their prompt says" not in (tmp_path / "again.html").read_text()
+
+
+def test_a_grid_is_told_the_size_of_what_it_draws(home: Path) -> None:
+    """Not that of the held-out pictures, whose captions it shows."""
+    held_out = {TEXT: torch.zeros(3, 2, 4), MASK: torch.ones(3, 2), SIZES: picture_sizes(3, 512, 768)}
+    material: Any = SimpleNamespace(conditions=lambda train: held_out, null={})
+    config = EvaluateStage(triples=4, grid=2)
+    asked = Asked(config, open_model(str(home / "tiny")), material, 0, torch.device("cpu"))
+    assert isinstance(asked.condition, dict) and set(asked.condition) == {TEXT, MASK}
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from grafting.study.publish import publish
 from grafting.study.rows import fit, matching, none_of, rows, untrained_of
 from grafting.study.stages import stage_one_flops, stage_two_flops, start_flops
 from grafting.study.table import TableRecipe
-from grafting.study.whole import Table, by_timestep, run_rows
+from grafting.study.whole import Table, by_timestep, locked, run_rows
 from grafting.teachers import teachers
 
 TEXT = """
@@ -64,8 +64,9 @@ def opened(teacher: Path, out: Path, *changes: str) -> Table:
 @pytest.fixture(scope="module")
 def finished(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, TableResults]:
     table = opened(tiny_teacher, tmp_path_factory.mktemp("table") / "out")
-    failed = run_rows(table, table.rows, lambda: publish(table, {}))
-    return table, publish(table, failed)
+    failed = run_rows(table, table.rows, lambda: publish(table))
+    assert list(failed) == ["lost"]
+    return table, publish(table)
 
 
 def test_rows_come_in_the_order_of_their_use_and_name_what_they_are(finished: tuple[Table, TableResults]) -> None:
@@ -109,7 +110,7 @@ def test_every_row_has_its_figures_and_controls(finished: tuple[Table, TableResu
         apart = hybrid.figures[name].value - bare.figures[name].value
         assert hybrid.over_untrained["fid"].value == pytest.approx(apart)
     assert hybrid.over_untrained["loss"].value == pytest.approx(hybrid.loss.value - bare.loss.value)  # type: ignore[union-attr]
-    assert [row.name for row in results.rows if row.over_untrained] == ["hyena_x-50"]
+    assert [(row.name, row.untrained) for row in results.rows if row.over_untrained] == [("hyena_x-50", "untrained-50")]
     halved, dropped = results.row("depth-halved"), results.row("depth-dropped")
     assert halved is not None and dropped is not None and halved.loss is not None and dropped.loss is not None
     assert halved.over_none["loss"].value == pytest.approx(halved.loss.value - dropped.loss.value)
@@ -174,7 +175,7 @@ def test_done_rows_are_skipped_and_a_broken_one_is_made_again_to_the_same_figure
     failed = run_rows(changed, matching(changed.rows, ["hyena_x-50"]), lambda: None)
     assert "holds a model of other settings (seed 0 there, 1 now)" in failed["hyena_x-50"]
     run_rows(again, again.rows, lambda: None)
-    assert publish(again, {"lost": "x"}).rows == results.rows
+    assert publish(again) == results
 
 
 def test_killed_at_random_it_goes_on_to_the_same_bits(
@@ -268,9 +269,68 @@ def test_a_merged_row_in_bfloat16_and_one_that_breaks(
         return train(study, entry)
 
     monkeypatch.setattr(Study, "train", breaking)
-    assert run_rows(table, matching(table.rows, ["depth*"]), lambda: None) == {"depth-dropped": "out of memory"}
+    chosen = matching(table.rows, ["depth*"])
+
+    def no_page() -> None:
+        raise ValueError("a number that is not finite")
+
+    assert run_rows(table, chosen, no_page) == {"depth-dropped": "out of memory"}
     made = table.done(table.named("depth-halved"))
     assert made is not None and made.loss is not None and made.share == 50 and "bf16" in made.protocol
+    # Another process, which made nothing itself, tells it too, until the row is there.
+    other = opened(tiny_teacher, table.out, "finetune.precision=bf16", "evaluate.precision=bf16")
+    assert publish(other).missing["depth-dropped"] == "out of memory"
+    monkeypatch.setattr(Study, "train", train)
+    assert run_rows(other, chosen, lambda: None) == {}
+    assert "depth-dropped" not in publish(table).missing
+
+
+def test_rows_of_the_unchanged_teacher_have_a_folder_each(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Two budgets of *procedure* are two models, whose finetuning differs in length."""
+    groups = "[{name: procedure, role: control, what: procedure, budgets: [2.0e-5, 1.0e-4]}]"
+    for target in ("noise", "teacher"):
+        table = opened(tiny_teacher, tmp_path / target, f"rows={groups}", f"finetune.target={target}")
+        assert run_rows(table, table.rows, lambda: None) == {}
+        teacher, long, short = (table.done(row) for row in table.rows)
+        assert teacher is not None and short is not None and long is not None
+        taught = [row.steps.get("stage 2", 0) for row in (short, long)]
+        assert taught == [0, 0] if target == "teacher" else 0 < taught[0] < taught[1]
+        assert len({teacher.loss, short.loss, long.loss}) == (1 if target == "teacher" else 3)
+
+
+def test_two_processes_share_a_table(tiny_teacher: Path, tmp_path: Path) -> None:
+    """A row is made by one of them, and one that its maker left is taken over by one."""
+    out, file = tmp_path / "out", tmp_path / "table.yaml"
+    file.write_text(f"teacher: {tiny_teacher}\n{TEXT}")
+    table = opened(tiny_teacher, out)
+    command = ["study", str(file), "--out", str(out), "--rows", "*-50"]
+    code = f"import sys; from grafting.cli import main; sys.exit(main({command!r}))"
+    logs = [tmp_path / f"{name}.log" for name in "ab"]
+    both = []
+    try:
+        with locked(out / "work" / "none-attn-50.lock", wait=True):  # as if a third were at it
+            for log in logs:
+                with log.open("w") as to:
+                    both.append(subprocess.Popen([sys.executable, "-c", code], stdout=to, stderr=subprocess.STDOUT))
+            end = time.monotonic() + 240
+            while not all("none-attn-50: another process makes it" in log.read_text() for log in logs):
+                assert time.monotonic() < end and all(process.poll() is None for process in both), logs[0].read_text()
+                time.sleep(0.05)
+            assert not (out / "rows" / "none-attn-50.json").exists()
+        assert [process.wait(timeout=240) for process in both] == [0, 0]
+    finally:
+        for process in both:
+            process.kill()
+    told = "".join(log.read_text() for log in logs)
+    for name in ("untrained-50", "none-attn-50", "hyena_x-50"):
+        assert table.done(table.named(name)) is not None
+        assert told.count(f": {name}\n") + told.count(f"{name}: left undone") == 1
+    assert {row.name for row in read_table(out / "table.json").rows} == {
+        "teacher",
+        "untrained-50",
+        "none-attn-50",
+        "hyena_x-50",
+    }
 
 
 def test_losses_by_timestep() -> None:

@@ -125,6 +125,7 @@ def results(tmp_path: Path) -> TableResults:
             0.21,
             over_none={"loss": Figure(value=-0.02, low=-0.03, high=-0.01), "kid": Figure(value=-0.0123)},
             over_untrained={"loss": Figure(value=-0.4, low=-0.5, high=-0.3)},
+            untrained="untrained-x-50",
             by_timestep=(Figure(value=0.03), Figure(value=0.01), Figure(value=-0.01), Figure(value=0.0)),
             explained={"blocks.1.attn": 0.75, "blocks.11.attn": 0.5, "blocks.2.mlp": 0.25},
         ),
@@ -179,9 +180,9 @@ def test_page_shows_every_row_and_what_is_missing(results: TableResults, tmp_pat
     columns = [re.findall(r"<th>(.*?)</th>", head) for head in re.findall(r"<thead>(.*?)</thead>", page, re.DOTALL)][-1]
     (swa,) = re.findall(r"<td>swa-50<small>(.*?)</tr>", page, re.DOTALL)
     cells = dict(zip(columns[1:], re.findall(r"<td>(.*?)</td>", swa, re.DOTALL), strict=True))
-    assert cells["KID − none’s"] == "-0.0123" and cells["KID − teacher’s"] == "–" and cells["KID"] == "0.0105"
-    assert re.findall(r"[-+.\d]+\d|u\w+", cells["− none’s"]) == [
-        *("-0.0200", "-0.0300", "-0.0100", "untrained", "-0.4000", "-0.5000", "-0.3000")
+    assert cells["KID − none’s"] == "-0.01230" and cells["KID − teacher’s"] == "–" and cells["KID"] == "0.01050"
+    assert re.findall(r"u[-\w]+|[-+.\d]+\d", cells["− none’s"]) == [
+        *("-0.0200", "-0.0300", "-0.0100", "untrained-x-50", "-0.4000", "-0.5000", "-0.3000")
     ]
 
 

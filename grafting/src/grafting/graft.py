@@ -286,6 +286,7 @@ def graft(
     seed: int = 0,
     calibration: Batches | None = None,
     calibration_batches: int = 4,
+    calibration_room: int | None = None,
     diffusion: Diffusion | None = None,
 ) -> Grafted:
     """Put the operators of ``plan`` into ``model`` and restructure its blocks, in place.
@@ -297,7 +298,7 @@ def graft(
             where there is calibration, copy elsewhere. What cannot be copied stays random.
         calibration: batch(step) giving ``z`` (B, C, H, W) clean latents and their condition ``y``, labels (B,) or as in
             :mod:`grafting.conditions`; ``calibration_batches`` of them are noised by ``diffusion`` and shown to the
-            teacher once for all sites together.
+            teacher once for all sites together, at most ``calibration_room`` samples at a time.
 
     Raises:
         GraftError, ValueError: the plan does not fit the model, the model is grafted already, an unknown ``init``, or
@@ -317,8 +318,9 @@ def graft(
     stand_ins = {entry.site: make_stand_in(host, model, originals[entry.site], entry, init, seed) for entry in chosen}
     explained: dict[Site, float] = {}
     if calibration is not None and init in ("default", "solve"):
+        noise = diffusion or Diffusion()
         explained = solve_all(
-            host, model, originals, stand_ins, calibration, calibration_batches, seed, diffusion or Diffusion()
+            host, model, originals, stand_ins, calibration, calibration_batches, seed, noise, calibration_room
         )
     source_hash = tensors_hash(model.state_dict())
     required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

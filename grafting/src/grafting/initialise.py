@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .activations import visit
-from .conditions import to
+from .conditions import rows, to
 from .diffusion import Diffusion, draw
 from .hosts import Host, Site
 from .modes import evaluating
@@ -184,9 +184,13 @@ def solve_all(
     count: int,
     seed: int,
     diffusion: Diffusion,
+    room: int | None = None,
 ) -> dict[Site, float]:
     """Solve every operator's last layer from one teacher pass per batch over all sites, ``count`` batches of
-    ``calibration`` noised by ``diffusion``; returns the share of the variance that each explains on them."""
+    ``calibration`` noised by ``diffusion``; returns the share of the variance that each explains on them.
+
+    room: samples of a pass at most, where a batch is too large for one.
+    """
     operators = {site: operator for site, operator in stand_ins.items() if isinstance(operator, Operator)}
     if not operators:
         return {}
@@ -199,5 +203,8 @@ def solve_all(
             noise, t = draw(batch["z"].shape, diffusion.steps, seed, -1 - index)
             z, noise, t, y = batch["z"].to(device), noise.to(device), t.to(device), to(batch["y"], device)
             solver.grid = host.grid(model, z)
-            host.call(model, diffusion.add_noise(z, t, noise), t, y)
+            zt = diffusion.add_noise(z, t, noise)
+            for start in range(0, len(z), room or len(z)):
+                part = slice(start, start + (room or len(z)))
+                host.call(model, zt[part], t[part], rows(y, part))
     return solver.finish()

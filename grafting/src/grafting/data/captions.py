@@ -53,6 +53,11 @@ def find_captions(root: Path, files: Mapping[str, int], pictures: list[str], col
     return found
 
 
+def why_none(found: Any, what: str = "its caption") -> str:
+    """Why that which was found where a caption should be is none."""
+    return NONE if found is None else f"{what} is {found!r}, no text"
+
+
 def decoded(content: bytes) -> tuple[str, str | None]:
     """Text of bytes, without the space around it, and the encoding where that is a guess.
 
@@ -112,7 +117,7 @@ def _from_metadata(root: Path, tables: list[str], files: Mapping[str, int], colu
             elif isinstance(caption, str):
                 found.texts[name] = caption.strip()
             else:
-                found.problems[name] = NONE if caption is None else f"its caption in {table} is {caption!r}, no text"
+                found.problems[name] = why_none(caption, f"its caption in {table}")
     if column not in columns:
         known = sorted(columns)
         said = near(column, known) if known else "it has no other column than file_name"

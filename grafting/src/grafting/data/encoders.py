@@ -65,8 +65,12 @@ def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | 
         return Encoders(
             name=type(pipe).__name__,
             config={**pipe.transformer.config, "_class_name": type(pipe.transformer).__name__},
-            autoencoder=lambda: getattr(pipe, "vae", None),
-            text=lambda device: PipelineText(pipe, tokens, device),
+            autoencoder=lambda: _frozen(given_autoencoder(vae)) if vae else getattr(pipe, "vae", None),
+            text=lambda device: (
+                _text(text, tokens or prompt_tokens(pipe.transformer.config), device)
+                if text
+                else PipelineText(pipe, tokens, device)
+            ),
         )
     name, home = str(model), home_of(str(model))
     config = config_of(name)

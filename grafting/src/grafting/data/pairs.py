@@ -172,20 +172,30 @@ def generate_pairs(
     pipeline = Pipeline(transformer, vae, null=None if encoder is None else _null(folder))
     todo = [k for k in shards.shards if shards.facts("latents", k) is None]
     done = count - sum(len(shards.items(k)) for k in todo)
-    run("latents", done, count)
+
+    def tell(more: int) -> None:
+        run("latents", done + more, count)
+
+    tell(0)
     for k in todo:
-        tensors = _drawn(pipeline, shards, k, sampling, config, captions=prompts is not None)
+        tensors = _drawn(pipeline, shards, k, sampling, config, captions=prompts is not None, tell=tell)
         shards.write("latents", k, tensors, samples=len(tensors["latents"]))
         done += len(shards.items(k))
-        run("latents", done, count)
     shards.finish(_manifest(pipeline, shards, sampling, encoder))
     return Encoded(folder)
 
 
 def _drawn(
-    pipeline: Pipeline, shards: ShardFolder, k: int, sampling: Sampling, config: PairsConfig, *, captions: bool
+    pipeline: Pipeline,
+    shards: ShardFolder,
+    k: int,
+    sampling: Sampling,
+    config: PairsConfig,
+    *,
+    captions: bool,
+    tell: Callable[[int], None],
 ) -> dict[str, torch.Tensor]:
-    """The tensors of shard k."""
+    """The tensors of shard k; ``tell`` is called with how many are drawn after each batch."""
     items = torch.tensor(shards.items(k), dtype=torch.int64)
     labels = None if captions else items % pipeline.null_class
     # Of its own stream: sample k of an evaluation from the same seed must not be a picture that was learnt from.
@@ -198,6 +208,7 @@ def _drawn(
         parts.append(
             pipeline.latents(condition, sampling=sampling, seed=noise, first_index=first, batch_size=config.batch)
         )
+        tell(place + len(rows))
     tensors = {"latents": torch.cat(parts).to(DTYPES[config.dtype]), "items": items}
     return tensors if labels is None else tensors | {"labels": labels}
 

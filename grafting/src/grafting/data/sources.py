@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..files import sha256
-from .captions import METADATA, NONE, find_captions
+from .captions import METADATA, find_captions, why_none
 from .pictures import SUFFIXES, PictureError
 from .stream import ARRAYS
 
@@ -292,7 +292,7 @@ def _dataset(path: Path, found: Any, condition: Condition, column: str, count: i
             raise ValueError(f"{path}: no column {column!r} of captions among {', '.join(features)}")
         texts = list(found[column])
         told["captions"] = [text.strip() if isinstance(text, str) else None for text in texts]
-        told["problems"] = {i: NONE for i, text in enumerate(told["captions"]) if text is None}
+        told["problems"] = {i: why_none(texts[i]) for i, text in enumerate(told["captions"]) if text is None}
 
     def read(i: int) -> Path | bytes:
         picture = found[i][images[0]]

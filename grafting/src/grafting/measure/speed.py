@@ -90,20 +90,20 @@ def flops(module: nn.Module, *args: Any, **kwargs: Any) -> int:
     return int(counter.get_total_flops())
 
 
-def peak_bytes(call: Callable[[], object]) -> int:
-    """Largest sum of bytes of tensors that ``call`` made and held at one time, without gradients.
+def peak_bytes(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
+    """Largest sum of bytes of tensors that ``call`` made and held at one time on ``device``, without gradients.
 
     On a GPU the allocator's own peak above what was held before; on a CPU the tensors that operations return are
     followed, so workspace inside a kernel is not seen.
     """
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         with torch.no_grad():
             call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     with torch.no_grad(), _LiveStorages() as live:
         call()
     return live.peak

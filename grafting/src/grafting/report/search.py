@@ -26,14 +26,21 @@ PREDICTORS = {"loss": "change of the held-out loss", "carried": "error carried i
 """What the scores are, in words."""
 
 
-def write_search(out: Path, front: Front, budget: Budget, best: Found) -> Path:
-    """Write everything into the folder ``out``; plans of an earlier budget go. Returns the page's path."""
-    for old in (out / "plans").glob("front-*.yaml"):
-        old.unlink()
+def write_search(out: Path, front: Front, budget: Budget, best: Found | str) -> Path:
+    """Write everything into the folder ``out``; plans of an earlier budget go. Returns the page's path.
+
+    best: the plan under the budget, or why there is none.
+    """
+    for old in (*(out / "plans").glob("front-*.yaml"), out / "plans" / "best.yaml"):
+        old.unlink(missing_ok=True)
     for place, one in enumerate(front.plans):
         write_text_atomic(out / "plans" / f"{plan_name(place)}.yaml", one.to_yaml())
-    write_text_atomic(out / "plans" / "best.yaml", best.to_yaml())
-    content = front.to_dict() | {"budget": budget.text, "best": best.to_dict()}
+    content = front.to_dict() | {"budget": budget.text}
+    if isinstance(best, str):
+        content |= {"best": None, "refused": best}
+    else:
+        write_text_atomic(out / "plans" / "best.yaml", best.to_yaml())
+        content |= {"best": best.to_dict()}
     page = out / "search.html"
     write_search_page(page, content)
     write_json_atomic(out / FILE, content)
@@ -68,15 +75,16 @@ def write_search_page(path: Path, content: Mapping[str, Any]) -> None:
         }
         for place, one in enumerate(plans)
     ]
-    points = [(one["share"], one["predicted"]) for one in plans] + [(best["share"], best["predicted"])]
+    chosen = [] if best is None else [best]
+    points = [(one["share"], one["predicted"]) for one in [*plans, *chosen]]
     kinds = [kind for kind in KINDS if any(swap["kind"] == kind for swap in content["swaps"])]
     layouts = [(f"{one['share']:.3f}", layout(one["plan"], kinds, content["depth"])) for one in reversed(plans)]
     axis = f"{content['cost']}, share of the pretrained model's"
     drawings = {
-        "front": front_line(points, "the front", x=axis, y=f"predicted {by}", marked=len(plans)),
+        "front": front_line(points, "the front", x=axis, y=f"predicted {by}", marked=len(plans) if chosen else None),
         "map": operator_map(layouts, "which operator stands where", down=content["cost"]),
         "best": operator_map(
-            [(f"{best['share']:.3f}", layout(best["plan"], kinds, content["depth"]))],
+            [(f"{one['share']:.3f}", layout(one["plan"], kinds, content["depth"])) for one in chosen],
             "the plan under the budget",
             down=content["cost"],
         ),
@@ -85,8 +93,8 @@ def write_search_page(path: Path, content: Mapping[str, Any]) -> None:
         s=content,
         rows=rows,
         best=best,
-        operators=_counts(best["plan"]),
-        swapped=sum(len(edit["blocks"]) for edit in best["plan"]["edits"]),
+        operators="" if best is None else _counts(best["plan"]),
+        swapped=0 if best is None else sum(len(edit["blocks"]) for edit in best["plan"]["edits"]),
         svg={name: Markup(svg) for name, svg in drawings.items()},
         maps=[(heading, Markup(svg)) for heading, svg in score_maps(content)],
         words=PREDICTORS,

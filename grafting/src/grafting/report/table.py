@@ -19,8 +19,8 @@ class TableRow:
     images: learnt from as asked, None for all; ``learnt_from``: how many that is. variant: of another budget or data
     than the table's own. parts: FLOPs of making it; ``teacher_training``: of the teacher. flops: of a forward
     pass, over the teacher's. differences: minus the teacher's, paired (``loss``, ``fid``, ``kid``). over_none: the same
-    minus the control *none* of equal site, share and budget; over_untrained: minus *untrained* of equal site and share,
-    of the same operator where there is one. by_timestep: paired loss differences to the teacher in
+    minus the control *none* of equal site, share and budget; over_untrained: minus the row ``untrained``, of equal site
+    and share, and of the same operator where there is one. by_timestep: paired loss differences to the teacher in
     equal parts of the noise schedule, from no noise up. explained: variance explained by site: after stage 1 held out,
     without it that of the start on the images it was solved from.
     figures: as in :class:`~grafting.report.results.ModelResult`. grid: a PNG beside the results file.
@@ -45,6 +45,7 @@ class TableRow:
     differences: Mapping[str, Figure] = field(default_factory=dict)
     over_none: Mapping[str, Figure] = field(default_factory=dict)
     over_untrained: Mapping[str, Figure] = field(default_factory=dict)
+    untrained: str = ""
     by_timestep: tuple[Figure, ...] = ()
     explained: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)

@@ -98,6 +98,18 @@ def read_checkpoint(path: Path, weights: str = "ema") -> dict[str, torch.Tensor]
     return {key.removeprefix("module."): value for key, value in content.items()}
 
 
+def checkpoint_config(path: Path) -> dict[str, Any]:
+    """What the tensors of a file in the original layout say of the model, in diffusers' terms.
+
+    Raises CheckpointError naming the file.
+    """
+    tensors = read_checkpoint(path)
+    try:
+        return {"_class_name": "DiTTransformer2DModel", **translate(tensors).config}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
 def translate(tensors: Tensors, heads: int | None = None) -> Imported:
     """The original layout in diffusers' terms. heads: default, that of the published sizes (72 channels at width 1152,
     64 otherwise). Raises CheckpointError naming every key that is missing or not understood.

@@ -1,4 +1,7 @@
-"""What a MODEL says of itself in JSON, read without torch: its sizes, and the noise that it was trained under."""
+"""What a MODEL says of itself: its sizes, and the noise that it was trained under. Read from JSON, without torch.
+
+An original checkpoint has no JSON: its sizes are those of its tensors.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def config_of(name: str) -> dict[str, Any]:
     """The configuration of a MODEL, without its weights; with ``text_tokens`` where its prompts are known.
 
     Raises:
-        ModelError, StoreError: nothing of that name, or what is there cannot be read.
+        ModelError, StoreError, CheckpointError: nothing of that name, or what is there cannot be read.
     """
     found = _config_of(name)
     tokens = None if found.get("caption_channels") is None else text_tokens(name)
@@ -49,6 +52,10 @@ def _config_of(name: str) -> dict[str, Any]:
     for part in CONFIGS:
         if (folder / part).is_file():
             return read_json(folder / part, error=ModelError)
+    if folder.is_file():
+        from .checkpoints import checkpoint_config
+
+        return checkpoint_config(folder)
     if folder.exists():
         raise ModelError(f"{name}: neither {MANIFEST} nor config.json is there, so it is no model to plan for")
     if HUB_ID.fullmatch(name):

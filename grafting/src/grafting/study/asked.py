@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..conditions import Condition, count, rows
+from ..conditions import SIZES, Condition, count, rows
 from ..files import save_safetensors_atomic
 from ..graft import tensors_hash
 from ..hosts import host_for
@@ -66,7 +66,9 @@ class Asked:
         if self.scenes:
             return embedded(self.model.name, self.texts, self.device)
         held_out = self.material.conditions(train=False)
-        return rows(held_out, torch.arange(self.config.drawn) % count(held_out)), self.material.null
+        asked = rows(held_out, torch.arange(self.config.drawn) % count(held_out))
+        # What is drawn has the model's own size, whatever that of the pictures was.
+        return {key: tensor for key, tensor in asked.items() if key != SIZES}, self.material.null
 
     @property
     def condition(self) -> Condition:

@@ -182,8 +182,15 @@ class Study:
                 trained.save_pretrained(folder / "model")  # type: ignore[union-attr, operator]
             outcome["curves"]["stage 2"] = {entry.name: thinned([(row["step"], row["loss"]) for row in loop.log])}
             return outcome
+        stage = one or two
         handle = begin(
-            self.teacher, entry.plan, self.material, init=entry.init, seed=seed, calibration=recipe.calibration
+            self.teacher,
+            entry.plan,
+            self.material,
+            init=entry.init,
+            seed=seed,
+            calibration=recipe.calibration,
+            room=None if stage is None else stage.batch,
         )
         try:
             outcome["started"] = {site.name: share for site, share in handle.explained.items()}

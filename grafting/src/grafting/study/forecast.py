@@ -42,12 +42,14 @@ def measuring_flops(table: Table, row: Row) -> float:
 
 
 def rates(table: Table) -> Rates:
-    """From the rows that were made in one go; where there is none, from a training step and a batch of samples."""
+    """From the rows that were made in one go with as many threads; else from a training step and a batch of samples."""
     flops, took = {"train": 0.0, "measure": 0.0}, {"train": 0.0, "measure": 0.0}
     for row in table.rows:
-        path = table.out / "work" / row.entry / "seconds.json"
+        path = table.out / "work" / row.name / "seconds.json"
         if row.parts and path.is_file() and table.done(row) is not None:
             seconds = json.loads(path.read_text())
+            if seconds.get("threads") != torch.get_num_threads():
+                continue
             flops = {"train": flops["train"] + row.flops, "measure": flops["measure"] + measuring_flops(table, row)}
             took = {key: took[key] + seconds[key] for key in took}
     if min(took.values()) > 0:
@@ -101,8 +103,9 @@ def dry_run(table: Table, chosen: Sequence[Row], found: Rates) -> str:
         spent += share
         left += 0 if done else seconds
     threads = torch.get_num_threads()
+    process = f"one process of {threads} thread{'s' if threads > 1 else ''}"
     lines.append(
         f"{len(chosen)} rows, {spent:.2f} times the teacher's training ({table.training / 1e12:.0f} TFLOP); "
-        f"about {left / 3600:.1f} h left on {threads} thread{'s' if threads > 1 else ''}, by {found.source}"
+        f"about {left / 3600:.1f} h left for {process}, by {found.source}"
     )
     return "\n".join(lines)

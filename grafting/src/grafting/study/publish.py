@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -11,19 +10,22 @@ import torch
 from .. import __version__
 from ..report.table import TableResults, write_table
 from ..report.table_page import write_table_page
+from .rows import untrained_of
 from .timing import place
-from .whole import Table
+from .whole import Table, locked
 
 
-def collect(table: Table, failed: Mapping[str, str]) -> TableResults:
+def collect(table: Table) -> TableResults:
     """All rows that there are, each beside its controls *none* and *untrained*; and why the others are missing."""
     made, missing = [], {}
     for row in table.rows:
         found = table.done(row)
         if found is None:
-            missing[row.name] = row.problem or failed.get(row.name, "not run yet")
-        else:
-            made.append(replace(found, over_none=table.over_none(row), over_untrained=table.over_untrained(row)))
+            missing[row.name] = table.failed(row) or "not run yet"
+            continue
+        over, control = table.over_untrained(row), untrained_of(row, table.rows)
+        named = control.name if over and control is not None else ""
+        made.append(replace(found, over_none=table.over_none(row), over_untrained=over, untrained=named))
     teacher, extractor = table.study.model.name, table.study.judging.extractor
     return TableResults(
         title=table.recipe.title or f"Every operator on {teacher}",
@@ -36,11 +38,15 @@ def collect(table: Table, failed: Mapping[str, str]) -> TableResults:
     )
 
 
-def publish(table: Table, failed: Mapping[str, str]) -> TableResults:
-    """Write ``table.json``, ``table.html`` and ``figures/`` from what is there; returns what the first holds."""
-    results = collect(table, failed)
-    write_table(table.out / "table.json", results)
-    write_table_page(table.out / "table.html", results)
+def publish(table: Table) -> TableResults:
+    """Write ``table.json``, ``table.html`` and ``figures/`` from what is there; returns what the first holds.
+
+    One process at a time, so that what was collected first is not written last.
+    """
+    with locked(table.out / "work" / "publish.lock", wait=True):
+        results = collect(table)
+        write_table(table.out / "table.json", results)
+        write_table_page(table.out / "table.html", results)
     return results
 
 

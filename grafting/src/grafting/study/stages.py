@@ -197,12 +197,26 @@ class Material:
         return Batches(inputs=z, labels=y, size=size, seed=seed)
 
 
-def begin(model: nn.Module, plan: Plan, material: Material, *, init: str, seed: int, calibration: int) -> Grafted:
-    """Graft ``plan`` into ``model``, in place, started by ``init`` over ``calibration`` samples (none for 0)."""
+def begin(
+    model: nn.Module,
+    plan: Plan,
+    material: Material,
+    *,
+    init: str,
+    seed: int,
+    calibration: int,
+    room: int | None = None,
+) -> Grafted:
+    """Graft ``plan`` into ``model``, in place, started by ``init`` over ``calibration`` samples (none for 0).
+
+    room: samples of a pass at most, such as a stage that follows has; more than 64 are never taken.
+    """
     size = min(CALIBRATION_BATCH, max(calibration, 1))
     batches = material.batches(size, seed) if calibration and init in ("default", "solve") else None
     count = -(-calibration // size)
-    return graft(model, plan, init=init, seed=seed, calibration=batches, calibration_batches=count)
+    return graft(
+        model, plan, init=init, seed=seed, calibration=batches, calibration_batches=count, calibration_room=room
+    )
 
 
 def learns(handle: Grafted) -> bool:

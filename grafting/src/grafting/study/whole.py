@@ -1,6 +1,7 @@
 """A whole table run row by row: one file per row, done rows skipped, the page written again after each.
 
     out/rows/NAME.json, NAME.png     a row's figures and samples, with the hash of what they depend on
+    out/rows/NAME.failed.json        why it could not be made, until it is
     out/work/teacher/, work/NAME/    what :class:`~grafting.study.bench.Study` keeps of every model
     out/table.json, table.html       all rows that there are; the page's drawings as files in figures/
 
@@ -11,10 +12,11 @@ where it was and comes to the same bits (same machine, same number of threads).
 from __future__ import annotations
 
 import fcntl
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from ..training.team import Team
 from .assemble import trained_on
 from .bench import Say, Study
 from .entries import Entry
-from .parts import StudyError, part
+from .parts import StudyError, key_of, part
 from .rows import Row, base, none_of, rows, untrained_of
 from .table import TableRecipe
 
@@ -74,7 +76,8 @@ class Table:
         if row.recipe is None:
             raise StudyError(f"row {row.name}: {row.problem}")
         study = self.study.again(row.recipe)
-        return study, next(entry for entry in study.entries if entry.name == row.entry)
+        entry = next(entry for entry in study.entries if entry.name == row.entry)
+        return study, replace(entry, name=row.name)  # a folder of its own for each
 
     def _settings(self, row: Row) -> dict[str, Any]:
         study, entry = self.opened(row)
@@ -104,6 +107,7 @@ class Table:
         """
         found = self.done(row)
         if found is not None:
+            self._failure(row).unlink(missing_ok=True)
             return found
         _ = self.study.reference, self.study.triples  # before the row's study is opened, which shares them
         study, entry = self.opened(row)
@@ -116,7 +120,7 @@ class Table:
         quality = study.judge(entry)
         assert images is not None and quality is not None
         if fresh and entry is study.subject(entry):
-            took = {"train": trained - began, "measure": time.monotonic() - trained}
+            took = {"train": trained - began, "measure": time.monotonic() - trained, "threads": torch.get_num_threads()}
             write_json_atomic(home / "seconds.json", took)
         differences: dict[str, Figure] = {}
         bins: tuple[Figure, ...] = ()
@@ -155,7 +159,30 @@ class Table:
         shown = images[:GRID, : 3 if images.shape[1] >= 3 else 1]
         write_bytes_atomic(self.out / "rows" / f"{row.name}.png", grid_png(shown, columns=min(10, GRID), zoom=1))
         part(self.out / "rows" / f"{row.name}.json", self._settings(row), lambda: asdict(made))
+        self._failure(row).unlink(missing_ok=True)
         return made
+
+    def _failure(self, row: Row) -> Path:
+        return self.out / "rows" / f"{row.name}.failed.json"
+
+    def fail(self, row: Row, error: Exception) -> None:
+        """Note why a row could not be made, for every process and for the page."""
+        noted = {"reason": str(error), "at": time.time(), "key": key_of(self._settings(row))}
+        write_json_atomic(self._failure(row), noted)
+
+    def failed(self, row: Row, since: float = 0.0) -> str:
+        """Why a row could not be made under these settings; empty where nothing was noted since then.
+
+        since: seconds after the epoch.
+        """
+        if row.problem:
+            return row.problem
+        try:
+            noted = json.loads(self._failure(row).read_text())
+            fresh = noted["at"] >= since and noted["key"] == key_of(self._settings(row))
+            return str(noted["reason"]) if fresh else ""
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
     def over_none(self, row: Row) -> dict[str, Figure]:
         """A finished hybrid minus its finished control *none*.
@@ -172,10 +199,10 @@ class Table:
         if control is None:
             return {}
         both = (row, control)
-        kept = all((self.out / "work" / each.entry / "quality.json").is_file() for each in both)
+        kept = all((self.out / "work" / each.name / "quality.json").is_file() for each in both)
         if not kept or any(self.done(each) is None for each in both):
             return {}
-        path = self.out / "work" / row.entry / f"over-{name}.json"
+        path = self.out / "work" / row.name / f"over-{name}.json"
         found = part(path, {"rows": [self._settings(each) for each in both]}, lambda: self._minus(row, control))
         return {key: Figure(**figure) for key, figure in found.items()}
 
@@ -232,30 +259,42 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
         yield True
 
 
-def run_rows(table: Table, chosen: Sequence[Row], publish: Any) -> dict[str, str]:
+def run_rows(table: Table, chosen: Sequence[Row], publish: Callable[[], Any]) -> dict[str, str]:
     """Make the rows in their order, ``publish`` after each; returns by name why a row was not made.
 
-    A row that fails does not keep the others from being made.
+    A row that fails does not keep the others from being made. One that another process was making is looked at again
+    at the end: it is made here if that process is gone, and waited for if it is not.
     """
-    failed: dict[str, str] = {}
+    began, elsewhere = time.time(), []
     with locked(table.out / "work" / "teacher.lock", wait=True):
         table.make(table.rows[0])
     for number, row in enumerate(chosen, 1):
-        if table.done(row) is not None:
-            continue
-        if row.recipe is None:
-            failed[row.name] = row.problem
-            continue
-        with locked(table.out / "work" / f"{row.name}.lock", wait=False) as mine:
-            if not mine:
-                table.say(f"{row.name}: another process makes it")
-                continue
-            table.say(f"row {number} of {len(chosen)}: {row.name}")
-            try:
-                table.make(row)
-            except (ValueError, RuntimeError, FloatingPointError) as error:  # all of ours are ValueErrors
-                failed[row.name] = str(error)
-                table.say(f"{row.name} failed: {error}")
-                continue
+        if not _attempt(table, row, f"row {number} of {len(chosen)}: {row.name}", publish, began, wait=False):
+            table.say(f"{row.name}: another process makes it")
+            elsewhere.append(row)
+    for wait in (False, True):  # what was left by one that is gone, before what another is still at
+        for row in elsewhere:
+            _attempt(table, row, f"{row.name}: left undone by another process", publish, began, wait=wait)
+    return {row.name: why for row in chosen if table.done(row) is None and (why := table.failed(row, began))}
+
+
+def _attempt(table: Table, row: Row, told: str, publish: Callable[[], Any], began: float, *, wait: bool) -> bool:
+    """Make one row unless it is done, or failed after ``began``; False where another process holds it."""
+    if row.recipe is None or table.done(row) is not None:
+        return True
+    with locked(table.out / "work" / f"{row.name}.lock", wait=wait) as mine:
+        if not mine:
+            return False
+        if table.done(row) is not None or table.failed(row, began):
+            return True
+        table.say(told)
+        try:
+            table.make(row)
+        except (ValueError, RuntimeError, FloatingPointError) as error:  # all of ours are ValueErrors
+            table.say(f"{row.name} failed: {error}")
+            table.fail(row, error)
+    try:
         publish()
-    return failed
+    except Exception as error:  # the rows are what takes hours
+        table.say(f"the page could not be written: {error}")
+    return True

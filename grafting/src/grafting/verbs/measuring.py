@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 TRIPLES = 1000
 """Of the held-out loss, where nothing else is asked for."""
+BATCH = 64
+"""Triples, samples or prompts of a pass, where nothing else is asked for."""
 
 
 def add(verbs: Verbs) -> None:
@@ -57,6 +59,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--against", metavar="MODEL", help="for the paired difference; a graft's own teacher by default")
     made.add_argument("--triples", type=at_least(2), metavar="N", help=f"of the held-out loss (default {TRIPLES:,})")
     made.add_argument("--samples", type=at_least(0), metavar="N", help="drawn and judged (default 0)")
+    made.add_argument("--batch", type=at_least(1), metavar="N", help=f"of a pass (default {BATCH})")
     made.add_argument("--extractor", help="classifier (default), inception, inception:FILE or python:module:attribute")
     made.add_argument("--reference", metavar="PATH", help="real images, or ADM's statistics; else the training images")
     made.add_argument("--floor", metavar="PATH", help="held-out real images; else those of the data")
@@ -86,6 +89,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError("--geneval reads what was judged elsewhere, --scenes draws and judges: give one of them")
     if arguments.held_out and not arguments.scenes:
         raise ValueError(f"--held-out {arguments.held_out} goes with --scenes")
+    if arguments.geneval and arguments.batch is not None:
+        raise ValueError(f"--batch {arguments.batch}: --geneval draws nothing")
+    arguments.batch = arguments.batch or BATCH
     other = "--geneval" if arguments.geneval else "--scenes" if arguments.scenes else None
     for name in ("triples", "samples", "extractor", "reference", "floor", "data"):
         if other and getattr(arguments, name) is not None:
@@ -170,7 +176,8 @@ def _denoising(model: Model, material: Any, arguments: argparse.Namespace) -> di
     triples = Triples.draw(z, y, n=arguments.triples or TRIPLES, seed=arguments.seed)
 
     def losses(network: Any, name: str) -> torch.Tensor:
-        return denoising_losses(denoiser(network), triples, progress=progress(f"held-out loss of {name}"))
+        show = progress(f"held-out loss of {name}")
+        return denoising_losses(denoiser(network), triples, batch_size=arguments.batch, progress=show)
 
     mine = losses(model.transformer, "the model")
     found = {"loss": asdict(mean_loss(mine))}
@@ -191,14 +198,15 @@ def _quality(model: Model, judge: Judge, arguments: argparse.Namespace) -> dict[
     from ..sampling import Pipeline, draw_labels
     from ..study.stages import null_class
 
-    n, show = arguments.samples, progress("sample")
+    n, batch, show = arguments.samples, arguments.batch, progress("sample")
     labels, sampling = draw_labels(n, null_class(model.transformer)), sampling_of(arguments)
     pipeline = Pipeline(model.transformer, model.autoencoder)
 
     def drawn(start: int) -> torch.Tensor:
-        return pipeline(labels[start : start + 64], sampling=sampling, seed=arguments.seed, first_index=start)
+        part = labels[start : start + batch]
+        return pipeline(part, sampling=sampling, seed=arguments.seed, first_index=start, batch_size=batch)
 
-    features = collect(judge.extractor, map(drawn, range(0, n, 64)), progress=lambda done, _: show(done, n))
+    features = collect(judge.extractor, map(drawn, range(0, n, batch)), progress=lambda done, _: show(done, n))
     return judge.quality(features, labels, arguments.seed)
 
 
@@ -254,7 +262,7 @@ def profile(arguments: argparse.Namespace) -> None:
         "threads": timed.threads,
         "parameters": parameters(network) - parameters(idle),
         "milliseconds": timed.minimum * 1000,
-        "peak MiB": peak_bytes(call) / 2**20,
+        "peak MiB": peak_bytes(call, device) / 2**20,
     }
     if handle is None:
         cores = [host.get(network, site) for site in host.sites(network) if site.kind == "attn"]

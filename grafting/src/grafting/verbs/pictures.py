@@ -50,7 +50,9 @@ def add(verbs: Verbs) -> None:
         help="evaluation_metadata.jsonl: pictures of each of its prompts, in the benchmark's layout; gone on with",
     )
     made.add_argument("--each", type=at_least(1), metavar="N", help="pictures of each of them (default 4)")
-    made.add_argument("--batch", type=at_least(1), metavar="N", help="of them drawn together (default: all)")
+    made.add_argument(
+        "--batch", type=at_least(1), metavar="N", help="pictures drawn together (default 64; with --geneval a prompt's)"
+    )
     text_options(made)
     base_option(made)
     vae_option(made)
@@ -64,9 +66,9 @@ def sample(arguments: argparse.Namespace) -> None:
         _geneval(arguments)
         return
     told = [f"--{option}" for option in ("prompt", "prompts") if getattr(arguments, option)]
-    for option in ("each", "batch", *(() if told else ("text", "tokens"))):
+    for option in ("each", *(() if told else ("text", "tokens"))):
         if getattr(arguments, option) is not None:
-            others = "" if option in ("each", "batch") else ", --prompt or --prompts"
+            others = "" if option == "each" else ", --prompt or --prompts"
             raise ValueError(f"--{option} goes with --geneval{others}")
     if len(told) > 1:
         raise ValueError("--prompt and --prompts both say what to draw: give one of them")
@@ -104,8 +106,8 @@ def sample(arguments: argparse.Namespace) -> None:
         asked = torch.tensor(arguments.labels) if arguments.labels else draw_labels(arguments.count or 40, classes)
     _can_be_seen(model, arguments.model)
     pipeline = Pipeline(model.transformer, model.autoencoder, null=null)
-    show = progress("sample")
-    images = pipeline(asked, sampling=sampling_of(arguments), seed=arguments.seed, progress=show)
+    sampling, batch, show = sampling_of(arguments), arguments.batch or 64, progress("sample")
+    images = pipeline(asked, sampling=sampling, seed=arguments.seed, batch_size=batch, progress=show)
     channels = 3 if images.shape[1] >= 3 else 1
     columns = arguments.columns or min(len(TASKS) if of_scenes else 10, len(images))
     picture = grid_png(images[:, :channels], columns=columns, zoom=arguments.zoom or 2, titles=titles)

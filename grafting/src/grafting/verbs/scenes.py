@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ..store.models import Model
     from ..tasks import Verdict
 
-BATCH = 64
 TEACHER = "teacher"
 
 
@@ -90,10 +89,11 @@ def _judge(arguments: argparse.Namespace, names: Sequence[str]) -> Callable[[Mod
         pipeline, show = Pipeline(network, model.autoencoder, null=null), progress(f"scenes of {name}")
 
         def drawn() -> Iterator[torch.Tensor]:
-            for start in range(0, len(prompts), BATCH):
-                part = rows(condition, slice(start, start + BATCH))
-                yield pipeline(part, sampling=sampling, seed=arguments.seed, first_index=start)
-                show(min(start + BATCH, len(prompts)), len(prompts))
+            size = arguments.batch
+            for start in range(0, len(prompts), size):
+                part = rows(condition, slice(start, start + size))
+                yield pipeline(part, sampling=sampling, seed=arguments.seed, first_index=start, batch_size=size)
+                show(min(start + size, len(prompts)), len(prompts))
 
         return judged(prompts, drawn())
 

@@ -48,6 +48,7 @@ def search(arguments: argparse.Namespace) -> None:
     from ..searching.costs import Budget
     from ..searching.scores import Scoring
     from ..searching.search import search as find
+    from ..searching.solve import SearchError
     from ..store.models import open_model
 
     budget = Budget.parse(arguments.budget)
@@ -69,15 +70,23 @@ def search(arguments: argparse.Namespace) -> None:
         out=out,
         progress=progress("score"),
     )
-    found = front.under(budget)
-    page = write_search(out, front, budget, found)
-    print((out / FILE).read_text(encoding="utf-8") if arguments.json else _table(front, found, page))
+    best: Found | str
+    try:
+        best = front.under(budget)
+    except SearchError as error:  # the front, which is what took the time, is kept
+        best = str(error)
+    page = write_search(out, front, budget, best)
+    print((out / FILE).read_text(encoding="utf-8") if arguments.json else _table(front, best, page))
+    if isinstance(best, str):
+        raise SearchError(f"{best}; the front is in {page}")
 
 
-def _table(front: Front, found: Found, page: Path) -> str:
+def _table(front: Front, best: Found | str, page: Path) -> str:
     from ..report.search import plan_name
 
     lines = [f"{'plan':<12}{front.cost:>12}{'predicted ' + front.by:>20}"]
-    for name, one in [*((plan_name(place), one) for place, one in enumerate(front.plans)), ("best", found)]:
-        lines.append(f"{name:<12}{one.share:>12.4f}{one.predicted:>+20.5f}")
-    return "\n".join([*lines, "", str(page.parent / "plans" / "best.yaml"), str(page)])
+    named = [(plan_name(place), one) for place, one in enumerate(front.plans)]
+    chosen = [] if isinstance(best, str) else [("best", best)]
+    lines += [f"{name:<12}{one.share:>12.4f}{one.predicted:>+20.5f}" for name, one in [*named, *chosen]]
+    paths = [str(page.parent / "plans" / "best.yaml")] if chosen else []
+    return "\n".join([*lines, "", *paths, str(page)])

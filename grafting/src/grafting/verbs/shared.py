@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..training.team import Team
 
 Verb = Callable[[argparse.Namespace], None]
-MODEL = "a bundled teacher, a folder of diffusers or of a graft, or an id of the hub"
+MODEL = "a bundled teacher, a folder of diffusers or of a graft, an original DiT checkpoint, or an id of the hub"
 CONFIGURATION = f"{MODEL}, or a bundled configuration"
 
 

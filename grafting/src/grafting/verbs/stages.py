@@ -36,6 +36,7 @@ def add(verbs: Verbs) -> None:
     """Declare them."""
     made = verbs.add("pretrain", pretrain, "train an autoencoder, a transformer or a classifier by a recipe", resume="")
     made.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped one")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; dots go down")
     made.add_argument("--out", type=Path, required=True, help="the run's folder; a run found there is continued")
     made.add_argument(
         "--until", type=at_least(1), metavar="STEP", help="stop after this step; the same command goes on"
@@ -87,7 +88,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
     from ..training.pretrain import PretrainRecipe
     from ..training.pretrain import pretrain as train
 
-    recipe = PretrainRecipe.from_yaml(text, arguments.recipe)
+    recipe = PretrainRecipe.from_yaml(text, arguments.set, arguments.recipe)
     if arguments.score is not None:
         _score(recipe, arguments.out, arguments.score)
         return
@@ -127,6 +128,7 @@ def distill(arguments: argparse.Namespace) -> None:
         init=arguments.init,
         seed=arguments.seed,
         calibration=arguments.calibration,
+        room=stage.batch,
     )
     for site, share in handle.explained.items() if team.leads else ():
         print(f"{site.name}: {share:.3f} of the variance explained at the start, on the images it was solved from")

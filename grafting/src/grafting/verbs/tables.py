@@ -39,8 +39,8 @@ def study(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(dry_run(table, chosen, rates(table)))
         return
-    failed = run_rows(table, chosen, lambda: publish(table, {}))
-    publish(table, failed)
+    failed = run_rows(table, chosen, lambda: publish(table))
+    publish(table)
     print(f"the page: {out / 'table.html'}")
     broken = [name for name in failed if table.named(name).recipe is not None]
     if broken:

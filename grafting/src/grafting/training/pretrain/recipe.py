@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from ...files import read_json
 from ...scenes.prompts import DEFAULT
 from ...scenes.world import World
-from ...settings import SettingsError, build, read_yaml
+from ...settings import SettingsError, build, read_recipe
 from ..loop import LoopConfig
 
 KINDS = ("autoencoder", "transformer", "classifier")
@@ -97,9 +98,12 @@ class PretrainRecipe:
         return made
 
     @classmethod
-    def from_yaml(cls, text: str, where: str = "recipe") -> PretrainRecipe:
-        """From YAML text. Raises SettingsError, also for a recipe of a study."""
-        content = read_yaml(text, where)
+    def from_yaml(cls, text: str, overrides: Sequence[str] = (), where: str = "recipe") -> PretrainRecipe:
+        """From YAML text; ``overrides`` are ``key=value`` with dots between levels.
+
+        Raises SettingsError, also for a recipe of a study.
+        """
+        content, where = read_recipe(text, overrides, where)
         if not isinstance(content, dict):
             raise SettingsError([f"{where}: {content!r} is no mapping of settings"])
         if "teacher" in content and "kind" not in content:
