@@ -40,12 +40,12 @@ def main() -> None:
         "threads": asked.threads,
         "torch": torch.__version__,
         "sites": len({(score.block, score.kind) for score in front.scores}),
-        "operators": [one.name for one in front.operators],
+        "operators": list(dict.fromkeys(one.name for one in front.operators)),
         "seconds": scored - began,
         "again_seconds": again - scored,
     }
     print(
-        f"{found['teacher']}, {found['sites']} sites, {len(front.operators)} operators, {asked.threads} threads: "
+        f"{found['teacher']}, {found['sites']} sites, {len(found['operators'])} operators, {asked.threads} threads: "
         f"{found['seconds']:.0f} s; another cost after it {found['again_seconds']:.1f} s"
     )
     if asked.out:

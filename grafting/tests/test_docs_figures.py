@@ -84,6 +84,15 @@ def test_analyses() -> None:
     assert max(tensors, resident) < 1024
 
 
+def test_search() -> None:
+    content = measured("search")
+    assert content["sites"] == 24 and len(content["operators"]) == 7 and content["threads"] == 2
+    minutes, seconds = divmod(round(content["seconds"]), 60)
+    rows = table("search.md", "| measured")
+    assert [row[1] for row in rows] == [f"{minutes} min {seconds} s", f"{content['again_seconds']:.1f} s"]
+    assert content["seconds"] < 600
+
+
 def test_encoding() -> None:
     content = measured("encode")
     page = (HOME / "docs" / "data.md").read_text(encoding="utf-8")
