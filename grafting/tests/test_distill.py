@@ -17,7 +17,7 @@ import torch
 from test_graft import batch, tiny
 from torch import nn
 
-from grafting.diffusion import Diffusion, draw
+from grafting.diffusion import Diffusion, Levels, draw
 from grafting.graft import Grafted, graft
 from grafting.plan import Plan
 from grafting.training.distill import Distillation, DistillConfig, SiteConfig, distance, distill
@@ -107,16 +107,17 @@ def test_a_state_of_other_operators_or_a_damaged_one_is_named(tmp_path: Path) ->
         distill(fresh(), batch, 10, CONFIG, tmp_path)
 
 
-def test_one_gradient_step_is_plain_adamw_on_the_plain_loss() -> None:
+@pytest.mark.parametrize("levels", [None, Levels(centre=-3.0, deviation=1.0, uniform=0.0)])
+def test_one_gradient_step_is_plain_adamw_on_the_plain_loss(levels: Levels | None) -> None:
     """An independent step: activations taken by hand, torch's own AdamW."""
     handle = fresh(Plan.explicit(site="attn", operator="hyena_x", blocks=[2]))
     ((_, switch),) = handle.switches.items()
-    config = DistillConfig(steps=1, warmup=0.0, label_dropout=0.0, halve=(), clip=1e9)
+    config = DistillConfig(steps=1, warmup=0.0, label_dropout=0.0, halve=(), clip=1e9, levels=levels)
     reference = graft(tiny(), Plan.explicit(site="attn", operator="hyena_x", blocks=[2]), init="random", seed=3)
     operator = next(iter(reference.operators().values()))
     seen: list[torch.Tensor] = []
     hook = reference.model.transformer_blocks[2].attn1.register_forward_hook(lambda m, a, o: seen.extend((a[0], o)))
-    noise, t = draw(batch(0)["z"].shape, 1000, 0, 0)
+    noise, t = draw(batch(0)["z"].shape, 1000, 0, 0, Diffusion().level_shares(levels))
     zt = Diffusion().add_noise(batch(0)["z"], t, noise)
     with torch.no_grad(), reference.teacher() as model:
         model(zt, timestep=t, class_labels=batch(0)["y"])

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from grafting.data import Batches
-from grafting.diffusion import Denoiser
+from grafting.diffusion import Denoiser, Diffusion, Levels, draw
 from grafting.graft import Grafted, graft
 from grafting.hosts import Site
 from grafting.measure.speed import peak_bytes
@@ -86,6 +86,25 @@ def test_mixture_moves_from_one_target_to_the_other() -> None:
     loop = finetune(student, student, teacher, batches, 3, config)
     assert "mse" not in loop.log[0] and {"mse", "teacher_noise"} <= loop.log[5].keys()
     assert "teacher_noise" not in loop.log[-1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_levels_and_weights_say_which_noise_is_learnt_and_how_much(share: float) -> None:
+    """The first step's errors by hand: levels by their shares, squares over alpha_bar to the power, at most the cap."""
+    teacher, student, batches = _parts()
+    levels, plain = Levels(centre=-3.0, deviation=1.0, uniform=0.1), _config(1, (share, share))
+    config = replace(plain, levels=levels, weight_power=0.5, weight_cap=4.0, label_dropout=0.0)
+    z, schedule = batches(0)["z"], Diffusion()
+    noise, t = draw(z.shape, 1000, 0, 0, schedule.level_shares(levels))
+    weights = schedule.alphas_bar[t].rsqrt().clamp(max=4.0).float()
+    assert 1 < weights.min() < weights.max() == 4.0  # of these draws, some beyond the cap
+    with torch.no_grad():
+        zt = schedule.add_noise(z, t, noise)
+        given, wanted = student(zt, t, t)[:, :2], teacher(zt, t, t)[:, :2]
+    row = finetune(student, student, teacher, batches, 3, config).log[0]
+    for name, part, target in (("teacher_noise", share, wanted), ("mse", 1 - share, noise)):
+        error = (weights * (given - target).square().mean((1, 2, 3))).mean().item()
+        assert part == 0 or row[name] == pytest.approx(part * error, rel=1e-5)
 
 
 def test_frozen_parameters_stay() -> None:
@@ -253,6 +272,8 @@ def test_bad_settings_are_sentences() -> None:
         finetune(student, student, None, batches, 3, _config())
     with pytest.raises(ValueError, match=r"teacher_share 1\.5.*label_dropout 2.*precision 'fp8'"):
         FinetuneConfig(loop=LoopConfig(steps=1, lr=1), teacher_share=(1.5, 0), label_dropout=2, precision="fp8")
+    with pytest.raises(ValueError, match=r"weight_power -1: 0 \(alike at every level\) or more; weight_cap 0\.5: 1 or"):
+        FinetuneConfig(loop=LoopConfig(steps=1, lr=1), weight_power=-1, weight_cap=0.5)
 
 
 def test_a_run_of_other_settings_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -268,6 +289,11 @@ def test_a_run_of_other_settings_in_the_same_folder_is_refused(tmp_path: Path) -
         ({"variance_weight": 0.5}, "variance_weight 0.05 there, 0.5 now"),
         ({"label_dropout": 0.2}, "label_dropout 0.1 there, 0.2 now"),
         ({"precision": "bf16"}, "precision fp32 there, bf16 now"),
+        (
+            {"levels": Levels(uniform=1.0)},
+            r"levels\.centre None there, 0\.0 now, .*levels\.uniform None there, 1\.0 now",
+        ),
+        ({"weight_power": 0.5}, r"weight_power None there, 0\.5 now, weight_cap None there, 1000\.0 now"),
     ]
     for changed, named in others:
         with pytest.raises(ValueError, match=rf"\({named}\): name another folder or remove it"):

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from grafting.cli import main
 from grafting.cost import adapter_cost, plan_cost
+from grafting.diffusion import Levels
 from grafting.graft import graft, ungraft
 from grafting.hosts import bundled_config
 from grafting.lora import Lora, LoraError
@@ -215,7 +216,11 @@ def test_settings_of_a_stage() -> None:
     assert recipe.finetune is not None and recipe.finetune.adapters == Lora(rank=2, targets=("attn", "mlp"))
     assert RunRecipe.from_yaml(recipe.to_yaml()) == recipe
     assert FinetuneStage(steps=1, train="lora").adapters == Lora() and FinetuneStage(steps=1).adapters is None
-    assert "lora" not in depended_on(FinetuneStage(steps=1))
+    told = depended_on(FinetuneStage(steps=1))
+    assert not {"lora", "levels", "optimizer", "weight_power", "weight_cap"} & told.keys()
+    chosen = FinetuneStage(steps=1, levels=Levels(centre=-3.0), weight_power=0.5, optimizer="muon")
+    levels = {"centre": -3.0, "deviation": 2.0, "uniform": 0.25}
+    assert depended_on(chosen) == told | {"levels": levels, "weight_power": 0.5, "optimizer": "muon"}
     with pytest.raises(SettingsError) as caught:
         changes = ["finetune.lora.rank=0", "finetune.lora.targets=[crss]", "finetune.lora.alfa=1", "finetune.lr=-1"]
         RunRecipe.from_yaml(text, changes)
@@ -257,8 +262,10 @@ def test_the_scenes_recipe_is_half_of_the_sites_for_a_tenth_of_the_training() ->
         assert sum(spent.values()) < 0.1 * PASSES * cost.flops_before * samples
         adapters = adapter_cost(cost, 16, ("attn", "cross", "mlp"))
         assert cost.new_parameters + adapters.parameters < 2e6  # some megabytes
-    late = {name: sum(site.site.block for site in plan_cost(p, model).sites) for name, p in recipe.plans.items()}
-    assert late["denser-later"] > late["interleaved"]
+    swapped = {name: [site.site.block for site in plan_cost(p, model).sites] for name, p in recipe.plans.items()}
+    late, early = ([block in swapped["denser-later"] for block in part] for part in (range(6, 10), range(6)))
+    assert sum(late) / 4 > 2 * sum(early) / 6  # twice as dense and more
+    assert sorted(swapped["interleaved"]) == [1, 3, 5, 7, 9]
 
 
 @pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")

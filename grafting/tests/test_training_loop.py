@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from grafting.data import Batches
-from grafting.diffusion import Diffusion, draw, drop_labels
+from grafting.diffusion import Diffusion, Levels, draw, drop_labels
 from grafting.random import generator
 from grafting.training.loop import Loop, LoopConfig
 from grafting.training.objective import teacher_objective
@@ -171,13 +171,15 @@ def test_dropped_labels_share() -> None:
 def test_levels_are_drawn_normal_in_the_log_of_signal_over_noise() -> None:
     d = Diffusion()
     ratio = torch.logit(d.alphas_bar)
-    shares = d.level_shares(-1.0, 1.5)
+    shares = d.level_shares(Levels(centre=-1.0, deviation=1.5, uniform=0.0))
+    assert shares is not None and d.level_shares(None) is None
     assert shares.sum().item() == pytest.approx(1) and bool((shares > 0).all())
     mean = (shares * ratio).sum()
     assert mean.item() == pytest.approx(-1, abs=0.05)
     assert (shares * (ratio - mean).square()).sum().sqrt().item() == pytest.approx(1.5, rel=0.03)
     # A tenth spread over all levels alike keeps the rarest at a tenth of its uniform share.
-    mixed = d.level_shares(-1.0, 1.5, 0.1)
+    mixed = d.level_shares(Levels(centre=-1.0, deviation=1.5, uniform=0.1))
+    assert mixed is not None
     torch.testing.assert_close(mixed, 0.9 * shares + 0.1 / 1000)
     noise, t = draw(torch.Size([20000, 1]), 1000, 0, 5, mixed)
     plain, uniform = draw(torch.Size([20000, 1]), 1000, 0, 5)

@@ -21,6 +21,25 @@ Denoiser = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
 """(z_t, t, y) -> (B, C or 2C, H, W): the noise and, in the second half, where the variance lies in its range."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """Where training spends its draws of the noise level: log(alpha_bar / (1 - alpha_bar)) is normal, but for a share.
+
+    centre, deviation: of that logarithm of signal over noise; 0 and 2 are the logit-normal draw of Esser et al. 2024
+    (arXiv 2403.03206). uniform: the share spread over all levels alike, so that none is left out.
+    """
+
+    centre: float = 0.0
+    deviation: float = 2.0
+    uniform: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not self.deviation > 0 or not 0 <= self.uniform <= 1:
+            raise ValueError(
+                f"deviation {self.deviation}, uniform {self.uniform}: a deviation above 0, a share from 0 to 1"
+            )
+
+
 @dataclass(frozen=True)
 class Diffusion:
     """A discrete schedule of ``steps`` noise levels, linear in beta; buffers are float64."""
@@ -61,16 +80,14 @@ class Diffusion:
         """
         return self.alphas_bar.pow(-power).clamp(max=most)
 
-    def level_shares(self, centre: float, deviation: float, uniform: float = 0.0) -> torch.Tensor:
-        """(T,) shares of training spent on each level: log(alpha_bar / (1 - alpha_bar)) is normal, but for a share.
-
-        centre, deviation: of that logarithm of signal over noise; 0 and 2 are the logit-normal draw of Esser et al.
-        2024 (arXiv 2403.03206). uniform: the share spread over all levels alike, so that none is left out.
-        """
+    def level_shares(self, levels: Levels | None) -> torch.Tensor | None:
+        """(T,) the shares of training that ``levels`` spends on each level; None where it draws all alike."""
+        if levels is None:
+            return None
         ratio = torch.logit(self.alphas_bar)
         width = -torch.gradient(ratio)[0]  # of a step of the schedule, along the logarithm
-        focused = width * torch.exp(-0.5 * ((ratio - centre) / deviation).square())
-        return (1 - uniform) * focused / focused.sum() + uniform / self.steps
+        focused = width * torch.exp(-0.5 * ((ratio - levels.centre) / levels.deviation).square())
+        return (1 - levels.uniform) * focused / focused.sum() + levels.uniform / self.steps
 
     def log_variance_range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(T,) log of the smallest (the posterior's) and the largest (beta's) variance of a reverse step."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.pairs import PairsConfig
+from ..diffusion import Levels
 from ..initialise import STARTS
 from ..lora import Lora
 from ..measure.quality.extractors import CLASSIFIER, ExtractorConfig
@@ -37,6 +38,8 @@ TARGETS = {"teacher": (1.0, 1.0), "mixture": (1.0, 0.0), "noise": (0.0, 0.0)}
 TRAINED = ("all", "grafted", "lora")
 SCENES = "scenes"
 """The prompts that are the captions of a model's own world of scenes."""
+LATER = ("lora", "levels", "optimizer", "weight_power", "weight_cap")
+"""Settings of a stage that work begun before there were any does not name: not told where they are as they were."""
 HOW = ("save_every", "checkpointing")
 """Settings of a stage that say when to write and what to keep in memory, and change nothing of what is learnt."""
 
@@ -54,6 +57,7 @@ class DistillStage:
     warmup: float = 0.1
     halve: tuple[float, ...] = (0.25, 0.5, 0.75)
     gate_weighted: bool = False
+    levels: Levels | None = None
     label_dropout: float = 0.1
     evaluate_every: int = 50
     heldout_batches: int = 2
@@ -77,8 +81,8 @@ class FinetuneStage:
 
     target: ``teacher`` (the teacher's own output), ``noise`` (the paper's), or ``mixture`` (from the one to the other).
     train: ``all`` weights of a private copy, the ``grafted`` operators alone, or these and adapters on the rest, with
-    the settings ``lora`` (:class:`~grafting.lora.Lora`). features, checkpointing: as in
-    :class:`~grafting.training.finetune.FinetuneConfig`.
+    the settings ``lora`` (:class:`~grafting.lora.Lora`). optimizer: ``adamw`` or ``muon``. features, levels,
+    weight_power, weight_cap, checkpointing: as in :class:`~grafting.training.finetune.FinetuneConfig`.
     """
 
     steps: int
@@ -93,6 +97,10 @@ class FinetuneStage:
     clip: float | None = 10.0
     ema: float = 0.9999
     ema_horizon: float = 0.1
+    optimizer: str = "adamw"
+    levels: Levels | None = None
+    weight_power: float = 0.0
+    weight_cap: float = 1000.0
     label_dropout: float = 0.1
     variance_weight: float = 0.05
     features: float = 1.0
@@ -127,6 +135,9 @@ class FinetuneStage:
             teacher_share=TARGETS[self.target],
             variance_weight=self.variance_weight,
             features=self.features,
+            levels=self.levels,
+            weight_power=self.weight_power,
+            weight_cap=self.weight_cap,
             label_dropout=self.label_dropout,
             precision=self.precision,
             checkpointing=self.checkpointing,
@@ -357,9 +368,8 @@ def _file(plan: Any) -> bool:
 
 def depended_on(stage: DistillStage | FinetuneStage) -> dict[str, Any]:
     """The settings that what a stage learns depends on, as plain data."""
-    plain = _plain(asdict(stage))
-    # Not "lora": None, which work that was begun before there were adapters does not have.
-    return {key: value for key, value in plain.items() if key not in HOW and (key, value) != ("lora", None)}
+    plain, later = _plain(asdict(stage)), {f.name: f.default for f in fields(stage) if f.name in LATER}
+    return {key: value for key, value in plain.items() if key not in HOW and (key not in later or value != later[key])}
 
 
 def _located(plan: Plan, content: Mapping[str, Any]) -> Plan:

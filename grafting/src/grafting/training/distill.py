@@ -22,7 +22,7 @@ from torch import nn
 
 from ..activations import visit_spans
 from ..conditions import each
-from ..diffusion import Diffusion, draw, drop_labels
+from ..diffusion import Diffusion, Levels, draw, drop_labels
 from ..graft import null_identity
 from ..initialise import explained
 from ..modes import evaluating
@@ -68,6 +68,7 @@ class DistillConfig:
     floor: a site stops early when its held-out error fell by less than this share over the last ``patience``
     evaluations; 0 never stops one.
     gate_weighted: weigh errors by the block's gate, that is measure what reaches the residual stream.
+    levels: how often each noise level is drawn, in the held-out error too; None draws all alike.
     precision: of matrix products in the teacher's pass and in the operators, ``fp32`` or ``bf16``; errors, gradients'
     sums, weights and moments are float32.
     """
@@ -80,6 +81,7 @@ class DistillConfig:
     warmup: float = 0.1
     halve: tuple[float, ...] = (0.25, 0.5, 0.75)
     gate_weighted: bool = False
+    levels: Levels | None = None
     label_dropout: float = 0.1
     evaluate_every: int = 50
     heldout_batches: int = 2
@@ -213,6 +215,7 @@ class Distillation:
     ) -> None:
         self.handle, self.batches, self.null, self.config = handle, batches, null, config
         self.out, self.heldout, self.diffusion = out, heldout, diffusion
+        self.shares = diffusion.level_shares(config.levels)
         self.team = team or Team(device=next(handle.model.parameters()).device)
         self.depends: dict[str, Any] = {"plan": handle.plan.digest, "teacher": handle.source_hash, "init": handle.init}
         self.depends |= {"start's seed": handle.seed, "null": null_identity(null), "schedule": repr(diffusion)}
@@ -348,7 +351,7 @@ class Distillation:
         """A teacher pass over this process's part of noised ``z`` that calls ``visitor`` at every active site, with
         what the student gives there and what it should give, and the gate that weighs both."""
         handle, host = self.handle, self.handle.host
-        noise, t = draw(z.shape, self.diffusion.steps, self.config.seed, counter)
+        noise, t = draw(z.shape, self.diffusion.steps, self.config.seed, counter, self.shares)
         z, y, noise, t = (each(part, self.team.rows) for part in (z, y, noise, t))
         zt = self.diffusion.add_noise(z, t, noise)
         pupils = handle.pupils()

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..conditions import each
-from ..diffusion import Denoiser, Diffusion, draw, drop_labels
+from ..diffusion import Denoiser, Diffusion, Levels, draw, drop_labels
 from ..graft import handle_of, null_identity
 from ..modes import evaluating
 from ..precision import PRECISIONS, autocast
@@ -35,7 +35,9 @@ class FinetuneConfig:
     teacher_share: weight of the teacher's output against the noise as target, at the first and at the last step, linear
     in between: (1, 1) is the teacher's output alone, (0, 0) the noise alone. variance_weight: weight of the learned
     variance's half in the match with the teacher's output. features: weight, beside the teacher's output and fading
-    with its share, of what the student's blocks leave unexplained of the teacher's; 0 for none. checkpointing: keep the
+    with its share, of what the student's blocks leave unexplained of the teacher's; 0 for none. levels: how often each
+    noise level is drawn; None draws all alike. weight_power, weight_cap: the squared error of the noise, the teacher's
+    and the true one, is weighted by one over alpha_bar of the level to this power, up to this. checkpointing: keep the
     input of every block alone and compute the rest again on the way back: the same gradients, a fraction of the
     activation memory, one more forward pass of the student.
     """
@@ -44,6 +46,9 @@ class FinetuneConfig:
     teacher_share: tuple[float, float] = (1.0, 1.0)
     variance_weight: float = 0.05
     features: float = 0.0
+    levels: Levels | None = None
+    weight_power: float = 0.0
+    weight_cap: float = 1000.0
     label_dropout: float = 0.1
     precision: str = "fp32"
     checkpointing: bool = False
@@ -55,6 +60,10 @@ class FinetuneConfig:
             for share in self.teacher_share
             if not 0 <= share <= 1
         ]
+        if not self.weight_power >= 0:
+            problems.append(f"weight_power {self.weight_power}: 0 (alike at every level) or more")
+        if not self.weight_cap >= 1:
+            problems.append(f"weight_cap {self.weight_cap}: 1 or more")
         if not self.features >= 0:
             problems.append(f"features {self.features}: a weight, 0 or more")
         if not 0 <= self.label_dropout < 1:
@@ -71,11 +80,19 @@ class FinetuneConfig:
 
 
 def match_teacher(
-    student: torch.Tensor, teacher: torch.Tensor, channels: int, variance_weight: float
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    channels: int,
+    variance_weight: float,
+    weights: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Squared distance of two outputs (B, C or 2C, H, W): of the noise and, where it is learned, of the variance."""
+    """Squared distance of two outputs (B, C or 2C, H, W): of the noise and, where it is learned, of the variance.
+
+    weights: (B,), of the noise's; all 1 by default.
+    """
     error = (student.float() - teacher.float()).square()
-    losses = {"teacher_noise": error[:, :channels].mean()}
+    noise = error[:, :channels]
+    losses = {"teacher_noise": (noise if weights is None else noise * weights[:, None, None, None]).mean()}
     if error.shape[1] == 2 * channels:
         losses["teacher_variance"] = variance_weight * error[:, channels:].mean()
     return losses
@@ -139,32 +156,37 @@ def finetune(
     watched = pairs if config.features else ()
     schedule = diffusion or Diffusion()
     workers = team or Team(device=next(model.parameters()).device)
+    shares = schedule.level_shares(config.levels)
+    weights = schedule.level_weights(config.weight_cap, config.weight_power) if config.weight_power else None
 
     def losses(step: int) -> dict[str, torch.Tensor]:
         batch, share = batches(step), config.share(step)
-        noise, t = draw(batch["z"].shape, schedule.steps, config.seed, step)
+        noise, t = draw(batch["z"].shape, schedule.steps, config.seed, step, shares)
         y = drop_labels(batch["y"], config.label_dropout, null, config.seed, step)
         z, t, y, noise = (each(part, workers.rows) for part in (batch["z"], t, y, noise))
         parts: dict[str, torch.Tensor] = {}
         with autocast(z.device, config.precision):
             if share == 0 or teacher is None:
-                return teacher_objective(student, schedule, z, t, y, noise)
+                return teacher_objective(student, schedule, z, t, y, noise, weights)
             zt = schedule.add_noise(z, t, noise)
             with torch.no_grad(), returned([module for _, module in watched]) as shown:
                 wanted = teacher(zt, t, y)
             with returned([module for module, _ in watched]) as done:
                 given = student(zt, t, y)
-            matched = match_teacher(given, wanted, z.shape[1], config.variance_weight)
+            weighed = None if weights is None else weights.to(t.device)[t].float()
+            matched = match_teacher(given, wanted, z.shape[1], config.variance_weight, weighed)
             if watched:
                 matched["features"] = config.features * match_features(done, shown, workers)
             parts |= {name: share * part for name, part in matched.items()}
             if share < 1:
-                own = teacher_objective(lambda *_: given, schedule, z, t, y, noise)
+                own = teacher_objective(lambda *_: given, schedule, z, t, y, noise, weights)
                 parts |= {name: (1 - share) * part for name, part in own.items()}
         return parts
 
     how = ("loop", "checkpointing")  # compared by the loop itself; the same gradients either way
     depends = {key: value for key, value in asdict(config).items() if key not in how}
+    if not config.weight_power:  # runs begun before there were weights name none
+        depends = {key: value for key, value in depends.items() if key not in ("weight_power", "weight_cap")}
     depends |= {"null": null_identity(null), "schedule": repr(schedule)}
     handle = handle_of(model)
     if handle is not None and handle.adapters is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ...diffusion import Levels
 from ...files import read_json
 from ...scenes.prompts import DEFAULT
 from ...scenes.world import World
@@ -18,21 +19,6 @@ DIT, PIXART = "DiTTransformer2DModel", "PixArtTransformer2DModel"
 SCENES = "scenes"
 """The name of the data that are drawn, not read: :mod:`grafting.scenes`."""
 LEARNS = f"{PIXART} learns from {SCENES}, {DIT} from classes"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Levels:
-    """Where training spends its draws of the noise level: :meth:`grafting.diffusion.Diffusion.level_shares`."""
-
-    centre: float = 0.0
-    deviation: float = 2.0
-    uniform: float = 0.25
-
-    def __post_init__(self) -> None:
-        if not self.deviation > 0 or not 0 <= self.uniform <= 1:
-            raise ValueError(
-                f"deviation {self.deviation}, uniform {self.uniform}: a deviation above 0, a share from 0 to 1"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

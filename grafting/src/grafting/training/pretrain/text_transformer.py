@@ -26,7 +26,7 @@ from .autoencoder import encode
 from .pictures import identity, scenes, what_lies_where
 from .recipe import PretrainRecipe
 from .scaffold import begin_text, erect
-from .transformer import level_shares, trained_autoencoder
+from .transformer import trained_autoencoder
 
 PROMPTS = "prompts.safetensors"
 """The states of a run's captions, in its folder."""
@@ -51,7 +51,7 @@ def text_transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.
     texts = prompts.indices(captions)
     diffusion, host = Diffusion(), host_for(model)
     weights = diffusion.level_weights(recipe.weight_cap, recipe.weight_power)
-    shares = level_shares(recipe, diffusion)
+    shares = diffusion.level_shares(recipe.levels)
 
     def losses(step: int) -> dict[str, torch.Tensor]:
         batch = batches(step)

@@ -31,7 +31,7 @@ def transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.Modul
     kept, y = latents(*trained_autoencoder(recipe, team), recipe, out, team)
     batches = Batches(inputs=kept, labels=y, size=recipe.batch, seed=recipe.seed)
     diffusion, null = Diffusion(), recipe.model["num_embeds_ada_norm"]
-    shares = level_shares(recipe, diffusion)
+    shares = diffusion.level_shares(recipe.levels)
 
     def losses(step: int) -> dict[str, torch.Tensor]:
         batch = batches(step)
@@ -46,13 +46,6 @@ def transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.Modul
             return teacher_objective(denoise, diffusion, z, t, labels, noise)
 
     return model, losses
-
-
-def level_shares(recipe: PretrainRecipe, diffusion: Diffusion) -> torch.Tensor | None:
-    """(T,) how often each noise level is drawn; None for all alike."""
-    if recipe.levels is None:
-        return None
-    return diffusion.level_shares(recipe.levels.centre, recipe.levels.deviation, recipe.levels.uniform)
 
 
 def trained_autoencoder(recipe: PretrainRecipe, team: Team) -> tuple[nn.Module, Path]:
