@@ -128,3 +128,10 @@ def test_which_thing_is_which() -> None:
                 if row["level"] == level:
                     wanted = f"{100 * row['worse']:.0f} % ({100 * row['rise']:+.0f} %)"
                     assert told[name][2 * place + which] == wanted, (name, level, when)
+
+
+def test_what_half_of_the_text_teacher_took() -> None:
+    content = measured("pixart-trials")
+    rows = [[r["name"], f"{r['samples']:,}", f"{100 * r['right']['overall']:.1f}"] for r in content["rows"]]
+    assert table("pixart.md", "blocks with hyena_x, and what changed") == rows
+    assert all(r["stage 2"]["steps"] * r["stage 2"]["batch"] == r["samples"] for r in content["rows"])

@@ -18,14 +18,20 @@ from grafting.cli import main
 from grafting.conditions import MASK, SIZES, TEXT, picture_sizes
 from grafting.cost import plan_cost
 from grafting.report import Results, read_results, write_page
+from grafting.report.table import HELD_OUT as NEVER_SHOWN
+from grafting.report.table import RIGHT, read_table
 from grafting.sampling import Pipeline
 from grafting.scenes import TASKS, evaluation_prompts, render, scene_of
 from grafting.settings import SettingsError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
 from grafting.study.asked import Asked
+from grafting.study.forecast import dry_run, rates
+from grafting.study.publish import publish
 from grafting.study.recipe import EvaluateStage
 from grafting.study.scenes import embedded, scene_prompts
+from grafting.study.table import TableRecipe
+from grafting.study.whole import Table, run_rows
 from grafting.teachers import bundle
 from grafting.text import NULL, TextEncoder
 from grafting.training.team import Team
@@ -206,6 +212,53 @@ def test_perfect_pictures_score_whole_and_differences_are_paired(
     assert "it beats untrained: +100.0 points" in results.summary
     manifest = json.loads((tmp_path / "hybrid" / "model" / "graft.json").read_text())
     assert manifest["results"]["scenes right"] == 1 and "13 prompts" in manifest["protocol"]["samples"]
+
+
+TABLE = """
+kind: table
+budget: 0.1
+calibration: 4
+starts: {copied: {init: default, distill: {batch: 4, heldout_batches: 1}}}
+finetune: {batch: 4, lr: 1e-2, target: mixture, train: lora, lora: {rank: 2}}
+evaluate: {triples: 20, prompts: 13, held_out: 5, steps: 2, guidance: 2.0, batch: 7}
+rows:
+  - {name: hyena_x, site: attn, operator: hyena_x, shares: [50]}
+  - {name: none-attn, role: control, site: attn, operator: none, shares: [50]}
+  - {name: untrained, role: control, what: untrained, site: attn, operator: hyena_x, shares: [50]}
+  - {name: procedure, role: control, what: procedure}
+"""
+
+
+def test_a_table_of_a_model_of_text_is_judged_by_prompts(home: Path, painted: list[set[int]], tmp_path: Path) -> None:
+    """Every row beside teacher, *none* and *untrained*, paired; in the order in which rows are made."""
+    settings = TableRecipe.from_yaml(f"teacher: {home / 'tiny'}\ndata: {home / 'pairs'}\n{TABLE}")
+    table = Table(settings, tmp_path / "out", lambda line: None)
+    names = ["teacher", "procedure", "untrained-50", "none-attn-50", "hyena_x-50"]
+    assert [row.name for row in table.rows] == names
+    painted += [set(), {0}, set(range(18)), {0, 1, 7, 13}, {2}]
+    assert run_rows(table, table.rows, lambda: publish(table)) == {}
+    results = read_table(tmp_path / "out" / "table.json")
+    found = {row.name: row for row in results.rows}
+    right = {"procedure": 17 / 18, "untrained-50": 0, "none-attn-50": 1 - (1 / 3 + 1) / 6, "hyena_x-50": 1 - 0.5 / 6}
+    for name, value in right.items():
+        assert found[name].figures[RIGHT].value == pytest.approx(value)
+        assert found[name].differences[RIGHT].value == pytest.approx(value - 1)
+    hybrid, none = found["hyena_x-50"], found["none-attn-50"]
+    assert none.figures["two_object"].value == 0 and hybrid.figures["counting"].value == 0.5
+    worse = {name for name, row in found.items() if row.figures[NEVER_SHOWN].value < 1}
+    assert worse == {"untrained-50", "none-attn-50"}
+    assert hybrid.over_none[RIGHT].value == pytest.approx(right["hyena_x-50"] - right["none-attn-50"])
+    assert hybrid.over_untrained[RIGHT].value == pytest.approx(right["hyena_x-50"])
+    assert hybrid.untrained == "untrained-50"
+    assert hybrid.over_none["loss"].low is not None and {"stage 1", "stage 2"} <= hybrid.parts.keys()
+    page = (tmp_path / "out" / "table.html").read_text()
+    assert "<th>right, %</th>" in page and "<th>color attr</th>" in page and "<th>never shown</th>" in page
+    assert "KID" not in page and "Ours beside the published" not in page and "Right against compute" in page
+    (cells,) = re.findall(r"<td>hyena_x-50<small>(.*?)</tr>", page, re.DOTALL)
+    assert "<td>91.7<small>" in cells and "<td>-8.3<small>" in cells and "<td>+13.9<small>" in cells
+    assert table.done(table.rows[-1]) is not None and len(painted) == 5
+    told = dry_run(table, table.rows, rates(table))
+    assert "5 rows" in told and told.count("done") == 5
 
 
 def test_the_page_shows_tasks_differences_and_the_pairs_cost(finished: tuple[Path, Results], home: Path) -> None:

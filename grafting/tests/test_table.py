@@ -409,7 +409,7 @@ def test_two_rows_of_one_name_are_refused(tiny_teacher: Path, tmp_path: Path) ->
 
 
 def test_a_teacher_of_text_is_told_what_judges_it(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"scenes takes text, .* grafting run judges models of text"):
+    with pytest.raises(StudyError, match=r"samples 24: scenes takes text, .* ask for 0, and for prompts"):
         opened(Path("scenes"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isclose
 
 from .results import Figure
-from .table import TableResults, TableRow
+from .table import RIGHT, TableResults, TableRow
 
 METRICS = {"kid": "KID", "fid_minus_floor": "FID − floor"}
 ALIVE = ("recognised", "precision", "recall")
@@ -65,9 +65,10 @@ class Verdict:
 
 
 def verdicts(results: TableResults) -> tuple[Verdict, ...]:
-    """Of every hybrid that a goal is for and that learnt from all images; empty without a measured teacher."""
+    """Of every hybrid that a goal is for and that learnt from all images; empty without a measured teacher, and where
+    prompts are judged, which the published table does not."""
     teacher = results.row("teacher")
-    if teacher is None:
+    if teacher is None or RIGHT in teacher.figures:
         return ()
     found = []
     for goal in GOALS:

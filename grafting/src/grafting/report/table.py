@@ -10,6 +10,9 @@ from typing import Any
 from .results import ROLES, Figure, built, read_plain, write_plain
 
 SCHEMA = 1
+RIGHT, HELD_OUT = "right", "held_out"
+"""Figures of a row whose pictures are judged by prompts: the share that is right, beside those of the tasks; and that
+of combinations which training never showed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +21,12 @@ class TableRow:
 
     images: learnt from as asked, None for all; ``learnt_from``: how many that is. variant: of another budget or data
     than the table's own. parts: FLOPs of making it; ``teacher_training``: of the teacher. flops: of a forward
-    pass, over the teacher's. differences: minus the teacher's, paired (``loss``, ``fid``, ``kid``). over_none: the same
-    minus the control *none* of equal site, share and budget; over_untrained: minus the row ``untrained``, of equal site
-    and share, and of the same operator where there is one. by_timestep: paired loss differences to the teacher in
-    equal parts of the noise schedule, from no noise up. explained: variance explained by site: after stage 1 held out,
-    without it that of the start on the images it was solved from.
-    figures: as in :class:`~grafting.report.results.ModelResult`. grid: a PNG beside the results file.
+    pass, over the teacher's. differences: minus the teacher's, paired (``loss``; ``fid`` and ``kid``, or ``right``).
+    over_none: the same minus the control *none* of equal site, share and budget; over_untrained: minus the row
+    ``untrained``, of equal site and share, and of the same operator where there is one. by_timestep: paired loss
+    differences to the teacher in equal parts of the noise schedule, from no noise up. explained: variance explained by
+    site: after stage 1 held out, without it that of the start on the images it was solved from. figures: as in
+    :class:`~grafting.report.results.ModelResult`, or :data:`RIGHT` and its like. grid: a PNG beside the results file.
     """
 
     name: str
@@ -78,7 +81,8 @@ class TableRow:
 class TableResults:
     """All rows that there are.
 
-    teacher: what it is called. features: of which extractor FID and KID are, and what they must not be taken for.
+    teacher: what it is called. features: of which extractor FID and KID are, and what they must not be taken for; or
+    what judged prompts.
     missing: by name, why a row is not there. provenance: free text by name.
     """
 

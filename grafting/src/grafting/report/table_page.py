@@ -19,7 +19,7 @@ from .heatmaps import heat_map
 from .page import inline, template
 from .pareto import Trace, scatter, traces
 from .results import Figure
-from .table import TableResults, TableRow
+from .table import HELD_OUT, RIGHT, TableResults, TableRow
 
 SHARES = (50, 75, 100)
 FID = "fid_minus_floor"
@@ -78,9 +78,17 @@ def _rendered(results: TableResults, folder: Path, drawings: list[tuple[str, lis
         pictures=[(row, inline(folder, row.grid)) for row in results.rows if row.grid],
         missing=_by_reason(results),
         beats=beats,
+        tasks=_tasks(results),
+        held_out=any(HELD_OUT in row.figures for row in results.rows),
         number=number,
         markup=Markup,
     )
+
+
+def _tasks(results: TableResults) -> list[str]:
+    """The tasks whose prompts were judged; none where samples were compared with images."""
+    judged = next((row.figures for row in results.rows if RIGHT in row.figures), {})
+    return [name for name in judged if name not in (RIGHT, HELD_OUT)]
 
 
 def _by_reason(results: TableResults) -> dict[str, list[str]]:
@@ -96,7 +104,7 @@ def _beside(results: TableResults) -> list[dict[str, Any]]:
     Of the published ones those that the table has, made or missing.
     """
     plain = [row for row in results.rows if not row.variant and row.role != "teacher"]
-    labels = [row.label for row in plain]
+    labels = [] if _tasks(results) else [row.label for row in plain]
     if not set(labels) & set(published.ROWS):
         return []
     named = [*labels, *(re.sub(r"-\d+$", "", name) for name in results.missing)]
@@ -131,7 +139,8 @@ def qualities(results: TableResults) -> list[Drawing]:
     spent = [(float(f"{100 * row.spent:.2g}"), row) for row in rows if row.parts]
     passes = [(row.flops, row) for row in rows if row.parts and not row.variant]
     found = []
-    for key, head, y in (("loss", "Loss", "loss − teacher’s"), (FID, "FID − floor", "FID − floor")):
+    judged = (RIGHT, "Right", "share of prompts right") if _tasks(results) else (FID, "FID − floor", "FID − floor")
+    for key, head, y in (("loss", "Loss", "loss − teacher’s"), judged):
         level = Figure(value=0.0) if key == "loss" else None if teacher is None else teacher.figures.get(key)
         words = "The paired difference; dashed: the teacher." if key == "loss" else "Dashed: the teacher, its interval."
         fronts = (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..conditions import count, rows
 from ..diffusion import draw
 from ..precision import autocast
 from ..sampling import Pipeline
@@ -77,10 +78,11 @@ def _training_rate(table: Table) -> float:
 
 def _sampling_rate(table: Table) -> float:
     config, study = table.recipe.evaluate, table.study
-    labels = study.labels()[: config.batch]
+    asked = rows(study.asked.condition, slice(config.batch))
+    pipeline = Pipeline(study.teacher, study.model.autoencoder, null=study.asked.null)
     began = time.perf_counter()
-    Pipeline(study.teacher, study.model.autoencoder)(labels, sampling=config.sampling, batch_size=config.batch)
-    passes = len(labels) * config.steps * (1 if config.guidance == 1 else 2)
+    pipeline(asked, sampling=config.sampling, batch_size=config.batch)
+    passes = count(asked) * config.steps * (1 if config.guidance == 1 else 2)
     return table.training / (PASSES * table.samples) * passes / (time.perf_counter() - began)
 
 

@@ -26,11 +26,13 @@ def collect(table: Table) -> TableResults:
         over, control = table.over_untrained(row), untrained_of(row, table.rows)
         named = control.name if over and control is not None else ""
         made.append(replace(found, over_none=table.over_none(row), over_untrained=over, untrained=named))
-    teacher, extractor = table.study.model.name, table.study.judging.extractor
+    teacher, judge = table.study.model.name, "the scorer of scenes"
+    if not table.recipe.evaluate.prompts:
+        judge = f"{table.study.judging.extractor.name} ({table.study.judging.extractor.label})"
     return TableResults(
         title=table.recipe.title or f"Every operator on {teacher}",
         teacher=teacher,
-        features=f"{extractor.name} ({extractor.label})",
+        features=judge,
         rows=tuple(made),
         missing=missing,
         notes=_notes(table),

@@ -105,8 +105,10 @@ class TableRecipe:
             problems.append(f"stage_one {self.stage_one}: a share of the budget, from 0 to below 1")
         if self.calibration < 1:
             problems.append(f"calibration {self.calibration}: at least 1")
-        if self.evaluate.samples < 2:
-            problems.append(f"samples {self.evaluate.samples}: a table judges at least 2 samples a row")
+        if self.evaluate.samples < 2 and not self.evaluate.prompts:
+            problems.append(
+                f"samples {self.evaluate.samples}: a table judges at least 2 samples a row, or, of text, prompts"
+            )
         for group in self.rows:
             if group.start not in self.starts:
                 problems.append(f"row {group.name}: start {group.start!r}: {near(group.start, list(self.starts))}")

@@ -14,23 +14,23 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..files import write_bytes_atomic, write_json_atomic
-from ..hosts import host_for
 from ..measure.denoising import mean_loss, paired_difference
 from ..measure.quality import paired_kid_difference
 from ..measure.quality.evaluate import paired_fid_difference
-from ..report import Figure, figures_of, grid_png
-from ..report.table import TableRow
-from ..store.configs import config_of
+from ..report import Figure, TaskScores, figures_of, grid_png
+from ..report.table import HELD_OUT, RIGHT, TableRow
+from ..scenes.scorer import SCORER
+from ..tasks import OVERALL, differences
 from ..training.team import Team
 from .assemble import trained_on
 from .bench import Say, Study
@@ -50,11 +50,6 @@ class Table:
 
     def __init__(self, recipe: TableRecipe, out: Path, say: Say = print, team: Team | None = None) -> None:
         self.recipe, self.out, self.say = recipe, out, say
-        if host_for(config_of(recipe.teacher)).family != "DiT":
-            raise StudyError(
-                f"teacher {recipe.teacher} takes text, and a table compares FID and KID of samples by class: "
-                "grafting run judges models of text, by the scene world's prompts"
-            )
         self.study = Study(base(recipe), out / "work", say, team)
         samples = trained_on(self.study)
         if samples is None:
@@ -81,11 +76,18 @@ class Table:
 
     def _settings(self, row: Row) -> dict[str, Any]:
         study, entry = self.opened(row)
-        protocol = asdict(study.recipe.evaluate.sampling) | {"triples": study.recipe.evaluate.triples}
+        config = study.recipe.evaluate
+        protocol = asdict(config.sampling) | {"triples": config.triples}
+        if config.prompts:
+            protocol |= {"prompts": config.prompts, "held_out": config.held_out}
+            judge: dict[str, Any] = {"scorer": SCORER} | study.asked.settings
+        else:
+            protocol |= {"labels": config.labels, "samples": config.samples}
+            judge = study.judging.settings
         return {
             "model": study.settings(entry),
-            "protocol": protocol | {"labels": study.recipe.evaluate.labels, "samples": study.recipe.evaluate.samples},
-            "judge": study.judging.settings,
+            "protocol": protocol,
+            "judge": judge,
             "shown": [row.label, row.role, row.site, row.share, row.budget, row.description],
         }
 
@@ -109,7 +111,9 @@ class Table:
         if found is not None:
             self._failure(row).unlink(missing_ok=True)
             return found
-        _ = self.study.reference, self.study.triples  # before the row's study is opened, which shares them
+        _ = self.study.triples  # before the row's study is opened, which shares it
+        if not self.recipe.evaluate.prompts:
+            _ = self.study.reference
         study, entry = self.opened(row)
         home = study.out / entry.name
         fresh, began = not home.exists(), time.monotonic()
@@ -117,19 +121,16 @@ class Table:
         trained = time.monotonic()
         losses = study.denoise(entry)
         images = study.sample(entry)
-        quality = study.judge(entry)
-        assert images is not None and quality is not None
+        judged = measured(study.judge(entry), study.score(entry))
+        assert images is not None
         if fresh and entry is study.subject(entry):
             took = {"train": trained - began, "measure": time.monotonic() - trained, "threads": torch.get_num_threads()}
             write_json_atomic(home / "seconds.json", took)
-        differences: dict[str, Figure] = {}
+        apart: dict[str, Figure] = {}
         bins: tuple[Figure, ...] = ()
         if row.role != "teacher":
             theirs = self.study.denoise(self.study.entries[0])
-            differences = {"loss": Figure(**asdict(paired_difference(losses, theirs)))}
-            for name, key in (("fid", "FID − teacher's"), ("kid", "KID − teacher's")):
-                # The procedure that moves nothing is the teacher, which has no difference to itself.
-                differences |= {name: Figure(**quality["figures"][key])} if key in quality["figures"] else {}
+            apart = {"loss": Figure(**asdict(paired_difference(losses, theirs))), **judged.differences}
             bins = by_timestep(losses, theirs, self.study.triples.t)
         made = TableRow(
             name=row.name,
@@ -148,16 +149,18 @@ class Table:
             teacher_training=self.training,
             flops=1.0 if row.cost is None else row.cost.flops_after / row.cost.flops_before,
             loss=Figure(**asdict(mean_loss(losses))),
-            differences=differences,
+            differences=apart,
             by_timestep=bins,
             explained=learnt.get("explained") or learnt.get("started") or {},
-            figures=figures_of(quality),
-            protocol=quality["protocol"]["text"],
+            figures=judged.figures,
+            protocol=judged.protocol,
             grid=f"rows/{row.name}.png",
             note="the teacher, bit for bit: on its own output as target no step moves it" if learnt.get("same") else "",
         )
-        shown = images[:GRID, : 3 if images.shape[1] >= 3 else 1]
-        write_bytes_atomic(self.out / "rows" / f"{row.name}.png", grid_png(shown, columns=min(10, GRID), zoom=1))
+        columns = study.asked.columns if study.asked.scenes else min(10, GRID)
+        shown = images[: GRID // columns * columns, : 3 if images.shape[1] >= 3 else 1]
+        grid = grid_png(shown, columns=columns, titles=study.asked.texts[: len(shown)], zoom=1)
+        write_bytes_atomic(self.out / "rows" / f"{row.name}.png", grid)
         part(self.out / "rows" / f"{row.name}.json", self._settings(row), lambda: asdict(made))
         self._failure(row).unlink(missing_ok=True)
         return made
@@ -199,7 +202,8 @@ class Table:
         if control is None:
             return {}
         both = (row, control)
-        kept = all((self.out / "work" / each.name / "quality.json").is_file() for each in both)
+        judged = "scenes.json" if self.recipe.evaluate.prompts else "quality.json"
+        kept = all((self.out / "work" / each.name / judged).is_file() for each in both)
         if not kept or any(self.done(each) is None for each in both):
             return {}
         path = self.out / "work" / row.name / f"over-{name}.json"
@@ -209,13 +213,43 @@ class Table:
     def _minus(self, row: Row, control: Row) -> dict[str, Any]:
         """Paired differences of two rows, as plain data."""
         (mine, entry), (theirs, other) = self.opened(row), self.opened(control)
+        loss = asdict(paired_difference(mine.denoise(entry), theirs.denoise(other)))
+        if count := self.recipe.evaluate.prompts:
+            right = differences(mine.verdicts(entry)[:count], theirs.verdicts(other)[:count]).overall
+            return {"loss": loss, RIGHT: {"value": right.value, "low": right.low, "high": right.high}}
         a, b, reference = mine.features(entry), theirs.features(other), self.study.reference
         kernel = paired_kid_difference(a.pool, b.pool, reference.pool, seed=self.recipe.seed)
         return {
-            "loss": asdict(paired_difference(mine.denoise(entry), theirs.denoise(other))),
+            "loss": loss,
             "fid": asdict(paired_fid_difference(a, b, reference)),
             "kid": {"value": kernel.value, "low": kernel.low, "high": kernel.high},
         }
+
+
+class Measured(NamedTuple):
+    """What a row's samples are worth: its figures, their paired differences to the teacher's, and how it was drawn."""
+
+    figures: Mapping[str, Figure]
+    differences: Mapping[str, Figure]
+    protocol: str
+
+
+def measured(quality: Mapping[str, Any] | None, judged: Mapping[str, Any] | None) -> Measured:
+    """Of FID and KID, or of prompts judged: the share that is right, by task and of combinations never shown too.
+
+    The procedure that moves nothing is the teacher, which has no difference to itself.
+    """
+    if judged is not None:
+        scored = TaskScores.from_dict(judged["scenes"])
+        figures = {RIGHT if task == OVERALL else task: figure for task, figure in scored.scores.items()}
+        if judged["held_out"]:
+            figures[HELD_OUT] = TaskScores.from_dict(judged["held_out"]).scores[OVERALL]
+        apart = {RIGHT: scored.differences[OVERALL]} if scored.differences else {}
+        return Measured(figures, apart, scored.protocol)
+    assert quality is not None
+    told = {"fid": "FID − teacher's", "kid": "KID − teacher's"}
+    apart = {name: Figure(**quality["figures"][key]) for name, key in told.items() if key in quality["figures"]}
+    return Measured(figures_of(quality), apart, quality["protocol"]["text"])
 
 
 class _Absent(Exception):
