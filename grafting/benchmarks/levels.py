@@ -22,12 +22,13 @@ import torch
 
 from grafting.conditions import rows
 from grafting.files import write_json_atomic
+from grafting.graft import handle_of
 from grafting.sampling import Pipeline, Sampling
 from grafting.store.models import Model, open_model
 from grafting.study.scenes import embedded, judged, scene_prompts
 from grafting.tasks import Verdict, differences, scores
 
-EDGES = (0, 200, 450, 700, 850, 1000)
+LEVELS, EDGES = 1000, (200, 450, 700, 850)
 BATCH = 60
 
 
@@ -37,14 +38,20 @@ class Divided(Pipeline):
     first, last = 0, 0
 
     def _model(self, z: torch.Tensor, t: torch.Tensor, given: Any, sampling: Sampling) -> torch.Tensor:
-        handle = self.transformer.__dict__["_grafted"]
+        handle = handle_of(self.transformer)
+        assert handle is not None
         with nullcontext() if self.first <= int(t) < self.last else handle.teacher():
             return super()._model(z, t, given, sampling)
 
 
 def parts(edges: Sequence[int]) -> list[tuple[int, int]]:
-    """The teacher alone, the parts of the schedule, the graft alone."""
-    return [(0, 0), *pairwise(edges), (edges[0], edges[-1])]
+    """The teacher alone, the parts into which ``edges`` divide the schedule, the graft alone.
+
+    Raises ValueError for edges that are not between 0 and 1,000, in rising order, at least one.
+    """
+    if not edges or list(edges) != sorted(set(edges)) or not 0 < edges[0] <= edges[-1] < LEVELS:
+        raise ValueError(f"edges {list(edges)}: rising, above 0 and below {LEVELS}, at least one")
+    return [(0, 0), *pairwise((0, *edges, LEVELS)), (0, LEVELS)]
 
 
 def measure(
@@ -80,16 +87,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", help="the folder of a graft of a text-to-image teacher of scenes")
     parser.add_argument("--scenes", type=int, default=240)
-    parser.add_argument("--edges", type=int, nargs="+", default=EDGES, help="levels that divide the schedule")
+    parser.add_argument("--edges", type=int, nargs="+", default=EDGES, help="levels at which the schedule is divided")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     sampling = Sampling(scheduler="dpm++", steps=20, guidance=3.0)
-    model = open_model(arguments.model)
+    model = open_model(arguments.model).to(torch.device(arguments.device))
     prompts = scene_prompts(model, arguments.scenes)
-    asked, null = embedded(model.name, [prompt.text for prompt in prompts], torch.device("cpu"))
+    asked, null = embedded(model.name, [prompt.text for prompt in prompts], torch.device(arguments.device))
 
     def draw(pipeline: Divided) -> list[Verdict]:
         pipeline.null_text = null
@@ -107,6 +115,7 @@ def main() -> None:
     found = measure(model, arguments.edges, sampling, draw)
     if arguments.out:
         settings = {"scenes": arguments.scenes, "sampling": sampling.describe(), "threads": torch.get_num_threads()}
+        settings |= {"plan": model.graft and model.graft.plan.to_dict()}
         write_json_atomic(arguments.out, {"settings": settings, "rows": found})
 
 

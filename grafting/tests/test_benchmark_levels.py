@@ -53,10 +53,13 @@ def test_rows_are_the_teacher_each_part_and_the_whole(script: dict[str, Any]) ->
             for k, task in enumerate(TASKS * 4)
         ]
 
-    rows = script["measure"](model, (0, 500, 1000), Sampling(), draw)
+    rows = script["measure"](model, (500,), Sampling(), draw)
     assert [(row["from"], row["to"]) for row in rows] == [(0, 0), (0, 500), (500, 1000), (0, 1000)]
     assert [row["right"]["overall"] for row in rows] == pytest.approx([1, 5 / 6, 1, 5 / 6])
     assert [row["minus teacher"]["value"] for row in rows] == pytest.approx([0, -1 / 6, 0, -1 / 6])
     assert "-16.7" in script["line"](rows[1]) and script["line"](rows[0]).startswith("teacher ")
     with pytest.raises(ValueError, match="m is no graft that holds its teacher"):
-        script["measure"](SimpleNamespace(name="m", graft=None), (0, 1000), Sampling(), draw)
+        script["measure"](SimpleNamespace(name="m", graft=None), (500,), Sampling(), draw)
+    for edges in ((), (0, 500), (500, 200), (200, 200), (500, 1000)):
+        with pytest.raises(ValueError, match="rising, above 0 and below 1000, at least one"):
+            script["parts"](edges)

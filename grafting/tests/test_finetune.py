@@ -274,6 +274,8 @@ def test_bad_settings_are_sentences() -> None:
         FinetuneConfig(loop=LoopConfig(steps=1, lr=1), teacher_share=(1.5, 0), label_dropout=2, precision="fp8")
     with pytest.raises(ValueError, match=r"weight_power -1: 0 \(alike at every level\) or more; weight_cap 0\.5: 1 or"):
         FinetuneConfig(loop=LoopConfig(steps=1, lr=1), weight_power=-1, weight_cap=0.5)
+    with pytest.raises(ValueError, match=r"weight_cap 200: of weights, and there are none without weight_power"):
+        FinetuneConfig(loop=LoopConfig(steps=1, lr=1), weight_cap=200)
 
 
 def test_a_run_of_other_settings_in_the_same_folder_is_refused(tmp_path: Path) -> None:

@@ -263,9 +263,12 @@ def test_the_scenes_recipe_is_half_of_the_sites_for_a_tenth_of_the_training() ->
         adapters = adapter_cost(cost, 16, ("attn", "cross", "mlp"))
         assert cost.new_parameters + adapters.parameters < 2e6  # some megabytes
     swapped = {name: [site.site.block for site in plan_cost(p, model).sites] for name, p in recipe.plans.items()}
-    late, early = ([block in swapped["denser-later"] for block in part] for part in (range(6, 10), range(6)))
-    assert sum(late) / 4 > 2 * sum(early) / 6  # twice as dense and more
     assert sorted(swapped["interleaved"]) == [1, 3, 5, 7, 9]
+    # Those of the last four blocks and of the first six that carry least, by the recorded search.
+    trials = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "pixart-trials.json"
+    carried = json.loads(trials.read_text())["carried"]
+    last, first = (sorted(part, key=lambda block: carried[block]) for part in (range(6, 10), range(6)))
+    assert sorted(swapped["carries-least"]) == sorted(last[:3] + first[:2])
 
 
 @pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")

@@ -10,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from grafting.graft import graft
+from grafting.lora import Lora, add_lora
+from grafting.plan import Plan
 from grafting.random import normal
 from grafting.training.loop import Loop, LoopConfig
 from grafting.training.muon import Muon, hidden_matrices, orthogonal
@@ -78,6 +81,23 @@ def test_the_matrices_are_those_of_linear_layers_inside_of_blocks() -> None:
     wanted = {f"transformer_blocks.{k}.{name}" for k in (0, 1) for name in attention}
     wanted |= {f"transformer_blocks.0.ff.net.{name}.weight" for name in ("0.proj", "2")}
     assert names == wanted | {f"caption_projection.linear_{k}.weight" for k in (1, 2)}
+
+
+def test_of_a_graft_they_are_the_operators_and_the_adapters() -> None:
+    from diffusers import PixArtTransformer2DModel
+
+    pytest.importorskip("peft")
+    shape = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "in_channels": 4}
+    model = PixArtTransformer2DModel(**shape, cross_attention_dim=16, caption_channels=6, out_channels=8)
+    handle = graft(model, Plan.explicit(site="attn", operator="hyena_x", blocks=[1]), init="random")
+    add_lora(handle, Lora(rank=2, targets=("attn", "mlp")))
+    handle.train_grafted(adapters=True)
+    mine, trained = hidden_matrices(model), {name: p for name, p in model.named_parameters() if p.requires_grad}
+    rest = {name.rpartition("operator.")[2] for name, p in trained.items() if p not in mine}
+    assert rest == {"in_proj.bias", "out_proj.bias", "short_filter.weight", "short_filter.bias"}
+    names = [name for name, p in trained.items() if p in mine]
+    adapted = 2 * (4 + 2 * 2)  # A and B of block 0's attention and of both MLPs
+    assert len(names) == len(mine) == adapted + 2 and sum("lora_" in name for name in names) == adapted
 
 
 class Inside(torch.nn.Module):

@@ -18,8 +18,11 @@ from grafting.cli import main
 from grafting.conditions import MASK, SIZES, TEXT, picture_sizes
 from grafting.cost import plan_cost
 from grafting.report import Results, read_results, write_page
+from grafting.report.goals import summary
 from grafting.report.table import HELD_OUT as NEVER_SHOWN
 from grafting.report.table import RIGHT, read_table
+from grafting.report.table_page import _figure as drawn_figure
+from grafting.report.table_page import qualities
 from grafting.sampling import Pipeline
 from grafting.scenes import TASKS, evaluation_prompts, render, scene_of
 from grafting.settings import SettingsError
@@ -253,7 +256,20 @@ def test_a_table_of_a_model_of_text_is_judged_by_prompts(home: Path, painted: li
     assert hybrid.over_none["loss"].low is not None and {"stage 1", "stage 2"} <= hybrid.parts.keys()
     page = (tmp_path / "out" / "table.html").read_text()
     assert "<th>right, %</th>" in page and "<th>color attr</th>" in page and "<th>never shown</th>" in page
-    assert "KID" not in page and "Ours beside the published" not in page and "Right against compute" in page
+    assert "KID" not in page and "Ours beside the published" not in page and "Judged by the scorer of scenes" in page
+    # The front is of what is wrong: by FLOPs of a pass, none is the cheapest and the hybrid the better one.
+    drawn = {drawing.name: drawing.svg for drawing in qualities(results)}
+    assert {"front-compute-wrong", "front-pass-wrong"} <= drawn.keys()
+    wrong = [figure for row in results.rows[1:] if (figure := drawn_figure(row, "wrong")) is not None]
+    assert [figure.value for figure in wrong] == pytest.approx([1 - value for value in right.values()])
+    assert all(figure.low is None or figure.low <= figure.value <= figure.high for figure in wrong)
+    # Two prompts of thirteen: the interval begins at 0, which is no win.
+    assert "not above none’s" in page and "not above untrained-50’s" not in page
+    assert summary(results)[-2:] == (
+        "By the paired share of prompts that is right 0 of 1 rows beat the control none beyond the interval; "
+        "hyena_x-50 do not.",
+        "By the paired share of prompts that is right 1 of 1 rows beat the control untrained beyond the interval.",
+    )
     (cells,) = re.findall(r"<td>hyena_x-50<small>(.*?)</tr>", page, re.DOTALL)
     assert "<td>91.7<small>" in cells and "<td>-8.3<small>" in cells and "<td>+13.9<small>" in cells
     assert table.done(table.rows[-1]) is not None and len(painted) == 5

@@ -18,6 +18,7 @@ RUN = """
 import os, sys, torch
 from pathlib import Path
 from grafting.data import Batches
+from grafting.diffusion import Levels
 from grafting.training.finetune import FinetuneConfig, finetune
 from grafting.training.loop import LoopConfig
 from grafting.training.team import Team, leave
@@ -26,7 +27,9 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 student, teacher = (torch.nn.Conv2d(2, 4, 3, padding=1) for _ in range(2))
 batches = Batches(inputs=torch.randn(12, 2, 4, 4), labels=torch.arange(12) % 3, size=4, seed=0)
-config = FinetuneConfig(loop=LoopConfig(steps=int(sys.argv[2]), lr=1e-2, log_every=1), teacher_share=(1.0, 0.5))
+loop = LoopConfig(steps=int(sys.argv[2]), lr=1e-2, log_every=1)
+# Levels of a batch are stratified, so that each process has its own part of the schedule.
+config = FinetuneConfig(loop=loop, teacher_share=(1.0, 0.5), levels=Levels(centre=-3.0), weight_power=0.5)
 call = lambda m: lambda z, t, y: m(z)
 team = Team.current()
 assert team.size == int(sys.argv[3]) and team.device.type == "cpu"

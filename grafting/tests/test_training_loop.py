@@ -177,6 +177,12 @@ def test_levels_are_drawn_normal_in_the_log_of_signal_over_noise() -> None:
     mean = (shares * ratio).sum()
     assert mean.item() == pytest.approx(-1, abs=0.05)
     assert (shares * (ratio - mean).square()).sum().sqrt().item() == pytest.approx(1.5, rel=0.03)
+    # A centre beyond the schedule is its end, not nothing.
+    beyond = d.level_shares(Levels(centre=30.0, deviation=0.5, uniform=0.0))
+    assert beyond is not None and beyond[0] > 0.99 and beyond.sum().item() == pytest.approx(1)
+    for wrong in ({"centre": float("nan")}, {"deviation": 0.0}, {"uniform": 1.5}):
+        with pytest.raises(ValueError, match="a finite centre, a deviation above 0, a share from 0 to 1"):
+            Levels(**wrong)
     # A tenth spread over all levels alike keeps the rarest at a tenth of its uniform share.
     mixed = d.level_shares(Levels(centre=-1.0, deviation=1.5, uniform=0.1))
     assert mixed is not None

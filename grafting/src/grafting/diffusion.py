@@ -34,9 +34,10 @@ class Levels:
     uniform: float = 0.25
 
     def __post_init__(self) -> None:
-        if not self.deviation > 0 or not 0 <= self.uniform <= 1:
+        if not math.isfinite(self.centre) or not 0 < self.deviation < math.inf or not 0 <= self.uniform <= 1:
             raise ValueError(
-                f"deviation {self.deviation}, uniform {self.uniform}: a deviation above 0, a share from 0 to 1"
+                f"centre {self.centre}, deviation {self.deviation}, uniform {self.uniform}: "
+                "a finite centre, a deviation above 0, a share from 0 to 1"
             )
 
 
@@ -86,8 +87,9 @@ class Diffusion:
             return None
         ratio = torch.logit(self.alphas_bar)
         width = -torch.gradient(ratio)[0]  # of a step of the schedule, along the logarithm
-        focused = width * torch.exp(-0.5 * ((ratio - levels.centre) / levels.deviation).square())
-        return (1 - levels.uniform) * focused / focused.sum() + levels.uniform / self.steps
+        # By its logarithm, which no centre beyond the schedule makes vanish.
+        focused = torch.softmax(width.log() - 0.5 * ((ratio - levels.centre) / levels.deviation).square(), 0)
+        return (1 - levels.uniform) * focused + levels.uniform / self.steps
 
     def log_variance_range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(T,) log of the smallest (the posterior's) and the largest (beta's) variance of a reverse step."""

@@ -144,10 +144,13 @@ def limits(row: TableRow) -> str:
     return "; ".join(told)
 
 
-def beats(over: Mapping[str, Figure]) -> bool | None:
-    """Whether the paired loss ``over`` a control is below zero beyond the interval; None where there is no control."""
-    figure = over.get("loss")
-    return None if figure is None or figure.high is None else figure.high < 0
+def beats(over: Mapping[str, Figure], by: str = "loss") -> bool | None:
+    """Whether a paired difference ``over`` a control is better than zero beyond the interval: the loss below it, the
+    share of prompts that is right above. None where there is no control."""
+    figure = over.get(by)
+    if figure is None or figure.low is None or figure.high is None:
+        return None
+    return figure.low > 0 if by == RIGHT else figure.high < 0
 
 
 def summary(results: TableResults) -> tuple[str, ...]:
@@ -160,15 +163,16 @@ def summary(results: TableResults) -> tuple[str, ...]:
         if mine:
             told.append(f"{goal.text}: {met} of {len(mine)} reach it.")
     plain = [row for row in results.rows if not row.variant]
-    for control in ("none", "untrained"):
-        better = {row.name: beats(row.over_none if control == "none" else row.over_untrained) for row in plain}
-        compared = [name for name, wins in better.items() if wins is not None]
-        missed = [name for name in compared if not better[name]]
-        if compared:
-            told.append(
-                f"By the paired held-out loss {len(compared) - len(missed)} of {len(compared)} rows beat the control "
-                f"{control} beyond the interval" + (f"; {', '.join(missed)} do not." if missed else ".")
-            )
+    for by, words in (("loss", "held-out loss"), (RIGHT, "share of prompts that is right")):
+        for control in ("none", "untrained"):
+            better = {row.name: beats(row.over_none if control == "none" else row.over_untrained, by) for row in plain}
+            compared = [name for name, wins in better.items() if wins is not None]
+            missed = [name for name in compared if not better[name]]
+            if compared:
+                told.append(
+                    f"By the paired {words} {len(compared) - len(missed)} of {len(compared)} rows beat the control "
+                    f"{control} beyond the interval" + (f"; {', '.join(missed)} do not." if missed else ".")
+                )
     if results.missing:
         told.append(f"Rows missing: {len(results.missing)}.")
     return tuple(told)

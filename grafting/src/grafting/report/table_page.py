@@ -23,6 +23,7 @@ from .table import HELD_OUT, RIGHT, TableResults, TableRow
 
 SHARES = (50, 75, 100)
 FID = "fid_minus_floor"
+WRONG = "wrong"
 COMPUTE = "compute, % of the teacher’s training"
 PASS = "FLOPs of a pass, over the teacher’s"
 DATA = "images learnt from"
@@ -139,9 +140,9 @@ def qualities(results: TableResults) -> list[Drawing]:
     spent = [(float(f"{100 * row.spent:.2g}"), row) for row in rows if row.parts]
     passes = [(row.flops, row) for row in rows if row.parts and not row.variant]
     found = []
-    judged = (RIGHT, "Right", "share of prompts right") if _tasks(results) else (FID, "FID − floor", "FID − floor")
+    judged = (WRONG, "Wrong", "share of prompts wrong") if _tasks(results) else (FID, "FID − floor", "FID − floor")
     for key, head, y in (("loss", "Loss", "loss − teacher’s"), judged):
-        level = Figure(value=0.0) if key == "loss" else None if teacher is None else teacher.figures.get(key)
+        level = Figure(value=0.0) if key == "loss" else None if teacher is None else _figure(teacher, key)
         words = "The paired difference; dashed: the teacher." if key == "loss" else "Dashed: the teacher, its interval."
         fronts = (
             ("compute", "compute: all rows", spent, COMPUTE),
@@ -215,4 +216,11 @@ def _points(line: Sequence[tuple[float, TableRow]], key: str) -> tuple[tuple[flo
 
 
 def _figure(row: TableRow, key: str) -> Figure | None:
+    if key == WRONG:  # lower is better, as of all else that is drawn
+        right = row.figures.get(RIGHT)
+        return right and Figure(value=1 - right.value, low=_left(right.high), high=_left(right.low))
     return row.differences.get(key) if key == "loss" else row.figures.get(key)
+
+
+def _left(share: float | None) -> float | None:
+    return None if share is None else 1 - share

@@ -256,7 +256,7 @@ def _notes(study: Study, learnt: Mapping[str, Mapping[str, Any]]) -> tuple[str, 
             fitted = "at the solved start, on the images it was solved from (not held out)"
             notes.append(f"{name}, variance explained {fitted}: {_shares(outcome['started'])}.")
         if outcome.get("explained"):
-            judged = "after stage 1, on held-out images"
+            judged = "after stage 1, on held-out images and the noise levels that it drew"
             notes.append(f"{name}, variance explained {judged}: {_shares(outcome['explained'])}.")
     if "procedure" in study.recipe.controls and "procedure" not in learnt:
         notes.append("The control procedure is left out: there is no stage 2 at this budget.")

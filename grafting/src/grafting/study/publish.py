@@ -10,6 +10,7 @@ import torch
 from .. import __version__
 from ..report.table import TableResults, write_table
 from ..report.table_page import write_table_page
+from .recipe import LATER, DistillStage, FinetuneStage, depended_on
 from .rows import untrained_of
 from .timing import place
 from .whole import Table, locked
@@ -56,7 +57,7 @@ def _notes(table: Table) -> tuple[str, ...]:
     recipe = table.recipe
     starts = "; ".join(
         f"{name}: {start.init}, stage 1 at {start.distill.attn.lr:g} (attn, {start.distill.attn.loss}) and "
-        f"{start.distill.mlp.lr:g} (mlp, {start.distill.mlp.loss})"
+        f"{start.distill.mlp.lr:g} (mlp, {start.distill.mlp.loss}){_else(start.distill)}"
         for name, start in recipe.starts.items()
     )
     fine = recipe.finetune
@@ -64,9 +65,17 @@ def _notes(table: Table) -> tuple[str, ...]:
         f"Every row spends {recipe.budget:.0%} of the teacher's training unless it says otherwise: start, stage 1 "
         f"(at most {recipe.stage_one:.0%} of that) and stage 2, all passes counted. Steps follow from it.",
         f"One setting for all rows. Starts: {starts}. Stage 2: batch {fine.batch}, rate {fine.lr:g}, target "
-        f"{fine.target}, weight {fine.features:g} on what the blocks return, {fine.precision}.",
+        f"{fine.target}, weight {fine.features:g} on what the blocks return, {fine.precision}{_else(fine)}.",
         *recipe.notes,
     )
+
+
+def _else(stage: DistillStage | FinetuneStage) -> str:
+    """What else of a stage is not as a recipe that says nothing has it."""
+    told = {name: value for name, value in depended_on(stage).items() if name in (*LATER, "train")}
+    if told.get("train") == "all":
+        del told["train"]
+    return "".join(f", {name} {value}" for name, value in told.items())
 
 
 def _provenance(table: Table) -> dict[str, str]:

@@ -29,7 +29,7 @@ from ..plan import Plan, PlanError
 from ..sampling import Sampling
 from ..settings import SettingsError, build, near, read_recipe
 from ..training.distill import DistillConfig, SiteConfig
-from ..training.finetune import FinetuneConfig
+from ..training.finetune import CAP, FinetuneConfig
 from ..training.loop import LoopConfig
 
 CONTROLS = ("procedure", "none", "untrained", "self")
@@ -100,7 +100,7 @@ class FinetuneStage:
     optimizer: str = "adamw"
     levels: Levels | None = None
     weight_power: float = 0.0
-    weight_cap: float = 1000.0
+    weight_cap: float = CAP
     label_dropout: float = 0.1
     variance_weight: float = 0.05
     features: float = 1.0

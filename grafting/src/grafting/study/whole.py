@@ -40,7 +40,7 @@ from .rows import Row, base, none_of, rows, untrained_of
 from .table import TableRecipe
 
 GRID = 20
-"""Samples shown of each row, over the classes in turn."""
+"""Samples shown of each row at most: of classes in turn, or of prompts, in whole rows of a column for each task."""
 BINS = 10
 """Parts of the noise schedule that losses are shown by."""
 

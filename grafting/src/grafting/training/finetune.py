@@ -27,6 +27,9 @@ from .loop import Loop, LoopConfig
 from .objective import teacher_objective
 from .team import Team
 
+CAP = 1000.0
+"""Of the weights by noise level, where nothing else is said."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
@@ -48,7 +51,7 @@ class FinetuneConfig:
     features: float = 0.0
     levels: Levels | None = None
     weight_power: float = 0.0
-    weight_cap: float = 1000.0
+    weight_cap: float = CAP
     label_dropout: float = 0.1
     precision: str = "fp32"
     checkpointing: bool = False
@@ -64,6 +67,8 @@ class FinetuneConfig:
             problems.append(f"weight_power {self.weight_power}: 0 (alike at every level) or more")
         if not self.weight_cap >= 1:
             problems.append(f"weight_cap {self.weight_cap}: 1 or more")
+        if self.weight_cap != CAP and not self.weight_power:
+            problems.append(f"weight_cap {self.weight_cap}: of weights, and there are none without weight_power")
         if not self.features >= 0:
             problems.append(f"features {self.features}: a weight, 0 or more")
         if not 0 <= self.label_dropout < 1:
