@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 HOME = Path(__file__).resolve().parents[1]
 PAGE = (HOME / "docs" / "what-to-expect.md").read_text(encoding="utf-8")
 
@@ -132,6 +134,56 @@ def test_which_thing_is_which() -> None:
 
 def test_what_half_of_the_text_teacher_took() -> None:
     content = measured("pixart-trials")
-    rows = [[r["name"], f"{r['samples']:,}", f"{100 * r['right']['overall']:.1f}"] for r in content["rows"]]
-    assert table("pixart.md", "blocks with hyena_x, and what changed") == rows
-    assert all(r["stage 2"]["steps"] * r["stage 2"]["batch"] == r["samples"] for r in content["rows"])
+    assert table("pixart.md", "blocks") == [trial(row) for row in content["rows"]]
+    assert all(row["stage 2"]["steps"] * row["stage 2"]["batch"] == row["samples"] for row in content["rows"])
+    carried = [f"{100 * share:.1f}" for share in content["carried"]]
+    assert table("pixart.md", "block") == [["carried, %", *carried]]
+
+
+def test_half_of_the_text_teacher() -> None:
+    content = measured("pixart-half")
+    page = (HOME / "docs" / "pixart.md").read_text(encoding="utf-8").replace("\n", " ")
+    teacher, half = content["teacher"], content["half"]
+    rows = [(one["scenes"], one["held_out"]) for one in (teacher, half)]
+    rows.append((half["minus teacher"], half["held out minus teacher"]))
+    tasks = [name for name in teacher["scenes"] if name != "overall"]
+    wanted = [[100 * scenes[t]["value"] for t in tasks] + [100 * shown["overall"]["value"]] for scenes, shown in rows]
+    found = [[float(cell.replace("−", "-")) for cell in cells[1:]] for cells in table("pixart.md", "of the prompts")]
+    assert found == [[pytest.approx(value, abs=0.051) for value in row] for row in wanted]
+    apart = half["minus teacher"]["overall"]
+    points = [f"{-100 * apart[key]:.1f}" for key in ("value", "high", "low")]
+    assert (
+        "**{:.1f} % of 2,004 prompts are right, {} points ({} to {}) fewer".format(
+            100 * half["scenes"]["overall"]["value"], *points
+        )
+        in page
+        and f"teacher’s {100 * teacher['scenes']['overall']['value']:.1f} %**" in page
+    )
+    rest = [sum(map(int, one["correct"][240:2004])) / 17.64 for one in (half, teacher)]
+    assert "of the 1,764 that no short run had looked at, {:.1f} and {:.1f} %".format(*rest) in page
+    loss = half["loss minus teacher"]
+    assert "Held-out loss +{:.4f} ({:.4f} to {:.4f})".format(*(loss[key] for key in ("value", "low", "high"))) in page
+    (cost,) = content["costs"]
+    parts = {name: 100 * flops / cost["teacher_training"] for name, flops in cost["parts"].items()}
+    assert f"it took {parts['stage 1']:.1f} % in stage 1 and {parts['LoRA']:.1f} % in LoRA" in page
+    assert f"and {parts['pairs']:.1f} % to draw the pairs" in page
+    (fast,) = (row for row in content["speed"] if row["setting"].startswith("1,024 tokens"))
+    told = [fast[key] for key in ("speedup", "low", "high", "time_bound")]
+    assert "{:.2f}x as fast at 1,024 tokens ({:.2f} to {:.2f}; time bound {:.2f}x)".format(*told) in page
+
+
+def trial(row: dict[str, Any]) -> list[str]:
+    """What a short run was told and what it gave, as the page has it."""
+    one, two = row["stage 1"], row["stage 2"]
+    lora, levels = two.get("lora"), two.get("levels")
+    return [
+        ", ".join(map(str, row["blocks"])),
+        f"{one['steps']} x {one['batch']}" if one else "–",
+        f"{two['steps']} x {two['batch']}",
+        f"{two.get('optimizer', 'adamw')}, {two['lr']:g}",
+        f"{lora.get('alpha', lora['rank']) / lora['rank']:g}" if lora else "all weights",
+        two["target"],
+        f"{levels['centre']:g} ± {levels['deviation']:g}" if levels else "even",
+        f"{row['guidance']['600']:.2f}" if row["guidance"] else "–",
+        f"{100 * row['right']['overall']:.1f}",
+    ]
