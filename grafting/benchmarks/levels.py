@@ -1,6 +1,6 @@
 """Where between noise and picture does a graft lose what its teacher draws? The graft at some noise levels alone.
 
-    python grafting/benchmarks/levels.py out/pixart-scenes/denser-later/model --scenes 240 --out levels.json
+    python grafting/benchmarks/levels.py out/pixart-scenes/carries-least/model --scenes 240 --out levels.json
 
 The evaluation prompts of scenes are drawn from the same noise as everywhere else, by the graft where the level lies
 within one part of the schedule and by its teacher everywhere else; then by either alone. The exact judge reads the
@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from grafting.conditions import rows
 from grafting.files import write_json_atomic
 from grafting.graft import handle_of
 from grafting.sampling import Pipeline, Sampling
@@ -101,14 +100,7 @@ def main() -> None:
 
     def draw(pipeline: Divided) -> list[Verdict]:
         pipeline.null_text = null
-        starts = range(0, len(prompts), BATCH)
-        return judged(
-            prompts,
-            (
-                pipeline(rows(asked, slice(s, s + BATCH)), sampling=sampling, first_index=s, batch_size=BATCH)
-                for s in starts
-            ),
-        )
+        return judged(prompts, [pipeline(asked, sampling=sampling, batch_size=BATCH)])
 
     heads = ("single", "two", "count", "colour", "place", "attr", "all")
     print(f"{'graft at':<12}" + " ".join(f"{head:>6}" for head in heads) + "   minus teacher")

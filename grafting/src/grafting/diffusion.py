@@ -58,10 +58,11 @@ class Diffusion:
 
     def add_noise(self, z: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """z_t = sqrt(a) z + sqrt(1 - a) noise, with a = alpha_bar at t."""
-        a = self._at(self.alphas_bar, t, z)
+        a = self.at(self.alphas_bar, t, z)
         return a.sqrt() * z + (1 - a).sqrt() * noise
 
-    def _at(self, table: torch.Tensor, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    def at(self, table: torch.Tensor, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """(B, 1, 1, 1) the entries of ``table`` (T,) at the levels ``t``, on the device and in the type of ``like``."""
         return table.to(like.device)[t].to(like.dtype)[:, None, None, None]
 
     def posterior(self, z: torch.Tensor, zt: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -69,7 +70,7 @@ class Diffusion:
         before = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_bar[:-1]])
         c0 = self.betas * before.sqrt() / (1 - self.alphas_bar)
         ct = (1 - before) * (1 - self.betas).sqrt() / (1 - self.alphas_bar)
-        return self._at(c0, t, z) * z + self._at(ct, t, z) * zt
+        return self.at(c0, t, z) * z + self.at(ct, t, z) * zt
 
     def level_weights(self, most: float, power: float = 1.0) -> torch.Tensor:
         """(T,) weights of the noise's squared error: one over alpha_bar to the ``power``, up to ``most``.
@@ -106,8 +107,8 @@ class Diffusion:
         At t = 0 it is the negative log-likelihood of the discretised decoder as the original computes it (bins of
         2/255 on latents too).
         """
-        a = self._at(self.alphas_bar, t, z)
-        low, high = (self._at(x, t, z) for x in self.log_variance_range())
+        a = self.at(self.alphas_bar, t, z)
+        low, high = (self.at(x, t, z) for x in self.log_variance_range())
         share = (v + 1) / 2
         log_variance = share * high + (1 - share) * low
         start_hat = (zt - (1 - a).sqrt() * noise_hat) / a.sqrt()

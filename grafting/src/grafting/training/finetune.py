@@ -93,11 +93,11 @@ def match_teacher(
 ) -> dict[str, torch.Tensor]:
     """Squared distance of two outputs (B, C or 2C, H, W): of the noise and, where it is learned, of the variance.
 
-    weights: (B,), of the noise's; all 1 by default.
+    weights: (B, 1, 1, 1), of the noise's; all 1 by default.
     """
     error = (student.float() - teacher.float()).square()
     noise = error[:, :channels]
-    losses = {"teacher_noise": (noise if weights is None else noise * weights[:, None, None, None]).mean()}
+    losses = {"teacher_noise": (noise if weights is None else noise * weights).mean()}
     if error.shape[1] == 2 * channels:
         losses["teacher_variance"] = variance_weight * error[:, channels:].mean()
     return losses
@@ -178,7 +178,7 @@ def finetune(
                 wanted = teacher(zt, t, y)
             with returned([module for module, _ in watched]) as done:
                 given = student(zt, t, y)
-            weighed = None if weights is None else weights.to(t.device)[t].float()
+            weighed = None if weights is None else schedule.at(weights, t, z)
             matched = match_teacher(given, wanted, z.shape[1], config.variance_weight, weighed)
             if watched:
                 matched["features"] = config.features * match_features(done, shown, workers)

@@ -27,7 +27,7 @@ def teacher_objective(
     noise_hat = out[:, : z.shape[1]]
     error = (noise_hat - noise).square()
     if weights is not None:
-        error = error * weights.to(error.device)[t].to(error.dtype)[:, None, None, None]
+        error = error * diffusion.at(weights, t, error)
     losses = {"mse": error.mean()}
     if out.shape[1] == 2 * z.shape[1]:
         losses["bound"] = diffusion.bound(z, zt, t, noise_hat.detach(), out[:, z.shape[1] :]).mean()
