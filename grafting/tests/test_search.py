@@ -22,7 +22,7 @@ from grafting.diffusion import Diffusion
 from grafting.graft import ungraft
 from grafting.hosts import Site
 from grafting.measure.denoising import Triples, denoising_losses
-from grafting.plan import Plan
+from grafting.plan import Plan, PlanError
 from grafting.searching.candidates import candidates
 from grafting.searching.costs import Budget, counted, timed
 from grafting.searching.find import best, pareto, predicted
@@ -213,9 +213,11 @@ def test_a_budget_is_a_share_or_absolute(tiny_teacher: Path, scored: tuple[Path,
 
 
 def test_bad_candidates_are_told() -> None:
-    for names, match in ((("swa", "swa"), "named twice"), (("mlp:ratio",), "no option=value"), ((), "no operator for")):
+    for names, match in ((("swa", "swa"), "named twice"), ((), "no operator for")):
         with pytest.raises(SearchError, match=match):
             candidates(names)
+    with pytest.raises(PlanError, match="operator 'mlp:ratio': 'ratio' is no option=value"):
+        candidates(["mlp:ratio"])
     assert [one.kind for one in candidates(("none",))] == ["attn", "mlp"]
     assert [one.kind for one in candidates(NAMES, ("mlp",))] == ["mlp", "mlp"]
 

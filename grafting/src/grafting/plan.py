@@ -359,6 +359,19 @@ class Plan:
         return cls.from_dict(content, where)
 
 
+def named_operator(name: str) -> tuple[str, dict[str, Any]]:
+    """An operator and its options, as a command line names them: ``mlp:ratio=3``, ``hyena_x``.
+
+    Raises PlanError for an option without a value.
+    """
+    import yaml
+
+    operator, *pairs = name.split(":")
+    if bad := [pair for pair in pairs if "=" not in pair]:
+        raise PlanError([f"operator {name!r}: {bad[0]!r} is no option=value"])
+    return operator, {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}
+
+
 def _kind(site: str) -> Kind:
     if site not in KINDS:
         raise PlanError([f"site {site!r}; one of {', '.join(KINDS)}"])

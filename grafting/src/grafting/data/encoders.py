@@ -58,7 +58,8 @@ def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | 
     """Of a MODEL's name, or of a live pipeline of diffusers with ``transformer`` and ``vae``.
 
     vae, text: a folder or hub id to take that encoder from, where the model brings none. tokens: of a caption at most;
-    by default as the transformer was trained. Raises ModelError where nothing of that name is a model.
+    by default as the transformer was trained. Raises ModelError where nothing of that name is a model; where the text
+    encoder is loaded, also where tokens are asked of one that cuts at a length of its own.
     """
     if not isinstance(model, (str, Path)):
         pipe: Any = model
@@ -67,7 +68,7 @@ def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | 
             config={**pipe.transformer.config, "_class_name": type(pipe.transformer).__name__},
             autoencoder=lambda: _frozen(given_autoencoder(vae)) if vae else getattr(pipe, "vae", None),
             text=lambda device: (
-                _text(text, tokens or prompt_tokens(pipe.transformer.config), device)
+                _text(text, tokens, prompt_tokens(pipe.transformer.config), device)
                 if text
                 else PipelineText(pipe, tokens, device)
             ),
@@ -78,7 +79,7 @@ def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | 
         name=name,
         config=config,
         autoencoder=lambda: _frozen(given_autoencoder(vae) if vae else own_autoencoder(home)),
-        text=lambda device: _text(text or home, tokens or prompt_tokens(config), device),
+        text=lambda device: _text(text or home, tokens, prompt_tokens(config), device),
     )
 
 
@@ -228,9 +229,11 @@ def _frozen(network: nn.Module | None) -> nn.Module | None:
     return None if network is None else network.float().eval().requires_grad_(False)
 
 
-def _text(home: str, tokens: int | None, device: torch.device) -> Embedder:
+def _text(home: str, asked: int | None, trained: int | None, device: torch.device) -> Embedder:
     folder = Path(home)
     if (folder / "teacher.json").is_file() and not (folder / "text_encoder").is_dir():
+        if asked is not None:
+            raise ModelError(f"tokens {asked}: {home} takes as many as a caption has, up to {LIMIT}; leave tokens out")
         prompts = folder / PROMPTS
         return BundledText(Embedded.load(prompts) if prompts.is_file() else None, device)
     kind = pipeline_of(home)
@@ -239,7 +242,7 @@ def _text(home: str, tokens: int | None, device: torch.device) -> Embedder:
             f"{home} is {kind or 'no pipeline'}, which brings no text encoder that is known here: "
             f"name the folder or hub id of a {' or '.join(TEXT_TOKENS)} as text"
         )
-    return StoredText(home, kind, tokens or TEXT_TOKENS[kind], device)
+    return StoredText(home, kind, asked or trained or TEXT_TOKENS[kind], device)
 
 
 def _installed(module: str) -> bool:

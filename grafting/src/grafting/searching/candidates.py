@@ -8,7 +8,7 @@ from typing import Any
 
 from ..hosts.shapes import KINDS, Kind, Site
 from ..operators import arithmetic
-from ..plan import Edit, Plan
+from ..plan import Edit, Plan, named_operator
 from .solve import SearchError
 
 DEFAULT = ("hyena_x", "hyena_x_2d", "swa", "local_mean", "linear", "mlp:ratio=3", "none")
@@ -37,17 +37,12 @@ def candidates(names: Iterable[str] = DEFAULT, kinds: Sequence[Kind] = KINDS) ->
     """Operators by name, ``operator:option=value``, for the sites that they fit and ``kinds`` has; *none* fits both.
 
     Raises:
-        SearchError, OperatorError: none is left, one is named twice, an unknown operator, or an option without a value.
+        SearchError, OperatorError, PlanError: none is left, one is named twice, an unknown operator, or an option
+            without a value.
     """
-    import yaml
-
     made: list[Candidate] = []
     for name in names:
-        operator, *pairs = name.split(":")
-        bad = [pair for pair in pairs if "=" not in pair]
-        if bad:
-            raise SearchError(f"operator {name!r}: {bad[0]!r} is no option=value")
-        options = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}
+        operator, options = named_operator(name)
         fits: Sequence[Kind] = KINDS if operator == "none" else (KINDS[arithmetic(operator).kind == "channel"],)
         made += [Candidate(kind=kind, operator=operator, options=options) for kind in fits if kind in kinds]
     seen = [(one.kind, one.name) for one in made]

@@ -40,7 +40,7 @@ class Verbs:
 def plan_options(made: argparse.ArgumentParser) -> None:
     """Options for :func:`plan_of`."""
     made.add_argument("--plan", type=Path, metavar="FILE", help="a plan in YAML; else --operator, --site and --blocks")
-    made.add_argument("--operator", help="default hyena_x")
+    made.add_argument("--operator", metavar="NAME", help="such as swa or mlp:ratio=3; default: hyena_x")
     made.add_argument("--site", help="attn (default) or mlp")
     made.add_argument(
         "--blocks",
@@ -55,7 +55,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
 
     Raises ValueError where both are given.
     """
-    from ..plan import Plan
+    from ..plan import Plan, named_operator
 
     edit = {"site": "attn", "blocks": "interleaved 50%", "operator": "hyena_x"}
     given = {key: getattr(arguments, key) for key in edit if getattr(arguments, key) is not None}
@@ -66,7 +66,8 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
             raise ValueError(f"--plan {arguments.plan}: no such file")
         plan = Plan.from_yaml(arguments.plan)
     else:
-        plan = Plan.from_dict({"edits": [edit | given]})
+        operator, options = named_operator((edit | given)["operator"])
+        plan = Plan.from_dict({"edits": [edit | given | {"operator": operator, "options": options}]})
     if not plan.by_locality:
         return plan
     from ..measure.suggest import located  # needs torch, which other plans do without
