@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grafting.claims import ClaimError, claimed
+from grafting.claims import ClaimError, claim, claimed
 
 
 def test_a_refusal_before_anything_was_made_leaves_nothing(tmp_path: Path) -> None:
@@ -33,3 +33,14 @@ def test_work_that_was_made_keeps_its_claim(tmp_path: Path) -> None:
     with pytest.raises(ClaimError, match="lr 1 there, 2 now"), claimed(path, {"lr": 2}):
         raise AssertionError("not reached")
     assert json.loads(path.read_text()) == {"lr": 1}
+
+
+def test_settings_under_which_nothing_was_made_are_free(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    claim(path, {"one": {"batch": 8}, "two": {"batch": 8}})
+    claim(path, {"one": {"batch": 8}, "two": {"batch": 4}}, free=("two",))
+    assert json.loads(path.read_text())["two"] == {"batch": 4}
+    with pytest.raises(ClaimError, match=r"settings \(one.batch 8 there, 4 now\)"):
+        claim(path, {"one": {"batch": 4}, "two": {"batch": 2}}, free=("two",))
+    claim(path, {"one": {"batch": 4}, "two": {"batch": 2}}, begun=False)
+    assert json.loads(path.read_text()) == {"one": {"batch": 4}, "two": {"batch": 2}}

@@ -28,6 +28,8 @@ def test_plan_prints_bounds_from_a_bare_configuration(capsys: pytest.CaptureFixt
         (["plan", "nothing"], "nothing"),
         (["plan", "dit-xl-2-256", "--operator", "hyena_z"], "hyena_z"),
         (["plan", "dit-xl-2-256", "--operator", "mlp:ratio"], "operator 'mlp:ratio': 'ratio' is no option=value"),
+        (["plan", "dit-xl-2-256", "--operator", "swa:window=["], "operator 'swa:window=[': window: not YAML"),
+        (["plan", "dit-xl-2-256", "--operator", "mha:heads=8"], "heads is the model's, no option of an operator"),
         (["plan", "dit-xl-2-256", "--side", "0"], "argument --side: '0' must be a whole number of at least 1"),
         (["plan", "dit-xl-2-256", "--plan", "nope.yaml"], "--plan nope.yaml: no such file"),
         (["operators", "x*"], "x*"),

@@ -16,6 +16,7 @@ from grafting.plan import PlanError
 from grafting.store.checkpoints import CheckpointError
 from grafting.store.configs import config_of
 from grafting.store.folder import StoreError, import_original, load, save
+from grafting.store.manifest import read_manifest
 
 
 def test_original_checkpoint_runs_as_the_original(tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_what_a_checkpoint_says_of_itself_is_read_from_its_file(
 def test_released_graft_is_loaded_key_by_key_and_survives_a_folder(tmp_path: Path, operator: str) -> None:
     layout = grafted_layout(operator)
     torch.save({"ema": layout}, tmp_path / "graft.pt")
-    handle = import_original(tmp_path / "graft.pt", heads=HEADS)
+    handle = import_original(str(tmp_path / "graft.pt"), heads=HEADS)
     assert isinstance(handle, Grafted)
     ((site, stand_in),) = handle.operators().items()
     for key, value in stand_in.state_dict().items():
@@ -123,3 +124,16 @@ def test_tensors_that_do_not_fit_are_named_with_their_file(tmp_path: Path) -> No
     (tmp_path / "x.safetensors").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match=r"x\.safetensors: no safetensors file"):
         import_original(tmp_path / "x.safetensors")
+
+
+def test_a_released_graft_is_trained_on_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On pairs that it draws itself; what it was made from is not known."""
+    monkeypatch.setattr("test_store_checkpoints.WIDTH", 64)  # one head, which follows from it
+    monkeypatch.setattr("test_store_checkpoints.HEADS", 1)
+    path, data, out = tmp_path / "graft.pt", tmp_path / "pairs", tmp_path / "out"
+    torch.save({"ema": grafted_layout("hyena_x")}, path)
+    assert main(["pairs", str(path), "--count", "16", "--steps", "2", "--guidance", "1", "--out", str(data)]) == 0
+    command = ["finetune", str(path), "--data", str(data), "--steps", "2", "--batch", "4", "--set", "target=noise"]
+    assert main([*command, "--out", str(out)]) == 0
+    manifest = read_manifest(out)
+    assert manifest["whole"] and manifest["base"]["name"] is None and [*manifest["protocol"]] == ["stage 2"]

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from grafting.claims import ClaimError
+from grafting.cli import main
+from grafting.cost import plan_cost
 from grafting.measure.denoising import denoising_losses
 from grafting.plan import PlanError
 from grafting.report import Results, read_results
@@ -22,7 +24,7 @@ from grafting.settings import SettingsError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
 from grafting.study.parts import part
-from grafting.study.stages import denoiser
+from grafting.study.stages import denoiser, part_flops
 
 TEXT = """
 plan: {edits: [{site: attn, blocks: interleaved 50%, operator: hyena_x}]}
@@ -209,6 +211,68 @@ def test_solved_start_alone_and_grafted_only_training(tiny_teacher: Path, tmp_pa
     delta = (tmp_path / "grafted" / "hybrid" / "model" / "graft.safetensors").stat().st_size
     whole = (tiny_teacher / "transformer" / "diffusion_pytorch_model.safetensors").stat().st_size
     assert delta < whole / 3 and grafted.models[1].denoising is not None
+
+
+def test_flops_are_told_where_the_card_does_not_say_what_the_teacher_took(tiny_teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    (tmp_path / "teacher" / "teacher.json").write_text("{}")
+    text = f"""
+teacher: {tmp_path / "teacher"}
+plan: {{edits: [{{site: attn, blocks: all, operator: local_mean}}]}}
+calibration: 0
+init: random
+finetune: {{steps: 2, batch: 4}}
+evaluate: {{triples: 20, samples: 0, grid: 0}}
+speed: null
+controls: []
+"""
+    recipe = RunRecipe.from_yaml(text)
+    results = run(recipe, tmp_path / "out", say=lambda line: None)
+    assert not results.costs and results.notes[-1].startswith("The teacher's card does not say how many samples")
+    cost = plan_cost(recipe.plans["hybrid"], open_model(str(tiny_teacher)).transformer)
+    spent = part_flops(cost, calibration=0, one=None, two=recipe.stages[1])["stage 2"]
+    assert f"hybrid took {spent:.2e} FLOPs: stage 2 {spent:.2e}." in results.notes
+
+
+def test_a_batch_that_did_not_fit_is_made_smaller(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ran out of memory has made nothing, and a stage 1 that is there is kept."""
+    text = f"""
+teacher: {tiny_teacher}
+plan: {{edits: [{{site: attn, blocks: all, operator: local_mean}}]}}
+calibration: 8
+distill: {{steps: 2, batch: 8, evaluate_every: 2, save_every: 1}}
+finetune: {{steps: 2, batch: 8}}
+evaluate: {{triples: 20, samples: 0, grid: 0}}
+speed: null
+controls: []
+"""
+    with monkeypatch.context() as full:
+        full.setattr("grafting.training.finetune.match_teacher", _full)
+        for _ in range(2):
+            with pytest.raises(torch.OutOfMemoryError):
+                run(RunRecipe.from_yaml(text), tmp_path, say=lambda line: None)
+    with pytest.raises(ClaimError, match=r"distill\.batch 8 there, 4 now"):
+        run(RunRecipe.from_yaml(text, ["distill.batch=4"]), tmp_path, say=lambda line: None)
+    said: list[str] = []
+    run(RunRecipe.from_yaml(text, ["finetune.batch=4"]), tmp_path, say=said.append)
+    assert json.loads((tmp_path / "hybrid" / "settings.json").read_text())["finetune"]["batch"] == 4
+
+
+def _full(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has none. See the manual")
+
+
+def test_memory_that_is_full_is_one_sentence(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("grafting.training.finetune.match_teacher", _full)
+    graft = ["distill", str(tiny_teacher), "--operator", "local_mean", "--steps", "1", "--calibration", "8"]
+    assert main([*graft, "--out", str(tmp_path / "a")]) == 0
+    assert main(["finetune", str(tmp_path / "a"), "--out", str(tmp_path / "b"), "--steps", "2", "--batch", "4"]) == 2
+    told = "grafting finetune: CUDA out of memory: give a smaller batch, or finetune.checkpointing\n"
+    assert capsys.readouterr().err.endswith(told)
 
 
 def test_two_plans_share_one_page(tiny_teacher: Path, tmp_path: Path) -> None:

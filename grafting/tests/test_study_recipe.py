@@ -79,6 +79,13 @@ def test_bad_values_are_refused(change: str, word: str) -> None:
         RunRecipe.from_yaml(TEXT, [change])
 
 
+@pytest.mark.parametrize("other", ["half-none", "pairs", "self"])
+def test_a_plan_is_not_called_as_what_a_run_keeps_itself(other: str) -> None:
+    plan = "{edits: [{site: attn, blocks: all, operator: hyena_x}]}"
+    with pytest.raises(SettingsError, match=rf"plan '{other}': this name is a control's, the pairs' or the teacher's"):
+        RunRecipe.from_yaml(f"teacher: x\nplans: {{half: {plan}, {other}: {plan}}}\ncontrols: [none]\n")
+
+
 def test_overrides_reach_into_lists_and_missing_sections() -> None:
     changed = RunRecipe.from_yaml(TEXT, ["plan.edits.0.operator=swa", "speed.sides=[8, 32]", "distill.steps=7"])
     assert changed.plans["hybrid"].edits[0].operator == "swa" and changed.distill is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,26 @@ class ClaimError(ValueError):
     """A folder that holds work under other settings."""
 
 
-def claim(path: Path, settings: Mapping[str, Any], *, begun: bool = True, what: str = "a model") -> None:
+def claim(
+    path: Path, settings: Mapping[str, Any], *, begun: bool = True, free: Collection[str] = (), what: str = "a model"
+) -> None:
     """Note in ``path`` what its folder is for; refuse one that is for something else, whose states would be mixed.
 
-    begun: whether anything was made under the settings noted there; where nothing was, they are replaced. what: it is
-    made of, for the error.
+    begun: whether anything was made under the settings noted there; where nothing was, they are replaced. free: those
+    of which this is true where something was made under the others. what: it is made of, for the error.
     Raises ClaimError naming the settings that differ.
     """
     plain = json.loads(json.dumps(settings))
-    if not begun or not path.is_file():
-        write_json_atomic(path, plain)
-        return
-    if named := differing(json.loads(path.read_text()), plain):
-        raise ClaimError(f"{path.parent} holds {what} of other settings ({named}): name another folder or remove it")
+    if begun and path.is_file():
+        there = json.loads(path.read_text())
+        old, new = ({key: value for key, value in one.items() if key not in free} for one in (there, plain))
+        if named := differing(old, new):
+            raise ClaimError(
+                f"{path.parent} holds {what} of other settings ({named}): name another folder or remove it"
+            )
+        if there == plain:
+            return
+    write_json_atomic(path, plain)
 
 
 @contextmanager

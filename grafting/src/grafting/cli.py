@@ -38,6 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"grafting {parsed.verb}: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for that
+            raise
+        told = str(error).split(". ")[0]
+        print(f"grafting {parsed.verb}: {told}: give a smaller batch, or finetune.checkpointing", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -269,6 +269,9 @@ class Plan:
                 if edit.options:
                     problems.append(f"{where}: the control takes no options, given {', '.join(edit.options)}")
                 continue
+            if sizes := [key for key in edit.options if key in ("width", "heads", "tokens")]:
+                problems.append(f"{where}: {', '.join(sizes)} is the model's, no option of an operator")
+                continue
             try:
                 operator = arithmetic(edit.operator)
                 operator.resolve(width=shape.width, heads=shape.heads, tokens=shape.tokens, **edit.options)
@@ -362,14 +365,15 @@ class Plan:
 def named_operator(name: str) -> tuple[str, dict[str, Any]]:
     """An operator and its options, as a command line names them: ``mlp:ratio=3``, ``hyena_x``.
 
-    Raises PlanError for an option without a value.
+    Raises PlanError for an option without a value, or with one that is no YAML.
     """
-    import yaml
-
     operator, *pairs = name.split(":")
     if bad := [pair for pair in pairs if "=" not in pair]:
         raise PlanError([f"operator {name!r}: {bad[0]!r} is no option=value"])
-    return operator, {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}
+    try:
+        return operator, {key: read_yaml(value, key) for key, value in (pair.split("=", 1) for pair in pairs)}
+    except SettingsError as error:
+        raise PlanError([f"operator {name!r}: {error}"]) from None
 
 
 def _kind(site: str) -> Kind:

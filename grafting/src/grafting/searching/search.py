@@ -88,7 +88,7 @@ def search(
     batch: int = 8,
     scoring: Scoring | None = None,
     data: str | None = None,
-    out: Path | None = None,
+    out: Path | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Front:
     """Score every operator at every site before any training, and solve for the front of plans.
@@ -104,7 +104,8 @@ def search(
         by: what predicts quality, ``loss`` or ``carried``: see :mod:`grafting.searching.scores`.
         points: budgets along the front, evenly spaced from the least cost to the pretrained model's.
         side: tokens along a side that costs are of; the model's own by default.
-        scoring: what the scores depend on. data: an npz of images, where the model brings none.
+        scoring: what the scores depend on. data: a folder of :func:`grafting.encode` or an npz of images,
+            where the model brings none.
         out: a folder that keeps the scores, so that another cost, budget or predictor takes seconds.
         progress: called with (done, total) operators.
 
@@ -122,7 +123,7 @@ def search(
     chosen = candidates(operators, kinds)
     opened = open_model(model) if isinstance(model, str) else model
     with ExitStack() as stack:
-        home = out or Path(stack.enter_context(TemporaryDirectory()))
+        home = Path(out or stack.enter_context(TemporaryDirectory()))
         scores = score(opened, chosen, home, scoring=scoring, data=data, progress=progress)
     network = opened.transformer
     if cost == "latency":

@@ -236,7 +236,7 @@ def _versions() -> dict[str, str]:
 
 
 def import_original(
-    path: Path,
+    path: Path | str,
     *,
     heads: int | None = None,
     weights: str = "ema",
@@ -251,6 +251,7 @@ def import_original(
     """
     import diffusers
 
+    path = Path(path)
     found = translate(read_checkpoint(path, weights), heads)
     named = {name for name, _, _ in found.grafts.values()}
     if idle := [name for name in options or {} if name not in named]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -159,10 +160,16 @@ def _graft(folder: Path, base: str | None) -> Model:
         # The companions are a convenience: a whole graft is readable where its teacher is gone.
         home = teacher_folder(wanted) if wanted in teachers() else Path(wanted or "")
         companions = _companions(home) if wanted and home.is_dir() else {}
+        if not companions and HUB_ID.fullmatch(wanted or ""):
+            with suppress(ModelError):
+                companions = {"autoencoder": own_autoencoder(wanted)}
         return Model(name=str(folder), transformer=handle.model, graft=handle, **companions)
     if not wanted:
         raise ModelError(f"{folder} holds the changes only and names no pretrained model: give it with --base")
-    teacher = open_model(wanted)
+    try:
+        teacher = open_model(wanted)
+    except ModelError as error:
+        raise ModelError(f"{error}; {folder} holds the changes of it only: say with --base where it is") from error
     handle = load(folder, teacher.transformer)
     return Model(
         name=str(folder),

@@ -209,13 +209,21 @@ def _map(study: Study, entry: Entry, run: str) -> SiteMap:
 
 
 def _costs(study: Study, entry: Entry, learnt: Mapping[str, Any], run: str) -> list[Cost]:
-    """Of a hybrid, where the teacher's card says how many samples it was trained on.
+    """Of a hybrid, where the teacher's card says how many samples it was trained on."""
+    samples, parts = trained_on(study), _spent(study, entry, learnt)
+    if samples is None or not parts or entry.plan is None:
+        return []
+    whole = PASSES * plan_cost(entry.plan, study.teacher).flops_before * samples
+    return [Cost(model=entry.name, run=run, parts=parts, teacher_training=whole)]
+
+
+def _spent(study: Study, entry: Entry, learnt: Mapping[str, Any]) -> dict[str, float]:
+    """FLOPs by part of what made a hybrid.
 
     Pairs that this teacher drew are a part of their own, all of them, however few were learnt from.
     """
-    samples = trained_on(study)
-    if samples is None or entry.plan is None:
-        return []
+    if entry.plan is None:
+        return {}
     cost = plan_cost(entry.plan, study.teacher)
     one, two = study.recipe.stages
     parts = part_flops(
@@ -228,8 +236,7 @@ def _costs(study: Study, entry: Entry, learnt: Mapping[str, Any], run: str) -> l
         parts["LoRA"] = parts.pop("stage 2")
     if parts and (pairs := _pairs(study)):
         parts = {PAIRS: pairs * cost.flops_before, **parts}
-    whole = PASSES * cost.flops_before * samples
-    return [Cost(model=entry.name, run=run, parts=parts, teacher_training=whole)] if parts else []
+    return parts
 
 
 def _pairs(study: Study) -> int:
@@ -261,6 +268,10 @@ def _notes(study: Study, learnt: Mapping[str, Mapping[str, Any]]) -> tuple[str, 
     if "procedure" in study.recipe.controls and "procedure" not in learnt:
         notes.append("The control procedure is left out: there is no stage 2 at this budget.")
     if trained_on(study) is None:
+        for entry in study.entries:
+            if entry.role == "hybrid" and (parts := _spent(study, entry, learnt[entry.name])):
+                told = ", ".join(f"{part} {flops:.2e}" for part, flops in parts.items())
+                notes.append(f"{entry.name} took {sum(parts.values()):.2e} FLOPs: {told}.")
         notes.append("The teacher's card does not say how many samples it was trained on: no share of cost is shown.")
     return tuple(notes)
 

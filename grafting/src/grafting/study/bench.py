@@ -158,7 +158,9 @@ class Study:
         folder, settings = self.out / entry.name, self.settings(entry)
         leads = self.team.leads
         if leads:
-            claim(folder / "settings.json", settings)
+            made = [(folder / name).is_file() for name in ("finetune/state.json", "train.json", "distill/distill.json")]
+            # A stage 1 that is there is of no stage 2 yet: a batch that did not fit may be made smaller.
+            claim(folder / "settings.json", settings, begun=any(made), free=() if any(made[:2]) else ("finetune",))
         outcome = part(folder / "train.json", settings, lambda: self._train(entry, folder), write=leads)
         for state in ("distill", "finetune") if leads else ():
             shutil.rmtree(folder / state, ignore_errors=True)

@@ -288,8 +288,9 @@ class RunRecipe:
             problems.append("plan is missing")
         elif self.against is not None and self.against not in self.plans:
             problems.append(f"against {self.against!r}: {near(self.against, list(self.plans))}")
-        taken = {"teacher", *CONTROLS} & set(self.plans)
-        problems += [f"plan {name!r}: this name is a control's or the teacher's" for name in sorted(taken)]
+        own = {f"{name}-{control}" for name in self.plans for control in self.controls}
+        taken = {"teacher", "pairs", *CONTROLS, *own} & set(self.plans)
+        problems += [f"plan {name!r}: this name is a control's, the pairs' or the teacher's" for name in sorted(taken)]
         problems += [
             f"plan {name!r}: a name of letters, digits, - and _"
             for name in self.plans

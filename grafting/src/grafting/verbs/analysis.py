@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,19 @@ def analyze(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--distance {arguments.distance!r}: {' or '.join(DISTANCES)}")
     if arguments.batch < 1:
         raise ValueError(f"--batch {arguments.batch}: at least 1")
-    get(arguments.operator)  # refuses an unknown one before the work
+    if (kind := get(arguments.operator).kind) != "mixer":  # an unknown one is refused here too, before the work
+        raise ValueError(f"--operator {arguments.operator}: a {kind} operator, attention takes a mixer")
     model = open_model(arguments.model, base=arguments.base).to(alone(arguments).device)
-    conditions = None
-    if host_for(model.transformer).family != "DiT":
+    host, conditions = host_for(model.transformer), None
+    tokens = math.prod(host.grid_of(model.transformer))
+    if far := [k for k in arguments.k if not 0 <= k < tokens]:
+        raise ValueError(f"--k {far[0]}: distances of {tokens} tokens are 0 to {tokens - 1}")
+    if host.family != "DiT":
         conditions = Material(model, arguments.data).conditions(train=False)
-    out = arguments.out or Path("out") / f"{Path(arguments.model).name}-analysis"
+    named = Path(arguments.model)
+    if named.name == "model":  # a study keeps each of its models in NAME/model
+        named = named.parent
+    out = arguments.out or Path("out") / f"{named.name}-analysis"
     found = watch(
         model.transformer,
         name=arguments.model,

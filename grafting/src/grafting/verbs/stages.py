@@ -168,7 +168,19 @@ def finetune(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{arguments.model} is no graft: make one with grafting distill, or give it adapters with --train lora"
         )
+    base: str | None = arguments.model
+    protocol: dict[str, Any] = {}
+    if model.graft is not None:
+        # A released graft is one file, which says neither.
+        manifest = read_manifest(Path(arguments.model)) if Path(arguments.model).is_dir() else None
+        base = arguments.base or (manifest["base"]["name"] if manifest else None)
+        protocol = manifest["protocol"] if manifest else {}
     handle = model.graft or graft(model.transformer, Plan())
+    if handle.plan.bare and handle.adapters is None and stage.target == "teacher" and not stage.weight_decay:
+        raise ValueError(
+            f"target teacher: {arguments.model} unchanged is its own teacher, and no step would move it; "
+            "--set target=noise, or mixture, learns from the data"
+        )
     teacher: torch.nn.Module | None = None
     if handle.private and stage.target != "noise":
         if arguments.base is None:
@@ -187,10 +199,6 @@ def finetune(arguments: argparse.Namespace) -> None:
     assert isinstance(trained, Grafted)
     if not team.leads:
         return
-    base, protocol = arguments.model, {}
-    if model.graft is not None:
-        manifest = read_manifest(Path(arguments.model))
-        base, protocol = arguments.base or manifest["base"]["name"], manifest["protocol"]
     save(trained, out, base=base, protocol=protocol | {"stage 2": _settings(stage)})
     shutil.rmtree(out / "state", ignore_errors=True)
     print(f"loss {loop.log[-1]['loss']:.4f} at step {loop.step}\n{out}" if loop.log else out)
