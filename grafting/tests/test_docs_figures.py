@@ -134,7 +134,9 @@ def test_which_thing_is_which() -> None:
 
 def test_what_half_of_the_text_teacher_took() -> None:
     content = measured("pixart-trials")
-    assert table("pixart.md", "blocks") == [trial(row) for row in content["rows"]]
+    assert table("pixart.md", "operator") == [trial(row) for row in content["rows"]]
+    assert [row["stage 2"]["target"] for row in content["rows"]].index("teacher") == 1  # as the page says
+    assert {row["stage 2"]["target"] for row in content["rows"][1:]} == {"teacher"}
     assert all(row["stage 2"]["steps"] * row["stage 2"]["batch"] == row["samples"] for row in content["rows"])
     carried = [f"{100 * share:.1f}" for share in content["carried"]]
     assert table("pixart.md", "block") == [["carried, %", *carried]]
@@ -143,31 +145,29 @@ def test_what_half_of_the_text_teacher_took() -> None:
 def test_half_of_the_text_teacher() -> None:
     content = measured("pixart-half")
     page = (HOME / "docs" / "pixart.md").read_text(encoding="utf-8").replace("\n", " ")
-    teacher, half = content["teacher"], content["half"]
-    rows = [(one["scenes"], one["held_out"]) for one in (teacher, half)]
-    rows.append((half["minus teacher"], half["held out minus teacher"]))
-    tasks = [name for name in teacher["scenes"] if name != "overall"]
-    wanted = [[100 * scenes[t]["value"] for t in tasks] + [100 * shown["overall"]["value"]] for scenes, shown in rows]
+    teacher, (half, rows_alone) = content["teacher"], content["halves"]
+    shown = [(teacher["scenes"], teacher["held_out"])]
+    for one in (half, rows_alone):
+        shown += [(one["scenes"], one["held_out"]), (one["minus teacher"], one["held out minus teacher"])]
+    tasks = [*teacher["scenes"]]
+    assert tasks[-1] == "overall"
+    wanted = [[100 * scenes[t]["value"] for t in tasks] + [100 * new["overall"]["value"]] for scenes, new in shown]
     found = [[float(cell.replace("−", "-")) for cell in cells[1:]] for cells in table("pixart.md", "of the prompts")]
     assert found == [[pytest.approx(value, abs=0.051) for value in row] for row in wanted]
     apart = half["minus teacher"]["overall"]
     points = [f"{-100 * apart[key]:.1f}" for key in ("value", "high", "low")]
-    assert (
-        "**{:.1f} % of 2,004 prompts are right, {} points ({} to {}) fewer".format(
-            100 * half["scenes"]["overall"]["value"], *points
-        )
-        in page
-        and f"teacher’s {100 * teacher['scenes']['overall']['value']:.1f} %**" in page
-    )
+    right = "**{:.1f} % of 2,004 prompts are right, {} points ({} to {}) fewer"
+    assert right.format(100 * half["scenes"]["overall"]["value"], *points) in page
+    assert f"teacher’s {100 * teacher['scenes']['overall']['value']:.1f} %**" in page
     rest = [sum(map(int, one["correct"][240:2004])) / 17.64 for one in (half, teacher)]
     assert "of the 1,764 that no short run had looked at, {:.1f} and {:.1f} %".format(*rest) in page
     loss = half["loss minus teacher"]
     assert "Held-out loss +{:.4f} ({:.4f} to {:.4f})".format(*(loss[key] for key in ("value", "low", "high"))) in page
-    (cost,) = content["costs"]
-    parts = {name: 100 * flops / cost["teacher_training"] for name, flops in cost["parts"].items()}
+    parts = {name: 100 * flops / half["costs"]["teacher_training"] for name, flops in half["costs"]["parts"].items()}
+    assert parts["stage 1"] + parts["LoRA"] < 10
     assert f"it took {parts['stage 1']:.1f} % in stage 1 and {parts['LoRA']:.1f} % in LoRA" in page
     assert f"and {parts['pairs']:.1f} % to draw the pairs" in page
-    (fast,) = (row for row in content["speed"] if row["setting"].startswith("1,024 tokens"))
+    (fast,) = (row for row in half["speed"] if row["setting"].startswith("1,024 tokens"))
     told = [fast[key] for key in ("speedup", "low", "high", "time_bound")]
     assert "{:.2f}x as fast at 1,024 tokens ({:.2f} to {:.2f}; time bound {:.2f}x)".format(*told) in page
 
@@ -177,13 +177,14 @@ def trial(row: dict[str, Any]) -> list[str]:
     one, two = row["stage 1"], row["stage 2"]
     lora, levels = two.get("lora"), two.get("levels")
     return [
+        row["operator"],
         ", ".join(map(str, row["blocks"])),
         f"{one['steps']} x {one['batch']}" if one else "–",
         f"{two['steps']} x {two['batch']}",
         f"{two.get('optimizer', 'adamw')}, {two['lr']:g}",
         f"{lora.get('alpha', lora['rank']) / lora['rank']:g}" if lora else "all weights",
-        two["target"],
+        f"{two.get('features', 1):g}",
         f"{levels['centre']:g} ± {levels['deviation']:g}" if levels else "even",
         f"{row['guidance']['600']:.2f}" if row["guidance"] else "–",
-        f"{100 * row['right']['overall']:.1f}",
+        f"{100 * row['right']['overall']:.1f}" if row["right"] else "–",
     ]

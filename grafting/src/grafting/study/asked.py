@@ -89,7 +89,7 @@ class Asked:
         pipeline = Pipeline(network, self.model.autoencoder, null=self.null)
         chunks = [slice(start, min(start + size, config.drawn)) for start in range(0, config.drawn, size)]
         steps = [-(-(chunk.stop - chunk.start) // config.batch) * config.sampling.steps for chunk in chunks]
-        names, done, progress = [], 0, Progress(sum(steps), 0, f"{name}: samples")
+        names, done, progress = [], 0, Progress(sum(steps), 0, f"{name}: passes of sampling")
         for chunk, more in zip(chunks, steps, strict=True):
             names.append(f"{chunk.start:06d}.safetensors")
             if not (out / names[-1]).is_file():
