@@ -138,6 +138,15 @@ def test_what_half_of_the_text_teacher_took() -> None:
     assert [row["stage 2"]["target"] for row in content["rows"]].index("teacher") == 1  # as the page says
     assert {row["stage 2"]["target"] for row in content["rows"][1:]} == {"teacher"}
     assert all(row["stage 2"]["steps"] * row["stage 2"]["batch"] == row["samples"] for row in content["rows"])
+    held = {(row["operator"], row["samples"]): row["guidance"]["600"] for row in content["rows"] if row["guidance"]}
+    page = (HOME / "docs" / "pixart.md").read_text(encoding="utf-8").replace("\n", " ")
+    long = (
+        held["hyena_x", 86400] / content["rows"][7]["guidance"]["600"],
+        held["hyena_x_2d:kernel=7", 89600] / held["hyena_x_2d:kernel=7", 12800],
+    )
+    assert (
+        "left {:.2f} of the error at t = 600 with hyena_x (the row before the last), and {:.2f}".format(*long) in page
+    )
     carried = [f"{100 * share:.1f}" for share in content["carried"]]
     assert table("pixart.md", "block") == [["carried, %", *carried]]
 
@@ -159,8 +168,13 @@ def test_half_of_the_text_teacher() -> None:
     right = "**{:.1f} % of 2,004 prompts are right, {} points ({} to {}) fewer"
     assert right.format(100 * half["scenes"]["overall"]["value"], *points) in page
     assert f"teacher’s {100 * teacher['scenes']['overall']['value']:.1f} %**" in page
-    rest = [sum(map(int, one["correct"][240:2004])) / 17.64 for one in (half, teacher)]
-    assert "of the 1,764 that no short run had looked at, {:.1f} and {:.1f} %".format(*rest) in page
+    rest = [sum(map(int, one["correct"][1040:2004])) / 9.64 for one in (half, teacher)]
+    assert "of the 964 that no other run had been judged by, {:.1f} and {:.1f} %".format(*rest) in page
+    won = [int(a) - int(b) for a, b in zip(half["correct"][:2004], rows_alone["correct"][:2004], strict=True)]
+    mean = sum(won) / 2004
+    spread = 1.96 * ((sum(one * one for one in won) / 2004 - mean**2) / 2004) ** 0.5
+    told = (100 * mean, 100 * (mean - spread), 100 * (mean + spread))
+    assert "{:+.1f} points from it ({:+.1f} to {:+.1f})".format(*told) in page.replace("−", "-")
     loss = half["loss minus teacher"]
     assert "Held-out loss +{:.4f} ({:.4f} to {:.4f})".format(*(loss[key] for key in ("value", "low", "high"))) in page
     parts = {name: 100 * flops / half["costs"]["teacher_training"] for name, flops in half["costs"]["parts"].items()}

@@ -157,6 +157,10 @@ def test_over_the_command_line(tiny_teacher: Path, tmp_path: Path, capsys: pytes
     assert profiles[0]["adapters"] == "merged" and "adapters" not in profiles[1]
     assert profiles[0]["parameters"] == profiles[1]["parameters"]
     assert profiles[0]["speedup"] > 0 and profiles[0]["flop_bound"] > 1 and profiles[0]["time_bound"] > 0
+    plain, again = tmp_path / "plain", tmp_path / "again"
+    assert main(["merge", str(alone), "--out", str(plain)]) == 0
+    based = ["--base", str(tiny_teacher), "--out", str(again)]
+    assert main(["finetune", str(plain), *based, *stage]) == 0, "merged adapters alone are no longer their teacher"
     for arguments, word in (
         (["merge", str(merged), "--out", str(tmp_path / "x")], "holds no adapters to merge"),
         (["merge", str(hybrid), "--out", str(merged)], "holds a graft already"),

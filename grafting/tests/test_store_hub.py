@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 from test_graft import tiny
+from torch import nn
 
+from grafting.graft import graft
+from grafting.plan import Plan
 from grafting.store.configs import ModelError, config_of, hub_file
+from grafting.store.folder import save
 from grafting.store.models import open_model
 
 NAME = "somebody/tiny-dit"
@@ -81,3 +85,31 @@ def test_a_repository_without_a_transformer_is_refused(hub: Path) -> None:
     (hub / "transformer" / "config.json").unlink()
     with pytest.raises(ModelError, match=r"no transformer/config\.json"):
         open_model(NAME)
+
+
+def test_a_whole_graft_of_a_hub_id_has_its_autoencoder(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it can be had, and where the name is no path that is gone."""
+    handle = graft(open_model(NAME).transformer, Plan.interleaved(operator="local_mean"))
+    asked: list[str] = []
+    monkeypatch.setattr("grafting.store.models.own_autoencoder", lambda home: asked.append(home) or nn.Identity())
+    save(handle, tmp_path / "graft", whole=True, base=NAME)
+    assert isinstance(open_model(str(tmp_path / "graft")).autoencoder, nn.Identity) and asked == [NAME]
+
+    def gone(home: str) -> None:
+        raise OSError("weights are not in the cache")
+
+    monkeypatch.setattr("grafting.store.models.own_autoencoder", gone)
+    assert open_model(str(tmp_path / "graft")).autoencoder is None
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAME.split("/")[0]).mkdir()
+    asked.clear()
+    assert open_model(str(tmp_path / "graft")).autoencoder is None and not asked
+
+
+def test_a_delta_whose_base_is_gone_says_how_to_name_it(hub: Path, tmp_path: Path) -> None:
+    handle = graft(open_model(NAME).transformer, Plan.interleaved(operator="local_mean"))
+    save(handle, tmp_path / "graft", base="gone-away")
+    with pytest.raises(ModelError, match=r"'gone-away' is no bundled teacher.*; .*graft holds .* say with --base"):
+        open_model(str(tmp_path / "graft"))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from grafting.claims import ClaimError
+from grafting.claims import ClaimError, locked
 from grafting.cli import main
 from grafting.cost import plan_cost
 from grafting.measure.denoising import denoising_losses
@@ -255,9 +255,33 @@ controls: []
                 run(RunRecipe.from_yaml(text), tmp_path, say=lambda line: None)
     with pytest.raises(ClaimError, match=r"distill\.batch 8 there, 4 now"):
         run(RunRecipe.from_yaml(text, ["distill.batch=4"]), tmp_path, say=lambda line: None)
-    said: list[str] = []
-    run(RunRecipe.from_yaml(text, ["finetune.batch=4"]), tmp_path, say=said.append)
+    with monkeypatch.context() as kept:
+        kept.setattr("grafting.training.distill.Distillation._advance", _full)  # no step of stage 1 is made again
+        run(RunRecipe.from_yaml(text, ["finetune.batch=4"]), tmp_path, say=lambda line: None)
+    assert not (tmp_path / "hybrid" / "train.lock").exists()
     assert json.loads((tmp_path / "hybrid" / "settings.json").read_text())["finetune"]["batch"] == 4
+
+
+def test_nothing_holds_what_ran_out_of_memory_before_it_saved(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr("grafting.training.distill.Distillation._advance", _full)
+        with pytest.raises(torch.OutOfMemoryError):
+            run(recipe(tiny_teacher, "controls=[]"), tmp_path, say=lambda line: None)
+    smaller = ["controls=[]", "distill.batch=4", "distill.steps=2", "evaluate.samples=0", "evaluate.grid=0"]
+    run(recipe(tiny_teacher, *smaller, "speed=null"), tmp_path, say=lambda line: None)
+    assert json.loads((tmp_path / "hybrid" / "settings.json").read_text())["distill"]["batch"] == 4
+
+
+def test_a_model_is_trained_by_one_process_at_a_time(tiny_teacher: Path, tmp_path: Path) -> None:
+    study = Study(recipe(tiny_teacher), tmp_path, say=lambda line: None)
+    (entry,) = (entry for entry in study.entries if entry.name == "hybrid")
+    with locked(tmp_path / "hybrid" / "train.lock", wait=False) as mine:
+        assert mine
+        with pytest.raises(ClaimError, match="hybrid: another process is training this model"):
+            study.train(entry)
+    assert not (tmp_path / "hybrid" / "settings.json").exists()
 
 
 def _full(*_: object) -> None:
@@ -271,8 +295,18 @@ def test_memory_that_is_full_is_one_sentence(
     graft = ["distill", str(tiny_teacher), "--operator", "local_mean", "--steps", "1", "--calibration", "8"]
     assert main([*graft, "--out", str(tmp_path / "a")]) == 0
     assert main(["finetune", str(tmp_path / "a"), "--out", str(tmp_path / "b"), "--steps", "2", "--batch", "4"]) == 2
-    told = "grafting finetune: CUDA out of memory: give a smaller batch, or finetune.checkpointing\n"
+    told = (
+        "grafting finetune: CUDA out of memory. Tried to allocate 2.00 GiB: a smaller batch needs less, "
+        "or --set checkpointing=true\n"
+    )
     assert capsys.readouterr().err.endswith(told)
+
+    def allocator(*_: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 12 bytes.")
+
+    monkeypatch.setattr("grafting.training.finetune.match_teacher", allocator)
+    assert main(["finetune", str(tmp_path / "a"), "--out", str(tmp_path / "c"), "--steps", "2", "--batch", "4"]) == 2
+    assert "can't allocate memory: 12 bytes: a smaller batch" in capsys.readouterr().err
 
 
 def test_two_plans_share_one_page(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from grafting.claims import locked
 from grafting.cli import main
 from grafting.report import published
 from grafting.report.table import TableResults, read_table
@@ -28,7 +29,7 @@ from grafting.study.publish import publish
 from grafting.study.rows import fit, matching, none_of, rows, untrained_of
 from grafting.study.stages import stage_one_flops, stage_two_flops, start_flops
 from grafting.study.table import TableRecipe
-from grafting.study.whole import Table, by_timestep, locked, run_rows
+from grafting.study.whole import Table, by_timestep, run_rows
 from grafting.teachers import teachers
 
 TEXT = """

@@ -39,10 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"grafting {parsed.verb}: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for that
+        # Of torch, which is not imported to ask: on a GPU a class of its own, elsewhere the allocator's words.
+        if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(error):
             raise
-        told = str(error).split(". ")[0]
-        print(f"grafting {parsed.verb}: {told}: give a smaller batch, or finetune.checkpointing", file=sys.stderr)
+        told = " ".join(str(error).split("GPU")[0].split()).rstrip(".")
+        key = {"run": "finetune.checkpointing", "study": "finetune.checkpointing", "finetune": "checkpointing"}
+        lean = f", or --set {key[parsed.verb]}=true" if parsed.verb in key else ""
+        print(f"grafting {parsed.verb}: {told}: a smaller batch needs less{lean}", file=sys.stderr)
         return 2
     return 0
 

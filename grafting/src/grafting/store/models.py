@@ -160,8 +160,9 @@ def _graft(folder: Path, base: str | None) -> Model:
         # The companions are a convenience: a whole graft is readable where its teacher is gone.
         home = teacher_folder(wanted) if wanted in teachers() else Path(wanted or "")
         companions = _companions(home) if wanted and home.is_dir() else {}
-        if not companions and HUB_ID.fullmatch(wanted or ""):
-            with suppress(ModelError):
+        # A relative path that is gone looks like an id, and is no business of the hub's.
+        if not companions and HUB_ID.fullmatch(wanted or "") and not Path(wanted).parent.exists():
+            with suppress(ModelError, OSError):
                 companions = {"autoencoder": own_autoencoder(wanted)}
         return Model(name=str(folder), transformer=handle.model, graft=handle, **companions)
     if not wanted:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..claims import claim
+from ..claims import ClaimError, claim, locked
 from ..data.shards import is_encoded
 from ..files import save_safetensors_atomic, write_bytes_atomic
 from ..graft import Grafted, tensors_hash, ungraft
@@ -157,14 +157,23 @@ class Study:
             return {}
         folder, settings = self.out / entry.name, self.settings(entry)
         leads = self.team.leads
-        if leads:
-            made = [(folder / name).is_file() for name in ("finetune/state.json", "train.json", "distill/distill.json")]
-            # A stage 1 that is there is of no stage 2 yet: a batch that did not fit may be made smaller.
-            claim(folder / "settings.json", settings, begun=any(made), free=() if any(made[:2]) else ("finetune",))
-        outcome = part(folder / "train.json", settings, lambda: self._train(entry, folder), write=leads)
+        with ExitStack() as alone:
+            if leads:
+                self._claim(folder, settings, alone)
+            outcome = part(folder / "train.json", settings, lambda: self._train(entry, folder), write=leads)
         for state in ("distill", "finetune") if leads else ():
             shutil.rmtree(folder / state, ignore_errors=True)
         return outcome
+
+    def _claim(self, folder: Path, settings: Mapping[str, Any], alone: ExitStack) -> None:
+        """This model for this process while ``alone`` is open. Raises ClaimError for one under other settings."""
+        lock = folder / "train.lock"
+        if not alone.enter_context(locked(lock, wait=False)):
+            raise ClaimError(f"{folder}: another process is training this model")
+        alone.callback(lock.unlink)
+        made = [(folder / name).is_file() for name in ("finetune/state.json", "train.json", "distill/distill.json")]
+        # A stage 1 that is there is of no stage 2 yet: a batch that did not fit may be made smaller.
+        claim(folder / "settings.json", settings, begun=any(made), free=() if any(made[:2]) else ("finetune",))
 
     def _train(self, entry: Entry, folder: Path) -> dict[str, Any]:
         recipe, seed = self.recipe, self.recipe.seed

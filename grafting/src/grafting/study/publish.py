@@ -8,12 +8,13 @@ from dataclasses import replace
 import torch
 
 from .. import __version__
+from ..claims import locked
 from ..report.table import TableResults, write_table
 from ..report.table_page import write_table_page
 from .recipe import LATER, DistillStage, FinetuneStage, depended_on
 from .rows import untrained_of
 from .timing import place
-from .whole import Table, locked
+from .whole import Table
 
 
 def collect(table: Table) -> TableResults:

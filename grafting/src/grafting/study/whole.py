@@ -11,11 +11,9 @@ where it was and comes to the same bits (same machine, same number of threads).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..claims import locked
 from ..files import write_bytes_atomic, write_json_atomic
 from ..measure.denoising import mean_loss, paired_difference
 from ..measure.quality import paired_kid_difference
@@ -278,19 +277,6 @@ def by_timestep(mine: torch.Tensor, theirs: torch.Tensor, t: torch.Tensor, steps
         few = int(inside.sum()) < 2
         found.append(Figure(value=0.0) if few else Figure(**asdict(paired_difference(mine[inside], theirs[inside]))))
     return tuple(found)
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether this process has the lock of ``path`` while this is open; it goes with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def run_rows(table: Table, chosen: Sequence[Row], publish: Callable[[], Any]) -> dict[str, str]:

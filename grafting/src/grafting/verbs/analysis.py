@@ -36,7 +36,7 @@ def add(verbs: Verbs) -> None:
     )
     made.add_argument("--k", type=integers, default=[], metavar="K,K,…", help="reaches; the first one ranks the blocks")
     made.add_argument("--distance", default="raster", help="that ranks the blocks: raster or grid")
-    made.add_argument("--operator", default="hyena_x", help="of the suggested plans")
+    made.add_argument("--operator", default="hyena_x", help="of the suggested plans, by its name alone")
     made.add_argument("--json", action="store_true")
     base_option(made)
     sampling_options(made)
@@ -68,7 +68,7 @@ def analyze(arguments: argparse.Namespace) -> None:
     if host.family != "DiT":
         conditions = Material(model, arguments.data).conditions(train=False)
     named = Path(arguments.model)
-    if named.name == "model":  # a study keeps each of its models in NAME/model
+    if named.name == "model" and named.parent.name:  # a study keeps each of its models in NAME/model
         named = named.parent
     out = arguments.out or Path("out") / f"{named.name}-analysis"
     found = watch(

@@ -59,7 +59,7 @@ def add(verbs: Verbs) -> None:
     _stage_options(made, steps=200)
 
     made = verbs.add("finetune", finetune, "stage 2: finetune a graft end to end", resume="")
-    made.add_argument("model", metavar="GRAFT", help=f"the folder of a graft; for --train lora also {MODEL}")
+    made.add_argument("model", metavar="GRAFT", help=f"a graft; for --train lora also {MODEL}")
     base_option(made)
     made.add_argument("--train", help="all weights (default), the grafted operators alone, or lora: these and adapters")
     made.add_argument("--rank", type=at_least(1), help="of the adapters (16)")
@@ -176,7 +176,13 @@ def finetune(arguments: argparse.Namespace) -> None:
         base = arguments.base or (manifest["base"]["name"] if manifest else None)
         protocol = manifest["protocol"] if manifest else {}
     handle = model.graft or graft(model.transformer, Plan())
-    if handle.plan.bare and handle.adapters is None and stage.target == "teacher" and not stage.weight_decay:
+    if (
+        handle.plan.bare
+        and handle.adapters is None
+        and not handle.private
+        and stage.target == "teacher"
+        and not stage.weight_decay
+    ):
         raise ValueError(
             f"target teacher: {arguments.model} unchanged is its own teacher, and no step would move it; "
             "--set target=noise, or mixture, learns from the data"
