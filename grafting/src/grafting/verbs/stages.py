@@ -176,13 +176,8 @@ def finetune(arguments: argparse.Namespace) -> None:
         base = arguments.base or (manifest["base"]["name"] if manifest else None)
         protocol = manifest["protocol"] if manifest else {}
     handle = model.graft or graft(model.transformer, Plan())
-    if (
-        handle.plan.bare
-        and handle.adapters is None
-        and not handle.private
-        and stage.target == "teacher"
-        and not stage.weight_decay
-    ):
+    unchanged = handle.plan.bare and handle.adapters is None and not handle.private
+    if unchanged and stage.target == "teacher" and not stage.weight_decay:
         raise ValueError(
             f"target teacher: {arguments.model} unchanged is its own teacher, and no step would move it; "
             "--set target=noise, or mixture, learns from the data"
