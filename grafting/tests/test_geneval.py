@@ -278,7 +278,7 @@ def painter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     made: Any = PixArtTransformer2DModel(in_channels=3, out_channels=6, **SIZES)
     made.save_pretrained(tmp_path / "painter" / "transformer")
-    monkeypatch.setattr("grafting.data.encoders._text", lambda home, tokens, device: Letters())
+    monkeypatch.setattr("grafting.data.encoders._text", lambda home, asked, trained, device: Letters())
     return tmp_path / "painter"
 
 
