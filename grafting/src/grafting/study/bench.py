@@ -6,7 +6,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from importlib.util import find_spec
@@ -157,23 +157,11 @@ class Study:
             return {}
         folder, settings = self.out / entry.name, self.settings(entry)
         leads = self.team.leads
-        with ExitStack() as alone:
-            if leads:
-                self._claim(folder, settings, alone)
+        with _claimed(folder, settings) if leads else nullcontext():
             outcome = part(folder / "train.json", settings, lambda: self._train(entry, folder), write=leads)
-        for state in ("distill", "finetune") if leads else ():
-            shutil.rmtree(folder / state, ignore_errors=True)
+            for state in ("distill", "finetune") if leads else ():
+                shutil.rmtree(folder / state, ignore_errors=True)
         return outcome
-
-    def _claim(self, folder: Path, settings: Mapping[str, Any], alone: ExitStack) -> None:
-        """This model for this process while ``alone`` is open. Raises ClaimError for one under other settings."""
-        lock = folder / "train.lock"
-        if not alone.enter_context(locked(lock, wait=False)):
-            raise ClaimError(f"{folder}: another process is training this model")
-        alone.callback(lock.unlink)
-        made = [(folder / name).is_file() for name in ("finetune/state.json", "train.json", "distill/distill.json")]
-        # A stage 1 that is there is of no stage 2 yet: a batch that did not fit may be made smaller.
-        claim(folder / "settings.json", settings, begun=any(made), free=() if any(made[:2]) else ("finetune",))
 
     def _train(self, entry: Entry, folder: Path) -> dict[str, Any]:
         recipe, seed = self.recipe, self.recipe.seed
@@ -181,8 +169,7 @@ class Study:
         outcome: dict[str, Any] = {"curves": {}, "explained": {}, "started": {}, "finetuned": two is not None}
         if entry.plan is None or entry.plan.bare:
             assert two is not None
-            if two.target == "teacher" and two.weight_decay == 0:
-                # The teacher matches itself exactly: every gradient is zero and every step stays where it is.
+            if two.still:
                 return outcome | {"same": True}
         if entry.plan is None:
             assert two is not None
@@ -444,3 +431,19 @@ class Study:
 
         found: list[dict[str, Any]] = part(self.out / f"speed-{entry.name}.json", settings, make)["rows"]
         return found
+
+
+@contextmanager
+def _claimed(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """A model's folder for this process alone. Raises ClaimError where another is at it, or for other settings."""
+    lock = folder / "train.lock"
+    with locked(lock, wait=False) as mine:
+        if not mine:
+            raise ClaimError(f"{folder}: another process is training this model")
+        try:
+            made = [(folder / name).is_file() for name in ("finetune/state.json", "train.json", "distill/distill.json")]
+            # A stage 1 that is there is of no stage 2 yet: a batch that did not fit may be made smaller.
+            claim(folder / "settings.json", settings, begun=any(made), free=() if any(made[:2]) else ("finetune",))
+            yield
+        finally:
+            lock.unlink()

@@ -123,6 +123,11 @@ class FinetuneStage:
         self.config(seed=0)
 
     @property
+    def still(self) -> bool:
+        """Whether an unchanged teacher stays as it is: it matches itself exactly, so that every gradient is zero."""
+        return self.target == "teacher" and self.weight_decay == 0
+
+    @property
     def adapters(self) -> Lora | None:
         """The adapters that are trained, if any."""
         return (self.lora or Lora()) if self.train == "lora" else None

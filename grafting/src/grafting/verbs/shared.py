@@ -66,8 +66,9 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
             raise ValueError(f"--plan {arguments.plan}: no such file")
         plan = Plan.from_yaml(arguments.plan)
     else:
-        operator, options = named_operator((edit | given)["operator"])
-        plan = Plan.from_dict({"edits": [edit | given | {"operator": operator, "options": options}]})
+        edit |= given
+        operator, options = named_operator(edit["operator"])
+        plan = Plan.from_dict({"edits": [edit | {"operator": operator, "options": options}]})
     if not plan.by_locality:
         return plan
     from ..measure.suggest import located  # needs torch, which other plans do without

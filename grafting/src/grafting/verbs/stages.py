@@ -171,13 +171,13 @@ def finetune(arguments: argparse.Namespace) -> None:
     base: str | None = arguments.model
     protocol: dict[str, Any] = {}
     if model.graft is not None:
-        # A released graft is one file, which says neither.
-        manifest = read_manifest(Path(arguments.model)) if Path(arguments.model).is_dir() else None
-        base = arguments.base or (manifest["base"]["name"] if manifest else None)
-        protocol = manifest["protocol"] if manifest else {}
+        base = arguments.base
+        if Path(arguments.model).is_dir():  # a released graft is one file, which says neither
+            manifest = read_manifest(Path(arguments.model))
+            base, protocol = base or manifest["base"]["name"], manifest["protocol"]
     handle = model.graft or graft(model.transformer, Plan())
     unchanged = handle.plan.bare and handle.adapters is None and not handle.private
-    if unchanged and stage.target == "teacher" and not stage.weight_decay:
+    if unchanged and stage.still:
         raise ValueError(
             f"target teacher: {arguments.model} unchanged is its own teacher, and no step would move it; "
             "--set target=noise, or mixture, learns from the data"
