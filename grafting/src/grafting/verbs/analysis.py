@@ -15,6 +15,7 @@ from .shared import (
     at_least,
     base_option,
     device_option,
+    folder_of,
     integers,
     progress,
     sampling_of,
@@ -67,10 +68,7 @@ def analyze(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--k {far[0]}: distances of {tokens} tokens are 0 to {tokens - 1}")
     if host.family != "DiT":
         conditions = Material(model, arguments.data).conditions(train=False)
-    named = Path(arguments.model)
-    if named.name == "model" and named.parent.name:  # a study keeps each of its models in NAME/model
-        named = named.parent
-    out = arguments.out or Path("out") / f"{named.name}-analysis"
+    out = arguments.out or folder_of(arguments.model, "analysis")
     found = watch(
         model.transformer,
         name=arguments.model,

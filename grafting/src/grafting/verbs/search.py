@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .shared import MODEL, Verbs, alone, at_least, data_option, device_option, progress, text_tokens_option
+from .shared import MODEL, Verbs, alone, at_least, data_option, device_option, folder_of, progress, text_tokens_option
 
 if TYPE_CHECKING:
     from ..searching.find import Found
@@ -55,7 +55,7 @@ def search(arguments: argparse.Namespace) -> None:
     model = open_model(arguments.model).to(alone(arguments).device)
     if arguments.text_tokens is not None:
         set_text_tokens(model.transformer, arguments.text_tokens)
-    out = arguments.out or Path("out") / f"{Path(arguments.model).name}-search"
+    out = arguments.out or folder_of(arguments.model, "search")
     front = find(
         model,
         arguments.operators or DEFAULT,

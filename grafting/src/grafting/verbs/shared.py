@@ -76,6 +76,14 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     return located(plan, arguments.model, arguments.analysis)
 
 
+def folder_of(model: str, verb: str) -> Path:
+    """Where ``verb`` writes about MODEL if nothing else is said; a study keeps each of its models in NAME/model."""
+    named = Path(model)
+    if named.name == "model" and named.parent.name:
+        named = named.parent
+    return Path("out") / f"{named.name}-{verb}"
+
+
 def text_tokens_option(made: argparse.ArgumentParser) -> None:
     """``--text-tokens``, for what counts or times a model that reads text."""
     made.add_argument(
