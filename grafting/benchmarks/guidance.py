@@ -58,7 +58,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     model = open_model(arguments.model)
-    if model.graft is None or model.graft.private:
+    if model.own_teacher is None:
         raise SystemExit(f"{model.name} is no graft that holds its teacher: name the folder of a delta")
     material, n = Material(model, arguments.data), arguments.pairs
     z = material.latents(train=False)[:n]

@@ -57,7 +57,7 @@ def measure(
     model: Model, edges: Sequence[int], sampling: Sampling, draw: Callable[[Divided], list[Verdict]]
 ) -> list[dict[str, Any]]:
     """A row for each of :func:`parts`; draw: what turns a pipeline into the judge's verdicts."""
-    if model.graft is None or model.graft.private:
+    if model.own_teacher is None:
         raise ValueError(f"{model.name} is no graft that holds its teacher: name the folder of a delta")
     pipeline = Divided(model.transformer, model.autoencoder)
     found: list[dict[str, Any]] = []

@@ -125,7 +125,7 @@ def test_locality_curves_end_at_one_and_uniform_attention_is_the_mark_beside_the
     assert found.reach("raster") == 2 and found.reach("grid", 4) == 1
     # A network of small random weights attends almost evenly.
     torch.testing.assert_close(found.local("raster", 5).mean(), found.uniform("raster")[5], atol=0.02, rtol=0)
-    with pytest.raises(AnalysisError, match="k = 16: distances of 16 tokens are 0 to 15"):
+    with pytest.raises(AnalysisError, match="k 16: distances are 0 to 15"):
         found.local("raster", 16)
 
 

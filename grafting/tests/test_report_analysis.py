@@ -133,8 +133,8 @@ def test_the_verb_writes_and_prints(tiny_teacher: Path, tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--k", "2,16"], "--k 16: distances of 16 tokens are 0 to 15"),
-        (["--k", "-1"], "--k -1: distances"),
+        (["--k", "2,16"], "k 16: distances are 0 to 15"),
+        (["--k", "-1"], "k -1: distances"),
         (["--distance", "cube"], "raster or grid"),
         (["--operator", "hyena_z"], "hyena_z"),
         (["--samples", "0"], "--samples: '0' must be a whole number of at least 1"),

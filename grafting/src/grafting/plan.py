@@ -201,7 +201,7 @@ class Plan:
 
     def resolve(self, source: Source) -> list[Resolved]:
         """Sites in the model's order with what they get. Raises PlanError where a pattern or a block does not fit."""
-        shape = _shape(source)
+        shape = shape_of(source)
         problems = self._block_problems(shape)
         if problems:
             raise PlanError(problems)
@@ -221,7 +221,7 @@ class Plan:
         """What blocks there are after the restructuring; None where there is none. Raises PlanError."""
         if not self.restructure:
             return None
-        found, problems = steps.resolve(self.restructure, _shape(source).depth, pattern_blocks)
+        found, problems = steps.resolve(self.restructure, shape_of(source).depth, pattern_blocks)
         if found is None:
             raise PlanError(problems)
         return found
@@ -259,7 +259,7 @@ class Plan:
         """Everything that is wrong with this plan on a live model, a configuration or sizes."""
         from .operators import OperatorError, arithmetic
 
-        shape = _shape(source)
+        shape = shape_of(source)
         problems = self._block_problems(shape)
         if self.bare:
             problems.append("a plan without edits changes nothing: give at least one")
@@ -380,12 +380,6 @@ def _kind(site: str) -> Kind:
     if site not in KINDS:
         raise PlanError([f"site {site!r}; one of {', '.join(KINDS)}"])
     return site
-
-
-def _shape(source: Source) -> HostShape:
-    if isinstance(source, HostShape):
-        return source
-    return shape_of(source)
 
 
 def _unknown(given: Mapping[Any, Any], known: Sequence[str], where: str) -> list[str]:

@@ -74,8 +74,7 @@ class Analysis:
     def local(self, distance: Distance, k: int | None = None) -> torch.Tensor:
         """(L, T, heads): L_k at the reach of ``k``. Raises AnalysisError for a k that is no distance here."""
         found, reach = self.curves(distance), self.reach(distance, k)
-        if not 0 <= reach < found.shape[-1]:
-            raise AnalysisError(f"k = {reach}: distances of {self.tokens} tokens are 0 to {found.shape[-1] - 1}")
+        check_reach(reach, found.shape[-1])
         return found[..., reach]
 
     def uniform(self, distance: Distance) -> torch.Tensor:
@@ -91,6 +90,12 @@ class Analysis:
     def sites(self) -> tuple[Site, ...]:
         """Every site, block by block."""
         return tuple(dict.fromkeys(site for site, _ in self.spreads))
+
+
+def check_reach(k: int, distances: int) -> None:
+    """Raises AnalysisError for a k that is none of so many distances."""
+    if not 0 <= k < distances:
+        raise AnalysisError(f"k {k}: distances are 0 to {distances - 1}")
 
 
 def analyze(

@@ -46,6 +46,11 @@ class Model:
     prompts: Embedded | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def own_teacher(self) -> Grafted | None:
+        """The handle of a graft that can be switched back to its teacher; None for any other model."""
+        return None if self.graft is None or self.graft.private else self.graft
+
     def to(self, device: torch.device) -> Model:
         """This model, its networks moved to ``device`` in place."""
         for network in (self.transformer, self.autoencoder, self.classifier):

@@ -22,7 +22,7 @@ from ..tasks import OVERALL, TaskDifference, differences
 from .bench import Study
 from .entries import Entry, summary
 from .recipe import RunRecipe
-from .stages import PASSES, part_flops
+from .stages import part_flops, training_flops
 
 PARTS = ("scenes", "held_out")
 """What the prompts of scenes are reported as."""
@@ -213,8 +213,7 @@ def _costs(study: Study, entry: Entry, learnt: Mapping[str, Any], run: str) -> l
     samples, parts = trained_on(study), _spent(study, entry, learnt)
     if samples is None or not parts or entry.plan is None:
         return []
-    whole = PASSES * plan_cost(entry.plan, study.teacher).flops_before * samples
-    return [Cost(model=entry.name, run=run, parts=parts, teacher_training=whole)]
+    return [Cost(model=entry.name, run=run, parts=parts, teacher_training=training_flops(study.teacher, samples))]
 
 
 def _spent(study: Study, entry: Entry, learnt: Mapping[str, Any]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from ..plan import Edit, Plan, PlanError
 from .entries import summary
 from .parts import StudyError
 from .recipe import DistillStage, FinetuneStage, RunRecipe
-from .stages import PASSES, part_flops, stage_one_flops, stage_two_flops
+from .stages import part_flops, stage_one_flops, stage_two_flops, training_flops
 from .table import Group, TableRecipe
 
 
@@ -71,9 +71,7 @@ def rows(recipe: TableRecipe, model: Any, samples: int) -> list[Row]:
     Raises:
         StudyError: two rows have one name, or a budget that is too small for a single step.
     """
-    edit = Edit(site="attn", blocks="all", operator="identity")
-    forward = plan_cost(Plan(edits=(edit,)), model).flops_before
-    whole = float(PASSES * forward * samples)
+    whole = training_flops(model, samples)
     teacher = Row(name="teacher", label="teacher", role="teacher", description="pretrained", entry="teacher")
     found = [replace(teacher, recipe=base(recipe))]
     for group in recipe.rows:

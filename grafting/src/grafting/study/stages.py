@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..conditions import TEXT, to
-from ..cost import PlanCost, adapter_cost
+from ..cost import PlanCost, adapter_cost, host_flops
 from ..data import Batches, FashionMNIST, read_subset
 from ..data.encode import scaled
 from ..data.encoders import caption_width
@@ -24,7 +24,7 @@ from ..diffusion import Denoiser
 from ..files import sha256
 from ..graft import Grafted, graft, tensors_hash
 from ..hosts import host_for
-from ..hosts.shapes import ROLES
+from ..hosts.shapes import ROLES, shape_of
 from ..lora import add_lora
 from ..modes import evaluating
 from ..plan import Plan
@@ -304,6 +304,11 @@ def _inner_teacher(handle: Grafted) -> Denoiser:
             return call(z, t, y)
 
     return teacher
+
+
+def training_flops(model: Any, samples: int) -> float:
+    """FLOPs of the own training of a model, or of one of a configuration, which took ``samples`` with repetition."""
+    return float(PASSES * host_flops(shape_of(model)) * samples)
 
 
 def start_flops(cost: PlanCost, calibration: int) -> float:

@@ -36,6 +36,7 @@ from .bench import Say, Study
 from .entries import Entry
 from .parts import StudyError, key_of, part
 from .rows import Row, base, none_of, rows, untrained_of
+from .stages import training_flops
 from .table import TableRecipe
 
 GRID = 20
@@ -257,15 +258,6 @@ class _Absent(Exception):
 
 def _absent() -> dict[str, Any]:
     raise _Absent
-
-
-def training_flops(model: Any, samples: int) -> float:
-    """FLOPs of the teacher's own training."""
-    from ..cost import host_flops
-    from ..hosts import shape_of
-    from .stages import PASSES
-
-    return float(PASSES * host_flops(shape_of(model)) * samples)
 
 
 def by_timestep(mine: torch.Tensor, theirs: torch.Tensor, t: torch.Tensor, steps: int = 1000) -> tuple[Figure, ...]:

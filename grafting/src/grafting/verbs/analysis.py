@@ -48,7 +48,7 @@ def add(verbs: Verbs) -> None:
 def analyze(arguments: argparse.Namespace) -> None:
     """Watch a model while it samples; write tables, figures, suggested plans and a page."""
     from ..hosts import host_for
-    from ..measure.analysis import DISTANCES
+    from ..measure.analysis import DISTANCES, check_reach
     from ..measure.analysis import analyze as watch
     from ..operators import get
     from ..report.analysis import write_analysis
@@ -64,8 +64,8 @@ def analyze(arguments: argparse.Namespace) -> None:
     model = open_model(arguments.model, base=arguments.base).to(alone(arguments).device)
     host, conditions = host_for(model.transformer), None
     tokens = math.prod(host.grid_of(model.transformer))
-    if far := [k for k in arguments.k if not 0 <= k < tokens]:
-        raise ValueError(f"--k {far[0]}: distances of {tokens} tokens are 0 to {tokens - 1}")
+    for k in arguments.k:
+        check_reach(k, tokens)
     if host.family != "DiT":
         conditions = Material(model, arguments.data).conditions(train=False)
     out = arguments.out or folder_of(arguments.model, "analysis")

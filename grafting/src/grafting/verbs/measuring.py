@@ -184,9 +184,9 @@ def _denoising(model: Model, material: Any, arguments: argparse.Namespace) -> di
     other, name = None, arguments.against
     if name:
         other = losses(open_model(name).to(alone(arguments).device).transformer, name)
-    elif model.graft is not None and not model.graft.private:
+    elif model.own_teacher is not None:
         name = "teacher"
-        with model.graft.teacher() as network:
+        with model.own_teacher.teacher() as network:
             other = losses(network, name)
     if other is not None:
         found |= {f"of {name}": asdict(mean_loss(other)), f"minus {name}": asdict(paired_difference(mine, other))}

@@ -32,9 +32,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     theirs: dict[str, list[Verdict]] = {}
     for name in names:
         model = _opened(arguments, name)
-        graft = model.graft
-        if arguments.against is None and graft is not None and not graft.private and not theirs:
-            with graft.teacher() as network:
+        if arguments.against is None and model.own_teacher is not None and not theirs:
+            with model.own_teacher.teacher() as network:
                 theirs[TEACHER] = judge(model, network, TEACHER)
         found[name] = judge(model, model.transformer, name)
     if arguments.against is not None:
@@ -71,10 +70,10 @@ def _judge(arguments: argparse.Namespace, names: Sequence[str]) -> Callable[[Mod
 
     for name in names:
         model = _opened(arguments, name)
-        if arguments.against is None and model.graft is not None and not model.graft.private:
-            if source and model.graft.source_hash != source:
+        if arguments.against is None and model.own_teacher is not None:
+            if source and model.own_teacher.source_hash != source:
                 raise ValueError(f"{name} is a graft of another teacher than those before: name one with --against")
-            source = model.graft.source_hash
+            source = model.own_teacher.source_hash
         asked = scene_prompts(model, arguments.scenes, arguments.held_out)
         if prompts and asked != prompts:
             raise ValueError(f"{name} was taught another world of scenes than {names[0]}: they share no prompts")
