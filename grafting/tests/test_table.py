@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -15,9 +17,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from grafting.claims import locked
 from grafting.cli import main
+from grafting.diffusion import Diffusion
+from grafting.graft import Grafted, graft, ungraft
+from grafting.measure.denoising import denoising_losses, paired_difference
+from grafting.plan import Plan
 from grafting.report import published
 from grafting.report.table import TableResults, read_table
 from grafting.settings import SettingsError
@@ -26,8 +33,8 @@ from grafting.study.bench import Study
 from grafting.study.entries import Entry
 from grafting.study.parts import StudyError
 from grafting.study.publish import publish
-from grafting.study.rows import fit, matching, none_of, rows, untrained_of
-from grafting.study.stages import stage_one_flops, stage_two_flops, start_flops
+from grafting.study.rows import against_of, fit, matching, none_of, rows, untrained_of
+from grafting.study.stages import denoiser, left_unexplained, stage_one_flops, stage_two_flops, start_flops
 from grafting.study.table import TableRecipe
 from grafting.study.whole import Table, by_timestep, run_rows
 from grafting.teachers import teachers
@@ -41,7 +48,8 @@ starts:
   copied: {init: default, distill: {batch: 4, heldout_batches: 1, save_every: 1}}
   random: {init: random, distill: {batch: 4, heldout_batches: 1, save_every: 1}}
 finetune: {batch: 4, lr: 1.0e-3, target: teacher, save_every: 1, log_every: 1}
-evaluate: {triples: 40, samples: 24, steps: 3, grid: 0, batch: 12}
+evaluate: {triples: 40, samples: 24, steps: 3, grid: 0, batch: 12, stages: true}
+speed: {batch: 1, rounds: 2, sides: [4, 8]}
 rows:
   - {name: hyena_x, site: attn, operator: hyena_x, shares: [50, 100]}
   - {name: none-attn, role: control, site: attn, operator: none, shares: [50]}
@@ -51,6 +59,9 @@ rows:
   - {name: depth-halved, share: 50, plan: {restructure: [{merge: pairs}]}, none: depth-dropped}
   - {name: depth-dropped, role: control, share: 50, plan: {restructure: [{drop: interleaved 50%}]}}
   - {name: lost, plan: {edits: [{site: attn, blocks: [99], operator: swa}]}}
+  - {name: hyena_x, site: attn, operator: hyena_x, shares: [50], seeds: [7]}
+  - {name: to-noise, site: attn, operator: hyena_x, shares: [50], finetune: {target: noise},
+     stage_one: 0, against: hyena_x}
 """
 
 
@@ -60,6 +71,15 @@ def recipe(teacher: Path, *changes: str) -> TableRecipe:
 
 def opened(teacher: Path, out: Path, *changes: str) -> Table:
     return Table(recipe(teacher, *changes), out, lambda line: None)
+
+
+@contextmanager
+def grafted(model: torch.nn.Module, plan: Plan) -> Iterator[Grafted]:
+    handle = graft(model, plan, init="random")
+    try:
+        yield handle
+    finally:
+        ungraft(model)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +103,8 @@ def test_rows_come_in_the_order_of_their_use_and_name_what_they_are(finished: tu
         "hyena_x-100",
         "lost",
         "mlp_r3-50-b0_005-n10",
+        "to-noise-50",
+        "hyena_x-50-s7",
     ]
     assert [row.name for row in results.rows] == [row.name for row in table.rows if row.name != "lost"]
     assert list(results.missing) == ["lost"] and "block 99" in results.missing["lost"]
@@ -111,7 +133,8 @@ def test_every_row_has_its_figures_and_controls(finished: tuple[Table, TableResu
         apart = hybrid.figures[name].value - bare.figures[name].value
         assert hybrid.over_untrained["fid"].value == pytest.approx(apart)
     assert hybrid.over_untrained["loss"].value == pytest.approx(hybrid.loss.value - bare.loss.value)  # type: ignore[union-attr]
-    assert [(row.name, row.untrained) for row in results.rows if row.over_untrained] == [("hyena_x-50", "untrained-50")]
+    beside = {row.name: row.untrained for row in results.rows if row.over_untrained}
+    assert beside == dict.fromkeys(["hyena_x-50", "to-noise-50", "hyena_x-50-s7"], "untrained-50")
     halved, dropped = results.row("depth-halved"), results.row("depth-dropped")
     assert halved is not None and dropped is not None and halved.loss is not None and dropped.loss is not None
     assert halved.over_none["loss"].value == pytest.approx(halved.loss.value - dropped.loss.value)
@@ -120,6 +143,80 @@ def test_every_row_has_its_figures_and_controls(finished: tuple[Table, TableResu
     procedure = results.row("procedure")
     assert procedure is not None and procedure.loss == teacher.loss and procedure.spent == 0
     assert "bit for bit" in procedure.note
+
+
+def test_rows_are_compared_with_each_other_and_trained_again(finished: tuple[Table, TableResults]) -> None:
+    table, results = finished
+    first, again, noise = map(results.row, ("hyena_x-50", "hyena_x-50-s7", "to-noise-50"))
+    assert first is not None and again is not None and noise is not None
+    assert (first.other, again.other, noise.other) == ("", "hyena_x-50", "hyena_x-50")
+    assert first.loss is not None and again.loss is not None and noise.loss is not None
+    for row in (again, noise):
+        assert row.over_other["loss"].value == pytest.approx(row.loss.value - first.loss.value) != 0  # type: ignore[union-attr]
+        assert row.over_other["fid"].value == pytest.approx(row.figures["fid"].value - first.figures["fid"].value)
+    assert again.seed == 7 and again.variant and not again.over_none and noise.over_none
+    seeds = [table.opened(table.named(name))[0].recipe for name in ("hyena_x-50", "hyena_x-50-s7")]
+    assert [(each.seed, each.learning_seed) for each in seeds] == [(0, 0), (0, 7)]
+    one, two = table.opened(table.named("to-noise-50"))[0].recipe.stages
+    assert one is None and two is not None and two.target == "noise" and "target noise, no stage 1" in noise.description
+    assert table.recipe.finetune.target == "teacher" and "solved start" in noise.parts
+
+
+def test_the_loss_on_the_way_and_what_blocks_leave_at_the_end(finished: tuple[Table, TableResults]) -> None:
+    table, results = finished
+    hybrid, none, bare = map(results.row, ("hyena_x-50", "none-attn-50", "untrained-50"))
+    assert hybrid is not None and none is not None and bare is not None
+    assert set(hybrid.stages) == {"start", "stage 1"} and set(none.stages) == {"start"} and not bare.stages
+    # Nothing at the sites, before any training: the ungrafted teacher with zeros there, measured by hand.
+    study, entry = table.opened(table.named("none-attn-50"))
+    assert entry.plan is not None
+    with grafted(study.teacher, entry.plan) as zeroed:
+        losses = denoising_losses(denoiser(zeroed.model), study.triples, batch_size=12)
+    expected = paired_difference(losses, study.denoise(study.entries[0]))
+    assert none.stages["start"].value == pytest.approx(expected.value, rel=1e-5)
+    assert hybrid.left.keys() == {"0", "1", "2", "3"} and hybrid.left["0"] < hybrid.left["1"]
+    assert not results.row("teacher").left and not results.row("procedure").left  # type: ignore[union-attr]
+    # Restructured models are compared where a block of theirs stands for the teacher's.
+    assert set(results.row("depth-halved").left) == {"1", "3"}  # type: ignore[union-attr]
+    losses = load_file(table.out / "losses.safetensors")
+    assert set(losses) == {row.name for row in results.rows}
+    for row in results.rows:
+        assert row.loss is not None and losses[row.name].double().mean().item() == pytest.approx(row.loss.value)
+
+
+def test_left_unexplained_by_hand(finished: tuple[Table, TableResults]) -> None:
+    """The share of one block, of sums written out here; the unchanged model leaves nothing."""
+    table, _ = finished
+    study, entry = table.opened(table.named("none-attn-50"))
+    teacher, triples = study.teacher, study.triples
+    assert set(left_unexplained(teacher, None, teacher, triples, 40).values()) == {0.0}
+    blocks, kept = teacher.transformer_blocks, []  # type: ignore[union-attr]
+    noised = Diffusion().add_noise(triples.z, triples.t, triples.noise)
+    with study.opened(entry) as (model, handle):
+        assert handle is not None and handle.private
+        found = left_unexplained(model, handle, teacher, triples, 40)
+        for network in (teacher, model):
+            hook = network.transformer_blocks[2].register_forward_hook(lambda *call: kept.append(call[2]))  # type: ignore[union-attr, operator, index]
+            with torch.no_grad():
+                denoiser(network)(noised, triples.t, triples.y)
+            hook.remove()
+    wanted, given = kept
+    spread = (wanted - wanted.mean((0, 1))).square().sum()
+    assert found["2"] == pytest.approx(((given - wanted).square().sum() / spread).item(), rel=1e-4)
+    assert len(blocks) == len(found) == 4  # type: ignore[arg-type]
+
+
+def test_hybrids_of_the_table_proper_are_timed(finished: tuple[Table, TableResults]) -> None:
+    table, results = finished
+    timed = {row.name for row in results.rows if row.speed}
+    assert timed == {"untrained-50", "none-attn-50", "hyena_x-50", "depth-halved", "depth-dropped", "hyena_x-100"}
+    for row in results.rows:
+        assert set(row.speed) <= {f"{n} tokens, batch 1, {torch.get_num_threads()} threads, float32" for n in (16, 64)}
+        assert all(figure.low <= figure.value <= figure.high for figure in row.speed.values())  # type: ignore[operator]
+    halved, none = results.row("depth-halved"), results.row("none-attn-50")
+    assert none is not None and none.parameters is not None and none.parameters < 1 and halved is not None
+    # Times are no part of a row's file, which comes to the same bits wherever it is made again.
+    assert json.loads((table.out / "rows" / "hyena_x-50.json").read_text())["outcome"]["speed"] == {}
 
 
 def test_cost_by_hand(finished: tuple[Table, TableResults]) -> None:
@@ -131,12 +228,15 @@ def test_cost_by_hand(finished: tuple[Table, TableResults]) -> None:
     assert one is not None and two is not None
     before, after = row.cost.flops_before, row.cost.flops_after
     operators = sum(site.flops_after for site in row.cost.sites)
+    # Two sites: the sums of 16 tokens' features (width of them) by themselves and by the outputs, 2 per multiply-add.
+    tokens, width = row.cost.shape.tokens, row.cost.shape.width
+    sums = 2 * tokens * (2 * width * width + 2 * width * width)
     whole = 3 * before * 1_000_000
     assert table.training == whole
     step = 4 * (3 * after + before)
     taught = one.steps * 4 * (before + 3 * operators) + 3 * 4 * (before + operators)
     assert row.parts == {
-        "solved start": 16 * (before + operators),
+        "solved start": 16 * (before + operators + sums),
         "stage 1": taught,
         "stage 2": two.steps * step,
     }
@@ -225,7 +325,7 @@ def test_dry_run_says_rows_cost_and_time_and_makes_nothing(
     assert "by a step and a batch of samples" in text and not out.exists()
     assert main(["study", str(file), "--out", str(table.out), "--dry-run", "--rows", "h*"]) == 0
     text = capsys.readouterr().out
-    assert "by finished rows" in text and "2 rows" in text and " done " in text and "about 0.0 h left" in text
+    assert "by finished rows" in text and "3 rows" in text and " done " in text and "about 0.0 h left" in text
 
 
 def test_rows_are_picked_by_pattern(finished: tuple[Table, TableResults]) -> None:
@@ -234,6 +334,7 @@ def test_rows_are_picked_by_pattern(finished: tuple[Table, TableResults]) -> Non
         "none-attn-50",
         "hyena_x-50",
         "hyena_x-100",
+        "hyena_x-50-s7",
     ]
     assert matching(table.rows, []) == table.rows
     with pytest.raises(StudyError, match=r"no row matches 'hyenax\*': there are teacher"):
@@ -331,6 +432,7 @@ def test_two_processes_share_a_table(tiny_teacher: Path, tmp_path: Path) -> None
         "untrained-50",
         "none-attn-50",
         "hyena_x-50",
+        "to-noise-50",
     }
 
 
@@ -357,6 +459,11 @@ def test_losses_by_timestep() -> None:
         ("budget=0", "budget 0.0: above 0"),
         ("stage_one=1", "stage_one 1.0"),
         ("evaluate.samples=0", "at least 2 samples"),
+        ("rows.0.finetune={steps: 3}", "row hyena_x: finetune: steps follow from the budget"),
+        ("rows.0.finetune={bach: 3}", "row hyena_x: finetune: unknown key 'bach': did you mean 'batch'"),
+        ("rows.0.finetune={lr: -1}", "row hyena_x: finetune: lr"),
+        ("rows.0.stage_one=1", "stage_one 1.0: a share of the budget"),
+        ("rows.2.seeds=[3]", "of rows that are trained"),
         ("kind=run", "no table"),
         ("buget=1", "did you mean 'budget'"),
     ],
@@ -397,9 +504,15 @@ def test_where_the_shipped_table_draws_a_curve_its_control_has_one() -> None:
     assert not [row.name for row in found if row.problem]
     bare = {(row.site, row.share, row.budget, row.images) for row in found if row.operator == "none"}
     drawn = {(row.site, row.share, row.budget, row.images) for row in found if row.variant and row.role == "hybrid"}
+    drawn = {place for place in drawn if place[0]}  # merged blocks name their own control
     assert drawn and drawn <= bare
     published_half = [row for row in found if row.share == 50 and row.role == "hybrid" and row.label in published.ROWS]
     assert {row.label for row in published_half} == {name for name, at in published.ROWS.items() if 50 in at}
+    half = {row.label for row in found if row.share == 50 and row.role == "hybrid" and not row.variant}
+    assert half == {row.label for row in found if row.share == 50 and row.role == "hybrid" and row.budget == 0.02}
+    assert all(against_of(row, found) is not None for row in found if row.against)
+    (wider,) = (row for row in found if row.name == "mlp_r6-50")
+    assert wider.recipe is not None and wider.recipe.init == "random"  # a copied one is the teacher
 
 
 def test_two_rows_of_one_name_are_refused(tiny_teacher: Path, tmp_path: Path) -> None:
@@ -407,6 +520,8 @@ def test_two_rows_of_one_name_are_refused(tiny_teacher: Path, tmp_path: Path) ->
         opened(tiny_teacher, tmp_path / "out", "rows.1.name=hyena_x", "rows.1.shares=[100]")
     with pytest.raises(StudyError, match="none nothing: no such row; there are teacher"):
         opened(tiny_teacher, tmp_path / "out", "rows.0.none=nothing")
+    with pytest.raises(StudyError, match="against nothing: no such row; there are teacher"):
+        opened(tiny_teacher, tmp_path / "out", "rows.0.against=nothing")
 
 
 def test_a_teacher_of_text_is_told_what_judges_it(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ KEEPS_CORE = ("identity", "mha")
 class SiteCost:
     """One grafted site: what was, what comes instead, and the least FLOPs that its kind of operator can do with.
 
-    runs: how often a forward pass comes here; twice or more where its block is shared.
+    runs: how often a forward pass comes here; twice or more where its block is shared. features: of a token, that the
+    operator's last layer reads; 0 where there is nothing to solve.
     """
 
     site: Site
@@ -81,6 +82,7 @@ class SiteCost:
     flops_after: int
     flops_least: int
     runs: int = 1
+    features: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +281,7 @@ def _site_cost(entry: Resolved, shape: HostShape, block: BlockCost) -> SiteCost:
     if entry.operator in CONTROLS:
         kept = entry.operator == "identity"
         parameters_after, flops_after = (parameters_before, flops_before) if kept else (0, 0)
+        features = 0
     else:
         from .operators import arithmetic
 
@@ -286,6 +289,7 @@ def _site_cost(entry: Resolved, shape: HostShape, block: BlockCost) -> SiteCost:
         d, heads, n = shape.width, shape.heads, shape.tokens
         parameters_after = operator.parameters_count(d, heads, n, **entry.options)
         flops_after = operator.flops(d, heads, n, **entry.options)
+        features = operator.count_features(d, operator.resolve(width=d, heads=heads, tokens=n, **entry.options))
     least = flops_after
     if kind == "attn" and entry.operator not in KEEPS_CORE:
         least = min(flops_after, block.attn - block.core)
@@ -297,6 +301,7 @@ def _site_cost(entry: Resolved, shape: HostShape, block: BlockCost) -> SiteCost:
         flops_before=flops_before,
         flops_after=flops_after,
         flops_least=least,
+        features=features,
     )
 
 

@@ -57,7 +57,7 @@ def nearest(given: str, allowed: Sequence[str]) -> str:
 
 
 class Arithmetic:
-    """Options and formulas of an operator. `count_parameters` and `count_flops` are the formulas."""
+    """Options and formulas of an operator: `count_parameters`, `count_flops` and `count_features`."""
 
     name: ClassVar[str] = ""
     kind: ClassVar[Literal["mixer", "channel"]] = "mixer"
@@ -132,6 +132,11 @@ class Arithmetic:
     def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
         """The formula behind `flops`, of options that are resolved."""
         raise NotImplementedError
+
+    @classmethod
+    def count_features(cls, width: int, options: Mapping[str, Any]) -> int:
+        """How many numbers of a token the last linear layer reads, which a solved start regresses on."""
+        return width
 
 
 A = TypeVar("A", bound=Arithmetic)

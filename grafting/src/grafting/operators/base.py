@@ -21,7 +21,8 @@ class Operator(Arithmetic, nn.Module):
 
     A subclass sets the class variables, makes its layers in `make_layers`, computes `features` and, as its reference,
     `naive`. `forward` is always the last linear layer of the features, so that its weights have a closed-form
-    least-squares solution. `count_parameters` and `count_flops` may be replaced by formulas.
+    least-squares solution. `count_parameters`, `count_flops` and `count_features` may be replaced by formulas; the last
+    is the width where it is not.
     """
 
     out_name: ClassVar[str] = "out_proj"

@@ -81,6 +81,10 @@ class LocalMeanFormulas(Arithmetic):
     def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
         return 2 * tokens * width * (4 * width + options["kernel"] ** 2)
 
+    @classmethod
+    def count_features(cls, width: int, options: Mapping[str, Any]) -> int:
+        return 2 * width
+
 
 class HyenaFormulas(Arithmetic):
     """in_proj D → 3D, depthwise filters, out_proj D → D."""
@@ -182,6 +186,10 @@ class Mamba2Formulas(Arithmetic):
         # Within chunks: C·B, then the mask times values; between them: states made, and states read.
         return outer + 2 * chunks * chunk * (chunk * (state + inner) + 2 * inner * state)
 
+    @classmethod
+    def count_features(cls, width: int, options: Mapping[str, Any]) -> int:
+        return width * options["expand"]
+
 
 def hidden_size(width: int, ratio: float) -> int:
     """Hidden units of a perceptron: the nearest whole number to ratio x width."""
@@ -204,6 +212,10 @@ class MlpFormulas(Arithmetic):
     def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
         return 4 * tokens * width * hidden_size(width, options["ratio"])
 
+    @classmethod
+    def count_features(cls, width: int, options: Mapping[str, Any]) -> int:
+        return hidden_size(width, options["ratio"])
+
 
 @known("mlp_hyena_x")
 class MlpHyenaXFormulas(Arithmetic):
@@ -223,3 +235,7 @@ class MlpHyenaXFormulas(Arithmetic):
     def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
         hidden = width * options["ratio"]
         return tokens * (8 * width * hidden + 6 * hidden * options["kernel"])
+
+    @classmethod
+    def count_features(cls, width: int, options: Mapping[str, Any]) -> int:
+        return width * options["ratio"]

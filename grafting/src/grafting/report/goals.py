@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isclose
+from typing import Literal, get_args
 
 from .results import Figure
 from .table import RIGHT, TableResults, TableRow
 
 METRICS = {"kid": "KID", "fid_minus_floor": "FID − floor"}
+PAIRED = {"kid": "kid", "fid_minus_floor": "fid"}
+"""Under which name a row's paired difference to the teacher stands; the floor is one for all."""
 ALIVE = ("recognised", "precision", "recall")
 """A model has collapsed where one of these is less than half of the teacher's."""
 STRETCH = 0.02
 """The budget that goals stretch to."""
+Reached = Literal["yes", "not told apart", "no"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
     """Of hybrids at ``share`` percent: metrics at most ``within`` of the teacher above it; None asks for no collapse.
 
-    budget: that they learnt with, a share of the teacher's training; None: the table's own. interval: whether a value
-    within the teacher's own 95 % interval is enough.
+    budget: that they learnt with, a share of the teacher's training; None: the table's own. interval: whether it is
+    enough that the paired difference to the teacher holds zero in its 95 % interval. The teacher's own interval is no
+    such measure: it holds the noise of the images that every row shares.
     """
 
     share: int
@@ -40,7 +46,7 @@ class Goal:
         """In words."""
         if self.within is None:
             return f"{self.of}: no collapse ({', '.join(ALIVE)} at least half of the teacher's)"
-        inside = ", or within its interval" if self.interval else ""
+        inside = ", or not told apart from them by the paired difference" if self.interval else ""
         return f"{self.of}: KID and FID − floor at most {self.within:.0%} above the teacher's{inside}"
 
 
@@ -55,64 +61,77 @@ GOALS = (
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """One row against its goal: ``found`` says how it stands, by the paired loss and then per metric; ``limits`` what a
-    miss may come from."""
+    miss may come from. control: *none*, judged by the same rule, for which no goal is meant."""
 
     row: str
     goal: Goal
-    met: bool
+    reached: Reached
     found: tuple[str, ...]
     limits: str = ""
+    control: bool = False
 
 
 def verdicts(results: TableResults) -> tuple[Verdict, ...]:
-    """Of every hybrid that a goal is for and that learnt from all images; empty without a measured teacher, and where
-    prompts are judged, which the published table does not."""
+    """Of every hybrid that a goal is for and that learnt from all images, and of *none* at its share; empty without a
+    measured teacher, and where prompts are judged, which the published table does not."""
     teacher = results.row("teacher")
     if teacher is None or RIGHT in teacher.figures:
         return ()
     found = []
     for goal in GOALS:
-        rows = [row for row in results.rows if (row.role, row.share, row.images) == ("hybrid", goal.share, None)]
+        rows = [row for row in results.rows if row.role == "hybrid" or row.operator == "none"]
         found += [judge(row, teacher, goal) for row in rows if _asked(row, goal)]
     return tuple(found)
 
 
 def _asked(row: TableRow, goal: Goal) -> bool:
+    if row.share != goal.share or row.images is not None:
+        return False
     return not row.variant if goal.budget is None else row.budget is not None and isclose(row.budget, goal.budget)
 
 
 def judge(row: TableRow, teacher: TableRow, goal: Goal) -> Verdict:
     """One row against one goal; a metric that either lacks is not met."""
-    told = []
+    told: list[tuple[Reached, str]]
     if goal.within is None:
         told = [_alive(row, teacher, name) for name in ALIVE]
     else:
         told = [_near(row, teacher, name, goal) for name in METRICS]
-    met = all(good for good, _ in told)
-    found = (_loss(row), *(text for _, text in told))
-    return Verdict(row=row.name, goal=goal, met=met, found=found, limits="" if met else limits(row))
+    reached = max((stands for stands, _ in told), key=get_args(Reached).index)
+    return Verdict(
+        row=row.name,
+        goal=goal,
+        reached=reached,
+        found=(_loss(row), *(text for _, text in told)),
+        limits="" if reached == "yes" else limits(row),
+        control=row.role == "control",
+    )
 
 
 def _loss(row: TableRow) -> str:
     apart = row.differences.get("loss")
     if apart is None:
         return "loss was not compared"
-    interval = "" if apart.low is None or apart.high is None else f" ({apart.low:+.4f} … {apart.high:+.4f})"
-    return f"loss {apart.value:+.4f}{interval}"
+    return f"loss {apart.value:+.4f}{_interval(apart, 4)}"
 
 
-def _near(row: TableRow, teacher: TableRow, name: str, goal: Goal) -> tuple[bool, str]:
+def _interval(figure: Figure, digits: int) -> str:
+    if figure.low is None or figure.high is None:
+        return ""
+    return f" ({figure.low:+.{digits}f} … {figure.high:+.{digits}f})"
+
+
+def _near(row: TableRow, teacher: TableRow, name: str, goal: Goal) -> tuple[Reached, str]:
     mine, theirs, title = row.figures.get(name), teacher.figures.get(name), METRICS[name]
     if mine is None or theirs is None or goal.within is None:
-        return False, f"{title} was not measured"
-    near = mine.value <= theirs.value + goal.within * abs(theirs.value)
-    inside = theirs.high is not None and mine.value <= theirs.high
-    apart = f"{title} {_more(mine, theirs)}"
-    if near:
-        return True, apart
-    if inside:
-        return goal.interval, f"{apart}, inside the teacher's interval"
-    return False, f"{apart}, beyond the teacher's interval"
+        return "no", f"{title} was not measured"
+    told, paired = f"{title} {_more(mine, theirs)}", row.differences.get(PAIRED[name])
+    if mine.value <= theirs.value + goal.within * abs(theirs.value):
+        return "yes", told
+    if paired is None or paired.low is None:
+        return "no", told
+    told += f", paired {paired.value:+.5f}{_interval(paired, 5)}"
+    return "not told apart" if goal.interval and paired.low <= 0 else "no", told
 
 
 def _more(mine: Figure, theirs: Figure) -> str:
@@ -121,19 +140,26 @@ def _more(mine: Figure, theirs: Figure) -> str:
     return f"{mine.value / theirs.value - 1:+.0%}"
 
 
-def _alive(row: TableRow, teacher: TableRow, name: str) -> tuple[bool, str]:
+def _alive(row: TableRow, teacher: TableRow, name: str) -> tuple[Reached, str]:
     mine, theirs = row.figures.get(name), teacher.figures.get(name)
     if mine is None or theirs is None:
-        return False, f"{name} was not measured"
-    return mine.value >= 0.5 * theirs.value, f"{name} {mine.value:.0%} (the teacher's {theirs.value:.0%})"
+        return "no", f"{name} was not measured"
+    alive: Reached = "yes" if mine.value >= 0.5 * theirs.value else "no"
+    return alive, f"{name} {mine.value:.0%} (the teacher's {theirs.value:.0%})"
 
 
 def limits(row: TableRow) -> str:
-    """Where a row's error sits: its worst sites after stage 1, and where in the noise schedule its loss is highest."""
+    """Where a row's error sits: the blocks at which what is left unexplained of their outputs grows most, and where in
+    the noise schedule its loss is highest."""
     told = []
-    if row.explained:
-        worst = sorted(row.explained.items(), key=lambda item: item[1])[:3]
-        told.append("least explained: " + ", ".join(f"{site} {share:.2f}" for site, share in worst))
+    if row.left:
+        blocks = sorted(row.left, key=int)
+        grown = {block: row.left[block] - row.left.get(before, 0.0) for before, block in pairwise(["", *blocks])}
+        worst = sorted(grown, key=lambda block: -grown[block])[:3]
+        told.append(
+            f"unexplained at the last block {row.left[blocks[-1]]:.3f}, growing most in "
+            + ", ".join(f"{block} ({grown[block]:+.3f})" for block in worst)
+        )
     if row.by_timestep:
         step = 1000 // len(row.by_timestep)
         total = sum(max(figure.value, 0.0) for figure in row.by_timestep)
@@ -153,15 +179,21 @@ def beats(over: Mapping[str, Figure], by: str = "loss") -> bool | None:
     return figure.low > 0 if by == RIGHT else figure.high < 0
 
 
+def _counted(found: Sequence[Verdict]) -> str:
+    met, unsure = (sum(verdict.reached == how for verdict in found) for how in ("yes", "not told apart"))
+    return f"{met} of {len(found)} reach it" + (f", {unsure} more are not told apart." if unsure else ".")
+
+
 def summary(results: TableResults) -> tuple[str, ...]:
     """What a table says, in sentences."""
     found = verdicts(results)
     told = []
     for goal in GOALS:
         mine = [verdict for verdict in found if verdict.goal is goal]
-        met = sum(verdict.met for verdict in mine)
         if mine:
-            told.append(f"{goal.text}: {met} of {len(mine)} reach it.")
+            told.append(f"{goal.text}: {_counted([verdict for verdict in mine if not verdict.control])}")
+            if bare := [verdict for verdict in mine if verdict.control]:
+                told[-1] += f" The control none by the same rule: {_counted(bare)}"
     plain = [row for row in results.rows if not row.variant]
     for by, words in (("loss", "held-out loss"), (RIGHT, "share of prompts that is right")):
         for control in ("none", "untrained"):
@@ -171,7 +203,8 @@ def summary(results: TableResults) -> tuple[str, ...]:
             if compared:
                 told.append(
                     f"By the paired {words} {len(compared) - len(missed)} of {len(compared)} rows beat the control "
-                    f"{control} beyond the interval" + (f"; {', '.join(missed)} do not." if missed else ".")
+                    f"{control} of their site and share beyond the interval"
+                    + (f"; {', '.join(missed)} do not." if missed else ".")
                 )
     if results.missing:
         told.append(f"Rows missing: {len(results.missing)}.")

@@ -58,7 +58,8 @@ class ModelResult:
     """One column of pictures and one row of figures.
 
     role: ``teacher``, ``hybrid`` or ``control``. figures: by metric name (``fid``, ``kid``, ``precision`` …), under the
-    sampling ``protocol``. denoising: held-out loss; denoising_difference: paired, minus the teacher's. scenes: what the
+    sampling ``protocol``. denoising: held-out loss; denoising_difference: paired, minus the teacher's;
+    stages: the same at the ``start`` and after ``stage 1``, where it was asked for. scenes: what the
     judge of scenes says of its pictures; held_out: the same of combinations that training never showed.
     grid: a PNG of samples, its path relative to the results file; grids of one report share their seeds.
     """
@@ -71,6 +72,7 @@ class ModelResult:
     protocol: str = ""
     denoising: Figure | None = None
     denoising_difference: Figure | None = None
+    stages: Mapping[str, Figure] = field(default_factory=dict)
     scenes: TaskScores | None = None
     held_out: TaskScores | None = None
     grid: str | None = None
@@ -193,7 +195,8 @@ class Results:
 
 def _model(raw: Mapping[str, Any]) -> ModelResult:
     data = dict(raw)
-    data["figures"] = {name: built(Figure, figure) for name, figure in raw.get("figures", {}).items()}
+    for key in ("figures", "stages"):
+        data[key] = {name: built(Figure, figure) for name, figure in raw.get(key, {}).items()}
     for key in ("denoising", "denoising_difference"):
         if raw.get(key) is not None:
             data[key] = built(Figure, raw[key])

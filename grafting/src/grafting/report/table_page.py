@@ -9,12 +9,13 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any, NamedTuple
 
 from ..files import write_text_atomic
 from . import published
 from .figures import number
-from .goals import beats, summary, verdicts
+from .goals import GOALS, beats, summary, verdicts
 from .heatmaps import heat_map
 from .page import inline, template
 from .pareto import Trace, scatter, traces
@@ -26,6 +27,7 @@ FID = "fid_minus_floor"
 WRONG = "wrong"
 COMPUTE = "compute, % of the teacher’s training"
 PASS = "FLOPs of a pass, over the teacher’s"
+LATENCY = "time of a pass, over the teacher’s"
 DATA = "images learnt from"
 
 
@@ -75,7 +77,11 @@ def _rendered(results: TableResults, folder: Path, drawings: list[tuple[str, lis
         published=published,
         shares=SHARES,
         verdicts=verdicts(results),
+        goals=GOALS,
         drawings=drawings,
+        again=trained_again(results),
+        compared=[row for row in results.rows if row.over_other and row.seed is None],
+        timed=_timed(results),
         pictures=[(row, inline(folder, row.grid)) for row in results.rows if row.grid],
         missing=_by_reason(results),
         beats=beats,
@@ -90,6 +96,37 @@ def _tasks(results: TableResults) -> list[str]:
     """The tasks whose prompts were judged; none where samples were compared with images."""
     judged = next((row.figures for row in results.rows if RIGHT in row.figures), {})
     return [name for name in judged if name not in (RIGHT, HELD_OUT)]
+
+
+class Again(NamedTuple):
+    """One row trained from several seeds: its losses minus the teacher's, the table's own seed first."""
+
+    name: str
+    apart: tuple[Figure, ...]
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over seeds."""
+        return stdev(figure.value for figure in self.apart)
+
+
+def trained_again(results: TableResults) -> list[Again]:
+    """The rows that were trained from more than one seed."""
+    found: dict[str, list[Figure]] = {}
+    for row in results.rows:
+        first = results.row(row.other) if row.seed is not None else None
+        if first is not None and first.label == row.label and "loss" in first.differences:
+            found.setdefault(first.name, [first.differences["loss"]]).append(row.differences["loss"])
+    return [Again(name, tuple(apart)) for name, apart in found.items()]
+
+
+def _timed(results: TableResults) -> dict[str, list[TableRow]]:
+    """By setting, the rows that were timed there."""
+    found: dict[str, list[TableRow]] = {}
+    for row in results.rows:
+        for setting in row.speed:
+            found.setdefault(setting, []).append(row)
+    return found
 
 
 def _by_reason(results: TableResults) -> dict[str, list[str]]:
@@ -120,35 +157,44 @@ def _beside(results: TableResults) -> list[dict[str, Any]]:
 
 
 def _tables(rows: Sequence[TableRow]) -> list[tuple[str, list[TableRow]]]:
-    """Every figure of every row: by share, then what has none, then what varies budget or data."""
+    """Every figure of every row: by share, then what has none, then what varies budget, data, seed or a setting."""
     first = [row for row in rows if row.role == "teacher"]
     plain = [row for row in rows if not row.variant and row.role != "teacher"]
     found = [(f"{share} %", [row for row in plain if row.share == share]) for share in SHARES]
     known = {row.name for _, kept in found for row in kept}
     found.append(("Other rows", [row for row in plain if row.name not in known]))
-    found.append(("Other budgets and data", [row for row in rows if row.variant]))
+    found.append(("Other budgets, data, seeds and settings", [row for row in rows if row.variant]))
     return [(name, [*first, *kept]) for name, kept in found if kept]
 
 
 def qualities(results: TableResults) -> list[Drawing]:
     """All rows by what they cost, with their front, and lines of the rows that vary compute or data; none empty."""
-    rows, teacher = results.rows, results.row("teacher")
+    rows, teacher = [row for row in results.rows if row.seed is None], results.row("teacher")
     varied = {row.budget for row in rows if row.images is not None}
     by_compute = _series(rows, lambda row: None if row.images is not None else 100 * (row.budget or 0.0))
     by_data = _series(rows, lambda row: float(row.learnt_from) if row.budget in varied else None)
     # Budgets are spent up to a step: by two digits rows of one budget stand at one place, and none wins by that step.
     spent = [(float(f"{100 * row.spent:.2g}"), row) for row in rows if row.parts]
-    passes = [(row.flops, row) for row in rows if row.parts and not row.variant]
+    proper = [row for row in rows if row.parts and not row.variant]
+    timed = {
+        f"latency-{number}": (
+            f"latency: {setting}",
+            [(1 / row.speed[setting].value, row) for row in proper if setting in row.speed],
+            LATENCY,
+        )
+        for number, setting in enumerate(_timed(results), 1)
+    }
     found = []
     judged = (WRONG, "Wrong", "share of prompts wrong") if _tasks(results) else (FID, "FID − floor", "FID − floor")
     for key, head, y in (("loss", "Loss", "loss − teacher’s"), judged):
         level = Figure(value=0.0) if key == "loss" else None if teacher is None else _figure(teacher, key)
         words = "The paired difference; dashed: the teacher." if key == "loss" else "Dashed: the teacher, its interval."
-        fronts = (
-            ("compute", "compute: all rows", spent, COMPUTE),
-            ("pass", "FLOPs of a pass: one budget", passes, PASS),
-        )
-        for name, against, points, x in fronts:
+        fronts = {
+            "compute": ("compute: all rows", spent, COMPUTE),
+            "pass": ("FLOPs of a pass: one budget", [(row.flops, row) for row in proper], PASS),
+            **timed,
+        }
+        for name, (against, points, x) in fronts.items():
             title = f"{head} against {against}"
             named = [(row.name, place, figure) for place, row in points if (figure := _figure(row, key)) is not None]
             told = f"{words} Joined: rows that no other beats in both."
@@ -163,7 +209,8 @@ def qualities(results: TableResults) -> list[Drawing]:
 
 
 def errors(results: TableResults) -> list[Drawing]:
-    """Heat maps of the trained rows: their added loss by noise level, and what the start and stage 1 left by site."""
+    """Heat maps of the trained rows: their added loss by noise level, what their blocks leave unexplained at the end,
+    and what the start and stage 1 left by site."""
     rows = [row for row in results.rows if row.parts and not row.variant]
     added = {row.name: [max(figure.value, 0.0) for figure in row.by_timestep] for row in rows}
     shares = {name: [round(value / sum(bins), 3) for value in bins] for name, bins in added.items() if sum(bins)}
@@ -174,17 +221,24 @@ def errors(results: TableResults) -> list[Drawing]:
         title, words = "By noise level", "Shares of each row’s added loss, in equal parts of the schedule."
         svg = heat_map(list(shares.values()), title, rows=list(shares), columns=columns, down="row", across="from t =")
         found.append(Drawing("error-by-timestep", title, words, svg))
+    left = {row.name: row.left for row in rows if row.left}
+    blocks = sorted({block for places in left.values() for block in places}, key=int)
+    if left:
+        title, words = "By block, at the end", "Shares of the teacher’s outputs of a block left unexplained, held out."
+        values = [[places.get(block, math.nan) for block in blocks] for places in left.values()]
+        svg = heat_map(values, title, rows=list(left), columns=blocks, down="row", across="block")
+        found.append(Drawing("error-by-block", title, words, svg))
     for kind in sorted({_site(name)[0] for row in rows for name in row.explained}):
-        left = {
+        early = {
             row.name: {_site(name)[1]: 1 - share for name, share in row.explained.items() if _site(name)[0] == kind}
             for row in rows
         }
-        left = {name: places for name, places in left.items() if places}
-        columns = sorted({place for places in left.values() for place in places}, key=_numbers)
-        values = [[places.get(column, math.nan) for column in columns] for places in left.values()]
-        title = f"By site: {kind}"
+        early = {name: places for name, places in early.items() if places}
+        columns = sorted({place for places in early.values() for place in places}, key=_numbers)
+        values = [[places.get(column, math.nan) for column in columns] for places in early.values()]
+        title = f"By site, before stage 2: {kind}"
         words = "Variance left unexplained after stage 1, held out; without a stage 1 by the start, on what it saw."
-        svg = heat_map(values, title, rows=list(left), columns=columns, down="row", across="block")
+        svg = heat_map(values, title, rows=list(early), columns=columns, down="row", across="block")
         found.append(Drawing(f"error-by-site-{kind}", title, words, svg))
     return found
 

@@ -60,6 +60,7 @@ def assemble(study: Study) -> Results:
         quality, judged = study.judge(entry), study.score(entry) or {}
         scenes, held_out = (TaskScores.from_dict(judged[key]) if judged.get(key) else None for key in PARTS)
         difference = paired_difference(losses[entry.name], losses[teacher.name])
+        looks = {moment: paired_difference(then, losses[teacher.name]) for moment, then in study.looks(entry).items()}
         models.append(
             ModelResult(
                 name=entry.name,
@@ -70,6 +71,7 @@ def assemble(study: Study) -> Results:
                 protocol=quality["protocol"]["text"] if quality else "",
                 denoising=_figure(mean_loss(losses[entry.name])),
                 denoising_difference=None if entry is teacher else _figure(difference),
+                stages={moment: _figure(apart) for moment, apart in looks.items()},
                 scenes=scenes,
                 held_out=held_out,
                 grid=f"{study.subject(entry).name}/grid.png" if recipe.evaluate.grid else None,

@@ -43,14 +43,16 @@ from .asked import problems as unanswerable
 from .drawing import draw_pairs, shown
 from .entries import Entry, entries
 from .judging import Judge
-from .parts import StudyError, key_of, part, thinned
+from .parts import StudyError, kept, key_of, part, thinned
 from .recipe import RunRecipe, depended_on
 from .scenes import from_text, judged, outcome
-from .stages import Material, begin, denoiser, learns, stage_one, stage_two
+from .stages import Material, begin, denoiser, learns, left_unexplained, stage_one, stage_two
 
 Say = Callable[[str], None]
 SAMPLE_CHUNK = 250
 """Samples between two saves."""
+MOMENTS = {"start": "losses-start", "stage 1": "losses-stage-1"}
+"""When the held-out loss of a model that is being made may be measured, and in which files it is kept."""
 
 
 class Study:
@@ -138,7 +140,7 @@ class Study:
         if entry.role == "teacher":
             return found
         one, two = self.recipe.stages if entry.learns else (None, None)
-        found |= {"material": self.material.identity, "seed": self.recipe.seed}
+        found |= {"material": self.material.identity, "seed": self.recipe.learning_seed}
         if self.recipe.images is not None:
             found["images"] = self.recipe.images
         if entry.plan is not None:
@@ -164,7 +166,7 @@ class Study:
         return outcome
 
     def _train(self, entry: Entry, folder: Path) -> dict[str, Any]:
-        recipe, seed = self.recipe, self.recipe.seed
+        recipe, seed = self.recipe, self.recipe.learning_seed
         one, two = recipe.stages if entry.learns else (None, None)
         outcome: dict[str, Any] = {"curves": {}, "explained": {}, "started": {}, "finetuned": two is not None}
         if entry.plan is None or entry.plan.bare:
@@ -192,6 +194,8 @@ class Study:
         )
         try:
             outcome["started"] = {site.name: share for site, share in handle.explained.items()}
+            if two is not None:
+                self._look(entry, "start", handle.model)
             if one is not None and learns(handle):
                 self.say(f"{entry.name}: stage 1, {len(handle.switches)} sites, {one.steps} steps")
                 reports = stage_one(handle, one, self.material, seed=seed, out=folder / "distill", team=self.team)
@@ -201,6 +205,8 @@ class Study:
                     name: thinned([(step, loss) for step, loss, _ in report.heldout])
                     for name, report in reports.items()
                 }
+                if two is not None:
+                    self._look(entry, "stage 1", handle.model)
             student: Grafted | nn.Module = handle
             if two is not None and (two.train != "grafted" or learns(handle)):
                 self.say(f"{entry.name}: stage 2, {two.steps} steps")
@@ -259,27 +265,62 @@ class Study:
         """(triples,) held-out losses of one model."""
         entry = self.subject(entry)
         folder = self.out / entry.name
-        settings = self.settings(entry) | {
-            "triples": self.recipe.evaluate.triples,
-            "triples' seed": self.recipe.seed,
-            "material": self.material.identity,
-        }
 
         def make() -> dict[str, Any]:
-            self.say(f"{entry.name}: held-out loss on {len(self.triples)} triples")
             with self.opened(entry) as (model, _):
-                progress = Progress(len(self.triples), 0, f"{entry.name}: held-out loss")
-                losses = denoising_losses(
-                    denoiser(model),
-                    self.triples,
-                    batch_size=self.recipe.evaluate.batch,
-                    progress=lambda done, _: progress.show(done),
-                )
-            save_safetensors_atomic(folder / "losses.safetensors", {"losses": losses})
-            return asdict(mean_loss(losses)) | {"files": ["losses.safetensors"]}
+                return self._losses(model, entry.name, folder / "losses.safetensors")
 
-        part(folder / "denoise.json", settings, make, self._shipped(entry))
+        part(folder / "denoise.json", self._judged(entry), make, self._shipped(entry))
         return load_file(folder / "losses.safetensors")["losses"]
+
+    def _judged(self, entry: Entry) -> dict[str, Any]:
+        """What held-out losses depend on."""
+        triples = {"triples": self.recipe.evaluate.triples, "triples' seed": self.recipe.seed}
+        return self.settings(entry) | triples | {"material": self.material.identity}
+
+    def _losses(self, model: nn.Module, name: str, path: Path, write: bool = True) -> dict[str, Any]:
+        self.say(f"{name}: held-out loss on {len(self.triples)} triples")
+        progress = Progress(len(self.triples), 0, f"{name}: held-out loss")
+        losses = denoising_losses(
+            denoiser(model),
+            self.triples,
+            batch_size=self.recipe.evaluate.batch,
+            progress=lambda done, _: progress.show(done),
+        )
+        if write:
+            save_safetensors_atomic(path, {"losses": losses})
+        return asdict(mean_loss(losses)) | {"files": [path.name]}
+
+    def _look(self, entry: Entry, moment: str, model: nn.Module) -> None:
+        """Keep the held-out losses of a model that is being made, where the recipe asks for them."""
+        if self.recipe.evaluate.stages:
+            path, leads = self.out / entry.name / f"{MOMENTS[moment]}.json", self.team.leads
+
+            def make() -> dict[str, Any]:
+                return self._losses(model, f"{entry.name}, {moment}", path.with_suffix(".safetensors"), leads)
+
+            part(path, self._judged(entry), make, write=leads)
+
+    def looks(self, entry: Entry) -> dict[str, torch.Tensor]:
+        """(triples,) held-out losses at the ``start`` and after ``stage 1`` of one model, where they were measured."""
+        found = {}
+        for moment, name in MOMENTS.items():
+            path = self.out / entry.name / f"{name}.json"
+            if kept(path, self._judged(entry)) is not None:
+                found[moment] = load_file(path.with_suffix(".safetensors"))["losses"]
+        return found
+
+    def left(self, entry: Entry) -> dict[str, float]:
+        """What a trained model's blocks leave unexplained of those of the teacher that they stand for, by the latter's
+        number, on some of the held-out triples; empty for the teacher."""
+        if entry.role == "teacher" or self.train(entry).get("same"):
+            return {}
+
+        def make() -> dict[str, Any]:
+            with self.opened(entry) as (model, handle):
+                return left_unexplained(model, handle, self.teacher, self.triples, self.recipe.evaluate.batch)
+
+        return part(self.out / entry.name / "left.json", self._judged(entry), make)
 
     def labels(self) -> torch.Tensor:
         """(drawn,) asked classes, the same for every model."""
@@ -415,10 +456,6 @@ class Study:
         speed = self.recipe.speed
         if entry.role != "hybrid" or speed is None:
             return []
-        settings = {"plan": entry.plan and entry.plan.to_dict(), "teacher": self.source} | asdict(speed)
-        settings = json.loads(json.dumps(settings | {"threads": torch.get_num_threads()}))
-        if self.team.device.type != "cpu":
-            settings["device"] = self.team.device.type
 
         def make() -> dict[str, Any]:
             self.say(f"{entry.name}: speed, {speed.rounds} rounds")
@@ -429,8 +466,26 @@ class Study:
                 merged = handle.own_copy()  # as it would be used: adapters are for training
             return {"rows": speed_rows(merged, self.teacher, speed)}
 
-        found: list[dict[str, Any]] = part(self.out / f"speed-{entry.name}.json", settings, make)["rows"]
+        found: list[dict[str, Any]] = part(self._clock(entry), self._timing(entry), make)["rows"]
         return found
+
+    def timed(self, entry: Entry) -> list[dict[str, Any]]:
+        """What :meth:`time` found; empty where it was not asked."""
+        found = kept(self._clock(entry), self._timing(entry))
+        return [] if found is None else list(found["rows"])
+
+    def _clock(self, entry: Entry) -> Path:
+        return self.out / f"speed-{entry.name}.json"
+
+    def _timing(self, entry: Entry) -> dict[str, Any]:
+        """What a timing depends on."""
+        speed = None if self.recipe.speed is None else asdict(self.recipe.speed)
+        settings: dict[str, Any] = {"plan": entry.plan and entry.plan.to_dict(), "teacher": self.source}
+        settings |= {**(speed or {}), "threads": torch.get_num_threads()}
+        if self.team.device.type != "cpu":
+            settings["device"] = self.team.device.type
+        plainly: dict[str, Any] = json.loads(json.dumps(settings))
+        return plainly
 
 
 @contextmanager

@@ -32,29 +32,28 @@ def part(
     ``files`` that its outcome names, unless one of these is not what it was.
     write: False where another process writes what it makes as well.
     """
-    key = key_of(settings)
-    outcome = _kept(path, key)
+    outcome = kept(path, settings)
     if outcome is not None:
         return outcome
-    outcome = None if shipped is None or not _whole(shipped / path.name) else _kept(shipped / path.name, key)
+    outcome = None if shipped is None or not _whole(shipped / path.name) else kept(shipped / path.name, settings)
     if outcome is None:
         outcome = make()
     elif shipped is not None:
         for name in outcome.get("files", ()):
             write_bytes_atomic(path.parent / name, (shipped / name).read_bytes())
     if write:
-        write_json_atomic(path, {"key": key, "outcome": outcome})
+        write_json_atomic(path, {"key": key_of(settings), "outcome": outcome})
     return outcome
 
 
-def _kept(path: Path, key: str) -> dict[str, Any] | None:
+def kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """The outcome in ``path``; None where there is none, or of other settings, or the file is not what we wrote."""
     if not path.is_file():
         return None
     try:
         saved = json.loads(path.read_text())
         outcome: dict[str, Any] = saved["outcome"]
-        return outcome if saved["key"] == key else None
+        return outcome if saved["key"] == key_of(settings) else None
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -9,10 +9,11 @@ import torch
 
 from .. import __version__
 from ..claims import locked
+from ..files import save_safetensors_atomic
 from ..report.table import TableResults, write_table
 from ..report.table_page import write_table_page
 from .recipe import LATER, DistillStage, FinetuneStage, depended_on
-from .rows import untrained_of
+from .rows import against_of, untrained_of
 from .timing import place
 from .whole import Table
 
@@ -27,7 +28,18 @@ def collect(table: Table) -> TableResults:
             continue
         over, control = table.over_untrained(row), untrained_of(row, table.rows)
         named = control.name if over and control is not None else ""
-        made.append(replace(found, over_none=table.over_none(row), over_untrained=over, untrained=named))
+        beside, other = table.over_other(row), against_of(row, table.rows)
+        made.append(
+            replace(
+                found,
+                over_none=table.over_none(row),
+                over_untrained=over,
+                untrained=named,
+                over_other=beside,
+                other=other.name if beside and other is not None else "",
+                speed=table.timed(row),
+            )
+        )
     teacher, judge = table.study.model.name, "the scorer of scenes"
     if not table.recipe.evaluate.prompts:
         judge = f"{table.study.judging.extractor.name} ({table.study.judging.extractor.label})"
@@ -43,13 +55,15 @@ def collect(table: Table) -> TableResults:
 
 
 def publish(table: Table) -> TableResults:
-    """Write ``table.json``, ``table.html`` and ``figures/`` from what is there; returns what the first holds.
+    """Write ``table.json``, ``losses.safetensors``, ``table.html`` and ``figures/`` from what is there; returns what
+    the first holds.
 
     One process at a time, so that what was collected first is not written last.
     """
     with locked(table.out / "work" / "publish.lock", wait=True):
         results = collect(table)
         write_table(table.out / "table.json", results)
+        save_safetensors_atomic(table.out / "losses.safetensors", table.losses())
         write_table_page(table.out / "table.html", results)
     return results
 

@@ -201,6 +201,7 @@ class PairsStage(Walk):
 class EvaluateStage(Walk):
     """What is measured: ``triples`` of the held-out loss, ``samples`` of FID and KID (0: none), ``grid`` pictures.
 
+    stages: whether the loss is measured at the start and after stage 1 too.
     prompts: of a model of text, the scene world's evaluation prompts that it draws, the tasks in turn, for the exact
     scorer; held_out: more of them, of combinations that training never shows, reported apart. labels: ``balanced`` or
     ``uniform``. extractor: as :class:`~grafting.measure.quality.extractors.ExtractorConfig` has it. reference: a folder
@@ -213,6 +214,7 @@ class EvaluateStage(Walk):
     grid: int = 40
     prompts: int = 0
     held_out: int = 0
+    stages: bool = False
     labels: Literal["balanced", "uniform"] = "balanced"
     batch: int = 50
     extractor: ExtractorConfig = CLASSIFIER
@@ -252,11 +254,12 @@ class RunRecipe:
 
     teacher: MODEL of :func:`grafting.store.models.open_model`. data: a folder of :func:`grafting.encode`, or an npz of
     :func:`grafting.data.write_subset`; where the teacher brings none. pairs: in the place of data, what the teacher
-    draws itself, kept in the run's folder. images: how many of the training images are
-    learnt from, the first ones; all where None. calibration: samples whose activations a solved start sees. budget:
-    multiplies the steps of both stages; 0 is the start alone. seed: of everything that is random. beside: finished runs
-    whose figures the page shows too, under their own label: folders, or names under ``runs`` in the teacher's folder.
-    against: the plan that every other one is compared with, paired, beside the teacher and the controls.
+    draws itself, kept in the run's folder. images: how many of the training images are learnt from, the first ones; all
+    where None. calibration: samples whose activations a solved start sees. budget: multiplies the steps of both stages;
+    0 is the start alone. seed: of everything that is random; train_seed: of the start and both stages, where that is
+    another. beside: finished runs whose figures the page shows too, under their own label: folders, or names under
+    ``runs`` in the teacher's folder. against: the plan that every other one is compared with, paired, beside the
+    teacher and the controls.
     """
 
     teacher: str
@@ -267,6 +270,7 @@ class RunRecipe:
     images: int | None = None
     init: str = "default"
     seed: int = 0
+    train_seed: int | None = None
     calibration: int = 256
     budget: float = 1.0
     distill: DistillStage | None = None
@@ -304,6 +308,11 @@ class RunRecipe:
         if problems:
             raise SettingsError(problems)
         object.__setattr__(self, "plans", types.MappingProxyType(dict(self.plans)))
+
+    @property
+    def learning_seed(self) -> int:
+        """Of the start and both stages."""
+        return self.seed if self.train_seed is None else self.train_seed
 
     @property
     def stages(self) -> tuple[DistillStage | None, FinetuneStage | None]:
@@ -354,7 +363,7 @@ class RunRecipe:
         """Plain data that :meth:`from_dict` reads back, defaults written out."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data["plans"] = {name: plan.to_dict() for name, plan in self.plans.items()}
-        return _plain({key: asdict(value) if is_dataclass(value) else value for key, value in data.items()})  # type: ignore[arg-type]
+        return as_plain({key: asdict(value) if is_dataclass(value) else value for key, value in data.items()})  # type: ignore[arg-type]
 
     def to_yaml(self) -> str:
         """The recipe as YAML text."""
@@ -374,7 +383,7 @@ def _file(plan: Any) -> bool:
 
 def depended_on(stage: DistillStage | FinetuneStage) -> dict[str, Any]:
     """The settings that what a stage learns depends on, as plain data."""
-    plain, later = _plain(asdict(stage)), {f.name: f.default for f in fields(stage) if f.name in LATER}
+    plain, later = as_plain(asdict(stage)), {f.name: f.default for f in fields(stage) if f.name in LATER}
     return {key: value for key, value in plain.items() if key not in HOW and (key not in later or value != later[key])}
 
 
@@ -391,10 +400,11 @@ def _scaled(stage: Any, budget: float) -> Any:
     return replace(stage, steps=max(1, round(stage.steps * budget)))
 
 
-def _plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
+    """Nested settings with lists for tuples, as YAML and JSON have them."""
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+        return {key: as_plain(entry) for key, entry in value.items()}
+    return [as_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _at_least(config: Any, **least: int) -> None:

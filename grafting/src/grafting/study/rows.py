@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..cost import PlanCost, plan_cost
 from ..measure.suggest import located
@@ -22,7 +22,9 @@ class Row:
     """One model of the table.
 
     share: percent of the sites; None where that has no meaning. budget: as asked, None for what is not trained. images:
-    learnt from, None for all. none: the row of its control *none*, where that is not the one of equal site and share.
+    learnt from, None for all. seed: of start and training, None for the recipe's. variant: of another budget, data,
+    seed or setting than the table's own. none: the row of its control *none*, where that is not the one of equal site
+    and share. against: the name of the rows that it is compared with.
     recipe, entry: the study that makes it, and its name there; None where ``problem`` says why it cannot be made.
     parts: FLOPs by part. cost: of its plan; None for the unchanged teacher.
     """
@@ -36,8 +38,10 @@ class Row:
     share: int | None = None
     budget: float | None = None
     images: int | None = None
+    seed: int | None = None
     variant: bool = False
     none: str = ""
+    against: str = ""
     recipe: RunRecipe | None = None
     entry: str = ""
     parts: dict[str, float] = field(default_factory=dict)
@@ -59,7 +63,8 @@ class Row:
 def base(recipe: TableRecipe) -> RunRecipe:
     """The study of the teacher alone, whose measurements all rows share."""
     edit = Edit(site="attn", blocks="all", operator="none")
-    return _recipe(recipe, "unused", Plan(edits=(edit,)), init="random", one=None, two=None, images=None)
+    unused = Row(name="unused", label="unused", role="teacher")
+    return _recipe(recipe, unused, Plan(edits=(edit,)), init="random", one=None, two=None)
 
 
 def rows(recipe: TableRecipe, model: Any, samples: int) -> list[Row]:
@@ -75,14 +80,14 @@ def rows(recipe: TableRecipe, model: Any, samples: int) -> list[Row]:
     teacher = Row(name="teacher", label="teacher", role="teacher", description="pretrained", entry="teacher")
     found = [replace(teacher, recipe=base(recipe))]
     for group in recipe.rows:
-        found += [_row(recipe, group, model, whole, *choice) for choice in _choices(recipe, group)]
+        found += [_row(recipe, group, model, whole, choice) for choice in _choices(recipe, group)]
     names = [row.name for row in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise StudyError(f"rows {', '.join(twice)} occur twice: give their groups other names")
-    lost = sorted({row.none for row in found} - {"", *names})
-    if lost:
-        raise StudyError(f"none {', '.join(lost)}: no such row; there are {', '.join(names)}")
+    for key, known in (("none", names), ("against", [row.label for row in found])):
+        if lost := sorted({getattr(row, key) for row in found} - {"", *known}):
+            raise StudyError(f"{key} {', '.join(lost)}: no such row; there are {', '.join(dict.fromkeys(known))}")
     return sorted(found, key=_order)
 
 
@@ -101,16 +106,27 @@ def matching(found: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
 
 
 def none_of(row: Row, found: Sequence[Row]) -> Row | None:
-    """A hybrid's control *none*: the one that it names, or that of the same site, share, budget and images."""
+    """A hybrid's control *none*: the one that it names, or that of the same site, share, budget, images and seed."""
     if row.none:
         return next(other for other in found if other.name == row.none)
-    place = (row.site, row.share, row.budget, row.images)
-    there = (
-        other
-        for other in found
-        if other.operator == "none" and (other.site, other.share, other.budget, other.images) == place
-    )
+    there = (other for other in found if other.operator == "none" and _alike(row, other) and other.site == row.site)
     return next(there, None) if row.role == "hybrid" else None
+
+
+def against_of(row: Row, found: Sequence[Row]) -> Row | None:
+    """What a row is compared with beside the controls: of the name that it gives, of equal share, budget, images and
+    seed; where it gives none, and its seed is not the table's, the same row of that seed."""
+    if row.against:
+        return next((other for other in found if other.label == row.against and _alike(row, other)), None)
+    if row.seed is None:
+        return None
+    first = replace(row, seed=None)
+    return next((other for other in found if other.label == row.label and _alike(first, other)), None)
+
+
+def _alike(row: Row, other: Row) -> bool:
+    keys = ("share", "budget", "images", "seed")
+    return all(getattr(row, key) == getattr(other, key) for key in keys)
 
 
 def untrained_of(row: Row, found: Sequence[Row]) -> Row | None:
@@ -126,6 +142,7 @@ def _order(row: Row) -> tuple[Any, ...]:
     return (
         row.role != "teacher",
         row.variant,
+        row.seed or 0,
         (row.budget or 0) if row.variant else 0,
         place,
         row.role != "control",
@@ -134,23 +151,35 @@ def _order(row: Row) -> tuple[Any, ...]:
     )
 
 
-def _choices(recipe: TableRecipe, group: Group) -> Iterator[tuple[int | None, float, int | None]]:
+class _Choice(NamedTuple):
+    """What tells the rows of a group apart."""
+
+    share: int | None
+    budget: float
+    images: int | None
+    seed: int | None
+
+
+def _choices(recipe: TableRecipe, group: Group) -> Iterator[_Choice]:
     several = group.plan is None and group.what != "procedure"
     shares: Sequence[int | None] = group.shares if several else (group.share,)
     for share in shares:
         for budget in group.budgets or (recipe.budget,):
             for images in group.images or (None,):
-                yield share, budget, images
+                for seed in group.seeds or (None,):
+                    yield _Choice(share, budget, images, seed)
 
 
-def _row(
-    recipe: TableRecipe, group: Group, model: Any, whole: float, share: int | None, budget: float, images: int | None
-) -> Row:
+def _row(recipe: TableRecipe, group: Group, model: Any, whole: float, choice: _Choice) -> Row:
+    share, budget, images, seed = choice
     name = group.name if share is None or group.plan is not None else f"{group.name}-{share}"
     if budget != recipe.budget:
         name += f"-b{budget * 100:g}".replace(".", "_")
     if images is not None:
         name += f"-n{images}"
+    if seed is not None:
+        name += f"-s{seed}"
+    settings = (group.variant, group.finetune, group.stage_one is not None, seed is not None, images is not None)
     plain = Row(
         name=name,
         label=group.name,
@@ -160,19 +189,21 @@ def _row(
         share=share,
         budget=None if group.what == "untrained" else budget,
         images=images,
+        seed=seed,
         none=group.none,
-        variant=budget != recipe.budget or images is not None,
+        against=group.against,
+        variant=any(settings) or budget != recipe.budget,
         entry=name,
     )
     if group.what == "procedure":
-        return _procedure(recipe, plain, model, whole * budget)
+        return _procedure(recipe, plain, model, whole * budget, recipe.stage_two(group))
     try:
         plan = _plan(group, share, recipe.teacher)
         cost = plan_cost(plan, model)
     except PlanError as error:
         return replace(plain, problem=str(error))
     if group.what == "untrained":
-        made = _recipe(recipe, name, plan, init="random", one=None, two=None, images=images)
+        made = _recipe(recipe, plain, plan, init="random", one=None, two=None)
         return replace(plain, recipe=made, cost=cost, description="random operators, no training")
     start = recipe.starts[group.start]
     learns = any(site.operator != "none" for site in cost.sites) or group.plan is not None
@@ -181,15 +212,17 @@ def _row(
     one, two = fit(
         cost,
         whole * budget,
-        first=recipe.stage_one if learns else 0.0,
+        first=(recipe.stage_one if group.stage_one is None else group.stage_one) if learns else 0.0,
         calibration=calibration,
         distill=start.distill,
-        finetune=recipe.finetune,
+        finetune=recipe.stage_two(group),
     )
     parts = part_flops(cost, calibration=calibration, one=one, two=two)
-    made = _recipe(recipe, name, plan, init=init, one=one, two=two, images=images)
+    made = _recipe(recipe, plain, plan, init=init, one=one, two=two)
     told = f"{group.start} start" if learns else "nothing at the sites"
     told = told if group.plan is None else summary(plan)
+    told += "".join(f", {key} {value}" for key, value in group.finetune.items())
+    told += "" if one is not None or not learns else ", no stage 1"
     return replace(plain, recipe=made, cost=cost, parts=parts, description=told)
 
 
@@ -201,48 +234,41 @@ def _plan(group: Group, share: int | None, teacher: str) -> Plan:
     return Plan.from_dict({"edits": [edit]}, f"row {group.name}")
 
 
-def _procedure(recipe: TableRecipe, row: Row, model: Any, allowed: float) -> Row:
+def _procedure(recipe: TableRecipe, row: Row, model: Any, allowed: float, stage: FinetuneStage) -> Row:
     """The unchanged teacher through stage 2; on its own output as target it stays what it is, for nothing."""
     whole = Plan(edits=(Edit(site="attn", blocks="all", operator="identity"),))
     unchanged = plan_cost(Plan(), model)
-    step = stage_two_flops(unchanged, replace(recipe.finetune, steps=1))
+    step = stage_two_flops(unchanged, replace(stage, steps=1))
     steps = int(allowed / step)
     if steps < 1:
         raise StudyError(f"row {row.name}: budget of {allowed:.3g} FLOPs: one step of stage 2 costs {step:.3g}")
-    two = replace(recipe.finetune, steps=steps)
-    still = two.target == "teacher" and two.weight_decay == 0
-    made = _recipe(recipe, "unused", whole, init="random", one=None, two=two, images=row.images)
+    two = replace(stage, steps=steps)
+    made = _recipe(recipe, replace(row, name="unused"), whole, init="random", one=None, two=two)
     return replace(
         row,
         recipe=replace(made, controls=("procedure",)),
         entry="procedure",
-        parts={} if still else {"stage 2": stage_two_flops(unchanged, two)},
+        parts={} if two.still else {"stage 2": stage_two_flops(unchanged, two)},
         description="the teacher unchanged, through the same stage 2",
     )
 
 
 def _recipe(
-    recipe: TableRecipe,
-    name: str,
-    plan: Plan,
-    *,
-    init: str,
-    one: DistillStage | None,
-    two: FinetuneStage | None,
-    images: int | None,
+    recipe: TableRecipe, row: Row, plan: Plan, *, init: str, one: DistillStage | None, two: FinetuneStage | None
 ) -> RunRecipe:
     return RunRecipe(
         teacher=recipe.teacher,
-        plans={name: plan},
+        plans={row.name: plan},
         data=recipe.data,
-        images=images,
+        images=row.images,
         init=init,
         seed=recipe.seed,
+        train_seed=row.seed,
         calibration=recipe.calibration,
         distill=one,
         finetune=two,
         evaluate=recipe.evaluate,
-        speed=None,
+        speed=None if row.variant else recipe.speed,
         controls=(),
     )
 

@@ -14,23 +14,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..conditions import TEXT, to
+from ..conditions import TEXT, rows, to
 from ..cost import PlanCost, adapter_cost, host_flops
 from ..data import Batches, FashionMNIST, read_subset
 from ..data.encode import scaled
 from ..data.encoders import caption_width
 from ..data.shards import Encoded, Rows, is_encoded
-from ..diffusion import Denoiser
+from ..diffusion import Denoiser, Diffusion
 from ..files import sha256
 from ..graft import Grafted, graft, tensors_hash
 from ..hosts import host_for
 from ..hosts.shapes import ROLES, shape_of
 from ..lora import add_lora
+from ..measure.denoising import Triples
 from ..modes import evaluating
 from ..plan import Plan
 from ..store.configs import ModelError
 from ..store.models import Model
 from ..training.distill import SiteReport, distill
+from ..training.features import returned, unexplained
 from ..training.finetune import finetune
 from ..training.loop import Loop
 from ..training.pretrain import encode
@@ -38,6 +40,8 @@ from ..training.team import Team
 from .recipe import DistillStage, FinetuneStage
 
 CALIBRATION_BATCH = 64
+LOOKED_AT = 256
+"""Held-out triples on which blocks are compared with the teacher's."""
 PASSES = 3
 """A training step costs a forward pass and a backward one of twice that."""
 
@@ -306,14 +310,46 @@ def _inner_teacher(handle: Grafted) -> Denoiser:
     return teacher
 
 
+@torch.no_grad()
+def left_unexplained(
+    model: nn.Module, handle: Grafted | None, teacher: nn.Module, triples: Triples, batch: int
+) -> dict[str, float]:
+    """By the teacher's block, what the block of ``model`` that stands for it leaves unexplained, as
+    :func:`~grafting.training.features.unexplained` has it, on the first triples: means over ``batch`` at a time.
+
+    handle: of a graft, whose switches may lie in ``teacher``; None for a plain model.
+    """
+    host, schedule = host_for(teacher), Diffusion()
+    inner = handle is not None and not handle.private
+    originals = list(handle.originals if handle is not None and inner else host.blocks(teacher))
+    wanted = _inner_teacher(handle) if handle is not None and inner else denoiser(teacher)
+    pairs = handle.meetings(originals) if handle is not None else zip(host.blocks(model), originals, strict=True)
+    mine, theirs = zip(*pairs, strict=True)
+    found = []
+    for start in range(0, min(LOOKED_AT, len(triples)), batch):
+        part = slice(start, min(start + batch, LOOKED_AT))
+        zt, t = schedule.add_noise(triples.z[part], triples.t[part], triples.noise[part]), triples.t[part]
+        y = rows(triples.y, part)
+        with evaluating(model, teacher):
+            with returned(theirs) as shown:
+                wanted(zt, t, y)
+            with returned(mine) as done:
+                denoiser(model)(zt, t, y)
+        found.append(unexplained(done, shown))
+    numbers = [originals.index(block) for block in theirs]
+    return {str(number): share for number, share in zip(numbers, torch.stack(found).mean(0).tolist(), strict=True)}
+
+
 def training_flops(model: Any, samples: int) -> float:
     """FLOPs of the own training of a model, or of one of a configuration, which took ``samples`` with repetition."""
     return float(PASSES * host_flops(shape_of(model)) * samples)
 
 
 def start_flops(cost: PlanCost, calibration: int) -> float:
-    """A teacher pass and the new operators' features per calibration sample."""
-    return calibration * (cost.flops_before + _operators(cost))
+    """A teacher pass, the new operators' features and the sums that they are regressed by, per calibration sample."""
+    tokens, width = cost.shape.tokens, cost.shape.width
+    sums = sum(2 * tokens * site.features * (site.features + width) for site in cost.sites)
+    return calibration * (cost.flops_before + _operators(cost) + sums)
 
 
 def stage_one_flops(cost: PlanCost, stage: DistillStage) -> float:

@@ -4,7 +4,7 @@
     teacher: fashion
     budget: 0.05                                   # of the teacher's own training, all passes counted
     starts: {copied: {init: default, distill: {attn: {lr: 1.0e-4}}}}
-    finetune: {lr: 2.0e-4}
+    finetune: {lr: 5.0e-4}
     rows:
       - {name: hyena_x, site: attn, operator: hyena_x}
       - {name: none-attn, site: attn, operator: none, role: control}
@@ -15,13 +15,15 @@ No stage says its steps: they follow from the budget, so that every row costs th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from ..initialise import STARTS
 from ..settings import SettingsError, build, near, read_recipe
-from .recipe import DistillStage, EvaluateStage, FinetuneStage
+from .recipe import DistillStage, EvaluateStage, FinetuneStage, SpeedStage, as_plain
+
+SHARE_OF_BUDGET = "a share of the budget, from 0 to below 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +36,17 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Rows of one operator: every combination of ``shares``, ``budgets`` and ``images``.
+    """Rows of one operator: every combination of ``shares``, ``budgets``, ``images`` and ``seeds``.
 
     site, operator, options: as in a plan's edit. shares: percent of the blocks, interleaved. plan: a whole plan in
     their place; ``share`` says among which percent its row stands and is judged, None among none. start: a name among
     the recipe's starts. what: ``graft``; ``untrained`` (random operators, no training); ``procedure`` (the unchanged
     teacher through stage 2). none: the row that is its control *none*, where that is not the one of equal site and
-    share. budgets, images: the recipe's budget and all images where empty.
+    share. against: the name of other rows that these are compared with, at equal share, budget and images. budgets,
+    images, seeds: the recipe's budget, all images and the recipe's seed where empty; a seed is that of start and
+    training alone, and such a row is compared with the one of the recipe's seed. finetune, stage_one: what is not as
+    the recipe has it. variant: not of the table proper, which alone is judged against goals and timed; rows of other
+    budgets, images, seeds or settings never are.
     """
 
     name: str
@@ -54,8 +60,13 @@ class Group:
     shares: tuple[int, ...] = (50, 75, 100)
     start: str = "copied"
     none: str = ""
+    against: str = ""
     budgets: tuple[float, ...] = ()
     images: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()
+    finetune: dict[str, Any] = field(default_factory=dict)
+    stage_one: float | None = None
+    variant: bool = False
 
     def __post_init__(self) -> None:
         problems = []
@@ -69,6 +80,10 @@ class Group:
         problems += [f"share {share}: from 1 to 100 percent" for share in shares if not 1 <= share <= 100]
         problems += [f"budget {budget}: above 0" for budget in self.budgets if not budget > 0]
         problems += [f"images {count}: at least 1" for count in self.images if count < 1]
+        if self.stage_one is not None and not 0 <= self.stage_one < 1:
+            problems.append(f"stage_one {self.stage_one}: {SHARE_OF_BUDGET}")
+        if self.what == "untrained" and (self.finetune or self.stage_one is not None or self.budgets or self.seeds):
+            problems.append("finetune, stage_one, budgets, seeds: of rows that are trained")
         if problems:
             raise SettingsError(problems)
 
@@ -79,8 +94,8 @@ class TableRecipe:
 
     teacher, data, seed, calibration, evaluate: as in :class:`~grafting.study.recipe.RunRecipe`. budget: share of the
     teacher's training compute that a row may spend, start, both stages and the teacher's passes included.
-    stage_one: the share of that budget which stage 1 gets. notes: sentences for the page, such as what was tuned on
-    what.
+    stage_one: the share of that budget which stage 1 gets. speed: how the hybrids of the table proper are timed, beside
+    the teacher. notes: sentences for the page, such as what was tuned on what.
     """
 
     teacher: str
@@ -94,6 +109,7 @@ class TableRecipe:
     budget: float = 0.05
     stage_one: float = 0.15
     evaluate: EvaluateStage = field(default_factory=EvaluateStage)
+    speed: SpeedStage | None = None
     notes: tuple[str, ...] = ()
     kind: Literal["table"] = "table"
 
@@ -102,7 +118,7 @@ class TableRecipe:
         if not self.budget > 0:
             problems.append(f"budget {self.budget}: above 0")
         if not 0 <= self.stage_one < 1:
-            problems.append(f"stage_one {self.stage_one}: a share of the budget, from 0 to below 1")
+            problems.append(f"stage_one {self.stage_one}: {SHARE_OF_BUDGET}")
         if self.calibration < 1:
             problems.append(f"calibration {self.calibration}: at least 1")
         if self.evaluate.samples < 2 and not self.evaluate.prompts:
@@ -112,10 +128,18 @@ class TableRecipe:
         for group in self.rows:
             if group.start not in self.starts:
                 problems.append(f"row {group.name}: start {group.start!r}: {near(group.start, list(self.starts))}")
+            if self.finetune is not None:  # a bad one was told by what read it
+                _stage_two(self.finetune, group, problems)
         if not self.rows:
             problems.append("rows: give at least one")
         if problems:
             raise SettingsError(problems)
+
+    def stage_two(self, group: Group) -> FinetuneStage:
+        """Stage 2 of the rows of a group, its steps not known yet."""
+        made = _stage_two(self.finetune, group, [])
+        assert made is not None  # checked when the recipe was made
+        return made
 
     @classmethod
     def from_dict(cls, content: Any, where: str = "recipe") -> TableRecipe:
@@ -163,6 +187,14 @@ def _start(content: Any, where: str, problems: list[str]) -> Any:
         problems.append(f"{where}: init {init!r}: {near(init, STARTS)}")
     distill = _unstepped(DistillStage, content.get("distill", {}), f"{where}: distill", problems)
     return Start(init=init, distill=distill)
+
+
+def _stage_two(general: FinetuneStage, group: Group, problems: list[str]) -> FinetuneStage | None:
+    where = f"row {group.name}: finetune"
+    if "steps" in group.finetune:
+        problems.append(f"{where}: steps follow from the budget: leave them out")
+        return None
+    return build(FinetuneStage, as_plain(asdict(general)) | group.finetune, where, problems)
 
 
 def _unstepped(kind: Any, content: Any, where: str, problems: list[str]) -> Any:

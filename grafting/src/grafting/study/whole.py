@@ -34,8 +34,8 @@ from ..training.team import Team
 from .assemble import trained_on
 from .bench import Say, Study
 from .entries import Entry
-from .parts import StudyError, key_of, part
-from .rows import Row, base, none_of, rows, untrained_of
+from .parts import StudyError, kept, key_of, part
+from .rows import Row, against_of, base, none_of, rows, untrained_of
 from .stages import training_flops
 from .table import TableRecipe
 
@@ -96,9 +96,9 @@ class Table:
         if row.recipe is None or not (self.out / "rows" / f"{row.name}.png").is_file():
             return None
         try:
-            outcome = part(self.out / "rows" / f"{row.name}.json", self._settings(row), _absent)
-            return TableRow.from_dict(outcome)
-        except (_Absent, ValueError):  # a plan that does not fit is told when the row is made
+            outcome = kept(self.out / "rows" / f"{row.name}.json", self._settings(row))
+            return None if outcome is None else TableRow.from_dict(outcome)
+        except ValueError:  # a plan that does not fit is told when the row is made
             return None
 
     def make(self, row: Row) -> TableRow:
@@ -127,11 +127,15 @@ class Table:
             took = {"train": trained - began, "measure": time.monotonic() - trained, "threads": torch.get_num_threads()}
             write_json_atomic(home / "seconds.json", took)
         apart: dict[str, Figure] = {}
+        stages: dict[str, Figure] = {}
         bins: tuple[Figure, ...] = ()
         if row.role != "teacher":
             theirs = self.study.denoise(self.study.entries[0])
             apart = {"loss": Figure(**asdict(paired_difference(losses, theirs))), **judged.differences}
+            looks = study.looks(entry).items()
+            stages = {moment: Figure(**asdict(paired_difference(then, theirs))) for moment, then in looks}
             bins = by_timestep(losses, theirs, self.study.triples.t)
+        study.time(entry)
         made = TableRow(
             name=row.name,
             label=row.label,
@@ -143,19 +147,23 @@ class Table:
             budget=row.budget,
             images=row.images,
             learnt_from=row.images or self.study.material.count(train=True),
+            seed=row.seed,
             variant=row.variant,
             steps=row.steps,
             parts=row.parts,
             teacher_training=self.training,
             flops=1.0 if row.cost is None else row.cost.flops_after / row.cost.flops_before,
+            parameters=_parameters(row),
             loss=Figure(**asdict(mean_loss(losses))),
             differences=apart,
+            stages=stages,
             by_timestep=bins,
+            left=study.left(entry),
             explained=learnt.get("explained") or learnt.get("started") or {},
             figures=judged.figures,
             protocol=judged.protocol,
             grid=f"rows/{row.name}.png",
-            note="the teacher, bit for bit: on its own output as target no step moves it" if learnt.get("same") else "",
+            note=_note(bool(learnt.get("same")), stages.get("start")),
         )
         columns = study.asked.columns if study.asked.scenes else min(10, GRID)
         shown = images[: GRID // columns * columns, : 3 if images.shape[1] >= 3 else 1]
@@ -198,6 +206,28 @@ class Table:
         """The same minus *untrained*."""
         return self._over(row, untrained_of(row, self.rows), "untrained")
 
+    def over_other(self, row: Row) -> dict[str, Figure]:
+        """The same minus the row that it is compared with beside the controls."""
+        return self._over(row, against_of(row, self.rows), "against")
+
+    def timed(self, row: Row) -> dict[str, Figure]:
+        """Speed-ups of a finished row over the teacher by setting; empty where they were not measured here."""
+        study, entry = self.opened(row)
+        return {
+            found["setting"]: Figure(value=found["speedup"], low=found["low"], high=found["high"])
+            for found in study.timed(entry)
+        }
+
+    def losses(self) -> dict[str, torch.Tensor]:
+        """(triples,) float32 held-out losses of every finished row by its name, for comparisons that no page has."""
+        found = {}
+        for row in self.rows:
+            if self.done(row) is not None:
+                study, entry = self.opened(row)
+                if (study.out / study.subject(entry).name / "denoise.json").is_file():
+                    found[row.name] = study.denoise(entry).float()
+        return found
+
     def _over(self, row: Row, control: Row | None, name: str) -> dict[str, Figure]:
         if control is None:
             return {}
@@ -226,6 +256,21 @@ class Table:
         }
 
 
+def _parameters(row: Row) -> float | None:
+    """Over the teacher's."""
+    if row.cost is None:
+        return 1.0
+    return row.cost.parameters_after / row.cost.shape.parameters if row.cost.parameters_after else None
+
+
+def _note(same: bool, start: Figure | None) -> str:
+    if same:
+        return "the teacher, bit for bit: on its own output as target no step moves it"
+    if start is not None and start.value == 0:
+        return "starts as the teacher exactly: nothing is left to learn"
+    return ""
+
+
 class Measured(NamedTuple):
     """What a row's samples are worth: its figures, their paired differences to the teacher's, and how it was drawn."""
 
@@ -250,14 +295,6 @@ def measured(quality: Mapping[str, Any] | None, judged: Mapping[str, Any] | None
     told = {"fid": "FID − teacher's", "kid": "KID − teacher's"}
     apart = {name: Figure(**quality["figures"][key]) for name, key in told.items() if key in quality["figures"]}
     return Measured(figures_of(quality), apart, quality["protocol"]["text"])
-
-
-class _Absent(Exception):
-    """No file of these settings."""
-
-
-def _absent() -> dict[str, Any]:
-    raise _Absent
 
 
 def by_timestep(mine: torch.Tensor, theirs: torch.Tensor, t: torch.Tensor, steps: int = 1000) -> tuple[Figure, ...]:

@@ -37,8 +37,15 @@ def returned(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
 def match_features(
     student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], team: Team | None = None
 ) -> torch.Tensor:
-    """Mean over blocks of the squared distance of the student's (B, N, D) from the teacher's, as a share of the
-    variance that the latter has over samples and tokens: what is left unexplained.
+    """Mean over blocks of :func:`unexplained`."""
+    return unexplained(student, teacher, team).mean()
+
+
+def unexplained(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], team: Team | None = None
+) -> torch.Tensor:
+    """(blocks,) squared distances of the student's (B, N, D) from the teacher's, as shares of the variance that the
+    latter have over samples and tokens: what is left unexplained.
 
     The variance is summed over channels, since some of a deep block's channels hardly vary. team: processes that hold
     rows of one batch; the variance is that of all of them, so that together they find what one would.
@@ -51,4 +58,4 @@ def match_features(
     for given, wanted, mean, square in zip(student, teacher, means, squares, strict=True):
         spread = (square - mean.square().mean()).clamp(min=1e-12).float()
         shares.append((given.float() - wanted.float()).square().mean() / spread)
-    return torch.stack(shares).mean()
+    return torch.stack(shares)
