@@ -2,20 +2,25 @@
 
 The rule for the loss follows from what stage 1 minimises (section 2 of arXiv 2506.05340: deep layers have heavy-tailed
 activations, so the loss matters). A squared error is the likelihood of Gaussian deviations, excess kurtosis 0; an
-absolute one of Laplace's, excess kurtosis 3; Huber's lies between. And the mean square of n deviations has relative
-variance (excess + 2) / n: :func:`l2_noise` is how many times the batch of a Gaussian site L2 needs to be as certain.
+absolute one of Laplace's, excess kurtosis 3; Huber's lies between. A loss that a site does not ask for wastes samples:
+of Gaussian deviations the absolute error's minimum needs pi/2 times as many as the squared one's to be as certain, of
+Laplace's the squared one's twice as many as the absolute one's (the median's and the mean's asymptotic variances).
+Both are of independent deviations of one scale; outputs are of many, and channels of unlike scale have heavy tails
+together.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..hosts import Site, bundled_config, bundled_configs, shape_of
+from ..hosts.shapes import Kind
 from ..plan import Plan, PlanError
 from ..store.configs import config_of
 from ..teachers import teacher_folder, teachers
@@ -24,6 +29,8 @@ from .analysis import Analysis, AnalysisError, Distance
 
 GAUSSIAN, LAPLACE = 1.0, 3.0
 """Excess kurtosis below which L2 is suggested, and from which on L1 is; Huber's loss between."""
+FAR = 2.0
+"""Standard deviations beyond which an error is rare."""
 SHARES = (25, 50, 75)
 FILE = "analysis.json"
 
@@ -36,17 +43,23 @@ def suggested_loss(outputs: Spread) -> str:
     return "huber" if tails < LAPLACE else "l1"
 
 
-def l2_noise(outputs: Spread) -> float:
-    """Variance of the mean square, over that of a Gaussian site: (excess + 2) / 2."""
-    return (outputs.kurtosis + 2) / 2
-
-
 def huber_corner(outputs: Spread) -> float:
     """Where Huber's loss turns from square to absolute (an error of 1), in standard deviations of the outputs.
 
-    Errors are smaller than outputs: a corner beyond a few is L2 in all but name.
+    Errors are smaller than outputs: a corner beyond :data:`FAR` is L2 in all but name.
     """
     return 1 / math.sqrt(outputs.variance) if outputs.variance > 0 else math.inf
+
+
+def risky_losses(outputs: Spread) -> tuple[str, ...]:
+    """The losses that a site with these outputs is at risk with: L2 under heavy tails, and Huber's where it is nearly
+    L2; L1 where there are none."""
+    tails = outputs.kurtosis
+    if math.isnan(tails) or GAUSSIAN <= tails < LAPLACE:
+        return ()
+    if tails < GAUSSIAN:
+        return ("l1",)
+    return ("l2", "huber") if huber_corner(outputs) > FAR else ("l2",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +108,14 @@ def suggested_plans(ranking: Ranking, operator: str = "hyena_x") -> dict[str, st
 def suggested_losses(analysis: Analysis) -> dict[Site, str]:
     """By site, from its outputs over all steps."""
     return {site: suggested_loss(analysis.spread(site, "output")) for site in analysis.sites}
+
+
+def suggested_by_kind(losses: Mapping[Site, str]) -> dict[Kind, str]:
+    """The loss that most sites of a kind ask for, as stage 1 takes one for each kind; of two the more robust."""
+    order = ("l2", "huber", "l1")
+    kinds = dict.fromkeys(site.kind for site in losses)
+    found = {kind: Counter(loss for site, loss in losses.items() if site.kind == kind) for kind in kinds}
+    return {kind: max(asked, key=lambda loss: (asked[loss], order.index(loss))) for kind, asked in found.items()}
 
 
 def read_ranking(path: Path) -> Ranking:

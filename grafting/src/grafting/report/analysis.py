@@ -29,8 +29,9 @@ from ..measure.suggest import (
     FILE,
     Ranking,
     huber_corner,
-    l2_noise,
     rank,
+    risky_losses,
+    suggested_by_kind,
     suggested_losses,
     suggested_plans,
 )
@@ -105,7 +106,7 @@ def plain(analysis: Analysis, k: int, ranking: Ranking | None) -> dict[str, Any]
     for site in analysis.sites:
         sides: dict[str, Any] = {side: _moments(analysis.spread(site, side)) for side in SIDES}
         outputs = analysis.spread(site, "output")
-        told = {"l2 noise": _short(l2_noise(outputs)), "huber corner": _short(huber_corner(outputs))}
+        told = {"risky": list(risky_losses(outputs)), "huber corner": _short(huber_corner(outputs))}
         sites.append({"site": site.name, **sides, "loss": losses[site], **told})
     return {
         "schema": SCHEMA,
@@ -128,6 +129,7 @@ def plain(analysis: Analysis, k: int, ranking: Ranking | None) -> dict[str, Any]
         },
         "blocks": blocks,
         "sites": sites,
+        "losses": suggested_by_kind(losses),
     }
 
 
