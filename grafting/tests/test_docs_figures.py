@@ -95,6 +95,16 @@ def test_search() -> None:
     assert content["seconds"] < 600
 
 
+def test_plans_of_a_search_lose_more_than_the_sum() -> None:
+    page = " ".join((HOME / "docs" / "search.md").read_text(encoding="utf-8").split())
+    (told,) = re.findall(r"what was measured is (.*?) \(`grafting", page)
+    found = {f"{one['share']:.2f}": one for one in measured("search-front")["front"] if one["measured"]}
+    said = re.findall(r"([\d.]+) times (?:the prediction )?at ([\d.]+\d)", told)
+    assert len(said) == 4
+    for times, share in said:
+        assert f"{found[share]['measured']['value'] / found[share]['predicted']:.1f}" == times
+
+
 def test_encoding() -> None:
     content = measured("encode")
     page = (HOME / "docs" / "data.md").read_text(encoding="utf-8")

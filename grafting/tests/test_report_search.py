@@ -106,8 +106,23 @@ def test_plans_lie_where_their_figures_say() -> None:
     assert corner is not None and len(circles) == 3 and svg.count("under the budget") == 1
     (x0, y0), (x1, y1), (x2, y2) = circles
     assert (x1 - x0) / (x2 - x1) == pytest.approx(0.1 / 0.05, rel=0.01), "shares are drawn to scale"
-    assert (y1 - y0) / (y2 - y1) == pytest.approx(0.04 / 0.012, rel=0.02), "and losses are"
+    roots = [0.05**0.5, 0.01**0.5, -(0.002**0.5)]
+    assert (y1 - y0) / (y2 - y1) == pytest.approx((roots[0] - roots[1]) / (roots[1] - roots[2]), rel=0.02), "as roots"
     assert float(corner[1]) + 5 > x2 and y1 < float(corner[2]) + 5 < y2, "the pretrained model loses nothing at 1"
+
+
+def test_what_was_measured_whole_stands_beside_what_was_predicted(content: dict[str, Any], tmp_path: Path) -> None:
+    content["front"][0]["measured"] = {"value": 0.2, "low": 0.1, "high": 0.3, "share": None}
+    write_search_page(tmp_path / "search.html", content)
+    page = (tmp_path / "search.html").read_text()
+    assert "<title>measured: 0.8000, +0.20000</title>" in page and page.count("<th>at its start</th>") == 1
+    assert "<td>+0.20000<small>+0.10000 … +0.30000</small></td>" in page and "<th>timed</th>" not in page
+    svg = front_line([(0.8, 0.05)], "t", x="", y="", seen=[(0.8, 0.2, 0.1, 0.3)])
+    (predicted, measured) = (float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', svg))
+    zero = float(re.findall(r'<rect x="[\d.]+" y="([\d.]+)"', svg)[0]) + 5
+    assert (zero - measured) / (zero - predicted) == pytest.approx(2, rel=0.02), "roots of 4 to 1"
+    write_search_page(tmp_path / "search.html", content | {"by": "carried"})
+    assert "<title>measured" not in (tmp_path / "search.html").read_text(), "a loss is no carried error"
 
 
 def test_scores_are_shown_by_predictor_and_kind(content: dict[str, Any]) -> None:

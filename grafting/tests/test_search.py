@@ -6,6 +6,8 @@ import itertools
 import json
 import random
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,13 @@ from grafting.cost import plan_cost
 from grafting.diffusion import Diffusion
 from grafting.graft import ungraft
 from grafting.hosts import Site
-from grafting.measure.denoising import Triples, denoising_losses
+from grafting.measure.denoising import Triples, denoising_losses, paired_difference
+from grafting.measure.speed import Latency
 from grafting.plan import Plan, PlanError
 from grafting.searching.candidates import candidates
+from grafting.searching.check import spread
 from grafting.searching.costs import Budget, counted, timed
-from grafting.searching.find import best, pareto, predicted
+from grafting.searching.find import best, pareto, predicted, worth
 from grafting.searching.scores import Score, Scoring, carried_errors, score
 from grafting.searching.search import Front
 from grafting.searching.solve import Option, SearchError, Selection, choose, front, least_cost, undominated
@@ -282,9 +286,72 @@ def test_another_budget_cost_or_predictor_scores_nothing_again(
         again.under("flops=0.9")
 
 
+def test_plans_are_looked_at_whole_on_other_triples(
+    found: Front, scored: tuple[Path, list[Score]], tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"scoring": SCORING, "out": scored[0], "points": 6, "check": 2}
+    again = grafting.search(str(tiny_teacher), NAMES, **settings)
+    seen = [place for place, one in enumerate(again.plans) if one.measured is not None]
+    assert seen == [0, len(again.plans) - 1]
+    assert [replace(one, measured=None) for one in again.plans] == list(found.plans)
+    one = again.plans[0]
+    assert one.measured is not None and one.measured.low is not None and one.measured.share is None
+    model = open_model(str(tiny_teacher))
+    material = Material(model)
+    z, y = material.latents(train=False), material.conditions(train=False)
+    triples = Triples.draw(z, y, n=SCORING.triples, seed=SCORING.seed + 1)
+    theirs = denoising_losses(denoiser(model.transformer), triples)
+    begin(model.transformer, one.plan, material, init="solve", seed=SCORING.seed, calibration=SCORING.calibration)
+    expected = paired_difference(denoising_losses(denoiser(model.transformer), triples), theirs)
+    assert one.measured.value == pytest.approx(expected.value, rel=1e-4)
+    monkeypatch.setattr("grafting.searching.check.begin", lambda *_, **__: pytest.fail("looked at again"))
+    assert grafting.search(str(tiny_teacher), NAMES, **settings).plans == again.plans
+
+
+def test_a_front_is_looked_at_from_end_to_end(found: Front) -> None:
+    plans = [found.plans[0]] * 7
+    assert [spread(plans, count) for count in (0, 1, 2, 4, 9)] == [[], [0], [0, 6], [0, 2, 4, 6], list(range(7))]
+    assert spread([], 3) == []
+
+
+def test_latency_is_searched_by_parts_and_timed_whole(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With times that are known: attention takes 4 of 20 s at each block, swa 1; the plan as a whole 12."""
+    known = {"whole": 20.0, "original attn": 4.0, "attn swa": 1.0, "pretrained": 20.0, "plan": 12.0}
+
+    def clock(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Latency]:
+        for call in calls.values():
+            call()
+        return {
+            name: Latency(minimum=known[name], low=0.0, median=0.0, high=0.0, rounds=rounds, threads=1)
+            for name in calls
+        }
+
+    monkeypatch.setattr("grafting.searching.costs.latency", clock)
+    monkeypatch.setattr("grafting.searching.check.latency", clock)
+    command = ["search", str(tiny_teacher), "--operators", "swa", "--site", "attn", "--triples", "8", "--check", "1"]
+    assert main([*command, "--budget", "latency=14s", "--out", str(tmp_path)]) == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("best")).split()
+    assert told[1] == "0.7000" and told[-1] == "0.6000", "two sites spare 3 s each, by parts; 12 of 20 s as a whole"
+    content = json.loads((tmp_path / "search.json").read_text())
+    assert content["best"]["measured"]["share"] == 0.6
+    assert sum(len(edit["blocks"]) for edit in content["best"]["plan"]["edits"]) == 2
+    page = (tmp_path / "search.html").read_text()
+    assert "<th>timed</th>" in page and "measured: 0.6000" in page
+
+
+def test_a_loss_below_zero_within_its_interval_is_none() -> None:
+    noise = Score(block=0, kind="attn", candidate="swa", loss=-0.1, low=-0.3, high=0.1, carried=0.5)
+    gain, cost = replace(noise, low=-0.2, high=-0.05), replace(noise, loss=0.1, low=-0.1, high=0.3)
+    assert [worth(one, "loss") for one in (noise, gain, cost)] == [0.0, -0.1, 0.1]
+    assert worth(noise, "carried") == 0.5
+
+
 @pytest.mark.parametrize(
     ("given", "match"),
     [
+        ({"check": -1}, "check -1: at least 0"),
         ({"cost": "speed"}, "cost 'speed': flops, parameters, latency"),
         ({"by": "fid"}, "predictor 'fid': loss or carried"),
         ({"points": 1}, "points 1: at least 2"),

@@ -6,7 +6,7 @@ Colours are those of Okabe & Ito, which colour-blind readers tell apart; nothing
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 from .results import Cost, ModelResult, SiteMap, SpeedRow
@@ -63,6 +63,22 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
+def root(v: float) -> float:
+    """A place on an axis of square roots, on which small differences are not pressed together by large ones."""
+    return math.copysign(math.sqrt(abs(v)), v)
+
+
+def root_ticks(low: float, high: float, at: Callable[[float], float], apart: float) -> list[float]:
+    """Ticks of such an axis, between two values: zero, then steps of 1, 2 and 5 from the largest down, each only where
+    ``at`` puts it more than ``apart`` from those that are there."""
+    steps = sorted((m * 10.0**k for k in range(-6, 6) for m in (1, 2, 5)), reverse=True)
+    found: list[float] = []
+    for tick in (0.0, *(sign * step for step in steps for sign in (1, -1))):
+        if low <= tick <= high and all(abs(at(tick) - at(other)) > apart for other in found):
+            found.append(tick)
+    return found
+
+
 def intervals(models: Sequence[ModelResult], title: str) -> str:
     """Paired loss differences to the teacher as marks with 95 % intervals; the further left the better.
 
@@ -70,23 +86,20 @@ def intervals(models: Sequence[ModelResult], title: str) -> str:
     """
     shown = [(m, m.denoising_difference) for m in models if m.denoising_difference is not None]
     values = [0.0] + [x for _, d in shown for x in (d.value, d.low, d.high) if x is not None]
-    ends = [_root(f(values)) for f in (min, max)]
+    ends = [root(f(values)) for f in (min, max)]
     spread = ends[1] - ends[0] or 1.0
     low, high = ends[0] - 0.06 * spread, ends[1] + 0.1 * spread
     height = 34 * len(shown) + 44
 
     def at(v: float) -> float:
-        return _LABEL + (_root(v) - low) / (high - low) * (WIDTH - _LABEL - 10)
+        return _LABEL + (root(v) - low) / (high - low) * (WIDTH - _LABEL - 10)
 
     bottom = height - 30
-    parts, taken = [], list[float]()
-    steps = sorted(m * 10.0**k for k in range(-6, 3) for m in (1, 2, 5))
-    for tick in [0.0, *(sign * step for step in reversed(steps) for sign in (1, -1))]:
-        if min(values) <= tick <= max(values) and all(abs(at(tick) - other) > 62 for other in taken):
-            taken.append(at(tick))
-            parts.append(line(at(tick), 4, at(tick), bottom, INK if tick == 0 else RULE, 1.5 if tick == 0 else 1))
-            mark = f"{tick:+.4g}" if tick else "0"
-            parts.append(text(at(tick), bottom + 18, mark, anchor="middle", size=12, fill=FAINT))
+    parts = []
+    for tick in root_ticks(min(values), max(values), at, 62):
+        parts.append(line(at(tick), 4, at(tick), bottom, INK if tick == 0 else RULE, 1.5 if tick == 0 else 1))
+        mark = f"{tick:+.4g}" if tick else "0"
+        parts.append(text(at(tick), bottom + 18, mark, anchor="middle", size=12, fill=FAINT))
     for row, (model, d) in enumerate(shown):
         y, colour = 22 + 34 * row, ROLE_COLOURS[model.role]
         parts.append(text(0, y + 5, model.name))
@@ -99,10 +112,6 @@ def intervals(models: Sequence[ModelResult], title: str) -> str:
         )
         parts += [shape, text(at(d.value), y - 9, f"{d.value:+.2g}", anchor="middle", size=11, fill=FAINT)]
     return drawing(WIDTH, height, title, parts)
-
-
-def _root(v: float) -> float:
-    return math.copysign(math.sqrt(abs(v)), v)
 
 
 def site_map(layout: SiteMap, title: str) -> str:

@@ -6,7 +6,22 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
-from .figures import COLOURS, CONTROL, FAINT, HYBRID, INK, RULE, UNTOUCHED, WIDTH, drawing, line, number, text, ticks
+from .figures import (
+    COLOURS,
+    CONTROL,
+    FAINT,
+    HYBRID,
+    INK,
+    RULE,
+    UNTOUCHED,
+    WIDTH,
+    drawing,
+    line,
+    root,
+    root_ticks,
+    text,
+    ticks,
+)
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 66, 16, 14, 46, 320
 
@@ -14,13 +29,27 @@ Layout = Mapping[str, Sequence[str | None]]
 """By kind of site, the operator of every block; None where the original stays."""
 
 
-def front_line(points: Sequence[tuple[float, float]], title: str, *, x: str, y: str, marked: int | None = None) -> str:
+Seen = tuple[float, float, float, float]
+"""Share of the cost, loss, and the ends of its interval."""
+
+
+def front_line(
+    points: Sequence[tuple[float, float]],
+    title: str,
+    *,
+    x: str,
+    y: str,
+    marked: int | None = None,
+    seen: Sequence[Seen] = (),
+) -> str:
     """(share of the cost, predicted loss) of plans, joined as steps: between two plans a budget buys the cheaper one.
 
-    The pretrained model is the square at (1, 0); ``marked`` is the plan that was asked for. x, y: what the axes hold.
+    The pretrained model is the square at (1, 0); ``marked`` is the plan that was asked for. seen: of plans that were
+    measured whole, as rings with their intervals. Losses are drawn as square roots. x, y: what the axes hold.
     """
-    xs, ys = [*(p[0] for p in points), 1.0], [*(p[1] for p in points), 0.0]
-    low, high = min(ys), max(ys)
+    xs = [*(p[0] for p in points), *(s[0] for s in seen), 1.0]
+    ys = [*(p[1] for p in points), *(v for s in seen for v in s[1:]), 0.0]
+    low, high = root(min(ys)), root(max(ys))
     left, right = min(xs), max(xs)
     tall, wide = high - low or 1.0, right - left or 1.0
     low, high = low - 0.06 * tall, high + 0.06 * tall
@@ -28,16 +57,16 @@ def front_line(points: Sequence[tuple[float, float]], title: str, *, x: str, y: 
 
     def at(share: float, loss: float) -> tuple[float, float]:
         across = _LEFT + (share - left) / (right - left) * (WIDTH - _LEFT - _RIGHT)
-        return across, _TOP + (high - loss) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+        return across, _TOP + (high - root(loss)) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
     bottom = _HEIGHT - _BOTTOM
     parts = []
-    for tick in ticks(low, high):
+    for tick in root_ticks(min(ys), max(ys), lambda tick: at(left, tick)[1], 22):
         level = at(left, tick)[1]
         parts.append(line(_LEFT, level, WIDTH - _RIGHT, level, FAINT if tick == 0 else RULE))
-        parts.append(text(_LEFT - 6, level + 4, number(tick), anchor="end", size=12, fill=FAINT))
+        parts.append(text(_LEFT - 6, level + 4, f"{tick:g}", anchor="end", size=12, fill=FAINT))
     for tick in ticks(left, right, 7):
-        across = at(tick, low)[0]
+        across = at(tick, 0.0)[0]
         parts.append(line(across, bottom, across, bottom + 5, FAINT))
         parts.append(text(across, bottom + 18, f"{tick:g}", anchor="middle", size=12, fill=FAINT))
     parts.append(text((_LEFT + WIDTH - _RIGHT) / 2, _HEIGHT - 6, x, anchor="middle", size=12, fill=FAINT))
@@ -56,6 +85,12 @@ def front_line(points: Sequence[tuple[float, float]], title: str, *, x: str, y: 
             # Above the name of the pretrained model, which may be near.
             side, shift = ("start", 10) if across < WIDTH - 130 else ("end", -10)
             parts.append(text(across + shift, level - 24, "under the budget", anchor=side, size=12, fill=CONTROL))
+    for share, loss, least, most in seen:
+        (across, level), (_, top), (_, foot) = at(share, loss), at(share, most), at(share, least)
+        parts.append(line(across, top, across, foot, INK, 1.5))
+        told = f"<title>measured: {share:.4f}, {loss:+.5f}</title>"
+        ring = f'r="5" fill="#fff" stroke="{INK}" stroke-width="1.5"'
+        parts.append(f'<circle cx="{across:.1f}" cy="{level:.1f}" {ring}>{told}</circle>')
     across, level = at(*whole)
     told = "<title>the pretrained model</title>"
     parts.append(f'<rect x="{across - 5:.1f}" y="{level - 5:.1f}" width="10" height="10" fill="{INK}">{told}</rect>')

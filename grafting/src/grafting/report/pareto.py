@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from .figures import COLOURS, FAINT, HYBRID, INK, RULE, WIDTH, drawing, line, number, text
+from .figures import COLOURS, FAINT, HYBRID, INK, RULE, WIDTH, drawing, line, number, root, root_ticks, text
 from .results import Figure
 
 HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 330, 58, 150, 26, 44
@@ -97,20 +97,17 @@ def scatter(
     values += [v for k in kept for v in (points[k][2].low, points[k][2].high) if v is not None]
     if reference is not None:
         values += [v for v in (reference.value, reference.high) if v is not None]
-    low, high = _root(min(values)), _root(max(values))
+    low, high = root(min(values)), root(max(values))
     spread = high - low or 1.0
     places = sorted({place for _, place, _ in points})
     along = _along(places[0] * 0.95, places[-1] * 1.05)
 
     def level(value: float) -> float:
-        return TOP + 8 + (high - _root(value)) / spread * (TALL - TOP - BOTTOM - 16)
+        return TOP + 8 + (high - root(value)) / spread * (TALL - TOP - BOTTOM - 16)
 
-    parts, taken = _axes(x, y, TALL), list[float]()
-    steps = sorted((m * 10.0**k for k in range(-6, 6) for m in (1, 2, 5)), reverse=True)
-    for tick in (0.0, *(sign * step for step in steps for sign in (1, -1))):
-        if low <= _root(tick) <= high and all(abs(level(tick) - other) > 24 for other in taken):
-            taken.append(level(tick))
-            parts += _rule(level(tick), f"{tick:g}")
+    parts = _axes(x, y, TALL)
+    for tick in root_ticks(min(values), max(values), level, 24):
+        parts += _rule(level(tick), f"{tick:g}")
     last = -math.inf
     for place in places:
         if along(place) > last + 44:
@@ -138,10 +135,6 @@ def scatter(
             boxes.append(box)
             parts.append(text(start, box[3] - 3, name, anchor=anchor, size=11, fill=INK if best else FAINT))
     return drawing(WIDTH, TALL, title, parts)
-
-
-def _root(v: float) -> float:
-    return math.copysign(math.sqrt(abs(v)), v)
 
 
 def _along(low: float, high: float) -> Callable[[float], float]:

@@ -72,16 +72,27 @@ def write_search_page(path: Path, content: Mapping[str, Any]) -> None:
             "predicted": one["predicted"],
             "swapped": sum(len(edit["blocks"]) for edit in one["plan"]["edits"]),
             "operators": _counts(one["plan"]),
+            "measured": one.get("measured"),
         }
         for place, one in enumerate(plans)
     ]
     chosen = [] if best is None else [best]
     points = [(one["share"], one["predicted"]) for one in [*plans, *chosen]]
+    # Losses stand beside losses alone, and times where they were taken.
+    whole = [(one, one["measured"]) for one in [*plans, *chosen] if one.get("measured")]
+    seen = [(found["share"] or one["share"], *(found[key] for key in ("value", "low", "high"))) for one, found in whole]
     kinds = [kind for kind in KINDS if any(swap["kind"] == kind for swap in content["swaps"])]
     layouts = [(f"{one['share']:.3f}", layout(one["plan"], kinds, content["depth"])) for one in reversed(plans)]
     axis = f"{content['cost']}, share of the pretrained model's"
     drawings = {
-        "front": front_line(points, "the front", x=axis, y=f"predicted {by}", marked=len(plans) if chosen else None),
+        "front": front_line(
+            points,
+            "the front",
+            x=axis,
+            y=f"predicted {by}",
+            marked=len(plans) if chosen else None,
+            seen=seen if by == "loss" else (),
+        ),
         "map": operator_map(layouts, "which operator stands where", down=content["cost"]),
         "best": operator_map(
             [(f"{one['share']:.3f}", layout(one["plan"], kinds, content["depth"])) for one in chosen],
@@ -92,6 +103,7 @@ def write_search_page(path: Path, content: Mapping[str, Any]) -> None:
     text = template("search.html").render(
         s=content,
         rows=rows,
+        seen=bool(seen),
         best=best,
         operators="" if best is None else _counts(best["plan"]),
         swapped=0 if best is None else sum(len(edit["blocks"]) for edit in best["plan"]["edits"]),

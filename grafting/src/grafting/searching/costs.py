@@ -98,7 +98,7 @@ def timed(
         made = build(one.operator, width=shape.width, heads=shape.heads, tokens=x.shape[1], **one.options)
         made = made.to(like.device, like.dtype).eval()
         calls[f"{one.kind} {one.name}"] = lambda made=made: made(x, grid=grid)  # type: ignore[misc]
-    calls["whole"] = _whole(model, grid, batch)
+    calls["whole"] = whole_pass(model, grid, batch)
     seconds = {name: found.minimum for name, found in latency(calls, rounds=rounds).items()}
     changes: dict[tuple[str, str], float] = {
         (one.kind, one.name): seconds.get(f"{one.kind} {one.name}", 0.0) - seconds[f"original {one.kind}"]
@@ -107,7 +107,8 @@ def timed(
     return Costs(whole=seconds["whole"], changes=changes)
 
 
-def _whole(model: nn.Module, grid: tuple[int, int], batch: int) -> Callable[[], object]:
+def whole_pass(model: nn.Module, grid: tuple[int, int], batch: int) -> Callable[[], object]:
+    """One pass of a model over ``batch`` random samples of ``grid`` tokens, each time that it is called."""
     host, device = host_for(model), next(model.parameters()).device
     config: Mapping[str, int] = dict(model.config)  # type: ignore[arg-type]
     size = [length * config["patch_size"] for length in grid]

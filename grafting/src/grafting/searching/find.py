@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..plan import Plan
@@ -16,14 +16,27 @@ PREDICTORS = ("loss", "carried")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A plan as a whole at its solved start. value: its held-out loss minus the pretrained model's, with the 95 %
+    interval; share: its time over the pretrained model's, where that is the cost."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Found:
-    """A plan; ``predicted``: the sum of its sites' scores; ``share``: its cost over the pretrained model's."""
+    """A plan; ``predicted``: the sum of its sites' scores; ``share``: its cost over the pretrained model's; measured:
+    where it was looked at whole."""
 
     plan: Plan
     cost: str
     share: float
     predicted: float
     predictor: str
+    measured: Measured | None = None
 
     def to_yaml(self) -> str:
         """As ``grafting run`` and ``--plan`` take it, with what was predicted above it."""
@@ -38,7 +51,15 @@ class Found:
             "share": self.share,
             "predicted": self.predicted,
             "predictor": self.predictor,
+            "measured": self.measured and asdict(self.measured),
         }
+
+
+def worth(score: Score, by: str) -> float:
+    """What a swap is predicted to lose. A loss below zero whose interval holds zero is none: the solver would look for
+    the noise of such swaps, and find it."""
+    value = float(getattr(score, by))
+    return 0.0 if by == "loss" and value < 0 <= score.high else value
 
 
 def options(scores: Sequence[Score], costs: Costs, *, by: str = "loss") -> list[Option]:
@@ -49,7 +70,7 @@ def options(scores: Sequence[Score], costs: Costs, *, by: str = "loss") -> list[
         Option(
             site=score.site,
             candidate=score.candidate,
-            loss=float(getattr(score, by)),
+            loss=worth(score, by),
             cost=costs.changes[score.kind, score.candidate],
         )
         for score in scores
@@ -105,7 +126,7 @@ def predicted(plan: Plan, source: Any, scores: Sequence[Score], *, by: str = "lo
     """The sum of a plan's scores. Raises SearchError where one of its sites has none, or it is restructured."""
     if plan.restructure:
         raise SearchError("a restructured plan has no scores by site")
-    known = {(score.site, score.candidate): float(getattr(score, by)) for score in scores}
+    known = {(score.site, score.candidate): worth(score, by) for score in scores}
     total = 0.0
     for entry in plan.resolve(source):
         one = Candidate(kind=entry.site.kind, operator=entry.operator, options=entry.options)

@@ -64,6 +64,18 @@ class Scoring:
             )
 
 
+def settings_of(scoring: Scoring, model: Model, material: Material) -> dict[str, Any]:
+    """What scores and checks of one model have in common, as plain data; the batch changes nothing beyond rounding."""
+    return {
+        "version": VERSION,
+        "teacher": tensors_hash(model.transformer.state_dict()),
+        "material": material.identity,
+        "triples": scoring.triples,
+        "calibration": scoring.calibration,
+        "seed": scoring.seed,
+    }
+
+
 def score(
     model: Model,
     operators: Sequence[Candidate],
@@ -84,14 +96,7 @@ def score(
     material, network = Material(model, data), model.transformer
     for one in operators:
         one.plan("all").check(network).raise_if_any()
-    shared = {
-        "version": VERSION,
-        "teacher": tensors_hash(network.state_dict()),
-        "material": material.identity,
-        "triples": scoring.triples,
-        "calibration": scoring.calibration,
-        "seed": scoring.seed,
-    }
+    shared = settings_of(scoring, model, material)
     triples: list[Triples] = []
     losses: list[torch.Tensor] = []
 

@@ -16,6 +16,7 @@ from ..hosts import host_for
 from ..hosts.shapes import KINDS, Kind
 from ..store.models import Model, open_model
 from .candidates import DEFAULT, Candidate, candidates
+from .check import checked, spread
 from .costs import KINDS as COSTS
 from .costs import Budget, Costs, counted, timed
 from .find import PREDICTORS, Found, best, pareto
@@ -84,6 +85,7 @@ def search(
     cost: str = "flops",
     by: str = "loss",
     points: int = 20,
+    check: int = 0,
     side: int | None = None,
     batch: int = 8,
     scoring: Scoring | None = None,
@@ -103,11 +105,12 @@ def search(
         cost: ``flops`` and ``parameters`` by formula per sample, ``latency`` by measurement of ``batch`` samples.
         by: what predicts quality, ``loss`` or ``carried``: see :mod:`grafting.searching.scores`.
         points: budgets along the front, evenly spaced from the least cost to the pretrained model's.
+        check: plans along the front that are measured whole at their solved start (``measured``).
         side: tokens along a side that costs are of; the model's own by default.
         scoring: what the scores depend on. data: a folder of :func:`grafting.encode` or an npz of images,
             where the model brings none.
-        out: a folder that keeps the scores, so that another cost, budget or predictor takes seconds.
-        progress: called with (done, total) operators.
+        out: a folder that keeps scores and checks, so that another cost, budget or predictor takes seconds.
+        progress: called with (done, total) operators and checks.
 
     Raises:
         SearchError: what is asked for is none of these, or the model is grafted.
@@ -117,19 +120,29 @@ def search(
         raise SearchError(f"cost {cost!r}: {', '.join(COSTS)}")
     if by not in PREDICTORS:
         raise SearchError(f"predictor {by!r}: {' or '.join(PREDICTORS)}")
-    for name, value, least in (("side", side, 1), ("batch", batch, 1), ("points", points, 2)):
+    for name, value, least in (("side", side, 1), ("batch", batch, 1), ("points", points, 2), ("check", check, 0)):
         if value is not None and value < least:
             raise SearchError(f"{name} {value}: at least {least}")
     chosen = candidates(operators, kinds)
     opened = open_model(model) if isinstance(model, str) else model
     with ExitStack() as stack:
         home = Path(out or stack.enter_context(TemporaryDirectory()))
-        scores = score(opened, chosen, home, scoring=scoring, data=data, progress=progress)
-    network = opened.transformer
-    if cost == "latency":
-        costs = timed(network, chosen, side=side, batch=batch)
-    else:
-        costs = counted(network, chosen, side=side)[cost]
+
+        def shown(before: int) -> Callable[[int, int], None] | None:
+            return None if progress is None else lambda done, _: progress(before + done, len(chosen) + check)
+
+        scores = score(opened, chosen, home, scoring=scoring, data=data, progress=shown(0))
+        network = opened.transformer
+        if cost == "latency":
+            costs = timed(network, chosen, side=side, batch=batch)
+        else:
+            costs = counted(network, chosen, side=side)[cost]
+        plans = pareto(scores, chosen, costs, cost, by=by, points=points)
+        places = spread(plans, check)
+        how: dict[str, Any] = {"scoring": scoring, "data": data, "side": side, "batch": batch}
+        seen = checked(opened, [plans[place] for place in places], home, progress=shown(len(chosen)), **how)
+        for place, one in zip(places, seen, strict=True):
+            plans[place] = one
     host, device = host_for(network), next(network.parameters()).device
     return Front(
         model=opened.name,
@@ -137,7 +150,7 @@ def search(
         cost=cost,
         protocol=_protocol(cost, (side, side) if side else host.grid_of(network), batch, device),
         by=by,
-        plans=tuple(pareto(scores, chosen, costs, cost, by=by, points=points)),
+        plans=tuple(plans),
         operators=chosen,
         scores=tuple(scores),
         costs=costs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .shared import MODEL, Verbs, alone, at_least, data_option, device_option, folder_of, progress, text_tokens_option
 
@@ -34,6 +34,9 @@ def add(verbs: Verbs) -> None:
     made.add_argument(
         "--points", type=at_least(2), default=20, metavar="N", help="budgets along the front (default 20)"
     )
+    made.add_argument(
+        "--check", type=at_least(0), default=4, metavar="N", help="plans measured whole along the front (default 4)"
+    )
     made.add_argument("--out", type=Path, help="the folder for scores, front and plans (default: in out/)")
     made.add_argument("--json", action="store_true")
     data_option(made)
@@ -45,6 +48,7 @@ def search(arguments: argparse.Namespace) -> None:
     from ..hosts.shapes import KINDS, set_text_tokens
     from ..report.search import FILE, write_search
     from ..searching.candidates import DEFAULT
+    from ..searching.check import checked
     from ..searching.costs import Budget
     from ..searching.scores import Scoring
     from ..searching.search import search as find
@@ -56,6 +60,12 @@ def search(arguments: argparse.Namespace) -> None:
     if arguments.text_tokens is not None:
         set_text_tokens(model.transformer, arguments.text_tokens)
     out = arguments.out or folder_of(arguments.model, "search")
+    how: dict[str, Any] = {
+        "side": arguments.side,
+        "batch": arguments.batch,
+        "scoring": Scoring(triples=arguments.triples),
+        "data": arguments.data,
+    }
     front = find(
         model,
         arguments.operators or DEFAULT,
@@ -63,16 +73,16 @@ def search(arguments: argparse.Namespace) -> None:
         cost=budget.kind,
         by=arguments.by,
         points=arguments.points,
-        side=arguments.side,
-        batch=arguments.batch,
-        scoring=Scoring(triples=arguments.triples),
-        data=arguments.data,
+        check=arguments.check,
         out=out,
         progress=progress("score"),
+        **how,
     )
     best: Found | str
     try:
         best = front.under(budget)
+        if arguments.check:
+            (best,) = checked(model, [best], out, **how)
     except SearchError as error:  # the front, which is what took the time, is kept
         best = str(error)
     page = write_search(out, front, budget, best)
@@ -84,9 +94,22 @@ def search(arguments: argparse.Namespace) -> None:
 def _table(front: Front, best: Found | str, page: Path) -> str:
     from ..report.search import plan_name
 
-    lines = [f"{'plan':<12}{front.cost:>12}{'predicted ' + front.by:>20}"]
+    timed = front.cost == "latency"
+    lines = [f"{'plan':<12}{front.cost:>12}{'predicted ' + front.by:>20}{'   at its start' + ', timed' * timed}"]
     named = [(plan_name(place), one) for place, one in enumerate(front.plans)]
     chosen = [] if isinstance(best, str) else [("best", best)]
-    lines += [f"{name:<12}{one.share:>12.4f}{one.predicted:>+20.5f}" for name, one in [*named, *chosen]]
+    lines += [
+        f"{name:<12}{one.share:>12.4f}{one.predicted:>+20.5f}{_measured(one)}".rstrip()
+        for name, one in [*named, *chosen]
+    ]
     paths = [str(page.parent / "plans" / "best.yaml")] if chosen else []
     return "\n".join([*lines, "", *paths, str(page)])
+
+
+def _measured(one: Found) -> str:
+    """What was found of a plan as a whole: its loss minus the pretrained model's, and its time over that one's."""
+    found = one.measured
+    if found is None:
+        return ""
+    interval = "" if found.low is None else f" ({found.low:+.5f} … {found.high:+.5f})"
+    return f"   {found.value:+.5f}{interval}" + ("" if found.share is None else f", {found.share:.4f}")

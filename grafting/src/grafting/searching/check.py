@@ -1,0 +1,110 @@
+"""Searched plans looked at whole, before any training: what they lose, and in what time they run.
+
+A search adds up swaps that were looked at one by one, of loss and of latency. Here a plan is made as a study would
+begin it, and measured beside the pretrained model: its loss on other triples than those that chose it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..graft import Grafted, ungraft
+from ..hosts import host_for
+from ..measure.denoising import Triples, denoising_losses, paired_difference
+from ..measure.speed import latency
+from ..operators import Operator
+from ..store.models import Model
+from ..study.parts import part
+from ..study.stages import Material, begin, denoiser
+from .costs import whole_pass
+from .find import Found, Measured
+from .scores import Scoring, settings_of
+
+
+def spread(plans: Sequence[Found], count: int) -> list[int]:
+    """Places of at most ``count`` plans of a front, evenly spaced, the first and the last among them."""
+    count = min(count, len(plans))
+    return sorted({round(k * (len(plans) - 1) / max(1, count - 1)) for k in range(count)})
+
+
+def checked(
+    model: Model,
+    plans: Iterable[Found],
+    out: Path,
+    *,
+    scoring: Scoring | None = None,
+    data: str | None = None,
+    side: int | None = None,
+    batch: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Found]:
+    """The same plans with what was :class:`~grafting.searching.find.Measured`; the model is as before.
+
+    Losses are kept in ``out/checked``; times, where latency is what was searched under, are not, and are of ``batch``
+    samples of ``side`` tokens along a side. A plan that is bound to its number of tokens is timed at that alone.
+
+    Raises ModelError where there are no images.
+    """
+    scoring, listed = scoring or Scoring(), list(plans)
+    if not listed:
+        return []
+    material, network = Material(model, data), model.transformer
+    z, y = material.latents(train=False), material.conditions(train=False)
+    triples = Triples.draw(z, y, n=scoring.triples, seed=scoring.seed + 1)
+    theirs: list[torch.Tensor] = []
+    shared = settings_of(scoring, model, material)
+    found = []
+    for done, one in enumerate(listed):
+        settings = shared | {"plan": one.plan.to_dict()["edits"]}
+
+        def made(one: Found = one) -> Grafted:
+            return begin(network, one.plan, material, init="solve", seed=scoring.seed, calibration=scoring.calibration)
+
+        def lost(made: Callable[[], Grafted] = made) -> dict[str, Any]:
+            if not theirs:
+                theirs.append(denoising_losses(denoiser(network), triples, batch_size=scoring.batch))
+            made()
+            try:
+                mine = denoising_losses(denoiser(network), triples, batch_size=scoring.batch)
+            finally:
+                ungraft(network)
+            return asdict(paired_difference(mine, theirs[0]))
+
+        loss = part(out / "checked" / f"{one.plan.digest[:16]}.json", settings, lost)
+        share = None
+        if one.cost == "latency":
+            try:
+                share = _time(made(), side, batch)
+            finally:
+                ungraft(network)
+        found.append(replace(one, measured=Measured(**loss, share=share)))
+        if progress is not None:
+            progress(done + 1, len(listed))
+    return found
+
+
+def _time(handle: Grafted, side: int | None, batch: int) -> float | None:
+    """Of a pass, over the pretrained model's, timed in turn; None where it does not run at that many tokens."""
+    model: nn.Module = handle.model
+    own = host_for(model).grid_of(model)
+    grid = (side, side) if side else own
+    if grid != own and any(isinstance(op, Operator) and op.needs_tokens for op in handle.operators().values()):
+        return None
+    run = whole_pass(model, grid, batch)
+
+    def timed(teacher: bool) -> Callable[[], None]:
+        def call() -> None:
+            with handle.teacher() if teacher else nullcontext():
+                run()
+
+        return call
+
+    times = latency({"pretrained": timed(True), "plan": timed(False)}, rounds=10)
+    return times["plan"].minimum / times["pretrained"].minimum
