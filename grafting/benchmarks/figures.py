@@ -1,4 +1,4 @@
-"""Drawings of the documents from the recorded measurements: ``docs/what-to-expect.svg`` and ``docs/restructure.svg``.
+"""Drawings of the documents from the recorded measurements: what-to-expect, restructure and predictors, as SVG.
 
 python grafting/benchmarks/figures.py
 """
@@ -16,7 +16,7 @@ from grafting.cost import plan_cost
 from grafting.files import write_text_atomic
 from grafting.hosts import bundled_config
 from grafting.plan import Plan
-from grafting.report.figures import CONTROL, FAINT, HYBRID, INK, RULE, WIDTH, drawing, line, text
+from grafting.report.figures import CONTROL, FAINT, HYBRID, INK, RULE, WIDTH, drawing, line, text, ticks
 
 HOME = Path(__file__).resolve().parents[1]
 SIDES = range(16, 129, 8)
@@ -81,14 +81,42 @@ def merged() -> str:
     return drawing(WIDTH, bottom + 46, "A merged pair over its two blocks in turn", parts)
 
 
+def predictors() -> str:
+    """What plans lose after finetuning over what either predictor said before any training, plan by plan."""
+    content = measured("scores")
+    rows, told = content["rows"], content["spearman"]["finetuned"]
+    top, bottom, gap, edge = 30.0, 250.0, 40.0, 52.0
+    panel = (WIDTH - edge - gap) / 2
+    lost = [row["finetuned"][key] for row in rows for key in ("low", "high")]
+    parts = [text(0, 12, "loss above the teacher’s, finetuned", size=12, fill=FAINT)]
+    for number, by in enumerate(("loss", "carried")):
+        left, said = edge + number * (panel + gap), [row["predicted"][by] for row in rows]
+
+        def at(x: float, y: float, left: float = left, most: float = max(said)) -> tuple[float, float]:
+            return left + 0.95 * x / most * panel, bottom - y / max(lost) * (bottom - top)
+
+        for tick in ticks(0.0, max(lost)):
+            parts.append(line(left, at(0, tick)[1], left + panel, at(0, tick)[1], RULE))
+            parts += [text(left - 6, at(0, tick)[1] + 4, f"{tick:g}", anchor="end", size=12, fill=FAINT)][number:]
+        for tick in ticks(0.0, max(said), 4):
+            parts.append(text(at(tick, 0)[0], bottom + 18, f"{tick:g}", anchor="middle", size=12, fill=FAINT))
+        for row, x in zip(rows, said, strict=True):
+            (across, height), found = at(x, row["finetuned"]["value"]), row["finetuned"]
+            parts.append(line(across, at(x, found["low"])[1], across, at(x, found["high"])[1], HYBRID, 1.5))
+            parts.append(f'<circle cx="{across:.1f}" cy="{height:.1f}" r="4.5" fill="{HYBRID}"/>')
+        rank = f"predicted by {by}: rank correlation {told[by]['value']:.2f}"
+        parts.append(text(left + panel / 2, bottom + 38, rank, anchor="middle", size=12, fill=FAINT))
+    return drawing(WIDTH, bottom + 46, "Finetuned loss over either prediction, a dot for each plan", parts)
+
+
 def measured(name: str) -> Any:
     """A recorded benchmark."""
     return json.loads((HOME / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    """Write both."""
-    for name, svg in (("what-to-expect", bounds()), ("restructure", merged())):
+    """Write them."""
+    for name, svg in (("what-to-expect", bounds()), ("restructure", merged()), ("predictors", predictors())):
         write_text_atomic(HOME / "docs" / f"{name}.svg", svg + "\n")
         print(HOME / "docs" / f"{name}.svg")
 
