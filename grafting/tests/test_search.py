@@ -299,7 +299,8 @@ def test_plans_are_looked_at_whole_on_other_triples(
     model = open_model(str(tiny_teacher))
     material = Material(model)
     z, y = material.latents(train=False), material.conditions(train=False)
-    triples = Triples.draw(z, y, n=SCORING.triples, seed=SCORING.seed + 1)
+    assert len(z) >= 2 * SCORING.triples
+    triples = Triples.draw(z[SCORING.triples :], y[SCORING.triples :], n=SCORING.triples, seed=SCORING.seed + 1)
     theirs = denoising_losses(denoiser(model.transformer), triples)
     begin(model.transformer, one.plan, material, init="solve", seed=SCORING.seed, calibration=SCORING.calibration)
     expected = paired_difference(denoising_losses(denoiser(model.transformer), triples), theirs)

@@ -154,9 +154,12 @@ def test_rows_are_compared_with_each_other_and_trained_again(finished: tuple[Tab
     for row in (again, noise):
         assert row.over_other["loss"].value == pytest.approx(row.loss.value - first.loss.value) != 0  # type: ignore[union-attr]
         assert row.over_other["fid"].value == pytest.approx(row.figures["fid"].value - first.figures["fid"].value)
-    assert again.seed == 7 and again.variant and not again.over_none and noise.over_none
+    # Nothing else was trained from that seed, or on the noise: what was trained otherwise is no control of it.
+    assert again.seed == 7 and again.variant and not again.over_none and not noise.over_none and first.over_none
+    assert noise.changed and not again.changed and not first.variant
     seeds = [table.opened(table.named(name))[0].recipe for name in ("hyena_x-50", "hyena_x-50-s7")]
     assert [(each.seed, each.learning_seed) for each in seeds] == [(0, 0), (0, 7)]
+    assert first.none == "none-attn-50" and again.none == ""
     one, two = table.opened(table.named("to-noise-50"))[0].recipe.stages
     assert one is None and two is not None and two.target == "noise" and "target noise, no stage 1" in noise.description
     assert table.recipe.finetune.target == "teacher" and "solved start" in noise.parts
@@ -206,17 +209,59 @@ def test_left_unexplained_by_hand(finished: tuple[Table, TableResults]) -> None:
     assert len(blocks) == len(found) == 4  # type: ignore[arg-type]
 
 
+def test_a_row_depends_on_nothing_that_it_does_not_use(
+    finished: tuple[Table, TableResults], tiny_teacher: Path
+) -> None:
+    """So that another setting makes the rows again that it is one of, and no other."""
+    table, _ = finished
+
+    def made_again(*changes: str) -> set[str]:
+        other = opened(tiny_teacher, table.out, *changes)
+        return {row.name for row in other.rows if row.recipe is not None and other.done(row) is None}
+
+    everything = {row.name for row in table.rows if row.recipe is not None}
+    taught = {"hyena_x-50", "hyena_x-100", "hyena_x-50-s7"}
+    assert made_again("starts.copied.distill.mlp.lr=0.5") == {"mlp_r3-50-b0_005-n10"}
+    assert made_again("starts.copied.distill.attn.lr=0.5") == taught
+    assert made_again("starts.copied.distill.group.lr=0.5") == {"depth-halved", "depth-dropped"}
+    assert made_again("calibration=8") == taught | {"to-noise-50", "mlp_r3-50-b0_005-n10"}
+    assert made_again("seed=3") == everything and made_again("evaluate.bootstraps=7") == everything
+
+
+def test_a_control_of_nothing_at_some_blocks_has_no_stage_one(tiny_teacher: Path, tmp_path: Path) -> None:
+    plan = "{edits: [{site: attn, blocks: last 50%, operator: none}]}"
+    table = opened(tiny_teacher, tmp_path, f"rows.7={{name: last, role: control, share: 50, plan: {plan}}}")
+    assert set(table.named("last").parts) == {"stage 2"}
+    assert table.named("last").flops == pytest.approx(table.named("none-attn-50").flops, rel=0.1)
+
+
 def test_hybrids_of_the_table_proper_are_timed(finished: tuple[Table, TableResults]) -> None:
     table, results = finished
     timed = {row.name for row in results.rows if row.speed}
     assert timed == {"untrained-50", "none-attn-50", "hyena_x-50", "depth-halved", "depth-dropped", "hyena_x-100"}
+    settings = [f"{n} tokens, batch 1, {torch.get_num_threads()} threads, float32" for n in (16, 64)]
     for row in results.rows:
-        assert set(row.speed) <= {f"{n} tokens, batch 1, {torch.get_num_threads()} threads, float32" for n in (16, 64)}
-        assert all(figure.low <= figure.value <= figure.high for figure in row.speed.values())  # type: ignore[operator]
-    halved, none = results.row("depth-halved"), results.row("none-attn-50")
-    assert none is not None and none.parameters is not None and none.parameters < 1 and halved is not None
+        assert [timed.setting for timed in row.speed] == (settings if row.speed else [])
+        assert all(timed.low <= timed.speedup <= timed.high for timed in row.speed)  # type: ignore[operator]
+    none, hybrid = results.row("none-attn-50"), results.row("hyena_x-50")
+    assert none is not None and none.parameters is not None and none.parameters < 1
+    assert hybrid is not None and all(timed.time_bound and timed.flop_bound for timed in hybrid.speed)
+    # Whoever writes the page again need not have as many threads; and what was not timed is, when the table goes on.
+    threads, clock = torch.get_num_threads(), table.out / "work" / "speed-hyena_x-50.json"
+    before = clock.read_bytes()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert publish(table).row("hyena_x-50") == hybrid
+        clock.unlink()
+        assert publish(table).row("hyena_x-50").speed == ()  # type: ignore[union-attr]
+        run_rows(table, [table.named("hyena_x-50")], lambda: None)
+        again = publish(table).row("hyena_x-50")
+        assert again is not None and f"{threads + 1} threads" in again.speed[0].setting
+    finally:
+        torch.set_num_threads(threads)
+        clock.write_bytes(before)
     # Times are no part of a row's file, which comes to the same bits wherever it is made again.
-    assert json.loads((table.out / "rows" / "hyena_x-50.json").read_text())["outcome"]["speed"] == {}
+    assert json.loads((table.out / "rows" / "hyena_x-50.json").read_text())["outcome"]["speed"] == []
 
 
 def test_cost_by_hand(finished: tuple[Table, TableResults]) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from grafting.report import Figure, grid_png, published
+from grafting.report import Figure, SpeedRow, grid_png, published
 from grafting.report.goals import GOALS, beats, judge, limits, summary, verdicts
 from grafting.report.pareto import Trace, front, scatter, traces
 from grafting.report.table import TableResults, TableRow, read_table, write_table
-from grafting.report.table_page import errors, qualities, render_table, write_table_page
+from grafting.report.table_page import Again, errors, pooled, qualities, render_table, write_table_page
 
 TEACHER = TableRow(
     name="teacher",
@@ -53,6 +53,16 @@ def row(name: str, share: int, kid: float, fid: float, **others: object) -> Tabl
     return TableRow(name=name, **(settings | others))  # type: ignore[arg-type]
 
 
+def figure(value: float) -> Figure:
+    return Figure(value=value)
+
+
+def clocked(setting: str, speedup: float, bound: float | None) -> SpeedRow:
+    return SpeedRow(
+        model="", run="", setting=setting, speedup=speedup, seconds=1.0, teacher_seconds=speedup, time_bound=bound
+    )
+
+
 @pytest.mark.parametrize(
     ("share", "kid", "fid", "reached", "said"),
     [
@@ -80,11 +90,13 @@ def test_goals_by_hand(share: int, kid: float, fid: float, reached: str, said: t
 def test_half_is_judged_at_two_budgets_with_the_plans_that_count_as_half() -> None:
     rows = [
         TEACHER,
-        row("a-50", 50, 0.01, 0.2),
+        row("a-50", 50, 0.01, 0.2, none="none-50"),
         row("a-50-b2", 50, 0.01, 0.9, budget=0.02, variant=True),
         row("a-50-b10", 50, 0.01, 0.2, budget=0.10, variant=True),
         row("a-50-n80", 50, 0.01, 0.2, images=80, variant=True),
         row("none-50", 50, 0.01, 0.9, role="control", operator="none"),
+        row("a-50-b2-s7", 50, 0.01, 0.2, budget=0.02, variant=True, seed=7),
+        row("a-noise-50-b2", 50, 0.01, 0.2, budget=0.02, variant=True, changed=True),
         row("procedure", 50, 0.01, 0.2, role="control"),
         row("depth-halved", 50, 0.01, 0.2, site=""),
     ]
@@ -98,6 +110,10 @@ def test_half_is_judged_at_two_budgets_with_the_plans_that_count_as_half() -> No
     told = summary(TableResults(title="", rows=tuple(rows)))
     assert told[0].endswith(": 2 of 2 reach it. The control none by the same rule: 0 of 1 reach it.")
     assert told[1].endswith(": 0 of 1 reach it.")
+    cheap = [TEACHER, row("a-50", 50, 0.01, 0.2, budget=0.02)]
+    assert [v.goal.budget for v in verdicts(TableResults(title="", rows=tuple(cheap)))] == [None], (
+        "no stretch of itself"
+    )
 
 
 def test_a_teacher_without_distance_is_compared_by_difference() -> None:
@@ -146,7 +162,8 @@ def results(tmp_path: Path) -> TableResults:
             explained={"blocks.1.attn": 0.75, "blocks.11.attn": 0.5, "blocks.2.mlp": 0.25},
             left={"0": 0.0, "2": 0.25, "11": 0.5},
             stages={"start": Figure(value=0.2), "stage 1": Figure(value=0.1)},
-            speed={"64 tokens": Figure(value=1.25, low=1.2, high=1.3), "1,024 tokens": Figure(value=2.0)},
+            speed=(clocked("64 tokens", 1.25, 1.4), clocked("1,024 tokens", 2.0, None)),
+            none="none-attn-50",
             parameters=0.9,
             over_other={"loss": Figure(value=-0.01, low=-0.02, high=0.0), "kid": Figure(value=-0.0111)},
             other="hyena_x-50",
@@ -236,11 +253,13 @@ def test_rows_beside_each_other_trained_again_and_their_speed(results: TableResu
     assert re.findall(r"<td[^>]*>([^<]+)", again) == ["swa-50", "+0.0100, +0.0120", "0.0014"]
     (speed,) = re.findall(r"<h2>Speed.*?<tbody>(.*?)</tbody>", page, re.DOTALL)
     assert re.findall(r"<td[^>]*>([^<]+)", speed) == ["swa-50", "1.00×", "0.90×", "1.25", "2.00"]
+    assert speed.count("ceiling 1.40") == 1 == speed.count("ceiling")
+    assert "0.0014 as the standard deviation of all of these together" in page
     drawn = {d.name: d.svg for d in qualities(results)}
     assert "<title>swa-50: 0.8, 0.0100</title>" in drawn["front-latency-1-loss"]
     assert "<title>swa-50: 0.5, 0.0100</title>" in drawn["front-latency-2-loss"]
     assert not any("swa-50-s2" in svg for svg in drawn.values())
-    bare = [replace(made, speed={}, over_other={}, other="") for made in results.rows]
+    bare = [replace(made, speed=(), over_other={}, other="") for made in results.rows]
     page = render_table(replace(results, rows=tuple(bare)), tmp_path)
     assert not any(head in page for head in ("Rows beside each other", "Trained again", "<h2>Speed"))
 
@@ -286,6 +305,12 @@ def test_fronts_are_over_what_was_spent_and_over_a_pass(results: TableResults) -
     assert "<title>swa-50: 2, 0.0200</title>" in drawn["front-compute-loss"]
     assert "<title>swa-50: 0.5, 0.0200</title>" in drawn["front-pass-loss"]
     assert "<title>hyena_x-100: 5, 3.00</title>" in drawn["front-compute-fid_minus_floor"]
+
+
+def test_deviations_are_pooled_about_each_rows_own_mean() -> None:
+    rows = [Again("a", tuple(map(figure, (1.0, 3.0)))), Again("b", tuple(map(figure, (10.0, 10.0, 13.0))))]
+    assert pooled(rows) == pytest.approx(((1 + 1 + 1 + 1 + 4) / 3) ** 0.5) and pooled([]) == 0
+    assert [row.deviation for row in rows] == [pytest.approx(2**0.5), pytest.approx(3**0.5)]
 
 
 def test_an_empty_table_renders(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,13 @@ def conventions(model: nn.Module) -> dict[str, Any]:
         for name in CONVENTIONS
         if path in fresh and hasattr(fresh[path], name) and getattr(module, name, None) != getattr(fresh[path], name)
     }
+
+
+def restore(model: nn.Module, facts: Mapping[str, Any]) -> None:
+    """Give a fresh model the constants that :func:`conventions` found in another."""
+    for path, value in facts.items():
+        owner, _, name = path.rpartition(".")
+        setattr(model.get_submodule(owner), name, value)
 
 
 def settings(model: Any) -> dict[str, Any]:

@@ -79,15 +79,18 @@ def verdicts(results: TableResults) -> tuple[Verdict, ...]:
         return ()
     found = []
     for goal in GOALS:
-        rows = [row for row in results.rows if row.role == "hybrid" or row.operator == "none"]
+        controls = {row.none for row in results.rows if row.role == "hybrid"}
+        rows = [row for row in results.rows if row.role == "hybrid" or row.name in controls]
         found += [judge(row, teacher, goal) for row in rows if _asked(row, goal)]
     return tuple(found)
 
 
 def _asked(row: TableRow, goal: Goal) -> bool:
-    if row.share != goal.share or row.images is not None:
+    if row.share != goal.share or row.images is not None or row.seed is not None or row.changed:
         return False
-    return not row.variant if goal.budget is None else row.budget is not None and isclose(row.budget, goal.budget)
+    if goal.budget is None or row.budget is None:
+        return goal.budget is None and not row.variant
+    return row.variant and isclose(row.budget, goal.budget)  # where all rows have it, it is no stretch
 
 
 def judge(row: TableRow, teacher: TableRow, goal: Goal) -> Verdict:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .results import ROLES, Figure, built, read_plain, write_plain
+from .results import ROLES, Figure, SpeedRow, built, read_plain, write_plain
 
 SCHEMA = 1
 RIGHT, HELD_OUT = "right", "held_out"
@@ -20,17 +20,17 @@ class TableRow:
     """One model. share: percent of the sites. budget: as asked, a share of the teacher's training; None untrained.
 
     images: learnt from as asked, None for all; ``learnt_from``: how many that is. seed: of start and training, None for
-    the table's. variant: of another budget, data, seed or setting than the table's own. parts: FLOPs of making it;
-    ``teacher_training``: of the teacher. flops: of a forward pass, over the teacher's; parameters: the same, None where
-    they were not counted; speed: by setting, how many times as fast a pass is, timed side by side. differences: minus
-    the teacher's, paired (``loss``; ``fid`` and ``kid``, or ``right``). over_none: the same minus the control *none* of
-    equal site, share and budget; over_untrained: minus the row ``untrained``, of equal site and share, and of the same
-    operator where there is one; over_other: minus the row ``other``. stages: the difference of the loss before the end:
-    at the ``start``, after ``stage 1``. by_timestep: paired loss differences to the teacher in equal parts of the noise
-    schedule, from no noise up. left: by block, the share of what the teacher's returns that is left unexplained at the
-    end. explained: variance explained by site: after stage 1 held out, without it that of the start on the images it
-    was solved from. figures: as in :class:`~grafting.report.results.ModelResult`, or :data:`RIGHT` and its like. grid:
-    a PNG beside the results file.
+    the table's. variant: of another budget, data, seed or setting than the table's own; changed: of another setting.
+    parts: FLOPs of making it; ``teacher_training``: of the teacher. flops: of a forward pass, over the teacher's;
+    parameters: the same, None where they were not counted; speed: of a pass, timed in turn with the teacher.
+    differences: minus the teacher's, paired (``loss``; ``fid`` and ``kid``, or ``right``). over_none: the same minus
+    the control *none* of equal site, share and budget, the row ``none``; over_untrained: minus the row ``untrained``,
+    of equal site and share, and of the same operator where there is one; over_other: minus the row ``other``. stages:
+    the difference of the loss before the end: at the ``start``, after ``stage 1``. by_timestep: paired loss differences
+    to the teacher in equal parts of the noise schedule, from no noise up. left: by block, the share of what the
+    teacher's returns that is left unexplained at the end. explained: variance explained by site: after stage 1 held
+    out, without it that of the start on the images it was solved from. figures: as in
+    :class:`~grafting.report.results.ModelResult`, or :data:`RIGHT` and its like. grid: a PNG beside the results file.
     """
 
     name: str
@@ -45,15 +45,17 @@ class TableRow:
     learnt_from: int = 0
     seed: int | None = None
     variant: bool = False
+    changed: bool = False
     steps: Mapping[str, int] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)
     teacher_training: float = 0.0
     flops: float = 1.0
     parameters: float | None = None
-    speed: Mapping[str, Figure] = field(default_factory=dict)
+    speed: tuple[SpeedRow, ...] = ()
     loss: Figure | None = None
     differences: Mapping[str, Figure] = field(default_factory=dict)
     over_none: Mapping[str, Figure] = field(default_factory=dict)
+    none: str = ""
     over_untrained: Mapping[str, Figure] = field(default_factory=dict)
     untrained: str = ""
     over_other: Mapping[str, Figure] = field(default_factory=dict)
@@ -80,8 +82,9 @@ class TableRow:
     def from_dict(cls, raw: Mapping[str, Any]) -> TableRow:
         """Check and convert plain data. Raises ValueError for an unknown or a missing key."""
         data = dict(raw)
-        for key in ("differences", "over_none", "over_untrained", "over_other", "stages", "speed", "figures"):
+        for key in ("differences", "over_none", "over_untrained", "over_other", "stages", "figures"):
             data[key] = {name: built(Figure, figure) for name, figure in raw.get(key, {}).items()}
+        data["speed"] = tuple(built(SpeedRow, timed) for timed in raw.get("speed", ()))
         data["by_timestep"] = tuple(built(Figure, figure) for figure in raw.get("by_timestep", ()))
         if raw.get("loss") is not None:
             data["loss"] = built(Figure, raw["loss"])

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import stdev
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from ..files import write_text_atomic
@@ -19,7 +19,7 @@ from .goals import GOALS, beats, summary, verdicts
 from .heatmaps import heat_map
 from .page import inline, template
 from .pareto import Trace, scatter, traces
-from .results import Figure
+from .results import Figure, SpeedRow
 from .table import HELD_OUT, RIGHT, TableResults, TableRow
 
 SHARES = (50, 75, 100)
@@ -82,6 +82,8 @@ def _rendered(results: TableResults, folder: Path, drawings: list[tuple[str, lis
         again=trained_again(results),
         compared=[row for row in results.rows if row.over_other and row.seed is None],
         timed=_timed(results),
+        clocked=_clocked,
+        deviation=pooled(trained_again(results)),
         pictures=[(row, inline(folder, row.grid)) for row in results.rows if row.grid],
         missing=_by_reason(results),
         beats=beats,
@@ -120,13 +122,24 @@ def trained_again(results: TableResults) -> list[Again]:
     return [Again(name, tuple(apart)) for name, apart in found.items()]
 
 
+def pooled(rows: Sequence[Again]) -> float:
+    """Standard deviation over seeds of all rows together, each about its own mean; 0 without rows."""
+    squares = [(figure.value - mean(f.value for f in row.apart)) ** 2 for row in rows for figure in row.apart]
+    free = len(squares) - len(rows)
+    return math.sqrt(sum(squares) / free) if free else 0.0
+
+
 def _timed(results: TableResults) -> dict[str, list[TableRow]]:
     """By setting, the rows that were timed there."""
     found: dict[str, list[TableRow]] = {}
     for row in results.rows:
-        for setting in row.speed:
-            found.setdefault(setting, []).append(row)
+        for timed in row.speed:
+            found.setdefault(timed.setting, []).append(row)
     return found
+
+
+def _clocked(row: TableRow) -> dict[str, SpeedRow]:
+    return {timed.setting: timed for timed in row.speed}
 
 
 def _by_reason(results: TableResults) -> dict[str, list[str]]:
@@ -179,7 +192,7 @@ def qualities(results: TableResults) -> list[Drawing]:
     timed = {
         f"latency-{number}": (
             f"latency: {setting}",
-            [(1 / row.speed[setting].value, row) for row in proper if setting in row.speed],
+            [(1 / _clocked(row)[setting].speedup, row) for row in proper if setting in _clocked(row)],
             LATENCY,
         )
         for number, setting in enumerate(_timed(results), 1)

@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from ..conditions import rows
 from ..graft import Grafted, ungraft
 from ..hosts import host_for
 from ..measure.denoising import Triples, denoising_losses, paired_difference
 from ..measure.speed import latency
 from ..operators import Operator
 from ..store.models import Model
-from ..study.parts import part
+from ..study.parts import kept, key_of, part
 from ..study.stages import Material, begin, denoiser
 from .costs import whole_pass
 from .find import Found, Measured
@@ -47,8 +47,9 @@ def checked(
 ) -> list[Found]:
     """The same plans with what was :class:`~grafting.searching.find.Measured`; the model is as before.
 
-    Losses are kept in ``out/checked``; times, where latency is what was searched under, are not, and are of ``batch``
-    samples of ``side`` tokens along a side. A plan that is bound to its number of tokens is timed at that alone.
+    The held-out images are those that no score was of, where there are as many. Losses are kept in ``out/checked``, by
+    a plan's edits; times, where latency is what was searched under, are not, and are of ``batch`` samples of ``side``
+    tokens along a side. A plan that is bound to its number of tokens is timed at that alone.
 
     Raises ModelError where there are no images.
     """
@@ -57,31 +58,27 @@ def checked(
         return []
     material, network = Material(model, data), model.transformer
     z, y = material.latents(train=False), material.conditions(train=False)
-    triples = Triples.draw(z, y, n=scoring.triples, seed=scoring.seed + 1)
+    unseen = slice(scoring.triples if len(z) >= 2 * scoring.triples else 0, len(z))
+    triples = Triples.draw(z[unseen], rows(y, unseen), n=scoring.triples, seed=scoring.seed + 1)
     theirs: list[torch.Tensor] = []
     shared = settings_of(scoring, model, material)
     found = []
     for done, one in enumerate(listed):
         settings = shared | {"plan": one.plan.to_dict()["edits"]}
-
-        def made(one: Found = one) -> Grafted:
-            return begin(network, one.plan, material, init="solve", seed=scoring.seed, calibration=scoring.calibration)
-
-        def lost(made: Callable[[], Grafted] = made) -> dict[str, Any]:
-            if not theirs:
+        path, share = out / "checked" / f"{key_of(settings)[:16]}.json", None
+        loss = kept(path, settings)
+        if loss is None or one.cost == "latency":
+            if loss is None and not theirs:
                 theirs.append(denoising_losses(denoiser(network), triples, batch_size=scoring.batch))
-            made()
+            handle = begin(
+                network, one.plan, material, init="solve", seed=scoring.seed, calibration=scoring.calibration
+            )
             try:
-                mine = denoising_losses(denoiser(network), triples, batch_size=scoring.batch)
-            finally:
-                ungraft(network)
-            return asdict(paired_difference(mine, theirs[0]))
-
-        loss = part(out / "checked" / f"{one.plan.digest[:16]}.json", settings, lost)
-        share = None
-        if one.cost == "latency":
-            try:
-                share = _time(made(), side, batch)
+                if loss is None:
+                    mine = denoising_losses(denoiser(network), triples, batch_size=scoring.batch)
+                    apart = asdict(paired_difference(mine, theirs[0]))
+                    loss = part(path, settings, lambda apart=apart: apart)  # type: ignore[misc]
+                share = _time(handle, side, batch) if one.cost == "latency" else None
             finally:
                 ungraft(network)
         found.append(replace(one, measured=Measured(**loss, share=share)))

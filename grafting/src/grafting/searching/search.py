@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,6 +55,10 @@ class Front:
                 f"budget of {budget.kind}: this front is one of {self.cost}; search with cost={budget.kind}"
             )
         return best(self.scores, self.operators, self.costs, budget, by=self.by)
+
+    def with_checks(self, seen: Mapping[int, Found]) -> Front:
+        """With the plans at some places measured."""
+        return replace(self, plans=tuple(seen.get(place, one) for place, one in enumerate(self.plans)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as ``search.json`` holds it; costs are shares of the pretrained model's."""
@@ -110,7 +114,7 @@ def search(
         scoring: what the scores depend on. data: a folder of :func:`grafting.encode` or an npz of images,
             where the model brings none.
         out: a folder that keeps scores and checks, so that another cost, budget or predictor takes seconds.
-        progress: called with (done, total) operators and checks.
+        progress: called with (done, total) operators, then checks.
 
     Raises:
         SearchError: what is asked for is none of these, or the model is grafted.
@@ -127,11 +131,7 @@ def search(
     opened = open_model(model) if isinstance(model, str) else model
     with ExitStack() as stack:
         home = Path(out or stack.enter_context(TemporaryDirectory()))
-
-        def shown(before: int) -> Callable[[int, int], None] | None:
-            return None if progress is None else lambda done, _: progress(before + done, len(chosen) + check)
-
-        scores = score(opened, chosen, home, scoring=scoring, data=data, progress=shown(0))
+        scores = score(opened, chosen, home, scoring=scoring, data=data, progress=progress)
         network = opened.transformer
         if cost == "latency":
             costs = timed(network, chosen, side=side, batch=batch)
@@ -140,11 +140,9 @@ def search(
         plans = pareto(scores, chosen, costs, cost, by=by, points=points)
         places = spread(plans, check)
         how: dict[str, Any] = {"scoring": scoring, "data": data, "side": side, "batch": batch}
-        seen = checked(opened, [plans[place] for place in places], home, progress=shown(len(chosen)), **how)
-        for place, one in zip(places, seen, strict=True):
-            plans[place] = one
+        seen = checked(opened, [plans[place] for place in places], home, progress=progress, **how)
     host, device = host_for(network), next(network.parameters()).device
-    return Front(
+    front = Front(
         model=opened.name,
         depth=len(host.blocks(network)),
         cost=cost,
@@ -155,6 +153,7 @@ def search(
         scores=tuple(scores),
         costs=costs,
     )
+    return front.with_checks(dict(zip(places, seen, strict=True)))
 
 
 def _protocol(cost: str, grid: tuple[int, int], batch: int, device: torch.device) -> str:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .. import __version__
-from ..conventions import CONVENTIONS, conventions, settings
+from ..conventions import CONVENTIONS, conventions, restore, settings
 from ..files import misfits, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
 from ..graft import Grafted, graft, remember, tensors_hash, ungraft
 from ..hosts import host_for
@@ -140,11 +140,10 @@ def assemble(
 
     host_for({"_class_name": class_name, **config})  # refuses a class that no descriptor knows
     model = getattr(diffusers, class_name)(**config).eval()
-    for path, value in facts.items():
-        owner, _, name = path.rpartition(".")
-        if name not in CONVENTIONS:
+    for path in facts:
+        if path.rpartition(".")[2] not in CONVENTIONS:
             raise StoreError(f"convention {path!r}: known are {', '.join(CONVENTIONS)}")
-        setattr(model.get_submodule(owner), name, value)
+    restore(model, facts)
     handle = graft(model, plan, init="random")
     handle.forget_teacher()
     _refuse(misfits(shared, shared_tensors(handle)), source)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..claims import ClaimError, claim, locked
+from ..conventions import conventions, restore
 from ..data.shards import is_encoded
 from ..files import save_safetensors_atomic, write_bytes_atomic
 from ..graft import Grafted, tensors_hash, ungraft
@@ -36,17 +37,17 @@ from ..scenes.scorer import SCORER
 from ..store.folder import load, save
 from ..store.models import open_model
 from ..tasks import Verdict
-from ..training.loop import Progress
+from ..training.loop import Loop, Progress
 from ..training.team import Team
 from .asked import Asked
 from .asked import problems as unanswerable
 from .drawing import draw_pairs, shown
 from .entries import Entry, entries
 from .judging import Judge
-from .parts import StudyError, kept, key_of, part, thinned
+from .parts import StudyError, kept, key_of, outcome_in, part, thinned
 from .recipe import RunRecipe, depended_on
 from .scenes import from_text, judged, outcome
-from .stages import Material, begin, denoiser, learns, left_unexplained, stage_one, stage_two
+from .stages import LOOKED_AT, Material, begin, denoiser, learns, left_unexplained, stage_one, stage_two
 
 Say = Callable[[str], None]
 SAMPLE_CHUNK = 250
@@ -181,6 +182,7 @@ class Study:
             if self.team.leads:
                 trained.save_pretrained(folder / "model")  # type: ignore[union-attr, operator]
             outcome["curves"]["stage 2"] = {entry.name: thinned([(row["step"], row["loss"]) for row in loop.log])}
+            outcome["loss parts"] = _parts(loop)
             return outcome
         stage = one or two
         handle = begin(
@@ -213,6 +215,7 @@ class Study:
                 state = folder / "finetune"
                 student, loop = stage_two(handle, two, self.material, seed=seed + 1, out=state, team=self.team)
                 outcome["curves"]["stage 2"] = {entry.name: thinned([(row["step"], row["loss"]) for row in loop.log])}
+                outcome["loss parts"] = _parts(loop)
             else:
                 outcome["finetuned"] = False
             assert isinstance(student, Grafted)
@@ -234,6 +237,7 @@ class Study:
             yield self.teacher, None
         elif entry.plan is None:
             model = type(self.teacher).from_pretrained(folder / "model").eval()  # type: ignore[attr-defined]
+            restore(model, conventions(self.teacher))  # which its files do not hold
             yield model.to(self.team.device), None
         else:
             handle = load(folder / "model", self.teacher)
@@ -320,7 +324,8 @@ class Study:
             with self.opened(entry) as (model, handle):
                 return left_unexplained(model, handle, self.teacher, self.triples, self.recipe.evaluate.batch)
 
-        return part(self.out / entry.name / "left.json", self._judged(entry), make)
+        settings = self._judged(entry) | {"looked at": LOOKED_AT}
+        return part(self.out / entry.name / "left.json", settings, make)
 
     def labels(self) -> torch.Tensor:
         """(drawn,) asked classes, the same for every model."""
@@ -462,30 +467,36 @@ class Study:
             with self.opened(entry) as (_, handle):
                 assert handle is not None
                 if handle.adapters is None:
-                    return {"rows": speed_rows(handle, self.teacher, speed)}
+                    return {"rows": speed_rows(handle, self.teacher, speed)} | of
                 merged = handle.own_copy()  # as it would be used: adapters are for training
-            return {"rows": speed_rows(merged, self.teacher, speed)}
+            return {"rows": speed_rows(merged, self.teacher, speed)} | of
 
-        found: list[dict[str, Any]] = part(self._clock(entry), self._timing(entry), make)["rows"]
+        settings = self._timing(entry)
+        of = {"of": key_of(settings)}
+        settings["threads"] = torch.get_num_threads()
+        if self.team.device.type != "cpu":
+            settings["device"] = self.team.device.type
+        found: list[dict[str, Any]] = part(self.out / f"speed-{entry.name}.json", settings, make)["rows"]
         return found
 
     def timed(self, entry: Entry) -> list[dict[str, Any]]:
-        """What :meth:`time` found; empty where it was not asked."""
-        found = kept(self._clock(entry), self._timing(entry))
-        return [] if found is None else list(found["rows"])
-
-    def _clock(self, entry: Entry) -> Path:
-        return self.out / f"speed-{entry.name}.json"
+        """What :meth:`time` found, with however many threads and wherever, which each row tells; empty where it was
+        not asked."""
+        found = outcome_in(self.out / f"speed-{entry.name}.json")
+        return list(found["rows"]) if found.get("of") == key_of(self._timing(entry)) else []
 
     def _timing(self, entry: Entry) -> dict[str, Any]:
-        """What a timing depends on."""
-        speed = None if self.recipe.speed is None else asdict(self.recipe.speed)
-        settings: dict[str, Any] = {"plan": entry.plan and entry.plan.to_dict(), "teacher": self.source}
-        settings |= {**(speed or {}), "threads": torch.get_num_threads()}
-        if self.team.device.type != "cpu":
-            settings["device"] = self.team.device.type
-        plainly: dict[str, Any] = json.loads(json.dumps(settings))
-        return plainly
+        """What a timing is of."""
+        speed = {} if self.recipe.speed is None else asdict(self.recipe.speed)
+        found = {"plan": entry.plan and entry.plan.to_dict(), "teacher": self.source, **speed}
+        plain: dict[str, Any] = json.loads(json.dumps(found))
+        return plain
+
+
+def _parts(loop: Loop) -> dict[str, Any]:
+    """By name, the curves of what stage 2's loss is the sum of."""
+    names = [name for name in (loop.log[-1] if loop.log else {}) if name not in ("step", "loss")]
+    return {name: thinned([(row["step"], row[name]) for row in loop.log if name in row]) for name in names}
 
 
 @contextmanager

@@ -29,16 +29,23 @@ class Rates:
 
     def seconds(self, table: Table, row: Row) -> float:
         """How long a row takes."""
-        return row.flops / self.train + measuring_flops(table, row) / self.measure
+        return training_flops(table, row) / self.train + measuring_flops(table, row) / self.measure
+
+
+def training_flops(table: Table, row: Row) -> float:
+    """FLOPs of making a row, with the held-out losses that are looked at on the way."""
+    if row.recipe is None or row.cost is None or not row.parts or not row.recipe.evaluate.stages:
+        return row.flops
+    looks = 1 if row.recipe.stages[0] is None else 2
+    return row.flops + looks * row.recipe.evaluate.triples * row.cost.flops_after
 
 
 def measuring_flops(table: Table, row: Row) -> float:
-    """FLOPs of a row's samples and held-out losses; of nothing, where the teacher's stand for it."""
+    """FLOPs of a row's samples and its held-out loss; of nothing, where the teacher's stand for it."""
     if row.recipe is None or (row.entry == "procedure" and not row.parts):
         return 0.0
     config = row.recipe.evaluate
-    looks = 1 + 2 * config.stages * bool(row.parts)
-    passes = config.drawn * config.steps * (1 if config.guidance == 1 else 2) + looks * config.triples
+    passes = config.drawn * config.steps * (1 if config.guidance == 1 else 2) + config.triples
     forward = table.training / (PASSES * table.samples)
     return passes * (forward if row.cost is None else row.cost.flops_after)
 
@@ -52,7 +59,8 @@ def rates(table: Table) -> Rates:
             seconds = json.loads(path.read_text())
             if seconds.get("threads") != torch.get_num_threads():
                 continue
-            flops = {"train": flops["train"] + row.flops, "measure": flops["measure"] + measuring_flops(table, row)}
+            made = {"train": training_flops(table, row), "measure": measuring_flops(table, row)}
+            flops = {key: flops[key] + made[key] for key in flops}
             took = {key: took[key] + seconds[key] for key in took}
     if min(took.values()) > 0:
         return Rates(**{key: flops[key] / took[key] for key in took}, source="finished rows")

@@ -46,6 +46,15 @@ def part(
     return outcome
 
 
+def outcome_in(path: Path) -> dict[str, Any]:
+    """The outcome in ``path``, whatever it was made under; empty where there is none."""
+    try:
+        outcome: dict[str, Any] = json.loads(path.read_text())["outcome"]
+        return outcome
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """The outcome in ``path``; None where there is none, or of other settings, or the file is not what we wrote."""
     if not path.is_file():

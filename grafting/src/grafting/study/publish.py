@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -10,10 +11,11 @@ import torch
 from .. import __version__
 from ..claims import locked
 from ..files import save_safetensors_atomic
+from ..report import Figure
 from ..report.table import TableResults, write_table
 from ..report.table_page import write_table_page
 from .recipe import LATER, DistillStage, FinetuneStage, depended_on
-from .rows import against_of, untrained_of
+from .rows import Row, against_of, none_of, untrained_of
 from .timing import place
 from .whole import Table
 
@@ -26,17 +28,16 @@ def collect(table: Table) -> TableResults:
         if found is None:
             missing[row.name] = table.failed(row) or "not run yet"
             continue
-        over, control = table.over_untrained(row), untrained_of(row, table.rows)
-        named = control.name if over and control is not None else ""
-        beside, other = table.over_other(row), against_of(row, table.rows)
+        over_none, over_bare, over_other = table.over_none(row), table.over_untrained(row), table.over_other(row)
         made.append(
             replace(
                 found,
-                over_none=table.over_none(row),
-                over_untrained=over,
-                untrained=named,
-                over_other=beside,
-                other=other.name if beside and other is not None else "",
+                over_none=over_none,
+                none=_name(over_none, none_of(row, table.rows)),
+                over_untrained=over_bare,
+                untrained=_name(over_bare, untrained_of(row, table.rows)),
+                over_other=over_other,
+                other=_name(over_other, against_of(row, table.rows)),
                 speed=table.timed(row),
             )
         )
@@ -52,6 +53,10 @@ def collect(table: Table) -> TableResults:
         notes=_notes(table),
         provenance=_provenance(table),
     )
+
+
+def _name(apart: Mapping[str, Figure], other: Row | None) -> str:
+    return other.name if apart and other is not None else ""
 
 
 def publish(table: Table) -> TableResults:

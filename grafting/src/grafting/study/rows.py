@@ -23,10 +23,10 @@ class Row:
 
     share: percent of the sites; None where that has no meaning. budget: as asked, None for what is not trained. images:
     learnt from, None for all. seed: of start and training, None for the recipe's. variant: of another budget, data,
-    seed or setting than the table's own. none: the row of its control *none*, where that is not the one of equal site
-    and share. against: the name of the rows that it is compared with.
-    recipe, entry: the study that makes it, and its name there; None where ``problem`` says why it cannot be made.
-    parts: FLOPs by part. cost: of its plan; None for the unchanged teacher.
+    seed or setting than the table's own; changed: of another setting; finetune: what it changes in stage 2. none: the
+    row of its control *none*, where that is not the one of equal site and share. against: the name of the rows that it
+    is compared with. recipe, entry: the study that makes it, and its name there; None where ``problem`` says why it
+    cannot be made. parts: FLOPs by part. cost: of its plan; None for the unchanged teacher.
     """
 
     name: str
@@ -40,6 +40,8 @@ class Row:
     images: int | None = None
     seed: int | None = None
     variant: bool = False
+    changed: bool = False
+    finetune: dict[str, Any] = field(default_factory=dict)
     none: str = ""
     against: str = ""
     recipe: RunRecipe | None = None
@@ -106,10 +108,12 @@ def matching(found: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
 
 
 def none_of(row: Row, found: Sequence[Row]) -> Row | None:
-    """A hybrid's control *none*: the one that it names, or that of the same site, share, budget, images and seed."""
+    """A hybrid's control *none*: the one that it names, or that of the same site, share, budget, images, seed and
+    stage 2."""
     if row.none:
         return next(other for other in found if other.name == row.none)
-    there = (other for other in found if other.operator == "none" and _alike(row, other) and other.site == row.site)
+    place = (row.site, row.finetune)
+    there = (o for o in found if o.operator == "none" and _alike(row, o) and (o.site, o.finetune) == place)
     return next(there, None) if row.role == "hybrid" else None
 
 
@@ -179,7 +183,7 @@ def _row(recipe: TableRecipe, group: Group, model: Any, whole: float, choice: _C
         name += f"-n{images}"
     if seed is not None:
         name += f"-s{seed}"
-    settings = (group.variant, group.finetune, group.stage_one is not None, seed is not None, images is not None)
+    changed = group.variant or bool(group.finetune) or group.stage_one is not None
     plain = Row(
         name=name,
         label=group.name,
@@ -192,7 +196,9 @@ def _row(recipe: TableRecipe, group: Group, model: Any, whole: float, choice: _C
         seed=seed,
         none=group.none,
         against=group.against,
-        variant=any(settings) or budget != recipe.budget,
+        variant=changed or budget != recipe.budget or images is not None or seed is not None,
+        changed=changed,
+        finetune=group.finetune,
         entry=name,
     )
     if group.what == "procedure":
@@ -206,7 +212,7 @@ def _row(recipe: TableRecipe, group: Group, model: Any, whole: float, choice: _C
         made = _recipe(recipe, plain, plan, init="random", one=None, two=None)
         return replace(plain, recipe=made, cost=cost, description="random operators, no training")
     start = recipe.starts[group.start]
-    learns = any(site.operator != "none" for site in cost.sites) or group.plan is not None
+    learns = cost.new_parameters > 0
     init = start.init if learns else "random"
     calibration = recipe.calibration if cost.sites and init in ("default", "solve") else 0
     one, two = fit(
@@ -218,7 +224,7 @@ def _row(recipe: TableRecipe, group: Group, model: Any, whole: float, choice: _C
         finetune=recipe.stage_two(group),
     )
     parts = part_flops(cost, calibration=calibration, one=one, two=two)
-    made = _recipe(recipe, plain, plan, init=init, one=one, two=two)
+    made = _recipe(recipe, plain, plan, init=init, one=one, two=two, calibration=calibration)
     told = f"{group.start} start" if learns else "nothing at the sites"
     told = told if group.plan is None else summary(plan)
     told += "".join(f", {key} {value}" for key, value in group.finetune.items())
@@ -254,8 +260,21 @@ def _procedure(recipe: TableRecipe, row: Row, model: Any, allowed: float, stage:
 
 
 def _recipe(
-    recipe: TableRecipe, row: Row, plan: Plan, *, init: str, one: DistillStage | None, two: FinetuneStage | None
+    recipe: TableRecipe,
+    row: Row,
+    plan: Plan,
+    *,
+    init: str,
+    one: DistillStage | None,
+    two: FinetuneStage | None,
+    calibration: int = 0,
 ) -> RunRecipe:
+    """What one row depends on, and nothing that it does not: it is made again where any of this is another."""
+    if one is not None:
+        kinds = {"group"} if plan.restructure else set()
+        kinds |= {edit.site for edit in plan.edits}
+        rest = {name: getattr(DistillStage, name) for name in ("attn", "mlp", "group") if name not in kinds}
+        one = replace(one, **rest)
     return RunRecipe(
         teacher=recipe.teacher,
         plans={row.name: plan},
@@ -264,7 +283,7 @@ def _recipe(
         init=init,
         seed=recipe.seed,
         train_seed=row.seed,
-        calibration=recipe.calibration,
+        calibration=calibration,
         distill=one,
         finetune=two,
         evaluate=recipe.evaluate,

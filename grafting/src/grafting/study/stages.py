@@ -32,7 +32,7 @@ from ..plan import Plan
 from ..store.configs import ModelError
 from ..store.models import Model
 from ..training.distill import SiteReport, distill
-from ..training.features import returned, unexplained
+from ..training.features import Unexplained, returned
 from ..training.finetune import finetune
 from ..training.loop import Loop
 from ..training.pretrain import encode
@@ -314,8 +314,8 @@ def _inner_teacher(handle: Grafted) -> Denoiser:
 def left_unexplained(
     model: nn.Module, handle: Grafted | None, teacher: nn.Module, triples: Triples, batch: int
 ) -> dict[str, float]:
-    """By the teacher's block, what the block of ``model`` that stands for it leaves unexplained, as
-    :func:`~grafting.training.features.unexplained` has it, on the first triples: means over ``batch`` at a time.
+    """By the teacher's block, what the block of ``model`` that stands for it leaves unexplained on the first triples:
+    its squared distance as a share of the variance that the teacher's outputs have over samples and tokens.
 
     handle: of a graft, whose switches may lie in ``teacher``; None for a plain model.
     """
@@ -325,7 +325,7 @@ def left_unexplained(
     wanted = _inner_teacher(handle) if handle is not None and inner else denoiser(teacher)
     pairs = handle.meetings(originals) if handle is not None else zip(host.blocks(model), originals, strict=True)
     mine, theirs = zip(*pairs, strict=True)
-    found = []
+    sums = [Unexplained() for _ in theirs]
     for start in range(0, min(LOOKED_AT, len(triples)), batch):
         part = slice(start, min(start + batch, LOOKED_AT))
         zt, t = schedule.add_noise(triples.z[part], triples.t[part], triples.noise[part]), triples.t[part]
@@ -335,9 +335,9 @@ def left_unexplained(
                 wanted(zt, t, y)
             with returned(mine) as done:
                 denoiser(model)(zt, t, y)
-        found.append(unexplained(done, shown))
-    numbers = [originals.index(block) for block in theirs]
-    return {str(number): share for number, share in zip(numbers, torch.stack(found).mean(0).tolist(), strict=True)}
+        for found, given, right in zip(sums, done, shown, strict=True):
+            found.add(given, right)
+    return {str(originals.index(block)): found.share for block, found in zip(theirs, sums, strict=True)}
 
 
 def training_flops(model: Any, samples: int) -> float:

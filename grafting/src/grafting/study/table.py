@@ -94,7 +94,7 @@ class TableRecipe:
 
     teacher, data, seed, calibration, evaluate: as in :class:`~grafting.study.recipe.RunRecipe`. budget: share of the
     teacher's training compute that a row may spend, start, both stages and the teacher's passes included.
-    stage_one: the share of that budget which stage 1 gets. speed: how the hybrids of the table proper are timed, beside
+    stage_one: the share of that budget which stage 1 gets. speed: how the rows of the table proper are timed, beside
     the teacher. notes: sentences for the page, such as what was tuned on what.
     """
 

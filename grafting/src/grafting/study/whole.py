@@ -26,7 +26,7 @@ from ..files import write_bytes_atomic, write_json_atomic
 from ..measure.denoising import mean_loss, paired_difference
 from ..measure.quality import paired_kid_difference
 from ..measure.quality.evaluate import paired_fid_difference
-from ..report import Figure, TaskScores, figures_of, grid_png
+from ..report import Figure, SpeedRow, TaskScores, figures_of, grid_png
 from ..report.table import HELD_OUT, RIGHT, TableRow
 from ..scenes.scorer import SCORER
 from ..tasks import OVERALL, differences
@@ -77,12 +77,12 @@ class Table:
     def _settings(self, row: Row) -> dict[str, Any]:
         study, entry = self.opened(row)
         config = study.recipe.evaluate
-        protocol = asdict(config.sampling) | {"triples": config.triples}
+        protocol = asdict(config.sampling) | {"triples": config.triples, "seed": study.recipe.seed}
         if config.prompts:
             protocol |= {"prompts": config.prompts, "held_out": config.held_out}
             judge: dict[str, Any] = {"scorer": SCORER} | study.asked.settings
         else:
-            protocol |= {"labels": config.labels, "samples": config.samples}
+            protocol |= {"labels": config.labels, "samples": config.samples, "bootstraps": config.bootstraps}
             judge = study.judging.settings
         return {
             "model": study.settings(entry),
@@ -135,7 +135,6 @@ class Table:
             looks = study.looks(entry).items()
             stages = {moment: Figure(**asdict(paired_difference(then, theirs))) for moment, then in looks}
             bins = by_timestep(losses, theirs, self.study.triples.t)
-        study.time(entry)
         made = TableRow(
             name=row.name,
             label=row.label,
@@ -149,6 +148,7 @@ class Table:
             learnt_from=row.images or self.study.material.count(train=True),
             seed=row.seed,
             variant=row.variant,
+            changed=row.changed,
             steps=row.steps,
             parts=row.parts,
             teacher_training=self.training,
@@ -210,13 +210,16 @@ class Table:
         """The same minus the row that it is compared with beside the controls."""
         return self._over(row, against_of(row, self.rows), "against")
 
-    def timed(self, row: Row) -> dict[str, Figure]:
-        """Speed-ups of a finished row over the teacher by setting; empty where they were not measured here."""
+    def time(self, row: Row) -> None:
+        """Time a finished row beside the teacher, where the recipe asks for it and it was not done."""
         study, entry = self.opened(row)
-        return {
-            found["setting"]: Figure(value=found["speedup"], low=found["low"], high=found["high"])
-            for found in study.timed(entry)
-        }
+        if study.recipe.speed is not None and entry.role == "hybrid" and not study.timed(entry):
+            study.time(entry)
+
+    def timed(self, row: Row) -> tuple[SpeedRow, ...]:
+        """How a finished row was timed; empty where it was not."""
+        study, entry = self.opened(row)
+        return tuple(SpeedRow(model=row.name, run="", **found) for found in study.timed(entry))
 
     def losses(self) -> dict[str, torch.Tensor]:
         """(triples,) float32 held-out losses of every finished row by its name, for comparisons that no page has."""
@@ -267,7 +270,7 @@ def _note(same: bool, start: Figure | None) -> str:
     if same:
         return "the teacher, bit for bit: on its own output as target no step moves it"
     if start is not None and start.value == 0:
-        return "starts as the teacher exactly: nothing is left to learn"
+        return "starts as the teacher exactly"
     return ""
 
 
@@ -309,7 +312,9 @@ def by_timestep(mine: torch.Tensor, theirs: torch.Tensor, t: torch.Tensor, steps
 
 
 def run_rows(table: Table, chosen: Sequence[Row], publish: Callable[[], Any]) -> dict[str, str]:
-    """Make the rows in their order, ``publish`` after each; returns by name why a row was not made.
+    """Make the rows in their order, ``publish`` after each, then time them; returns by name why a row was not made.
+
+    They are timed last, by one process, when none is trained beside them.
 
     A row that fails does not keep the others from being made. One that another process was making is looked at again
     at the end: it is made here if that process is gone, and waited for if it is not.
@@ -324,6 +329,11 @@ def run_rows(table: Table, chosen: Sequence[Row], publish: Callable[[], Any]) ->
     for wait in (False, True):  # what was left by one that is gone, before what another is still at
         for row in elsewhere:
             _attempt(table, row, f"{row.name}: left undone by another process", publish, began, wait=wait)
+    with locked(table.out / "work" / "timing.lock", wait=True):
+        for row in chosen:
+            if table.done(row) is not None:
+                table.time(row)
+    _publish(table, publish)
     return {row.name: why for row in chosen if table.done(row) is None and (why := table.failed(row, began))}
 
 
@@ -342,8 +352,12 @@ def _attempt(table: Table, row: Row, told: str, publish: Callable[[], Any], bega
         except (ValueError, RuntimeError, FloatingPointError) as error:  # all of ours are ValueErrors
             table.say(f"{row.name} failed: {error}")
             table.fail(row, error)
+    _publish(table, publish)
+    return True
+
+
+def _publish(table: Table, publish: Callable[[], Any]) -> None:
     try:
         publish()
     except Exception as error:  # the rows are what takes hours
         table.say(f"the page could not be written: {error}")
-    return True

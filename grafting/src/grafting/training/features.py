@@ -37,15 +37,8 @@ def returned(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
 def match_features(
     student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], team: Team | None = None
 ) -> torch.Tensor:
-    """Mean over blocks of :func:`unexplained`."""
-    return unexplained(student, teacher, team).mean()
-
-
-def unexplained(
-    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], team: Team | None = None
-) -> torch.Tensor:
-    """(blocks,) squared distances of the student's (B, N, D) from the teacher's, as shares of the variance that the
-    latter have over samples and tokens: what is left unexplained.
+    """Mean over blocks of the squared distance of the student's (B, N, D) from the teacher's, as a share of the
+    variance that the latter has over samples and tokens: what is left unexplained.
 
     The variance is summed over channels, since some of a deep block's channels hardly vary. team: processes that hold
     rows of one batch; the variance is that of all of them, so that together they find what one would.
@@ -58,4 +51,29 @@ def unexplained(
     for given, wanted, mean, square in zip(student, teacher, means, squares, strict=True):
         spread = (square - mean.square().mean()).clamp(min=1e-12).float()
         shares.append((given.float() - wanted.float()).square().mean() / spread)
-    return torch.stack(shares)
+    return torch.stack(shares).mean()
+
+
+class Unexplained:
+    """The same of one block without a gradient, over batches that are added one by one, in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.error = 0, 0.0
+        self.total: torch.Tensor | float = 0.0
+        self.square: torch.Tensor | float = 0.0
+
+    @torch.no_grad()
+    def add(self, given: torch.Tensor, wanted: torch.Tensor) -> None:
+        """One batch of the student's and the teacher's (B, N, D)."""
+        mine, theirs = (x.detach().flatten(0, 1).double().cpu() for x in (given, wanted))
+        self.count += len(theirs)
+        self.error += (mine - theirs).square().sum().item()
+        self.total = self.total + theirs.sum(0)
+        self.square = self.square + theirs.square().sum(0)
+
+    @property
+    def share(self) -> float:
+        """Of all that was added."""
+        assert isinstance(self.total, torch.Tensor) and isinstance(self.square, torch.Tensor), "nothing was added"
+        spread = (self.square - self.total.square() / self.count).sum().clamp(min=1e-12).item()
+        return self.error / spread

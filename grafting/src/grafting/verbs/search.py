@@ -48,7 +48,7 @@ def search(arguments: argparse.Namespace) -> None:
     from ..hosts.shapes import KINDS, set_text_tokens
     from ..report.search import FILE, write_search
     from ..searching.candidates import DEFAULT
-    from ..searching.check import checked
+    from ..searching.check import checked, spread
     from ..searching.costs import Budget
     from ..searching.scores import Scoring
     from ..searching.search import search as find
@@ -73,7 +73,6 @@ def search(arguments: argparse.Namespace) -> None:
         cost=budget.kind,
         by=arguments.by,
         points=arguments.points,
-        check=arguments.check,
         out=out,
         progress=progress("score"),
         **how,
@@ -81,11 +80,16 @@ def search(arguments: argparse.Namespace) -> None:
     best: Found | str
     try:
         best = front.under(budget)
-        if arguments.check:
-            (best,) = checked(model, [best], out, **how)
     except SearchError as error:  # the front, which is what took the time, is kept
         best = str(error)
     page = write_search(out, front, budget, best)
+    if arguments.check:
+        places = spread(front.plans, arguments.check)
+        asked = [*(front.plans[place] for place in places), *([] if isinstance(best, str) else [best])]
+        seen = checked(model, asked, out, progress=progress("check"), **how)
+        front = front.with_checks(dict(zip(places, seen, strict=False)))
+        best = best if isinstance(best, str) else seen[-1]
+        page = write_search(out, front, budget, best)
     print((out / FILE).read_text(encoding="utf-8") if arguments.json else _table(front, best, page))
     if isinstance(best, str):
         raise SearchError(f"{best}; the front is in {page}")
