@@ -47,7 +47,7 @@ class Goal:
         if self.within is None:
             return f"{self.of}: no collapse ({', '.join(ALIVE)} at least half of the teacher's)"
         inside = ", or not told apart from them by the paired difference" if self.interval else ""
-        return f"{self.of}: KID and FID − floor at most {self.within:.0%} above the teacher's{inside}"
+        return f"{self.of}: KID and FID − floor at most {100 * self.within:g} % above the teacher's{inside}"
 
 
 GOALS = (
