@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from grafting.graft import graft
+from grafting.lora import add_lora
+from grafting.store.models import open_model
+from grafting.study.recipe import RunRecipe
+from grafting.teachers import teacher_folder
+from grafting.training.muon import hidden_matrices, step_flops
 
 HOME = Path(__file__).resolve().parents[1]
 PAGE = (HOME / "docs" / "what-to-expect.md").read_text(encoding="utf-8")
@@ -191,6 +199,29 @@ def test_half_of_the_text_teacher() -> None:
     (fast,) = (row for row in half["speed"] if row["setting"].startswith("1,024 tokens"))
     told = [fast[key] for key in ("speedup", "low", "high", "time_bound")]
     assert "{:.2f}x as fast at 1,024 tokens ({:.2f} to {:.2f}; time bound {:.2f}x)".format(*told) in page
+
+
+def test_what_muon_itself_took() -> None:
+    """Exactly, of the matrices that the recipe trains and of those that the teacher's last two parts trained."""
+    recipe = RunRecipe.from_yaml((files("grafting") / "recipes" / "pixart-scenes.yaml").read_text())
+    stage = recipe.stages[1]
+    assert stage is not None and stage.optimizer == "muon" and stage.adapters is not None
+    network, card = (
+        open_model("scenes").transformer,
+        json.loads((teacher_folder("scenes") / "teacher.json").read_text()),
+    )
+    theirs = step_flops(hidden_matrices(network.requires_grad_(True)))
+    handle = graft(network, recipe.plans["carries-least"], init="random")
+    add_lora(handle, stage.adapters)
+    handle.train_grafted(adapters=True)
+    mine = step_flops(hidden_matrices(handle.model))
+    costs = measured("pixart-half")["halves"][0]["costs"]
+    steps = sum(part["steps"] for part in card["training"]["parts"][-2:])
+    taken = costs["parts"]["stage 1"] + costs["parts"]["LoRA"] + stage.steps * mine
+    share = 100 * taken / (costs["teacher_training"] + steps * theirs)
+    page = (HOME / "docs" / "pixart.md").read_text(encoding="utf-8")
+    told = f"{mine / 1e9:.1f} GFLOP a step here and {theirs / 1e9:.0f} in {steps:,} of the teacher’s"
+    assert f"{told} {card['training']['steps']:,}: with these on both sides the stages took {share:.1f} %" in page
 
 
 def trial(row: dict[str, Any]) -> list[str]:

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from grafting.graft import graft
 from grafting.lora import Lora, add_lora
 from grafting.plan import Plan
 from grafting.random import normal
 from grafting.training.loop import Loop, LoopConfig
-from grafting.training.muon import Muon, hidden_matrices, orthogonal
+from grafting.training.muon import Muon, hidden_matrices, orthogonal, step_flops
 
 
 @settings(deadline=None, max_examples=25)
@@ -47,6 +48,16 @@ def test_matrices_of_one_shape_move_as_each_would_alone() -> None:
             one.step()
     for p, q in zip(together, alone, strict=True):
         torch.testing.assert_close(p, q)
+
+
+def test_products_are_counted_as_torch_counts_them() -> None:
+    shapes = [(6, 10), (10, 6), (7, 7), (2, 30)]
+    counted = 0
+    for shape in shapes:
+        with FlopCounterMode(display=False) as counter:
+            orthogonal(torch.randn(1, min(shape), max(shape)))
+        counted += counter.get_total_flops()
+    assert step_flops(torch.empty(shape) for shape in shapes) == counted
 
 
 def test_two_steps_by_hand() -> None:

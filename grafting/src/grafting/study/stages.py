@@ -364,6 +364,8 @@ def stage_two_flops(cost: PlanCost, stage: FinetuneStage) -> float:
 
     A backward pass costs two forward ones, but for products with frozen weights: these have a gradient of their input
     alone, which is one. The cores of attention have no weights and two gradients. A checkpointed pass runs once more.
+    Of passes alone: what the optimiser does is not counted. AdamW's is nothing beside them; for Muon's see
+    :func:`grafting.training.muon.step_flops`.
     """
     forward, frozen = float(cost.flops_after), 0.0
     if stage.train != "all":

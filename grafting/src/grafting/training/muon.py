@@ -33,6 +33,12 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def step_flops(matrices: Iterable[torch.Tensor]) -> int:
+    """FLOPs of one step's products, which no count of a model's passes holds: with small batches no small part."""
+    sides = [(min(matrix.shape), max(matrix.shape)) for matrix in matrices]
+    return sum(ITERATIONS * (4 * r * r * c + 2 * r**3) for r, c in sides)
+
+
 class Muon(torch.optim.Optimizer):
     """Steps of ``0.2 lr sqrt(max(r, c))`` times the orthogonal part of Nesterov's momentum, for (r, c) parameters."""
 
