@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from test_hosts_pixart import hybrid, latents
 from test_hosts_table import pixart
 
 from grafting.sampling import Sampling
+from grafting.store.models import Model
 from grafting.tasks import TASKS, Verdict
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "levels.py"
@@ -44,7 +44,7 @@ def test_the_graft_computes_between_its_levels_and_the_teacher_elsewhere(script:
 def test_rows_are_the_teacher_each_part_and_the_whole(script: dict[str, Any]) -> None:
     """A graft that is wrong about one prompt in six, at levels below 500 alone."""
     handle, _ = hybrid("none")
-    model = SimpleNamespace(name="m", transformer=handle.model, autoencoder=None, graft=handle)
+    model = Model(name="m", transformer=handle.model, graft=handle)
 
     def draw(pipeline: Any) -> list[Verdict]:
         spoils = pipeline.first < 500 and pipeline.last > 0
@@ -59,7 +59,7 @@ def test_rows_are_the_teacher_each_part_and_the_whole(script: dict[str, Any]) ->
     assert [row["minus teacher"]["value"] for row in rows] == pytest.approx([0, -1 / 6, 0, -1 / 6])
     assert "-16.7" in script["line"](rows[1]) and script["line"](rows[0]).startswith("teacher ")
     with pytest.raises(ValueError, match="m is no graft that holds its teacher"):
-        script["measure"](SimpleNamespace(name="m", graft=None), (500,), Sampling(), draw)
+        script["measure"](Model(name="m", transformer=handle.model), (500,), Sampling(), draw)
     for edges in ((), (0, 500), (500, 200), (200, 200), (500, 1000)):
         with pytest.raises(ValueError, match="rising, above 0 and below 1000, at least one"):
             script["parts"](edges)

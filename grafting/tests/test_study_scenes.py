@@ -265,10 +265,12 @@ def test_a_table_of_a_model_of_text_is_judged_by_prompts(home: Path, painted: li
     assert all(figure.low is None or figure.low <= figure.value <= figure.high for figure in wrong)
     # Two prompts of thirteen: the interval begins at 0, which is no win.
     assert "not above none’s" in page and "not above untrained-50’s" not in page
+    told = (
+        "By the paired share of prompts that is right {} of 1 rows beat the control {} of their site and share beyond "
+    )
     assert summary(results)[-2:] == (
-        "By the paired share of prompts that is right 0 of 1 rows beat the control none beyond the interval; "
-        "hyena_x-50 do not.",
-        "By the paired share of prompts that is right 1 of 1 rows beat the control untrained beyond the interval.",
+        told.format(0, "none") + "the interval; hyena_x-50 do not.",
+        told.format(1, "untrained") + "the interval.",
     )
     (cells,) = re.findall(r"<td>hyena_x-50<small>(.*?)</tr>", page, re.DOTALL)
     assert "<td>91.7<small>" in cells and "<td>-8.3<small>" in cells and "<td>+13.9<small>" in cells
