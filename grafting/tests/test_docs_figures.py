@@ -8,8 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from grafting.graft import graft
 from grafting.lora import add_lora
 from grafting.store.models import open_model
@@ -166,19 +164,39 @@ def test_what_half_of_the_text_teacher_took() -> None:
     assert table("pixart.md", "block") == [["carried, %", *carried]]
 
 
+RUN = HOME / "src" / "grafting" / "assets" / "scenes" / "runs" / "pixart-scenes"
+"""What ``grafting run pixart-scenes`` left."""
+
+
 def test_half_of_the_text_teacher() -> None:
-    content = measured("pixart-half")
-    page = (HOME / "docs" / "pixart.md").read_text(encoding="utf-8").replace("\n", " ")
-    teacher, (half, rows_alone) = content["teacher"], content["halves"]
-    shown = [(teacher["scenes"], teacher["held_out"])]
-    for one in (half, rows_alone):
-        shown += [(one["scenes"], one["held_out"]), (one["minus teacher"], one["held out minus teacher"])]
-    tasks = [*teacher["scenes"]]
-    assert tasks[-1] == "overall"
-    wanted = [[100 * scenes[t]["value"] for t in tasks] + [100 * new["overall"]["value"]] for scenes, new in shown]
-    found = [[float(cell.replace("−", "-")) for cell in cells[1:]] for cells in table("pixart.md", "of the prompts")]
-    assert found == [[pytest.approx(value, abs=0.051) for value in row] for row in wanted]
-    apart = half["minus teacher"]["overall"]
+    run, content = json.loads((RUN / "results.json").read_text()), measured("pixart-half")
+    page = (HOME / "docs" / "pixart.md").read_text(encoding="utf-8").replace("\n", " ").replace("−", "-")
+    half, rows_alone = content["halves"]
+    models = {model["name"]: model for model in run["models"] if model["name"] != "procedure"}
+    assert models["carries-least"]["scenes"]["scores"] == half["scenes"], "bits and figures are of one run"
+    assert models["teacher"]["scenes"]["scores"] == content["teacher"]["scenes"]
+
+    shown = [(m["scenes"]["scores"], m["scenes"]["differences"], m["held_out"]["scores"]) for m in models.values()]
+    shown.append((rows_alone["scenes"], rows_alone["minus teacher"], rows_alone["held_out"]))
+    order = [name for plan in ("carries-least", "interleaved") for name in (plan, f"{plan}-none", f"{plan}-untrained")]
+    order = ["teacher", *(name for name in order if name in models)]
+    assert sorted(order) == sorted(models) and {"carries-least-none", "interleaved-none"} <= set(order)
+    by_name = dict(zip([*models, "earlier form"], shown, strict=True))
+    found = table("pixart.md", "of the prompts, %")
+    assert len(found) == len(order) + 1
+    for name, cells in zip([*order, "earlier form"], found, strict=True):
+        scores, apart, new = by_name[name]
+        wanted = [f"{100 * score['value']:.1f}" for score in scores.values()]
+        lost = apart.get("overall")
+        told = "–" if lost is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*_points(lost))
+        assert [cell.replace("−", "-") for cell in cells[1:]] == [
+            *wanted,
+            told,
+            f"{100 * new['overall']['value']:.1f}",
+        ], name
+        assert name.split("-")[-1] in cells[0] or name.split("-")[0] in cells[0]
+
+    teacher, apart = content["teacher"], half["minus teacher"]["overall"]
     points = [f"{-100 * apart[key]:.1f}" for key in ("value", "high", "low")]
     right = "**{:.1f} % of 2,004 prompts are right, {} points ({} to {}) fewer"
     assert right.format(100 * half["scenes"]["overall"]["value"], *points) in page
@@ -189,7 +207,7 @@ def test_half_of_the_text_teacher() -> None:
     mean = sum(won) / 2004
     spread = 1.96 * ((sum(one * one for one in won) / 2004 - mean**2) / 2004) ** 0.5
     told = (100 * mean, 100 * (mean - spread), 100 * (mean + spread))
-    assert "{:+.1f} points from it ({:+.1f} to {:+.1f})".format(*told) in page.replace("−", "-")
+    assert "{:+.1f} points from it ({:+.1f} to {:+.1f})".format(*told) in page
     loss = half["loss minus teacher"]
     assert "Held-out loss +{:.4f} ({:.4f} to {:.4f})".format(*(loss[key] for key in ("value", "low", "high"))) in page
     parts = {name: 100 * flops / half["costs"]["teacher_training"] for name, flops in half["costs"]["parts"].items()}
@@ -199,6 +217,28 @@ def test_half_of_the_text_teacher() -> None:
     (fast,) = (row for row in half["speed"] if row["setting"].startswith("1,024 tokens"))
     told = [fast[key] for key in ("speedup", "low", "high", "time_bound")]
     assert "{:.2f}x as fast at 1,024 tokens ({:.2f} to {:.2f}; time bound {:.2f}x)".format(*told) in page
+
+
+def test_halves_of_the_text_teacher_beside_their_controls() -> None:
+    """As the run's own sentences have it."""
+    run = json.loads((RUN / "results.json").read_text())
+    said, losses = run["summary"].replace("−", "-"), {m["name"]: m["denoising_difference"] for m in run["models"]}
+    page = (HOME / "docs" / "pixart.md").read_text(encoding="utf-8").replace("\n", " ").replace("−", "-")
+    for plan in ("carries-least", "interleaved"):
+        for control in ("none", "untrained"):
+            if f"{plan}-{control}" not in losses:
+                assert control == "untrained" and "Pictures of *untrained* have not been drawn yet" in page
+                continue
+            pattern = rf"it beats {plan}-{control}: ([+\d.]+) points \(([+\d.]+) … ([+\d.]+)\)"
+            (found,) = re.findall(pattern, said)
+            value, low, high = (figure.lstrip("+") for figure in found)
+            assert f"*{plan}* beats its *{control}* by {value} points ({low} to {high})" in page
+    (apart,) = re.findall(r"([-+\d.]+) points \(([-+\d.]+) … ([-+\d.]+)\) against interleaved", said)
+    assert "*carries-least* is {} points ({} to {}) from *interleaved*".format(*apart) in page
+
+
+def _points(figure: dict[str, float]) -> list[float]:
+    return [100 * figure[key] for key in ("value", "low", "high")]
 
 
 def test_what_muon_itself_took() -> None:
