@@ -21,33 +21,22 @@ from grafting.restructure import Drop, Merge
 from grafting.study.stages import LOOKED_AT, denoiser, left_unexplained
 from grafting.training.features import Unexplained, match_features
 
+SIZES: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 4,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 4,
+    "sample_size": 4,
+    "patch_size": 1,
+}
+TEXTS = {"cross_attention_dim": 8, "caption_channels": 6, "use_additional_conditions": False}
+
 
 def model(kind: str) -> nn.Module:
     torch.manual_seed(0)
-    if kind == "dit":
-        made: nn.Module = DiTTransformer2DModel(
-            num_attention_heads=2,
-            attention_head_dim=4,
-            in_channels=4,
-            out_channels=8,
-            num_layers=4,
-            sample_size=4,
-            patch_size=1,
-            num_embeds_ada_norm=5,
-        )
-    else:
-        made = PixArtTransformer2DModel(
-            num_attention_heads=2,
-            attention_head_dim=4,
-            in_channels=4,
-            out_channels=8,
-            num_layers=4,
-            sample_size=4,
-            patch_size=1,
-            cross_attention_dim=8,
-            caption_channels=6,
-            use_additional_conditions=False,
-        )
+    dit = kind == "dit"
+    made = DiTTransformer2DModel(**SIZES, num_embeds_ada_norm=5) if dit else PixArtTransformer2DModel(**SIZES, **TEXTS)
     for parameter in made.parameters():  # what starts at zero would hide what it is multiplied with
         nn.init.normal_(parameter, std=0.2)
     return made.eval()

@@ -140,6 +140,11 @@ class Grafted:
         """The new modules by site."""
         return {site: switch.operator for site, switch in self.switches.items()}
 
+    @property
+    def tied(self) -> bool:
+        """Whether an operator makes it run at the model's own number of tokens alone."""
+        return any(getattr(operator, "needs_tokens", False) for operator in self.operators().values())
+
     def learnable(self) -> dict[Site | Group, dict[str, nn.Parameter]]:
         """By site and group, the parameters that both stages may train and that a delta stores; each is in one only.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -68,6 +68,7 @@ def _drawings(results: TableResults) -> list[tuple[str, list[Drawing]]]:
 def _rendered(results: TableResults, folder: Path, drawings: list[tuple[str, list[Drawing]]]) -> str:
     from markupsafe import Markup
 
+    again = trained_again(results)
     return template("table.html").render(
         r=results,
         sentences=summary(results),
@@ -79,11 +80,11 @@ def _rendered(results: TableResults, folder: Path, drawings: list[tuple[str, lis
         verdicts=verdicts(results),
         goals=GOALS,
         drawings=drawings,
-        again=trained_again(results),
+        again=again,
         compared=[row for row in results.rows if row.over_other and row.seed is None],
         timed=_timed(results),
         clocked=_clocked,
-        deviation=pooled(trained_again(results)),
+        deviation=pooled(again),
         pictures=[(row, inline(folder, row.grid)) for row in results.rows if row.grid],
         missing=_by_reason(results),
         beats=beats,
@@ -129,13 +130,9 @@ def pooled(rows: Sequence[Again]) -> float:
     return math.sqrt(sum(squares) / free) if free else 0.0
 
 
-def _timed(results: TableResults) -> dict[str, list[TableRow]]:
-    """By setting, the rows that were timed there."""
-    found: dict[str, list[TableRow]] = {}
-    for row in results.rows:
-        for timed in row.speed:
-            found.setdefault(timed.setting, []).append(row)
-    return found
+def _timed(results: TableResults) -> list[str]:
+    """The settings that rows were timed in."""
+    return list(dict.fromkeys(timed.setting for row in results.rows for timed in row.speed))
 
 
 def _clocked(row: TableRow) -> dict[str, SpeedRow]:
@@ -234,26 +231,27 @@ def errors(results: TableResults) -> list[Drawing]:
         title, words = "By noise level", "Shares of each row’s added loss, in equal parts of the schedule."
         svg = heat_map(list(shares.values()), title, rows=list(shares), columns=columns, down="row", across="from t =")
         found.append(Drawing("error-by-timestep", title, words, svg))
-    left = {row.name: row.left for row in rows if row.left}
-    blocks = sorted({block for places in left.values() for block in places}, key=int)
-    if left:
-        title, words = "By block, at the end", "Shares of the teacher’s outputs of a block left unexplained, held out."
-        values = [[places.get(block, math.nan) for block in blocks] for places in left.values()]
-        svg = heat_map(values, title, rows=list(left), columns=blocks, down="row", across="block")
-        found.append(Drawing("error-by-block", title, words, svg))
+    words = "Shares of the teacher’s outputs of a block left unexplained, held out."
+    found += _places("error-by-block", "By block, at the end", words, {row.name: row.left for row in rows})
     for kind in sorted({_site(name)[0] for row in rows for name in row.explained}):
         early = {
             row.name: {_site(name)[1]: 1 - share for name, share in row.explained.items() if _site(name)[0] == kind}
             for row in rows
         }
-        early = {name: places for name, places in early.items() if places}
-        columns = sorted({place for places in early.values() for place in places}, key=_numbers)
-        values = [[places.get(column, math.nan) for column in columns] for places in early.values()]
-        title = f"By site, before stage 2: {kind}"
         words = "Variance left unexplained after stage 1, held out; without a stage 1 by the start, on what it saw."
-        svg = heat_map(values, title, rows=list(early), columns=columns, down="row", across="block")
-        found.append(Drawing(f"error-by-site-{kind}", title, words, svg))
+        found += _places(f"error-by-site-{kind}", f"By site, before stage 2: {kind}", words, early)
     return found
+
+
+def _places(name: str, title: str, words: str, left: Mapping[str, Mapping[str, float]]) -> list[Drawing]:
+    """A heat map of figures by row and block; none without figures."""
+    shown = {row: places for row, places in left.items() if places}
+    if not shown:
+        return []
+    columns = sorted({place for places in shown.values() for place in places}, key=_numbers)
+    values = [[places.get(column, math.nan) for column in columns] for places in shown.values()]
+    svg = heat_map(values, title, rows=list(shown), columns=columns, down="row", across="block")
+    return [Drawing(name, title, words, svg)]
 
 
 def _site(name: str) -> tuple[str, str]:

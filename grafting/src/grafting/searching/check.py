@@ -19,7 +19,6 @@ from ..graft import Grafted, ungraft
 from ..hosts import host_for
 from ..measure.denoising import Triples, denoising_losses, paired_difference
 from ..measure.speed import latency
-from ..operators import Operator
 from ..store.models import Model
 from ..study.parts import kept, key_of, part
 from ..study.stages import Material, begin, denoiser
@@ -92,7 +91,7 @@ def _time(handle: Grafted, side: int | None, batch: int) -> float | None:
     model: nn.Module = handle.model
     own = host_for(model).grid_of(model)
     grid = (side, side) if side else own
-    if grid != own and any(isinstance(op, Operator) and op.needs_tokens for op in handle.operators().values()):
+    if handle.tied and grid != own:
         return None
     run = whole_pass(model, grid, batch)
 

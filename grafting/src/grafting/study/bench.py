@@ -44,7 +44,7 @@ from .asked import problems as unanswerable
 from .drawing import draw_pairs, shown
 from .entries import Entry, entries
 from .judging import Judge
-from .parts import StudyError, kept, key_of, outcome_in, part, thinned
+from .parts import StudyError, kept, key_of, part, thinned
 from .recipe import RunRecipe, depended_on
 from .scenes import from_text, judged, outcome
 from .stages import LOOKED_AT, Material, begin, denoiser, learns, left_unexplained, stage_one, stage_two
@@ -482,7 +482,7 @@ class Study:
     def timed(self, entry: Entry) -> list[dict[str, Any]]:
         """What :meth:`time` found, with however many threads and wherever, which each row tells; empty where it was
         not asked."""
-        found = outcome_in(self.out / f"speed-{entry.name}.json")
+        found = kept(self.out / f"speed-{entry.name}.json") or {}
         return list(found["rows"]) if found.get("of") == key_of(self._timing(entry)) else []
 
     def _timing(self, entry: Entry) -> dict[str, Any]:

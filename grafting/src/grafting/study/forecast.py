@@ -29,10 +29,10 @@ class Rates:
 
     def seconds(self, table: Table, row: Row) -> float:
         """How long a row takes."""
-        return training_flops(table, row) / self.train + measuring_flops(table, row) / self.measure
+        return making_flops(table, row) / self.train + measuring_flops(table, row) / self.measure
 
 
-def training_flops(table: Table, row: Row) -> float:
+def making_flops(table: Table, row: Row) -> float:
     """FLOPs of making a row, with the held-out losses that are looked at on the way."""
     if row.recipe is None or row.cost is None or not row.parts or not row.recipe.evaluate.stages:
         return row.flops
@@ -59,7 +59,7 @@ def rates(table: Table) -> Rates:
             seconds = json.loads(path.read_text())
             if seconds.get("threads") != torch.get_num_threads():
                 continue
-            made = {"train": training_flops(table, row), "measure": measuring_flops(table, row)}
+            made = {"train": making_flops(table, row), "measure": measuring_flops(table, row)}
             flops = {key: flops[key] + made[key] for key in flops}
             took = {key: took[key] + seconds[key] for key in took}
     if min(took.values()) > 0:

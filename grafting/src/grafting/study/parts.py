@@ -46,23 +46,17 @@ def part(
     return outcome
 
 
-def outcome_in(path: Path) -> dict[str, Any]:
-    """The outcome in ``path``, whatever it was made under; empty where there is none."""
-    try:
-        outcome: dict[str, Any] = json.loads(path.read_text())["outcome"]
-        return outcome
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+def kept(path: Path, settings: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """The outcome in ``path``; None where there is none, or of other settings, or the file is not what we wrote.
 
-
-def kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The outcome in ``path``; None where there is none, or of other settings, or the file is not what we wrote."""
+    settings: None takes it whatever it was made under.
+    """
     if not path.is_file():
         return None
     try:
         saved = json.loads(path.read_text())
         outcome: dict[str, Any] = saved["outcome"]
-        return outcome if saved["key"] == key_of(settings) else None
+        return outcome if settings is None or saved["key"] == key_of(settings) else None
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -13,7 +13,6 @@ from torch import nn
 from ..cost import plan_cost
 from ..graft import Grafted
 from ..measure.speed import latency, without_cores
-from ..operators import Operator
 from .recipe import SpeedStage
 
 
@@ -27,10 +26,9 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
     """
     host, config = handle.host, handle.model.config
     device, own = next(handle.model.parameters()).device, host.grid_of(handle.model)[0]
-    tied = any(isinstance(op, Operator) and op.needs_tokens for op in handle.operators().values())
     found = []
     for side in speed.sides or (own,):
-        if tied and side != own:
+        if handle.tied and side != own:
             continue
         size = side * config.patch_size  # type: ignore[union-attr, operator]
         z = torch.randn(speed.batch, config.in_channels, size, size).to(device)  # type: ignore[union-attr, arg-type]
