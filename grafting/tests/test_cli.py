@@ -176,6 +176,12 @@ def test_ctrl_c_prints_the_command_that_goes_on(
     assert capsys.readouterr().err.strip().endswith(said)
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"set -o pipefail; {sys.executable} -m grafting operators | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("width")
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from grafting.cli import _parser; _parser().format_help(); "

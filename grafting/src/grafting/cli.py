@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         parsed.run(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; what is left has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"\nstopped{_resuming(given, parsed.goes_on_with)}", file=sys.stderr)
         return 130
@@ -62,7 +68,3 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="grafting", description="Edit pretrained diffusion transformers.")
     add_verbs(parser)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

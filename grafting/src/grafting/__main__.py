@@ -1,0 +1,5 @@
+"""`python -m grafting`."""
+
+from grafting.cli import main
+
+raise SystemExit(main())
