@@ -68,8 +68,8 @@ def learn(model: Model, plan: Plan, stage: FinetuneStage, held: Triples, calibra
         ungraft(network)
     return {
         "plan": plan.to_dict(),
-        "start": asdict(paired_difference(start, teacher)),
-        "finetuned": asdict(paired_difference(finetuned, teacher)),
+        "start": asdict(paired_difference(start, teacher, held.image)),
+        "finetuned": asdict(paired_difference(finetuned, teacher, held.image)),
         "seconds": round(time.perf_counter() - began, 1),
     }
 

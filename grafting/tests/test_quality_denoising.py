@@ -55,6 +55,21 @@ def test_mean_loss_is_the_textbook_interval():
     assert got.value == 2.5 and got.high - 2.5 == pytest.approx(3.182446 * 1.2909944 / 2, rel=1e-6)
 
 
+def test_triples_of_one_image_are_no_independent_draws():
+    image = torch.arange(12) % 4
+    losses = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3 * image
+    mine, means = mean_loss(losses, image), losses.reshape(3, 4).mean(0)
+    textbook = mean_loss(means)  # of the images' own means, which are independent
+    assert (mine.value, mine.low, mine.high) == pytest.approx((textbook.value, textbook.low, textbook.high))
+    assert mine.high - mine.low > 1.5 * (mean_loss(losses).high - mean_loss(losses).low)
+    alone = mean_loss(losses, torch.arange(12))
+    assert alone.high == pytest.approx(mean_loss(losses).high)
+    again = paired_difference(losses, torch.zeros(12), image)
+    assert (again.low, again.high) == pytest.approx((mine.low, mine.high))
+    with pytest.raises(ValueError, match="12 losses of 1 images"):
+        mean_loss(losses, torch.zeros(12))
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="50 samples and 3 labels"):
         Triples.draw(Z, Y[:3], n=5)

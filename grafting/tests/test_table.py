@@ -484,7 +484,7 @@ def test_two_processes_share_a_table(tiny_teacher: Path, tmp_path: Path) -> None
 def test_losses_by_timestep() -> None:
     t = torch.tensor([0, 99, 100, 199, 500, 999, 998, 997])
     mine, theirs = torch.arange(8.0), torch.zeros(8)
-    bins = by_timestep(mine, theirs, t)
+    bins = by_timestep(mine, theirs, t, torch.tensor([0, 1, 2, 3, 4, 5, 6, 6]))
     assert [figure.value for figure in bins] == [0.5, 2.5, 0, 0, 0, 0, 0, 0, 0, 6.0]
     assert bins[4].low is None and bins[9].low is not None and bins[9].low < 6 < bins[9].high  # type: ignore[operator]
 

@@ -22,12 +22,13 @@ from .quality.evaluate import Estimate
 
 @dataclass(frozen=True, kw_only=True)
 class Triples:
-    """Held-out samples with the timestep and the noise that each is judged at."""
+    """Held-out samples with the timestep and the noise that each is judged at; image: which sample each is of."""
 
     z: torch.Tensor
     y: Any
     t: torch.Tensor
     noise: torch.Tensor
+    image: torch.Tensor
 
     @classmethod
     def draw(cls, z: torch.Tensor, y: Any, *, n: int, seed: int = 0, steps: int = 1000) -> Triples:
@@ -47,11 +48,16 @@ class Triples:
         offset = torch.rand(1, generator=generator(seed, "triples"), dtype=torch.float64)
         t = ((torch.arange(n, dtype=torch.float64) * golden + offset) % 1 * steps).long().clamp(max=steps - 1)
         noise = torch.stack([torch.randn(z.shape[1:], generator=source) for source in sources])
-        chosen = torch.arange(n) % len(z)
-        return cls(z=z[chosen], y=rows(y, chosen), t=t, noise=noise)
+        image = images_of(n, len(z))
+        return cls(z=z[image], y=rows(y, image), t=t, noise=noise, image=image)
 
     def __len__(self) -> int:
         return len(self.t)
+
+
+def images_of(triples: int, images: int) -> torch.Tensor:
+    """(triples,) int64: which of the held-out images each triple is of."""
+    return torch.arange(triples) % images
 
 
 @torch.no_grad()
@@ -82,28 +88,41 @@ def denoising_losses(
     return torch.cat(losses)
 
 
-def mean_loss(losses: torch.Tensor) -> Estimate:
-    """Mean of (n,) losses with its 95 % t interval over triples."""
-    return _t_interval(losses)
+def mean_loss(losses: torch.Tensor, image: torch.Tensor | None = None) -> Estimate:
+    """Mean of (n,) losses with its 95 % t interval over images: triples of one ``image`` (n,) are no independent draws.
 
-
-def paired_difference(a: torch.Tensor, b: torch.Tensor) -> Estimate:
-    """Mean of a - b over the same (n,) triples with its 95 % t interval; entirely below 0 means ``a`` is better.
+    Without ``image`` each is of another. The standard error is that of a mean over clusters, which for one triple an
+    image is the textbook's.
 
     Raises:
-        ValueError: the lengths differ.
+        ValueError: fewer than two images.
+    """
+    return _t_interval(losses, image)
+
+
+def paired_difference(a: torch.Tensor, b: torch.Tensor, image: torch.Tensor | None = None) -> Estimate:
+    """Mean of a - b over the same (n,) triples, interval as :func:`mean_loss`; all below 0 means ``a`` is better.
+
+    Raises:
+        ValueError: the lengths differ, or fewer than two images.
     """
     if a.shape != b.shape:
         raise ValueError(f"losses of {len(a)} and {len(b)} triples: a paired difference needs the same triples")
-    return _t_interval(a - b)
+    return _t_interval(a - b, image)
 
 
-def _t_interval(values: torch.Tensor) -> Estimate:
+def _t_interval(values: torch.Tensor, image: torch.Tensor | None) -> Estimate:
     from scipy.stats import t as student
 
-    if len(values) < 2:
-        raise ValueError(f"{len(values)} losses: an interval needs at least 2")
     values = values.double()
-    mean = values.mean().item()
-    half = float(student.ppf(0.975, len(values) - 1)) * values.std().item() / len(values) ** 0.5
-    return Estimate(value=mean, low=mean - half, high=mean + half)
+    mean = values.mean()
+    apart = values - mean
+    if image is not None:
+        which = image.unique(return_inverse=True)[1]
+        apart = torch.zeros(int(which.max()) + 1, dtype=torch.float64).index_add_(0, which, apart)
+    images = len(apart)
+    if images < 2:
+        raise ValueError(f"{len(values)} losses of {images} images: an interval needs at least 2 images")
+    error = (images / (images - 1) * apart.square().sum()).sqrt().item() / len(values)
+    half = float(student.ppf(0.975, images - 1)) * error
+    return Estimate(value=mean.item(), low=mean.item() - half, high=mean.item() + half)

@@ -75,7 +75,7 @@ def checked(
             try:
                 if loss is None:
                     mine = denoising_losses(denoiser(network), triples, batch_size=scoring.batch)
-                    apart = asdict(paired_difference(mine, theirs[0]))
+                    apart = asdict(paired_difference(mine, theirs[0], triples.image))
                     loss = part(path, settings, lambda apart=apart: apart)  # type: ignore[misc]
                 share = _time(handle, side, batch) if one.cost == "latency" else None
             finally:

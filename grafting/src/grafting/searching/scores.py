@@ -139,7 +139,7 @@ def _scores(handle: Grafted, one: Candidate, held: Triples, teacher: torch.Tenso
     for site in sorted(handle.switches):
         with only(handle, site):
             losses = denoising_losses(denoiser(handle.model), held, batch_size=batch)
-        change = paired_difference(losses, teacher)
+        change = paired_difference(losses, teacher, held.image)
         assert change.low is not None and change.high is not None
         yield Score(
             block=site.block,

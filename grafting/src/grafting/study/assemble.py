@@ -59,8 +59,9 @@ def assemble(study: Study) -> Results:
     for entry in study.entries:
         quality, judged = study.judge(entry), study.score(entry) or {}
         scenes, held_out = (TaskScores.from_dict(judged[key]) if judged.get(key) else None for key in PARTS)
-        difference = paired_difference(losses[entry.name], losses[teacher.name])
-        looks = {moment: paired_difference(then, losses[teacher.name]) for moment, then in study.looks(entry).items()}
+        theirs, image = losses[teacher.name], study.image
+        difference = paired_difference(losses[entry.name], theirs, image)
+        looks = {moment: paired_difference(then, theirs, image) for moment, then in study.looks(entry).items()}
         models.append(
             ModelResult(
                 name=entry.name,
@@ -69,7 +70,7 @@ def assemble(study: Study) -> Results:
                 description=_description(entry, learnt[entry.name]),
                 figures=figures_of(quality) if quality else {},
                 protocol=quality["protocol"]["text"] if quality else "",
-                denoising=_figure(mean_loss(losses[entry.name])),
+                denoising=_figure(mean_loss(losses[entry.name], study.image)),
                 denoising_difference=None if entry is teacher else _figure(difference),
                 stages={moment: _figure(apart) for moment, apart in looks.items()},
                 scenes=scenes,
@@ -124,18 +125,18 @@ def label(recipe: RunRecipe) -> str:
 
 def verdict(study: Study, entry: Entry, losses: Mapping[str, torch.Tensor]) -> str:
     """One sentence: what the hybrid lost, and whether it beats *none* and *untrained* beyond their paired intervals."""
-    mine = paired_difference(losses[entry.name], losses["teacher"])
+    mine = paired_difference(losses[entry.name], losses["teacher"], study.image)
     text = f"{entry.name} ({entry.description}): held-out loss {mine.value:+.4f} against the teacher's"
     told = []
     for name in _rivals(entry, losses):
-        apart = paired_difference(losses[entry.name], losses[name])
+        apart = paired_difference(losses[entry.name], losses[name], study.image)
         assert apart.high is not None and apart.low is not None
         if apart.high < 0:
             told.append(f"it beats {name} by {-apart.value:.4f} ({-apart.high:.4f} … {-apart.low:.4f})")
         else:
             told.append(f"it does not beat {name} beyond the interval ({apart.low:+.4f} … {apart.high:+.4f})")
     if (other := study.recipe.against) not in (None, entry.name):
-        apart = paired_difference(losses[entry.name], losses[str(other)])
+        apart = paired_difference(losses[entry.name], losses[str(other)], study.image)
         told.append(f"{apart.value:+.4f} ({apart.low:+.4f} … {apart.high:+.4f}) against {other}")
     return "; ".join([text, *told]) + "." + _of_scenes(study, entry)
 

@@ -23,7 +23,7 @@ from ..data.shards import is_encoded
 from ..files import save_safetensors_atomic, write_bytes_atomic
 from ..graft import Grafted, tensors_hash, ungraft
 from ..lora import MISSING
-from ..measure.denoising import Triples, denoising_losses, mean_loss
+from ..measure.denoising import Triples, denoising_losses, images_of, mean_loss
 from ..measure.quality import (
     Estimate,
     Features,
@@ -255,6 +255,11 @@ class Study:
         z, y = self.material.latents(train=False), self.material.conditions(train=False)
         return Triples.draw(z, y, n=self.recipe.evaluate.triples, seed=self.recipe.seed)
 
+    @property
+    def image(self) -> torch.Tensor:
+        """(triples,) which held-out image each triple is of."""
+        return images_of(self.recipe.evaluate.triples, self.material.count(train=False))
+
     def home_of(self, run: str) -> Path:
         """The folder of a finished run of ``beside``."""
         shipped = self.model.folder and self.model.folder / "runs" / run
@@ -293,7 +298,7 @@ class Study:
         )
         if write:
             save_safetensors_atomic(path, {"losses": losses})
-        return asdict(mean_loss(losses)) | {"files": [path.name]}
+        return asdict(mean_loss(losses, self.image)) | {"files": [path.name]}
 
     def _look(self, entry: Entry, moment: str, model: nn.Module) -> None:
         """Keep the held-out losses of a model that is being made, where the recipe asks for them."""

@@ -131,10 +131,10 @@ class Table:
         bins: tuple[Figure, ...] = ()
         if row.role != "teacher":
             theirs = self.study.denoise(self.study.entries[0])
-            apart = {"loss": Figure(**asdict(paired_difference(losses, theirs))), **judged.differences}
+            apart = {"loss": Figure(**asdict(paired_difference(losses, theirs, study.image))), **judged.differences}
             looks = study.looks(entry).items()
-            stages = {moment: Figure(**asdict(paired_difference(then, theirs))) for moment, then in looks}
-            bins = by_timestep(losses, theirs, self.study.triples.t)
+            stages = {moment: Figure(**asdict(paired_difference(then, theirs, study.image))) for moment, then in looks}
+            bins = by_timestep(losses, theirs, self.study.triples.t, study.image)
         made = TableRow(
             name=row.name,
             label=row.label,
@@ -154,7 +154,7 @@ class Table:
             teacher_training=self.training,
             flops=1.0 if row.cost is None else row.cost.flops_after / row.cost.flops_before,
             parameters=_parameters(row),
-            loss=Figure(**asdict(mean_loss(losses))),
+            loss=Figure(**asdict(mean_loss(losses, study.image))),
             differences=apart,
             stages=stages,
             by_timestep=bins,
@@ -246,7 +246,7 @@ class Table:
     def _minus(self, row: Row, control: Row) -> dict[str, Any]:
         """Paired differences of two rows, as plain data."""
         (mine, entry), (theirs, other) = self.opened(row), self.opened(control)
-        loss = asdict(paired_difference(mine.denoise(entry), theirs.denoise(other)))
+        loss = asdict(paired_difference(mine.denoise(entry), theirs.denoise(other), mine.image))
         if count := self.recipe.evaluate.prompts:
             right = differences(mine.verdicts(entry)[:count], theirs.verdicts(other)[:count]).overall
             return {"loss": loss, RIGHT: {"value": right.value, "low": right.low, "high": right.high}}
@@ -254,7 +254,7 @@ class Table:
         kernel = paired_kid_difference(a.pool, b.pool, reference.pool, seed=self.recipe.seed)
         return {
             "loss": loss,
-            "fid": asdict(paired_fid_difference(a, b, reference)),
+            "fid": asdict(paired_fid_difference(a, b, reference, bootstraps=self.recipe.evaluate.bootstraps)),
             "kid": {"value": kernel.value, "low": kernel.low, "high": kernel.high},
         }
 
@@ -300,14 +300,17 @@ def measured(quality: Mapping[str, Any] | None, judged: Mapping[str, Any] | None
     return Measured(figures_of(quality), apart, quality["protocol"]["text"])
 
 
-def by_timestep(mine: torch.Tensor, theirs: torch.Tensor, t: torch.Tensor, steps: int = 1000) -> tuple[Figure, ...]:
-    """Paired loss differences (n,) in equal parts of the schedule; a part with fewer than two triples is 0 without
-    interval."""
+def by_timestep(
+    mine: torch.Tensor, theirs: torch.Tensor, t: torch.Tensor, image: torch.Tensor, steps: int = 1000
+) -> tuple[Figure, ...]:
+    """Paired loss differences (n,) in equal parts of the schedule, each triple of an ``image``; a part of fewer than
+    two images is 0 without interval."""
     found = []
     for k in range(BINS):
         inside = (t * BINS // steps) == k
-        few = int(inside.sum()) < 2
-        found.append(Figure(value=0.0) if few else Figure(**asdict(paired_difference(mine[inside], theirs[inside]))))
+        few = len(image[inside].unique()) < 2
+        apart = None if few else paired_difference(mine[inside], theirs[inside], image[inside])
+        found.append(Figure(value=0.0) if apart is None else Figure(**asdict(apart)))
     return tuple(found)
 
 

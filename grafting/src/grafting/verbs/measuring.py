@@ -180,7 +180,7 @@ def _denoising(model: Model, material: Any, arguments: argparse.Namespace) -> di
         return denoising_losses(denoiser(network), triples, batch_size=arguments.batch, progress=show)
 
     mine = losses(model.transformer, "the model")
-    found = {"loss": asdict(mean_loss(mine))}
+    found = {"loss": asdict(mean_loss(mine, triples.image))}
     other, name = None, arguments.against
     if name:
         other = losses(open_model(name).to(alone(arguments).device).transformer, name)
@@ -189,7 +189,8 @@ def _denoising(model: Model, material: Any, arguments: argparse.Namespace) -> di
         with model.own_teacher.teacher() as network:
             other = losses(network, name)
     if other is not None:
-        found |= {f"of {name}": asdict(mean_loss(other)), f"minus {name}": asdict(paired_difference(mine, other))}
+        found[f"of {name}"] = asdict(mean_loss(other, triples.image))
+        found[f"minus {name}"] = asdict(paired_difference(mine, other, triples.image))
     return found
 
 

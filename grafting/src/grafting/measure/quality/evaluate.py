@@ -1,8 +1,9 @@
 """Every metric over one set of samples, each figure with its protocol, its interval and its floor.
 
 The reference is what FID compares to (training images); the floor is the same figure for held-out real images of the
-same number, which no generator can be expected to beat. The reference defines the figures and is taken as it is;
-samples and floor images are both a draw, and intervals say what other draws would have given.
+same number, which no generator can be expected to beat. The reference defines the figures, and FID takes it as it
+is; samples and floor images are both a draw, and intervals say what other draws would have given. KID's holds that of
+the reference too.
 """
 
 from __future__ import annotations
