@@ -259,6 +259,51 @@ def test_stage_two_with_checkpointing_ends_at_the_same_weights() -> None:
         finetune(plain, plain, plain, batches, 3, replace(_config(2), checkpointing=True))
 
 
+def test_weights_that_the_teacher_shares_are_refused() -> None:
+    model, _ = _dit()
+    handle = graft(model, Plan.all(operator="local_mean"), init="copy")
+    batches = Batches(inputs=torch.randn(6, 2, 8, 8), labels=torch.arange(6) % 3, size=3, seed=0)
+
+    def student(z: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return handle.host.call(handle.model, z, t, y)
+
+    with pytest.raises(ValueError, match=r"more weights belong to the teacher.*train_grafted"):
+        finetune(model, student, None, batches, 3, _config(1, (0.0, 0.0)))
+    handle.train_grafted()
+    finetune(model, student, None, batches, 3, _config(1, (0.0, 0.0)))
+
+
+def test_a_run_of_another_graft_is_refused(tmp_path: Path) -> None:
+    """Of equal names and shapes, so that nothing else would tell."""
+    for window in (4, 8):
+        model, _ = _dit()
+        handle = graft(model, Plan.all(operator="swa", window=window), init="copy")
+        handle.train_grafted()
+        batches = Batches(inputs=torch.randn(6, 2, 8, 8), labels=torch.arange(6) % 3, size=3, seed=0)
+
+        def student(z: torch.Tensor, t: torch.Tensor, y: torch.Tensor, h: Grafted = handle) -> torch.Tensor:
+            return h.host.call(h.model, z, t, y)
+
+        told = nullcontext() if window == 4 else pytest.raises(ValueError, match=r"other settings \(graft")
+        with told:
+            finetune(model, student, None, batches, 3, _config(1, (0.0, 0.0)), tmp_path)
+
+
+def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
+    student, teacher, batches = _parts()
+    with pytest.raises(ValueError, match=r"conv\.weight is bfloat16: train a model in float32"):
+        finetune(student.bfloat16(), student, teacher, batches, 3, _config(1))
+    student = student.float()
+    student.conv.bias.register_hook(lambda gradient: gradient * torch.inf)
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(FloatingPointError, match=r"finetune: the gradient is inf at step 0: try a lower lr"):
+        finetune(student, student, teacher, batches, 3, _config(2, save_every=1), tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert not (tmp_path / "state.json").exists()
+    with pytest.raises(ValueError, match=r"ema_horizon 0.*weight_decay -1.*clip 0.*save_every 0.*log_every 0"):
+        LoopConfig(steps=1, lr=1, ema_horizon=0, weight_decay=-1, clip=0, save_every=0, log_every=0)
+
+
 def test_match_teacher_weighs_the_variance() -> None:
     student, teacher = torch.zeros(1, 4, 1, 1), torch.tensor([1.0, 1.0, 2.0, 2.0]).view(1, 4, 1, 1)
     losses = match_teacher(student, teacher, 2, 0.5)

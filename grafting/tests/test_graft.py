@@ -57,6 +57,26 @@ def test_wider_mlp_starts_exact() -> None:
     torch.testing.assert_close(output(model), before, rtol=0, atol=1e-6)
 
 
+def test_an_exact_start_needs_no_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At DiT-XL/2's width those of a wider MLP would be half a gigabyte a site."""
+    from grafting import initialise
+
+    made: list[int] = []
+    plain = initialise.Moments.__init__
+
+    def counted(self: initialise.Moments, features: int, *rest: object) -> None:
+        made.append(features)
+        plain(self, features, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(initialise.Moments, "__init__", counted)
+    plan = Plan.all(site="mlp", operator="mlp", ratio=6) + Plan.all(site="attn", operator="hyena_x")
+    handle = graft(tiny(), plan, calibration=batch, calibration_batches=1)
+    assert made == [32] * 4  # of hyena_x alone
+    assert {site.name: share for site, share in handle.explained.items() if site.kind == "mlp"} == dict.fromkeys(
+        ("blocks.0.mlp", "blocks.1.mlp", "blocks.2.mlp", "blocks.3.mlp"), 1.0
+    )
+
+
 def test_teacher_and_student_share_and_switch() -> None:
     model = tiny()
     before, pointers = output(model), {n: p.data_ptr() for n, p in model.named_parameters()}
@@ -174,6 +194,28 @@ def test_refusals_leave_the_model_alone(keywords: dict[str, str], message: str) 
     graft(model, Plan.all(site="attn", operator="swa"))
     with pytest.raises(GraftError, match="grafted already"):
         graft(model, Plan.all(site="attn", operator="swa"))
+
+
+def test_a_mask_that_no_operator_reads_is_refused_and_the_originals_read_it() -> None:
+    model = tiny()
+    site = graft(model, Plan.all(operator="swa")).switches
+    switch, x = next(iter(site.values())), torch.randn(2, 16, 32)
+    with pytest.raises(ValueError, match="attention_mask: SlidingWindow"):
+        switch(x, attention_mask=torch.zeros(2, 1, 16))
+    assert switch(x, attention_mask=None).shape == x.shape
+
+
+def test_a_graft_that_fails_halfway_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    hooks = [len(module._forward_pre_hooks) for module in model.modules()]
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setitem(graft.__globals__, "make_student", full)
+    with pytest.raises(MemoryError):
+        graft(model, Plan.from_yaml("restructure: [{merge: pairs}]"))
+    assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks and handle_of(model) is None
 
 
 def test_own_copy_leaves_the_teacher_and_cannot_be_taken_out() -> None:

@@ -84,6 +84,18 @@ def test_keeps_dtype_and_repeats_itself(name: str, dtype: torch.dtype) -> None:
     assert torch.equal(y, operator(x))
 
 
+def test_half_precision_keeps_sums_over_many_tokens() -> None:
+    """In float16 the normaliser of 4,096 tokens is beyond the largest number; in bfloat16 decays would round away."""
+    x = torch.randn(1, 4096, WIDTH)
+    linear = made("linear", 4096, torch.float16)
+    linear.qkv_projection.bias.data += 8  # type: ignore[operator, union-attr]  # so that sums are of some 10^6
+    y, exact = linear(x.half()), linear.float()(x.half().float())
+    torch.testing.assert_close(y.float(), exact, rtol=2e-2, atol=2e-2 * exact.abs().max().item())
+    mamba = made("mamba2", 4096, torch.bfloat16)
+    *_, step, decay = mamba.inputs(x.bfloat16())  # type: ignore[operator]
+    assert step.dtype == decay.dtype == torch.float32
+
+
 @each
 def test_samples_do_not_mix(name: str) -> None:
     operator = made(name, 36)

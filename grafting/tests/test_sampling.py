@@ -155,6 +155,13 @@ def test_decoding_undoes_scale_and_shift():
 
     z = torch.ones(1, 1, 2, 2)
     torch.testing.assert_close(Pipeline(Host(), Vae()).decode(z), 2 * z + 0.25)
+    # Large latents go through one by one, and come back in their order.
+    sizes = []
+    vae = Vae()
+    vae.decode = lambda z, plain=vae.decode: sizes.append(len(z)) or plain(z)
+    large = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 128, 128)
+    torch.testing.assert_close(Pipeline(Host(), vae).decode(large), 2 * large + 0.25)
+    assert sizes == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

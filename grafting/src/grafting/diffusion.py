@@ -59,11 +59,12 @@ class Diffusion:
     def add_noise(self, z: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """z_t = sqrt(a) z + sqrt(1 - a) noise, with a = alpha_bar at t."""
         a = self.at(self.alphas_bar, t, z)
-        return a.sqrt() * z + (1 - a).sqrt() * noise
+        return (a.sqrt() * z + (1 - a).sqrt() * noise).to(z.dtype)
 
     def at(self, table: torch.Tensor, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """(B, 1, 1, 1) the entries of ``table`` (T,) at the levels ``t``, on the device and in the type of ``like``."""
-        return table.to(like.device)[t].to(like.dtype)[:, None, None, None]
+        """(B, 1, 1, 1) the entries of ``table`` (T,) at the levels ``t``, on the device and in the type of ``like``;
+        float32 at least, below which one minus alpha_bar is lost."""
+        return table.to(like.device)[t].to(torch.promote_types(like.dtype, torch.float32))[:, None, None, None]
 
     def posterior(self, z: torch.Tensor, zt: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Mean of q(z_{t-1} | z_t, z)."""

@@ -344,7 +344,11 @@ def graft(
                     inner[site] = Switch(None, stand_in, raster)
                     host.set_in(branch, site.kind, inner[site])
 
-        student, groups = make_student(host, model, layout, replace)
+        try:
+            student, groups = make_student(host, model, layout, replace)
+        except BaseException:
+            raster.detach()
+            raise
         facts = conventions(model)
     for site, switch in switches.items():
         switch.train(originals[site].training)

@@ -27,6 +27,9 @@ Scheduler = Literal["ddpm", "ddim", "dpm++"]
 Spacing = Literal["linspace", "leading"]
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all), a step being one pass over one batch."""
+DECODED = 2**14
+"""Positions of latents that are decoded at once: a decoder takes more memory than the transformer that drew them. One
+picture of 1,024 x 1,024 where a latent stands for 8 x 8 pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class Sampling:
     (DPM-Solver++, second order). spacing: ``linspace`` is the original DiT's (999, 995, …, 0), ``leading`` is
     diffusers' default (996, …, 0). guidance: 1 is off and costs one pass instead of two. guided_channels: the
     original guides the first 3 only; ``None`` guides all. clip: bound the predicted clean sample to [-1, 1];
-    wrong for latents. precision: of the model's matrix products, ``fp32`` or ``bf16``; the walk itself is float32.
+    wrong for latents. precision: of the model's matrix products, ``fp32`` or ``bf16``, in which DiT's residual stream
+    is then too (its embedding of patches returns what the product gave); the walk itself is float32.
     """
 
     scheduler: Scheduler = "ddim"
@@ -222,8 +226,9 @@ class Pipeline:
         like = next(self.vae.parameters())
         z = z / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         vae: Any = self.vae
+        room = max(1, DECODED // (z.shape[-2] * z.shape[-1]))
         with evaluating(self.vae):
-            return vae.decode(z.to(like)).sample.float().cpu()
+            return torch.cat([vae.decode(part.to(like)).sample.float().cpu() for part in z.split(room)])
 
     def _condition(self, condition: Any, sampling: Sampling, batch_size: int) -> Condition:
         """The condition as rows of tensors, if it is one of this model and can be walked so."""

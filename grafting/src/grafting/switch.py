@@ -90,6 +90,10 @@ class Switch(nn.Module):
     def stand_in(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The new operator's output, whatever the switch says."""
         if isinstance(self.operator, Operator):
+            if kwargs.get("attention_mask") is not None:
+                raise ValueError(
+                    f"attention_mask: {type(self.operator).__name__} reads every token of the picture; leave it out"
+                )
             result: torch.Tensor = self.operator(hidden_states, grid=self.raster.grid)
         else:
             result = self.operator(hidden_states, *args, **kwargs)

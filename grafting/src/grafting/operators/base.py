@@ -108,6 +108,11 @@ class Operator(Arithmetic, nn.Module):
         return counter.get_total_flops()
 
 
+def full(x: Tensor) -> Tensor:
+    """``x`` in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @torch.no_grad()
 def assign(layer: nn.Linear, weight: Tensor, bias: Tensor | None, rows: slice = slice(None)) -> None:
     """Write weight (and bias, zero where the source has none) into some rows of a linear layer."""

@@ -43,9 +43,12 @@ class LinearAttention(LinearFormulas, Attention):
 
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         q, k, v = self.mapped(x)
+        kind = v.dtype
+        if kind == torch.float16:  # which ends at 65,504: sums over some thousand tokens do not fit
+            q, k, v = q.float(), k.float(), v.float()
         state = k.transpose(-1, -2) @ v
         total = q @ k.sum(dim=-2).unsqueeze(-1)  # a product and not a sum: no temporary of the size of q
-        return ((q @ state) / (total + SMALL)).transpose(1, 2).flatten(2)
+        return ((q @ state) / (total + SMALL)).transpose(1, 2).flatten(2).to(kind)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         assert self.heads is not None

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grafting.operators.base import Grid, Operator
+from grafting.operators.base import Grid, Operator, full
 from grafting.operators.convolution import filter_1d, naive_filter_1d
 from grafting.operators.formulas import Mamba2Formulas
 from grafting.operators.registry import register
@@ -61,14 +61,15 @@ class Mamba2(Mamba2Formulas, Operator):
         z, xbc, step = self.in_proj(x).split([inner, inner + 2 * state, heads], dim=-1)
         xbc = F.silu(filter_1d(xbc, self.conv1d.weight, self.conv1d.bias, before=self.options["kernel"] - 1))
         u, b, c = xbc.split([inner, state, state], dim=-1)
-        step = F.softplus(step + self.dt_bias)
-        return z, u.unflatten(-1, (heads, -1)), b, c, step, -step * torch.exp(self.A_log)
+        # In float32 at least, whatever the model is in: decays are products over many tokens.
+        step = F.softplus(full(step) + full(self.dt_bias))
+        return z, u.unflatten(-1, (heads, -1)), full(b), full(c), step, -step * torch.exp(full(self.A_log))
 
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         z, u, b, c, step, decay = self.inputs(x)
         y = chunked_scan(u * step.unsqueeze(-1), decay, b, c, min(self.options["chunk"], x.shape[1]))
         y = y + self.D.unsqueeze(-1) * u
-        return self.norm(y.flatten(2), z)
+        return self.norm(y.flatten(2).to(self.norm.weight.dtype), z)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         inner, state, heads = self.sizes(self.width, self.options)

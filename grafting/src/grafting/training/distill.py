@@ -28,7 +28,7 @@ from ..initialise import explained
 from ..modes import evaluating
 from ..precision import PRECISIONS, autocast
 from .distill_state import load_state, save_state
-from .loop import Progress, deferred_interrupt
+from .loop import Progress, deferred_interrupt, refuse_half
 from .team import Team
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class DistillConfig:
     evaluations; 0 never stops one.
     gate_weighted: weigh errors by the block's gate, that is measure what reaches the residual stream.
     levels: how often each noise level is drawn, in the held-out error too; None draws all alike.
-    precision: of matrix products in the teacher's pass and in the operators, ``fp32`` or ``bf16``; errors, gradients'
-    sums, weights and moments are float32.
+    precision: of matrix products in the teacher's pass, in whose type DiT's residual stream is too, and in the
+    operators, ``fp32`` or ``bf16``; errors, gradients' sums, weights and moments are float32.
     """
 
     steps: int
@@ -225,6 +225,7 @@ class Distillation:
         self.learners: dict[Any, Learner] = {}
         for site, parameters in handle.learnable().items():
             settings = config.site(site.kind)
+            refuse_half(parameters)
             with torch.no_grad():
                 self.team.share(parameters.values())
             self.learners[site] = Learner(
@@ -294,7 +295,11 @@ class Distillation:
             value = shown.item()
             if not math.isfinite(value):
                 raise FloatingPointError(f"{site.name}: the loss is {value} at step {self.step}: try a lower lr")
-            nn.utils.clip_grad_norm_(parameters, self.config.clip)
+            norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+            if not math.isfinite(norm.item()):
+                raise FloatingPointError(
+                    f"{site.name}: the gradient is {norm.item()} at step {self.step}: try a lower lr"
+                )
             for group in learner.optimizer.param_groups:
                 group["lr"] = learner.settings.lr * factor
             learner.optimizer.step()

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..conditions import each
 from ..diffusion import Denoiser, Diffusion, Levels, draw, drop_labels
-from ..graft import handle_of, null_identity
+from ..graft import Grafted, handle_of, null_identity
 from ..modes import evaluating
 from ..precision import PRECISIONS, autocast
 from .features import Pairs, match_features, returned
@@ -127,6 +127,20 @@ def checkpointed(model: nn.Module, device: torch.device, precision: str) -> Iter
         host.disable_gradient_checkpointing()
 
 
+def _refuse_shared(handle: Grafted) -> None:
+    """Weights of the teacher that trained along would be the teacher no more, and no delta would hold them."""
+    if handle.private:
+        return
+    own = [*handle.learnable().values(), {} if handle.adapters is None else handle.adapters.parameters()]
+    mine = {id(parameter) for parameters in own for parameter in parameters.values()}
+    shared = [name for name, p in handle.model.named_parameters() if p.requires_grad and id(p) not in mine]
+    if shared:
+        raise ValueError(
+            f"{shared[0]} and {len(shared) - 1} more weights belong to the teacher inside this graft too: train "
+            "handle.own_copy().model, or the operators alone after handle.train_grafted()"
+        )
+
+
 def finetune(
     model: nn.Module,
     student: Denoiser,
@@ -149,8 +163,8 @@ def finetune(
     work; alone on the model's device by default. pairs: (student's, teacher's) blocks in the order in which they run,
     whose outputs are matched where the settings give ``features`` a weight.
 
-    Raises ValueError where the settings need a teacher or pairs and none are given, or ``out`` holds a run of other
-    settings.
+    Raises ValueError where the settings need a teacher or pairs and none are given, weights that a graft shares with
+    its teacher would train, or ``out`` holds a run of other settings or of another graft.
     """
     if teacher is None and any(config.teacher_share):
         raise ValueError(
@@ -158,6 +172,9 @@ def finetune(
         )
     if config.features and any(config.teacher_share) and not pairs:
         raise ValueError(f"features {config.features} needs pairs of blocks to match: give them, or features 0")
+    handle = handle_of(model)
+    if handle is not None:
+        _refuse_shared(handle)
     watched = pairs if config.features else ()
     schedule = diffusion or Diffusion()
     workers = team or Team(device=next(model.parameters()).device)
@@ -193,9 +210,10 @@ def finetune(
     if not config.weight_power:  # runs begun before there were weights name none
         depends = {key: value for key, value in depends.items() if key not in ("weight_power", "weight_cap")}
     depends |= {"null": null_identity(null), "schedule": repr(schedule)}
-    handle = handle_of(model)
-    if handle is not None and handle.adapters is not None:
-        depends["lora"] = asdict(handle.adapters.settings)
+    if handle is not None:
+        depends["graft"] = f"{handle.plan.digest} {handle.source_hash}"
+        if handle.adapters is not None:
+            depends["lora"] = asdict(handle.adapters.settings)
     loop = Loop(model, losses, config.loop, out, "finetune", workers, depends)
     parts = (model,) if handle is None else handle.parts()
     lean = checkpointed(model, workers.device, config.precision) if config.checkpointing else nullcontext()

@@ -68,6 +68,13 @@ class LoopConfig:
             problems.append(f"ema {self.ema}: from 0 to below 1")
         if not 0 <= self.warmup < 1:
             problems.append(f"warmup {self.warmup}: a share of the steps, from 0 to below 1")
+        if not 0 < self.ema_horizon <= 1:
+            problems.append(f"ema_horizon {self.ema_horizon}: a share of the steps, above 0 to 1")
+        if not self.weight_decay >= 0:
+            problems.append(f"weight_decay {self.weight_decay}: 0 or more")
+        if self.clip is not None and not self.clip > 0:
+            problems.append(f"clip {self.clip}: above 0, or none")
+        problems += [f"{n} {getattr(self, n)}: at least 1" for n in ("save_every", "log_every") if getattr(self, n) < 1]
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -85,6 +92,16 @@ class LoopConfig:
         """EMA decay of step ``step`` (from 0)."""
         horizon = max(1.0, self.ema_horizon * self.steps)
         return min(self.ema, 1 - 1 / horizon, (1 + step) / (10 + step))
+
+
+def refuse_half(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raises ValueError for parameters below float32, in which the steps of a finetuning would round away."""
+    for name, parameter in parameters.items():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{name} is {kind}: train a model in float32 (model.float()); precision bf16 is for passes"
+            )
 
 
 def _optimizers(
@@ -180,6 +197,7 @@ class Loop:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ValueError("nothing to train: no parameter requires a gradient")
+        refuse_half(self.parameters)
         self.team = team or Team(device=next(iter(self.parameters.values())).device)
         with torch.no_grad():
             self.team.share(self.parameters.values())
@@ -222,6 +240,8 @@ class Loop:
         if not torch.isfinite(shown[0]):
             raise FloatingPointError(f"{self.label}: the loss is {shown[0].item()} at step {self.step}: try a lower lr")
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip or math.inf)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"{self.label}: the gradient is {norm.item()} at step {self.step}: try a lower lr")
         self.whole = False
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
