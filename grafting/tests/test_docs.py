@@ -124,11 +124,13 @@ def test_the_table_of_starts_is_the_recorded_one() -> None:
 
 @pytest.mark.heavy
 @pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
-def test_readme_runs_on_the_bundled_teacher() -> None:
+def test_readme_runs_on_the_bundled_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks("README.md", "python")
     assert re.findall(r"^(?:import|from) .*", code, re.MULTILINE) == ["import grafting"]
     assert set(re.findall(r"grafting\.(\w+)", code)) <= set(grafting.__all__)
+    monkeypatch.chdir(tmp_path)
     exec(code, {})
+    assert (tmp_path / "out" / "half" / "graft.json").is_file()
 
 
 @pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from grafting.settings import SettingsError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
 from grafting.study.parts import part
-from grafting.study.stages import denoiser, part_flops
+from grafting.study.stages import denoiser, part_flops, training_flops
 
 TEXT = """
 plan: {edits: [{site: attn, blocks: interleaved 50%, operator: hyena_x}]}
@@ -232,6 +233,12 @@ controls: []
     cost = plan_cost(recipe.plans["hybrid"], open_model(str(tiny_teacher)).transformer)
     spent = part_flops(cost, calibration=0, one=None, two=recipe.stages[1])["stage 2"]
     assert f"hybrid took {spent:.2e} FLOPs: stage 2 {spent:.2e}." in results.notes
+    told = run(replace(recipe, trained_on=4000), tmp_path / "out", say=lambda line: None)
+    (cost_of,) = told.costs
+    assert cost_of.teacher_training == training_flops(open_model(str(tiny_teacher)).transformer, 4000)
+    assert not any("does not say" in note for note in told.notes)
+    with pytest.raises(ValueError, match="trained_on 0: at least 1"):
+        replace(recipe, trained_on=0)
 
 
 def test_a_batch_that_did_not_fit_is_made_smaller(

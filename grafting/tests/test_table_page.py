@@ -66,12 +66,12 @@ def clocked(setting: str, speedup: float, bound: float | None) -> SpeedRow:
 @pytest.mark.parametrize(
     ("share", "kid", "fid", "reached", "said"),
     [
-        (50, 0.0105, 0.21, "yes", ("KID +5%", "FID − floor +5%")),
+        (50, 0.0105, 0.21, "yes", ("KID +5%, paired +0.00050 (-0.00450 … +0.00550), which reaches", "FID − floor +5%")),
         (50, 0.012, 0.25, "not told apart", ("KID +20%, paired +0.00200 (-0.00300 … +0.00700)",)),
         (50, 0.0105, 0.25, "not told apart", ("FID − floor +25%, paired +0.05000 (-0.01000 … +0.11000)",)),
         (50, 0.012, 0.27, "no", ("FID − floor +35%, paired +0.07000 (+0.01000 … +0.13000)",)),
         (50, 0.016, 0.20, "no", ("KID +60%, paired",)),
-        (50, -0.001, 0.10, "yes", ("KID -110%",)),
+        (50, -0.001, 0.10, "yes", ("KID -110%, paired -0.01100 (-0.01600 … -0.00600)",)),
         (75, 0.012, 0.24, "yes", ("KID +20%", "FID − floor +20%")),
         (75, 0.013, 0.24, "no", ("KID +30%, paired +0.00300 (-0.00200 … +0.00800)",)),
         (75, 0.010, 0.30, "no", ("FID − floor +50%, paired",)),
@@ -85,6 +85,7 @@ def test_goals_by_hand(share: int, kid: float, fid: float, reached: str, said: t
     assert found.found[0] == "loss +0.0100 (+0.0050 … +0.0150)"
     for words in said:
         assert any(text.startswith(words) for text in found.found[1:]), found.found
+    assert not any("-0.00600), which reaches" in text for text in found.found)
 
 
 def test_half_is_judged_at_two_budgets_with_the_plans_that_count_as_half() -> None:

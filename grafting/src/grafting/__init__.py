@@ -20,27 +20,43 @@ if TYPE_CHECKING:
     from .lora import add_lora as add_lora
     from .plan import Plan as Plan
     from .sampling import Pipeline as Pipeline
+    from .sampling import Sampling as Sampling
     from .searching.search import search as search
     from .store.folder import load as load
     from .store.folder import save as save
     from .store.models import open_model as open_model
     from .study import RunRecipe as RunRecipe
     from .study import run as run
+    from .study.recipe import DistillStage as DistillStage
+    from .study.recipe import FinetuneStage as FinetuneStage
     from .study.stages import Material as Material
+    from .study.stages import denoiser as denoiser
+    from .study.stages import stage_one as stage_one
+    from .study.stages import stage_two as stage_two
     from .teachers import load_bundle as load_bundle
     from .teachers import load_teacher as load_teacher
+    from .training.distill import DistillConfig as DistillConfig
     from .training.distill import distill as distill
+    from .training.finetune import FinetuneConfig as FinetuneConfig
     from .training.finetune import finetune as finetune
+    from .training.loop import LoopConfig as LoopConfig
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DistillConfig": "training.distill",
+    "DistillStage": "study.recipe",
+    "FinetuneConfig": "training.finetune",
+    "FinetuneStage": "study.recipe",
+    "LoopConfig": "training.loop",
     "Lora": "lora",
     "Material": "study.stages",
     "Pipeline": "sampling",
     "Plan": "plan",
     "RunRecipe": "study",
+    "Sampling": "sampling",
     "add_lora": "lora",
+    "denoiser": "study.stages",
     "distill": "training.distill",
     "encode": "data.encode",
     "finetune": "training.finetune",
@@ -53,6 +69,8 @@ _HOMES = {
     "run": "study",
     "save": "store.folder",
     "search": "searching.search",
+    "stage_one": "study.stages",
+    "stage_two": "study.stages",
     "ungraft": "graft",
 }
 

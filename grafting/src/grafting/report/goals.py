@@ -129,11 +129,13 @@ def _near(row: TableRow, teacher: TableRow, name: str, goal: Goal) -> tuple[Reac
     if mine is None or theirs is None or goal.within is None:
         return "no", f"{title} was not measured"
     told, paired = f"{title} {_more(mine, theirs)}", row.differences.get(PAIRED[name])
-    if mine.value <= theirs.value + goal.within * abs(theirs.value):
-        return "yes", told
-    if paired is None or paired.low is None:
-        return "no", told
+    margin = goal.within * abs(theirs.value)
+    near = mine.value <= theirs.value + margin
+    if paired is None or paired.low is None or paired.high is None:
+        return "yes" if near else "no", told
     told += f", paired {paired.value:+.5f}{_interval(paired, 5)}"
+    if near:
+        return "yes", told if paired.high <= margin else f"{told}, which reaches beyond the goal"
     return "not told apart" if goal.interval and paired.low <= 0 else "no", told
 
 

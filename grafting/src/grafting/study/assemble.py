@@ -252,7 +252,9 @@ def _pairs(study: Study) -> int:
 
 
 def trained_on(study: Study) -> int | None:
-    """Samples that the teacher's transformer was trained on, from its card."""
+    """Samples that the teacher's transformer was trained on, by the recipe or the teacher's card."""
+    if study.recipe.trained_on is not None:
+        return study.recipe.trained_on
     samples = study.model.card.get("training", {}).get("samples")
     return samples if isinstance(samples, int) else None
 
@@ -274,7 +276,10 @@ def _notes(study: Study, learnt: Mapping[str, Mapping[str, Any]]) -> tuple[str, 
             if entry.role == "hybrid" and (parts := _spent(study, entry, learnt[entry.name])):
                 told = ", ".join(f"{part} {flops:.2e}" for part, flops in parts.items())
                 notes.append(f"{entry.name} took {sum(parts.values()):.2e} FLOPs: {told}.")
-        notes.append("The teacher's card does not say how many samples it was trained on: no share of cost is shown.")
+        notes.append(
+            "The teacher's card does not say how many samples it was trained on, nor does trained_on in the recipe: "
+            "no share of cost is shown."
+        )
     return tuple(notes)
 
 

@@ -254,12 +254,13 @@ class RunRecipe:
 
     teacher: MODEL of :func:`grafting.store.models.open_model`. data: a folder of :func:`grafting.encode`, or an npz of
     :func:`grafting.data.write_subset`; where the teacher brings none. pairs: in the place of data, what the teacher
-    draws itself, kept in the run's folder. images: how many of the training images are learnt from, the first ones; all
-    where None. calibration: samples whose activations a solved start sees. budget: multiplies the steps of both stages;
-    0 is the start alone. seed: of everything that is random; train_seed: of the start and both stages, where that is
-    another. beside: finished runs whose figures the page shows too, under their own label: folders, or names under
-    ``runs`` in the teacher's folder. against: the plan that every other one is compared with, paired, beside the
-    teacher and the controls.
+    draws itself, kept in the run's folder. trained_on: samples, repeated ones counted each time, that the teacher's
+    transformer was trained on, where its card does not say: what shares of its training are of. images: how many of the
+    training images are learnt from, the first ones; all where None. calibration: samples whose activations a solved
+    start sees. budget: multiplies the steps of both stages; 0 is the start alone. seed: of everything that is random;
+    train_seed: of the start and both stages, where that is another. beside: finished runs whose figures the page shows
+    too, under their own label: folders, or names under ``runs`` in the teacher's folder. against: the plan that every
+    other one is compared with, paired, beside the teacher and the controls.
     """
 
     teacher: str
@@ -267,6 +268,7 @@ class RunRecipe:
     title: str = ""
     data: str | None = None
     pairs: PairsStage | None = None
+    trained_on: int | None = None
     images: int | None = None
     init: str = "default"
     seed: int = 0
@@ -289,8 +291,9 @@ class RunRecipe:
             problems.append(f"data {self.data} and pairs: a study learns from one of them")
         if self.calibration < 0 or (self.calibration == 0 and self.init == "solve"):
             problems.append(f"calibration {self.calibration}: at least 1 where the start is solved, else 0 or more")
-        if self.images is not None and self.images < 1:
-            problems.append(f"images {self.images}: at least 1")
+        for name in ("images", "trained_on"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                problems.append(f"{name} {getattr(self, name)}: at least 1")
         if not self.budget >= 0:
             problems.append(f"budget {self.budget}: 0 or above")
         if not self.plans:

@@ -279,6 +279,7 @@ def _recipe(
         teacher=recipe.teacher,
         plans={row.name: plan},
         data=recipe.data,
+        trained_on=recipe.trained_on,
         images=row.images,
         init=init,
         seed=recipe.seed,

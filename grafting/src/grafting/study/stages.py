@@ -233,11 +233,11 @@ def stage_one(
     stage: DistillStage,
     material: Material,
     *,
-    seed: int,
-    out: Path | None,
+    seed: int = 0,
+    out: Path | None = None,
     team: Team | None = None,
 ) -> dict[str, SiteReport]:
-    """Distil every site; held-out errors are those of the held-out images. team: as in :func:`distill`."""
+    """Distil every site; held-out errors are those of the held-out images. out, team: as in :func:`distill`."""
     return distill(
         handle,
         material.batches(stage.batch, seed),
@@ -254,8 +254,8 @@ def stage_two(
     stage: FinetuneStage,
     material: Material,
     *,
-    seed: int,
-    out: Path | None,
+    seed: int = 0,
+    out: Path | None = None,
     teacher: nn.Module | None = None,
     team: Team | None = None,
 ) -> tuple[Grafted | nn.Module, Loop]:
@@ -263,8 +263,8 @@ def stage_two(
 
     With ``train: all`` a private copy is trained and ``source`` stays; with ``train: lora`` adapters are put into
     ``source``, a plain model too, and trained beside its new operators. teacher: where there is none inside ``source``,
-    that is for a graft whose weights are its own. team: as in :func:`finetune`. Raises ValueError where nothing can be
-    trained, or a teacher to match is missing.
+    that is for a graft whose weights are its own. out, team: as in :func:`finetune`. Raises ValueError where nothing
+    can be trained, or a teacher to match is missing.
     """
     if isinstance(source, nn.Module) and stage.train == "lora":
         source = graft(source, Plan())

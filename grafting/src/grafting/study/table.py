@@ -92,8 +92,8 @@ class Group:
 class TableRecipe:
     """A whole table.
 
-    teacher, data, seed, calibration, evaluate: as in :class:`~grafting.study.recipe.RunRecipe`. budget: share of the
-    teacher's training compute that a row may spend, start, both stages and the teacher's passes included.
+    teacher, data, trained_on, seed, calibration, evaluate: as in :class:`~grafting.study.recipe.RunRecipe`. budget:
+    share of the teacher's training compute that a row may spend, start, both stages and the teacher's passes included.
     stage_one: the share of that budget which stage 1 gets. speed: how the rows of the table proper are timed, beside
     the teacher. notes: sentences for the page, such as what was tuned on what.
     """
@@ -104,6 +104,7 @@ class TableRecipe:
     rows: tuple[Group, ...]
     title: str = ""
     data: str | None = None
+    trained_on: int | None = None
     seed: int = 0
     calibration: int = 512
     budget: float = 0.05
@@ -115,6 +116,8 @@ class TableRecipe:
 
     def __post_init__(self) -> None:
         problems = []
+        if self.trained_on is not None and self.trained_on < 1:
+            problems.append(f"trained_on {self.trained_on}: at least 1")
         if not self.budget > 0:
             problems.append(f"budget {self.budget}: above 0")
         if not 0 <= self.stage_one < 1:

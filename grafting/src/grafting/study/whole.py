@@ -53,7 +53,10 @@ class Table:
         self.study = Study(base(recipe), out / "work", say, team)
         samples = trained_on(self.study)
         if samples is None:
-            raise StudyError(f"teacher {recipe.teacher}: its card does not say how many samples it was trained on")
+            raise StudyError(
+                f"teacher {recipe.teacher}: it brings no card that says how many samples it was trained on, of which "
+                "rows spend a share: give trained_on, as --set trained_on=358000000"
+            )
         self.samples = samples
         self.rows = rows(recipe, self.study.teacher, samples)
 
