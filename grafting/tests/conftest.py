@@ -23,7 +23,7 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import DiTTransformer2DModel
 
     from grafting.classifier import Classifier
-    from grafting.data import FashionMNIST, write_subset
+    from grafting.data import LabelledImages, write_subset
     from grafting.files import write_json_atomic
 
     torch.manual_seed(0)
@@ -40,8 +40,8 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save_pretrained(folder / "transformer")
     Classifier(channels=1, classes=3, widths=(8, 16)).save_pretrained(folder / "classifier")
 
-    def images(n: int) -> FashionMNIST:
-        return FashionMNIST(images=torch.rand(n, 1, 4, 4) * 2 - 1, labels=torch.arange(n) % 3)
+    def images(n: int) -> LabelledImages:
+        return LabelledImages(images=torch.rand(n, 1, 4, 4) * 2 - 1, labels=torch.arange(n) % 3)
 
     write_subset(folder / "images.npz", images(96), images(48))
     write_json_atomic(folder / "teacher.json", {"training": {"samples": 1_000_000}})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from grafting.data import FashionMNIST, balanced, read_subset, write_subset
+from grafting.data import LabelledImages, balanced, read_subset, write_subset
 
 
 def test_subset_is_balanced_distinct_and_fixed() -> None:
@@ -31,8 +31,8 @@ def test_refusals_say_what_is_allowed() -> None:
 
 def test_bytes_survive(tmp_path: Path) -> None:
     pixels = torch.randint(0, 256, (6, 1, 4, 4)).float() / 127.5 - 1
-    train = FashionMNIST(images=pixels, labels=torch.arange(6))
-    test = FashionMNIST(images=pixels[:2], labels=torch.arange(2))
+    train = LabelledImages(images=pixels, labels=torch.arange(6))
+    test = LabelledImages(images=pixels[:2], labels=torch.arange(2))
     write_subset(tmp_path / "x.npz", train, test)
     again = read_subset(tmp_path / "x.npz")
     torch.testing.assert_close(again.images, pixels, atol=1e-6, rtol=0)
@@ -42,11 +42,11 @@ def test_bytes_survive(tmp_path: Path) -> None:
 
 def test_labels_beyond_a_byte_survive_and_negative_ones_are_refused(tmp_path: Path) -> None:
     images, labels = torch.zeros(3, 1, 2, 2), torch.tensor([0, 256, 999])
-    data = FashionMNIST(images=images, labels=labels)
+    data = LabelledImages(images=images, labels=labels)
     write_subset(tmp_path / "x.npz", data, data)
     assert torch.equal(read_subset(tmp_path / "x.npz").labels, labels)
     with pytest.raises(ValueError, match="train label -1"):
-        write_subset(tmp_path / "y.npz", FashionMNIST(images=images, labels=labels - 1), data)
+        write_subset(tmp_path / "y.npz", LabelledImages(images=images, labels=labels - 1), data)
     assert not (tmp_path / "y.npz").exists()
 
 

@@ -87,7 +87,7 @@ controls: [untrained]
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no"]
     launch += ["--num_processes=2", "--dynamo_backend=no", "--main_process_port=0"]
     for name, launcher in (("one", []), ("two", launch)):
-        command = [sys.executable, *launcher, "-m", "grafting.cli", "run", str(recipe), "--out", str(tmp_path / name)]
+        command = [sys.executable, *launcher, "-m", "grafting", "run", str(recipe), "--out", str(tmp_path / name)]
         environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=environment)
         assert done.stdout.count("the page:") == 1 and done.stdout.count("hybrid: stage 2") == 1

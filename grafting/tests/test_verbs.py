@@ -16,7 +16,7 @@ import torch
 from grafting.cli import main
 from grafting.store.models import ModelError, open_model
 
-GRAFTING = [sys.executable, "-m", "grafting.cli"]
+GRAFTING = [sys.executable, "-m", "grafting"]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_sampling_options_reach_the_sampler(
     wanted = Sampling(
         scheduler="ddpm", steps=2, spacing="leading", guidance=1.5, guided_channels=1, clip=True, precision="bf16"
     )
-    assert seen == [wanted, wanted]
+    assert seen == [wanted] * 3  # a graft is drawn, and its teacher
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +186,17 @@ def test_evaluate_pairs_a_delta_with_its_own_teacher(
     assert loss["minus teacher"] == outer[f"minus {tiny_teacher}"]
     assert loss["minus teacher"]["value"] == pytest.approx(loss["loss"]["value"] - loss["of teacher"]["value"])
     assert "not Inception FID" in inner["quality"]["protocol"]["text"]
+    again = ["evaluate", str(taught), "--samples", "12", "--steps", "2", "--bootstraps", "3", *common]
+    assert main([*again, "--against", str(tiny_teacher)]) == 0
+    figures = json.loads(capsys.readouterr().out)["quality"]["figures"]
+    mine = inner["quality"]["figures"]
+    assert figures["fid"]["value"] == mine["fid"]["value"] and figures["fid"]["low"] != mine["fid"]["low"]
+    # From the same noise and labels, so the difference of the two is what is told.
+    apart = figures[f"fid minus {tiny_teacher}"]
+    assert apart["value"] == mine["fid minus teacher"]["value"] and apart["low"] < apart["value"] < apart["high"]
+    assert main(["evaluate", str(tiny_teacher), "--samples", "12", "--steps", "2", *common]) == 0
+    theirs = json.loads(capsys.readouterr().out)["quality"]["figures"]
+    assert apart["value"] == pytest.approx(mine["fid"]["value"] - theirs["fid"]["value"], abs=1e-6)
     assert main(["evaluate", str(tiny_teacher), "--triples", "30"]) == 0
     assert "loss" in capsys.readouterr().out
 
@@ -259,6 +270,8 @@ controls: [untrained]
         (["distill", "TEACHER", "--out", "x", "--set", "atn.lr=1"], "did you mean 'attn'"),
         (["evaluate", "TEACHER", "--samples", "99"], "--samples 99"),
         (["evaluate", "TEACHER", "--data", "no.npz"], "no.npz"),
+        (["evaluate", "TEACHER", "--floor", "no.npz"], "--floor is about samples, and none are asked for: give"),
+        (["analyze", "TEACHER", "--data", "no.npz"], "--data no.npz: is for models of text"),
         (["run", "no.yaml"], "no.yaml"),
         (["run", "no"], "no recipe 'no'"),
         (["report", "no"], "no such file"),

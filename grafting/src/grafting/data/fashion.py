@@ -27,8 +27,8 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FashionMNIST:
-    """Images (n, 1, 32, 32) float32 in [-1, 1], padded from 28 x 28 with black; labels (n,) int64."""
+class LabelledImages:
+    """Images (n, C, H, W) float32 in [-1, 1]; labels (n,) int64."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -48,7 +48,7 @@ def _idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=8 + 4 * (len(shape) - 1)).reshape(shape)
 
 
-def load_fashion(folder: Path | None = None, *, train: bool = True) -> FashionMNIST:
+def load_fashion(folder: Path | None = None, *, train: bool = True) -> LabelledImages:
     """Read the training or the test half.
 
     folder: where the original files lie, gzipped or not; else ``$GRAFTING_FASHION_MNIST``, else where Debian's package
@@ -70,4 +70,4 @@ def load_fashion(folder: Path | None = None, *, train: bool = True) -> FashionMN
     images = torch.from_numpy(_idx(find("images-idx3")).copy())[:, None]
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
     labels = torch.from_numpy(_idx(find("labels-idx1")).astype(np.int64))
-    return FashionMNIST(images=padded.float() / 127.5 - 1, labels=labels)
+    return LabelledImages(images=padded.float() / 127.5 - 1, labels=labels)

@@ -12,7 +12,7 @@ import torch
 
 from ..files import write_bytes_atomic
 from ..random import generator
-from .fashion import FashionMNIST
+from .fashion import LabelledImages
 
 
 def balanced(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
@@ -34,7 +34,7 @@ def balanced(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     return together[torch.randperm(count, generator=generator(seed, "balanced order"))]
 
 
-def write_subset(path: Path, train: FashionMNIST, test: FashionMNIST) -> None:
+def write_subset(path: Path, train: LabelledImages, test: LabelledImages) -> None:
     """Write both halves as one compressed npz, images as bytes and labels as int64, atomically.
 
     Raises ValueError where a label is negative.
@@ -50,7 +50,7 @@ def write_subset(path: Path, train: FashionMNIST, test: FashionMNIST) -> None:
     write_bytes_atomic(path, buffer.getvalue())
 
 
-def read_subset(path: Path, *, train: bool = True) -> FashionMNIST:
+def read_subset(path: Path, *, train: bool = True) -> LabelledImages:
     """Read one half of what :func:`write_subset` wrote: images (n, C, H, W) in [-1, 1], labels (n,).
 
     Raises ValueError for another file, or for arrays of other types and sizes.
@@ -66,6 +66,6 @@ def read_subset(path: Path, *, train: bool = True) -> FashionMNIST:
     if not (fits and labels.shape == (len(images),) and len(images)):
         found = f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}"
         raise ValueError(f"{path} holds {found}, it must be {wanted}")
-    return FashionMNIST(
+    return LabelledImages(
         images=torch.from_numpy(images).float() / 127.5 - 1, labels=torch.from_numpy(labels.astype(np.int64))
     )

@@ -25,12 +25,9 @@ from ..graft import Grafted, tensors_hash, ungraft
 from ..lora import MISSING
 from ..measure.denoising import Triples, denoising_losses, images_of, mean_loss
 from ..measure.quality import (
-    Estimate,
     Features,
     Reference,
     collect,
-    paired_fid_difference,
-    paired_kid_difference,
 )
 from ..report import grid_png
 from ..scenes.scorer import SCORER
@@ -426,13 +423,8 @@ class Study:
         features, seed = self.features(entry), self.recipe.seed
         outcome = self.judging.quality(features, self.labels()[:n], seed)
         if entry.role != "teacher":
-            theirs, rounds = self._teacher_features, self.recipe.evaluate.bootstraps
-            paired = paired_fid_difference(features, theirs, self.reference, bootstraps=rounds)
-            outcome["figures"]["FID − teacher's"] = asdict(paired)
-            if "kid" in outcome["figures"]:
-                kernel = paired_kid_difference(features.pool, theirs.pool, self.reference.pool, seed=seed)
-                found = Estimate(value=kernel.value, low=kernel.low, high=kernel.high)
-                outcome["figures"]["KID − teacher's"] = asdict(found)
+            for name, apart in self.judging.minus(features, self._teacher_features, seed).items():
+                outcome["figures"][f"{name.upper()} − teacher's"] = asdict(apart)
         return outcome
 
     def score(self, entry: Entry) -> dict[str, Any] | None:

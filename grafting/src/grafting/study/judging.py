@@ -11,7 +11,18 @@ import numpy as np
 import torch
 
 from ..data.stream import ImageStream
-from ..measure.quality import Extractor, Features, Protocol, collect, evaluate, recognition
+from ..measure.quality import (
+    KID_LEAST,
+    Estimate,
+    Extractor,
+    Features,
+    Protocol,
+    collect,
+    evaluate,
+    paired_fid_difference,
+    paired_kid_difference,
+    recognition,
+)
 from ..measure.quality.extractors import extractor_of, identity_of
 from ..measure.quality.reference import ROWS, Reference
 from ..sampling import pixels_per_latent
@@ -44,7 +55,10 @@ class Judge:
         if wanted > have:
             found.append(f"samples {wanted}: the floor needs as many held-out images, and there are {have}")
         if self.config.extractor.kind == "classifier" and self.model.classifier is None:
-            found.append(f"samples {wanted}: {self.model.name} brings no classifier to judge them; ask for 0")
+            found.append(
+                f"samples {wanted}: {self.model.name} brings no classifier to judge them; name another "
+                "extractor, inception:FILE or python:module:attribute, or ask for 0"
+            )
         return found
 
     @cached_property
@@ -115,6 +129,15 @@ class Judge:
         if named is None:
             return f"{len(self.reference)} training images"
         return f"{Path(named).name}" + (f", {len(self.reference)} images" if len(self.reference) else "")
+
+    def minus(self, mine: Features, theirs: Features, seed: int) -> dict[str, Estimate]:
+        """Paired differences of ``fid`` and, from as many samples on as it takes, ``kid``; both sets are drawn from the
+        same noise and labels."""
+        found = {"fid": paired_fid_difference(mine, theirs, self.reference, bootstraps=self.config.bootstraps)}
+        if min(len(mine), len(self.reference.pool)) >= KID_LEAST:
+            kernel = paired_kid_difference(mine.pool, theirs.pool, self.reference.pool, seed=seed)
+            found["kid"] = Estimate(value=kernel.value, low=kernel.low, high=kernel.high)
+        return found
 
     def quality(self, features: Features, labels: torch.Tensor, seed: int) -> dict[str, Any]:
         """Every figure of one model's samples, as plain data; ``recognised`` where the extractor knows the classes."""

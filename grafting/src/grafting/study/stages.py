@@ -16,7 +16,7 @@ from torch import nn
 
 from ..conditions import TEXT, rows, to
 from ..cost import PlanCost, adapter_cost, host_flops
-from ..data import Batches, FashionMNIST, read_subset
+from ..data import Batches, LabelledImages, read_subset
 from ..data.encode import scaled
 from ..data.encoders import caption_width
 from ..data.shards import Encoded, Rows, is_encoded
@@ -86,7 +86,7 @@ class Material:
         self.model, self.path = model, path
         self.learnt: int | None = None
         self.encoded = Encoded(path) if path.is_dir() else None
-        self._images: dict[bool, FashionMNIST] = {}
+        self._images: dict[bool, LabelledImages] = {}
         self._latents: dict[bool, torch.Tensor | Rows] = {}
         self._conditions: dict[bool, Any] = {}
         if self.encoded is not None:
@@ -136,7 +136,7 @@ class Material:
             raise ModelError(f"{self.path} has no captions, and {self.model.name} is conditioned on text")
         return self.encoded.null
 
-    def images(self, *, train: bool) -> FashionMNIST:
+    def images(self, *, train: bool) -> LabelledImages:
         """The training half or the held-out half, in pixels. Raises ModelError where latents are all there is."""
         if self.encoded is not None:
             raise ModelError(f"{self.path} holds latents and no pictures: name these as reference and floor")

@@ -24,8 +24,6 @@ import torch
 from ..claims import locked
 from ..files import write_bytes_atomic, write_json_atomic
 from ..measure.denoising import mean_loss, paired_difference
-from ..measure.quality import paired_kid_difference
-from ..measure.quality.evaluate import paired_fid_difference
 from ..report import Figure, SpeedRow, TaskScores, figures_of, grid_png
 from ..report.table import HELD_OUT, RIGHT, TableRow
 from ..scenes.scorer import SCORER
@@ -253,13 +251,8 @@ class Table:
         if count := self.recipe.evaluate.prompts:
             right = differences(mine.verdicts(entry)[:count], theirs.verdicts(other)[:count]).overall
             return {"loss": loss, RIGHT: {"value": right.value, "low": right.low, "high": right.high}}
-        a, b, reference = mine.features(entry), theirs.features(other), self.study.reference
-        kernel = paired_kid_difference(a.pool, b.pool, reference.pool, seed=self.recipe.seed)
-        return {
-            "loss": loss,
-            "fid": asdict(paired_fid_difference(a, b, reference, bootstraps=self.recipe.evaluate.bootstraps)),
-            "kid": {"value": kernel.value, "low": kernel.low, "high": kernel.high},
-        }
+        apart = self.study.judging.minus(mine.features(entry), theirs.features(other), self.recipe.seed)
+        return {"loss": loss} | {name: asdict(figure) for name, figure in apart.items()}
 
 
 def _parameters(row: Row) -> float | None:

@@ -66,6 +66,8 @@ def analyze(arguments: argparse.Namespace) -> None:
     tokens = math.prod(host.grid_of(model.transformer))
     for k in arguments.k:
         check_reach(k, tokens)
+    if host.family == "DiT" and arguments.data is not None:
+        raise ValueError(f"--data {arguments.data}: is for models of text; this one is walked over its classes")
     if host.family != "DiT":
         conditions = Material(model, arguments.data).conditions(train=False)
     out = arguments.out or folder_of(arguments.model, "analysis")

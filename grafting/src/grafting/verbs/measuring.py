@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,9 @@ from .shared import (
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from ..measure.quality import Features
     from ..store.models import Model
     from ..study.judging import Judge
 
@@ -63,6 +67,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--extractor", help="classifier (default), inception, inception:FILE or python:module:attribute")
     made.add_argument("--reference", metavar="PATH", help="real images, or ADM's statistics; else the training images")
     made.add_argument("--floor", metavar="PATH", help="held-out real images; else those of the data")
+    made.add_argument("--bootstraps", type=at_least(0), metavar="N", help="rounds of FID's intervals (default 100)")
     data_option(made)
     made.add_argument("--json", action="store_true")
     base_option(made)
@@ -93,9 +98,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--batch {arguments.batch}: --geneval draws nothing")
     arguments.batch = arguments.batch or BATCH
     other = "--geneval" if arguments.geneval else "--scenes" if arguments.scenes else None
-    for name in ("triples", "samples", "extractor", "reference", "floor", "data"):
+    judging = ("extractor", "reference", "floor", "bootstraps")
+    for name in ("triples", "samples", *judging, "data"):
         if other and getattr(arguments, name) is not None:
             raise ValueError(f"--{name} is about held-out losses and samples, which {other} does not measure")
+    for name in judging:
+        if not other and getattr(arguments, name) is not None and not arguments.samples:
+            raise ValueError(f"--{name} is about samples, and none are asked for: give --samples N too")
     if arguments.geneval:
         _geneval(arguments)
         return
@@ -110,6 +119,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from ..measure.quality.extractors import ExtractorConfig
+    from ..store.models import open_model
     from ..study.asked import problems as unanswerable
     from ..study.judging import Judge
     from ..study.recipe import EvaluateStage
@@ -124,14 +134,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
         extractor=ExtractorConfig.parse(arguments.extractor or "classifier"),
         reference=arguments.reference,
         floor=arguments.floor,
+        **({} if arguments.bootstraps is None else {"bootstraps": arguments.bootstraps}),
     )
     at = next(model.transformer.parameters()).device
     judge = Judge(config, model, material, None, at)
     if problems := unanswerable(config, model) or judge.problems():
         raise ValueError("; ".join(f"--{problem}" for problem in problems))
-    found: dict[str, Any] = {"model": arguments.model, "held-out loss": _denoising(model, material, arguments)}
+    against = None if arguments.against is None else open_model(arguments.against).to(device).transformer
+    losses = _denoising(model, against, material, arguments)
+    found: dict[str, Any] = {"model": arguments.model, "held-out loss": losses}
     if arguments.samples:
-        found["quality"] = _quality(model, judge, arguments)
+        found["quality"] = _quality(model, against, judge, arguments)
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
@@ -165,11 +178,22 @@ def _geneval(arguments: argparse.Namespace) -> None:
     print(table(found, paired))
 
 
-def _denoising(model: Model, material: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+@contextmanager
+def _other(model: Model, against: nn.Module | None, arguments: argparse.Namespace) -> Iterator[tuple[Any, str]]:
+    """What a model is compared with, and its name: ``--against``, a graft's own teacher, or (None, "")."""
+    if against is not None:
+        yield against, arguments.against
+    elif model.own_teacher is not None:
+        with model.own_teacher.teacher() as network:
+            yield network, "teacher"
+    else:
+        yield None, ""
+
+
+def _denoising(model: Model, against: nn.Module | None, material: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import asdict
 
     from ..measure.denoising import Triples, denoising_losses, mean_loss, paired_difference
-    from ..store.models import open_model
     from ..study.stages import denoiser
 
     z, y = material.latents(train=False), material.conditions(train=False)
@@ -181,34 +205,40 @@ def _denoising(model: Model, material: Any, arguments: argparse.Namespace) -> di
 
     mine = losses(model.transformer, "the model")
     found = {"loss": asdict(mean_loss(mine, triples.image))}
-    other, name = None, arguments.against
-    if name:
-        other = losses(open_model(name).to(alone(arguments).device).transformer, name)
-    elif model.own_teacher is not None:
-        name = "teacher"
-        with model.own_teacher.teacher() as network:
-            other = losses(network, name)
+    with _other(model, against, arguments) as (network, name):
+        other = None if network is None else losses(network, name)
     if other is not None:
         found[f"of {name}"] = asdict(mean_loss(other, triples.image))
         found[f"minus {name}"] = asdict(paired_difference(mine, other, triples.image))
     return found
 
 
-def _quality(model: Model, judge: Judge, arguments: argparse.Namespace) -> dict[str, Any]:
+def _quality(model: Model, against: nn.Module | None, judge: Judge, arguments: argparse.Namespace) -> dict[str, Any]:
+    from dataclasses import asdict
+
     from ..measure.quality import collect
     from ..sampling import Pipeline, draw_labels
     from ..study.stages import null_class
 
-    n, batch, show = arguments.samples, arguments.batch, progress("sample")
+    n, batch = arguments.samples, arguments.batch
     labels, sampling = draw_labels(n, null_class(model.transformer)), sampling_of(arguments)
-    pipeline = Pipeline(model.transformer, model.autoencoder)
 
-    def drawn(start: int) -> torch.Tensor:
-        part = labels[start : start + batch]
-        return pipeline(part, sampling=sampling, seed=arguments.seed, first_index=start, batch_size=batch)
+    def features(network: Any, name: str) -> Features:
+        pipeline, show = Pipeline(network, model.autoencoder), progress(f"samples of {name}")
 
-    features = collect(judge.extractor, map(drawn, range(0, n, batch)), progress=lambda done, _: show(done, n))
-    return judge.quality(features, labels, arguments.seed)
+        def drawn(start: int) -> torch.Tensor:
+            part = labels[start : start + batch]
+            return pipeline(part, sampling=sampling, seed=arguments.seed, first_index=start, batch_size=batch)
+
+        return collect(judge.extractor, map(drawn, range(0, n, batch)), progress=lambda done, _: show(done, n))
+
+    mine = features(model.transformer, "the model")
+    found = judge.quality(mine, labels, arguments.seed)
+    with _other(model, against, arguments) as (network, name):
+        if network is not None:
+            theirs = judge.minus(mine, features(network, name), arguments.seed)
+            found["figures"] |= {f"{key} minus {name}": asdict(apart) for key, apart in theirs.items()}
+    return found
 
 
 def profile(arguments: argparse.Namespace) -> None:

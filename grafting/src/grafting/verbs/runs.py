@@ -57,6 +57,9 @@ def report(arguments: argparse.Namespace) -> None:
         return
     path = arguments.out / "results.json"
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; a finished grafting run writes it")
+        raise ValueError(
+            f"{path}: no such file; give the folder of a finished run, study or search, which writes "
+            "results.json, table.json or search.json"
+        )
     write_page(arguments.out / "report.html", read_results(path))
     print(arguments.out / "report.html")
