@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from grafting.claims import ClaimError, locked
 from grafting.cli import main
@@ -382,6 +383,20 @@ def test_a_bundle_brings_measurements_of_its_teacher_and_finished_runs(
     assert "teacher: held-out loss on 30 triples" in said and other.models[0].denoising != joined.models[0].denoising
     with pytest.raises(StudyError, match=r"beside short: no results\.json"):
         run(recipe(bundle, "beside=[short]"), tmp_path / "none", say=said.append)
+
+
+def test_a_run_beside_another_is_paired_with_it(
+    finished: tuple[Path, Results], tiny_teacher: Path, tmp_path: Path
+) -> None:
+    out, _ = finished
+    changes = ("controls=[]", "budget=0", "speed=null", "evaluate.samples=0", "evaluate.grid=0", f"beside=[{out}]")
+    joined = run(recipe(tiny_teacher, *changes), tmp_path / "out", say=lambda line: None)
+    mine, theirs = (load_file(home / "hybrid" / "losses.safetensors")["losses"] for home in (tmp_path / "out", out))
+    told = [note for note in joined.notes if "paired" in note]
+    assert len(told) == 1 and told[0].startswith(f"hybrid: held-out loss {(mine - theirs).mean():+.4f} (")
+    assert told[0].endswith(f") against its own in “{out.name}”, paired.")
+    other = run(recipe(tiny_teacher, *changes, "seed=1"), tmp_path / "other", say=lambda line: None)
+    assert not any("paired" in note for note in other.notes)  # of other triples
 
 
 def test_fewer_images_are_learnt_from_while_quality_compares_to_all(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from ..files import write_text_atomic
 from ..report import Results, read_results, write_page, write_results
 from ..training.team import Team
-from .assemble import assemble, beside, note_results
+from .assemble import assemble, beside, note_results, paired_with
 from .bench import Say, Study
 from .entries import Entry, entries
 from .parts import StudyError
@@ -66,7 +66,8 @@ def run(recipe: RunRecipe, out: Path, *, resume: bool = True, say: Say = print, 
     note_results(study, results)
     for name in recipe.beside:
         folder = study.home_of(name)
-        results = beside(results, read_results(folder / "results.json"), folder, out, folder.name)
+        apart = paired_with(study, folder)
+        results = beside(results, read_results(folder / "results.json"), folder, out, folder.name, apart)
     write_results(out / "results.json", results)
     write_page(out / "report.html", results)
     say(f"the page: {out / 'report.html'}")

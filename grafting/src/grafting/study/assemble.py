@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from .. import __version__
 from ..cost import plan_cost
@@ -28,8 +29,11 @@ PARTS = ("scenes", "held_out")
 """What the prompts of scenes are reported as."""
 
 
-def beside(results: Results, other: Results, source: Path, out: Path, name: str) -> Results:
-    """``results`` with the models, speeds and costs of a finished run, whose grids are copied from ``source``."""
+def beside(results: Results, other: Results, source: Path, out: Path, name: str, apart: Sequence[str] = ()) -> Results:
+    """``results`` with the models, speeds and costs of a finished run, whose grids are copied from ``source``.
+
+    apart: sentences of :func:`paired_with`.
+    """
     models = []
     for model in other.models:
         grid = None
@@ -39,14 +43,36 @@ def beside(results: Results, other: Results, source: Path, out: Path, name: str)
         models.append(replace(model, run=f"{name}: {model.run}", grid=grid))
     speed = tuple(replace(row, run=f"{name}: {row.run}") for row in other.speed)
     costs = tuple(replace(cost, run=f"{name}: {cost.run}") for cost in other.costs)
-    note = f"Figures labelled “{name}” come from a run of its own, committed with its results: {other.summary}"
+    note = f"Figures labelled “{name}” come from a run of its own: {other.summary}"
     return replace(
         results,
         models=(*results.models, *models),
         speed=(*results.speed, *speed),
         costs=(*results.costs, *costs),
-        notes=(note, *results.notes),
+        notes=(note, *apart, *results.notes),
     )
+
+
+def paired_with(study: Study, folder: Path) -> list[str]:
+    """How each hybrid stands against the one of its name in a finished run, where both were judged on the same triples
+    and that run's folder still holds the losses."""
+    try:
+        theirs, mine = RunRecipe.from_yaml(folder / "recipe.yaml"), study.recipe
+    except (OSError, ValueError):
+        return []
+    shared = ("teacher", "data", "pairs", "seed")
+    if any(getattr(theirs, key) != getattr(mine, key) for key in shared):
+        return []
+    told = []
+    for entry in study.entries:
+        path = folder / entry.name / "losses.safetensors"
+        if entry.role == "hybrid" and theirs.evaluate.triples == mine.evaluate.triples and path.is_file():
+            apart = paired_difference(study.denoise(entry), load_file(path)["losses"], study.image)
+            told.append(
+                f"{entry.name}: held-out loss {apart.value:+.4f} ({apart.low:+.4f} … {apart.high:+.4f}) against its "
+                f"own in “{folder.name}”, paired."
+            )
+    return told
 
 
 def assemble(study: Study) -> Results:

@@ -56,7 +56,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument(
         "--calibration", type=at_least(0), default=256, metavar="N", help="samples that a solved start sees"
     )
-    _stage_options(made, steps=200)
+    _stage_options(made, steps=200, least=0, told="0 keeps the start alone ")
 
     made = verbs.add("finetune", finetune, "stage 2: finetune a graft end to end", resume="")
     made.add_argument("model", metavar="GRAFT", help=f"a graft; for --train lora also {MODEL}")
@@ -72,9 +72,9 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--out", type=Path, required=True, help="the new graft's folder")
 
 
-def _stage_options(made: argparse.ArgumentParser, *, steps: int) -> None:
+def _stage_options(made: argparse.ArgumentParser, *, steps: int, least: int = 1, told: str = "") -> None:
     made.add_argument("--out", type=Path, required=True, help="the graft's folder; a run found there is continued")
-    made.add_argument("--steps", type=at_least(1), default=steps)
+    made.add_argument("--steps", type=at_least(least), default=steps, help=f"{told}(default {steps})")
     made.add_argument("--batch", type=at_least(1), default=64)
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the stage")
     made.add_argument("--seed", type=int, default=0)
@@ -116,7 +116,7 @@ def distill(arguments: argparse.Namespace) -> None:
     from ..study.recipe import DistillStage, depended_on
     from ..study.stages import Material, begin, learns, stage_one
 
-    stage, team = _stage(DistillStage, arguments), team_of(arguments)
+    stage, team = _stage(DistillStage, arguments) if arguments.steps else None, team_of(arguments)
     out, model = _fresh(arguments.out), open_model(arguments.model).to(team.device)
     if model.graft is not None:
         raise ValueError(f"{arguments.model} is a graft already: stage 1 starts from a pretrained model")
@@ -128,11 +128,11 @@ def distill(arguments: argparse.Namespace) -> None:
         init=arguments.init,
         seed=arguments.seed,
         calibration=arguments.calibration,
-        room=stage.batch,
+        room=arguments.batch,
     )
     for site, share in handle.explained.items() if team.leads else ():
         print(f"{site.name}: {share:.3f} of the variance explained at the start, on the images it was solved from")
-    if stage.steps and learns(handle):
+    if stage is not None and learns(handle):
         depends: dict[str, Any] = {
             "model": handle.source_hash,
             "material": material.identity,
@@ -147,7 +147,7 @@ def distill(arguments: argparse.Namespace) -> None:
             print(f"{name}: {report.explained:.3f} explained on held-out images, step {report.best_step}")
     if not team.leads:
         return
-    save(handle, out, base=arguments.model, protocol={"stage 1": _settings(stage)})
+    save(handle, out, base=arguments.model, protocol={} if stage is None else {"stage 1": _settings(stage)})
     shutil.rmtree(out / "state", ignore_errors=True)
     print(out)
 
