@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 from scipy.special import lambertw
+from scipy.stats import qmc
 
 from meningitis import analysis
 from meningitis.analysis import infected, runs
+from meningitis.analysis.outcomes import draw, sampled
+from meningitis.engine import simulate
 from meningitis.models import BASIC, GENERALISED
+from meningitis.symbolic import growth, initial_state
 
 N = 111_540.0
 
@@ -146,7 +150,7 @@ def test_events_come_in_order_with_dates_and_the_claim() -> None:
     found = analysis.events(BASIC, BASIC.values(), start=dt.date(2026, 1, 1))
     names = [event.name for event in found.events]
     assert names[:3] == ["early ratio", "alert threshold", "epidemic threshold"]
-    assert found.events[1].date == dt.date(2026, 1, 1) + dt.timedelta(days=42)
+    assert found.events[1].date == dt.date(2026, 1, 1) + dt.timedelta(days=41)  # the last of its week
     assert found.claim == {"early ratio": True, "critical ratio": False}
     assert any("split" in warning for warning in found.warnings)
     early = found.outlook().set_index("ratio").loc["early ratio"]
@@ -247,6 +251,44 @@ def test_averted_by_comparison() -> None:
     assert found.deaths_averted > 0
     same = analysis.compare(BASIC, a, a)
     assert (same.cases_averted, same.deaths_averted) == (0.0, 0.0)
+
+
+def test_weekly_bands_are_percentiles_of_an_independent_solver_s_weeks() -> None:
+    found = analysis.bands(BASIC, n=24, seed=5, days=70.0, percentiles=(25, 75))
+    names = sampled(BASIC)
+    uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(5)).random(24)
+    sets = draw(BASIC, names, uniform, BASIC.values())
+    run = simulate(BASIC, parameters=sets, times=np.arange(0.0, 71.0, 7.0), days=70.0, reference="DOP853", rtol=1e-9)
+    for name in ("cases", "deaths", "new_infections"):
+        weeks = np.percentile(np.diff(run[name], axis=1), (25, 75), axis=0)
+        np.testing.assert_allclose(found.series[f"weekly_{name}"][:, 1:], weeks, rtol=1e-3, atol=1e-6)
+        assert not found.series[f"weekly_{name}"][:, 0].any()
+
+
+def test_nobody_infected_infects_nobody() -> None:
+    """The relation has a second root there, that of an outbreak which nobody begins."""
+    values = BASIC.values(overrides={"initial_carrier_fraction": 0.0})
+    state = analysis.infected.starting_state(values, BASIC)
+    assert state["S"] == analysis.infected.final_susceptible(values, state, BASIC)
+    found = analysis.final_sizes(BASIC, values, {"carrier_odds": [0.5, 1.5]})
+    assert np.array_equal(found.exact, [0, 0]) and np.array_equal(found.integrated, [0, 0])
+
+
+def test_the_early_ratio_is_neared_from_above_too() -> None:
+    values = BASIC.values(overrides={"initial_stage1_fraction": 1e-5})
+    found, early = analysis.events(BASIC, values), growth(BASIC, values).early_ratio
+    begun = initial_state(BASIC, values)
+    assert early is not None and begun["I1"] / begun["C"] > 2 * early
+    day = found.attained["early ratio"]
+    assert day is not None
+    held = runs.at_times(BASIC, values, [0.0, day / 2, day])
+    ratio = held["I1"] / held["C"]
+    assert ratio[0] > ratio[1] > ratio[2] == pytest.approx(1.01 * early, rel=1e-4)
+
+
+def test_less_than_a_week_is_refused() -> None:
+    with pytest.raises(ValueError, match="days is 5, but weekly incidence needs at least 7"):
+        analysis.compare(BASIC, BASIC.values(), BASIC.values(), days=5.0)
 
 
 def test_bands_are_percentiles_of_the_runs() -> None:

@@ -101,7 +101,7 @@ def test_thresholds_report_formulas_and_events_in_order(say: Any) -> None:
     assert events["below alert again"]["day"] == events["alert threshold"]["day"] + found["events"]["duration_days"]
     assert events["weekly incidence peak"]["value"] == pytest.approx(weeks.max() * N / 1e5, rel=1e-5)
     assert events["critical ratio"]["value"] == pytest.approx(v["carrier_conversion_rate"] * 3)
-    assert events["alert threshold"]["date"] == "2027-01-11"
+    assert events["alert threshold"]["date"] == "2027-01-10"  # the last day of the week that reached it
     said = say("thresholds", "--model", "basic")
     assert "early ratio: attained on day 10.9, 31 days before the alert threshold and 45 days before the epid" in said
     said = say("thresholds", "--model", "basic", "--scenario", "hyperendemic")
@@ -286,4 +286,4 @@ def test_thresholds_and_profiles_are_dated(say: Any) -> None:
     assert data["epi_week"] == ["2020-W53", "2021-W01", "2021-W02"]
     rows = json.loads(say("thresholds", *words, "cdc", "--json"))["events"]["events"]
     alert = next(row for row in rows if row["name"] == "alert threshold")
-    assert (alert["date"], alert["epi_week"]) == ("2021-02-14", "2021-W07")  # a Sunday, on which the week begins
+    assert (alert["day"], alert["date"], alert["epi_week"]) == (42, "2021-02-13", "2021-W06")  # the week that crossed

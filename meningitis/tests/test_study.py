@@ -150,10 +150,10 @@ def test_events_have_a_row_for_each_scenario(out: Path, page: str) -> None:
     table = page[page.index("<b>Table 4.</b>") :]
     table = table[: table.index("</table>")]
     assert table.count("<tr>") == 1 + 8
-    assert "11\N{NO-BREAK SPACE}Jan\N{NO-BREAK SPACE}2027 (W02)" in table
+    assert "10\N{NO-BREAK SPACE}Jan\N{NO-BREAK SPACE}2027 (W01)" in table
     rows = pd.read_csv(out / "tables" / "events.csv")
     first = rows[(rows["model"] == "basic") & (rows["scenario"] == "epidemic")].set_index("event")
-    assert first.loc["alert threshold", "day"] == 42 and first.loc["alert threshold", "date"] == "2027-01-11"
+    assert first.loc["alert threshold", "day"] == 42 and first.loc["alert threshold", "date"] == "2027-01-10"
 
 
 def test_provenance_is_enough_to_run_it_again(results: Any) -> None:

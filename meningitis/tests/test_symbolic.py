@@ -21,6 +21,7 @@ from meningitis.symbolic import (
     equilibria,
     first_integral,
     growth,
+    initial_state,
     next_generation,
     r0,
     r0_numeric,
@@ -177,7 +178,7 @@ def test_thresholds_are_those_of_the_specification() -> None:
     assert sp.simplify(found.carriers_spread - (phi + gc) / ((1 - p) * beta * (odds + q))) == 0
     assert sp.simplify(found.stage1_spreads - (phi + p * beta * share * (odds + q)) / a1) == 0
     assert sp.simplify(found.critical_ratio - phi / a1) == 0
-    assert sp.simplify(found.early_ratio - phi / (rate + a1)) == 0
+    assert sp.simplify(found.early_ratio - (phi + p * beta * share * (odds + q)) / (rate + a1)) == 0
     assert sp.simplify(found.q - (s["I1"] + s["stage2_infectiousness"] * s["I2"]) / s["C"]) == 0
 
 
@@ -205,6 +206,19 @@ def test_early_ratio_of_the_eigenvector_is_the_formula() -> None:
     values = BASIC.values()
     speed = growth(BASIC, values)
     assert speed.early_ratio == pytest.approx(thresholds(BASIC).evaluate(BASIC, values, r=speed.rate)["early_ratio"])
+    s = BASIC.symbols
+    plain = s["carrier_conversion_rate"] / (
+        sp.Symbol("r") + s["stage_progression_rate"] + s["stage1_immunity_rate"] + s["stage1_death_rate"]
+    )
+    assert sp.simplify(thresholds(BASIC).early_ratio - plain) == 0
+    # With direct infection, at the s of the start and the q of the eigenvector.
+    values = GENERALISED.values()
+    assert values["direct_fraction"] > 0
+    direct, there = growth(GENERALISED, values), growth(GENERALISED, values).eigenvector
+    q = (there["I1"] + values["stage2_infectiousness"] * there["I2"]) / there["C"]
+    share = initial_state(GENERALISED, values)["S"] / values["population"]
+    told = thresholds(GENERALISED).evaluate(GENERALISED, values, r=direct.rate, q=q, s=share)["early_ratio"]
+    assert told == pytest.approx(direct.early_ratio)
     assert speed.doubling_time == pytest.approx(np.log(2) / speed.rate)
 
 

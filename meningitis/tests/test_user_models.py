@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import sympy as sp
 from scipy.integrate import solve_ivp
 
 from meningitis import analysis, symbolic
 from meningitis.cli import main
+from meningitis.model import Model, ModelError
 from meningitis.models import GENERALISED
 
 WANING = """
@@ -71,6 +73,69 @@ def test_a_season_is_simulated_and_its_surveillance_thresholds_are_told(
     exact = solve_ivp(rates, (0, 70), [990.0, 10.0, 0.0], rtol=1e-10, atol=1e-10).y[:, -1]
     columns = {name.split(" [")[0]: value for name, value in found.items()}
     assert [float(columns[name]) for name in ("S", "I", "R")] == pytest.approx(exact, rel=1e-4)
+
+
+def test_two_sets_are_compared_where_rates_move_and_r0_is_unknown(
+    seasonal: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--model", seasonal, "--days", "70", "--with", "beta=0.3", "--csv"]) == 0
+    rows = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("outcome")
+    assert rows.loc["R0", ["a", "b"]].isna().all() and rows.loc["cases", "a"] > rows.loc["cases", "b"] > 0
+    model = Model.from_yaml(Path(seasonal))
+    local = analysis.local_sensitivity(model, model.values(), days=70.0).indices
+    assert np.isnan(list(local["R0"].values())).all() and local["cases"]["beta"] > 0
+
+
+CARRIED = """
+name: carried
+closed: true
+compartments: [{name: S}, {name: C, infected: true}, {name: I, infected: true}, {name: R}]
+parameters:
+  - {name: beta, default: 0.4, distribution: {kind: uniform, low: 0.3, high: 0.5}}
+  - {name: gamma, default: 0.2}
+  - {name: phi, default: 0.01}
+  - {name: people, default: 1000, kind: count}
+flows:
+  - {name: infection, source: S, target: C, rate: beta * S * C / people, new_infection: true}
+  - {name: illness, source: C, target: I, rate: phi * C, case: true}
+  - {name: clearance, source: C, target: R, rate: gamma * C}
+  - {name: recovery, source: I, target: R, rate: gamma * I}
+initial: {S: people - 10, C: 10}
+"""
+
+
+def test_cases_that_do_not_infect_have_ratios_and_a_study_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the ill are isolated: carriers alone spread, so that q is 0."""
+    model = Model.from_yaml(CARRIED)
+    found = symbolic.thresholds(model)
+    phi, gamma, beta = (model.symbols[name] for name in ("phi", "gamma", "beta"))
+    assert found.q == 0 and sp.simplify(found.carriers_spread - (phi + gamma) / beta) == 0
+    assert sp.simplify(found.critical_ratio - phi / gamma) == 0
+    happened = analysis.events(model, model.values(), days=120.0)
+    assert happened.day("critical ratio") == pytest.approx(happened.day("prevalence peak"), abs=1e-3)
+    file = tmp_path / "carried.yaml"
+    file.write_text(CARRIED)
+    words = ["study", "--model", str(file), "--out", str(tmp_path / "out"), "--sobol-n", "16", "--lhs-n", "60"]
+    assert main([*words, "--days", "120"]) == 0
+    assert "Carriers spread while S/N is above" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["cases", "deaths", "new_infections", "set", "time"])
+def test_a_compartment_called_as_a_column_of_every_table_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match=f"a compartment cannot be called '{name}'"):
+        Model.from_yaml(CARRIED.replace("name: R}", f"name: {name}}}").replace("target: R", f"target: {name}"))
+
+
+def test_equilibria_of_a_rate_that_counts_the_living() -> None:
+    text = WANING.replace("RATE", "beta * S * I / (people - D)").replace(
+        "{name: R}]", "{name: R}, {name: D, dead: true}]"
+    )
+    text = text.replace("initial:", "  - {name: dying, source: I, target: D, rate: loss * I, death: true}\ninitial:")
+    model = Model.from_yaml(text)
+    found = symbolic.equilibria(model, model.values(), starts=2)
+    assert found.points[0].kind == "disease-free"
 
 
 def test_infections_beyond_one_per_person_are_not_called_a_share(

@@ -71,11 +71,12 @@ def sampling_of(arguments: argparse.Namespace) -> dict[str, int]:
 def sweep_of(model: Model, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Values of the swept parameters, each checked against its bounds."""
     sweep: dict[str, list[float]] = {}
-    fixed = pairs(arguments.set, "--set")
+    given, fixed = given_of(arguments), pairs(arguments.set, "--set")
     for name, text in pairs(arguments.sweep, "--sweep").items():
-        if name in fixed:
-            raise Refused(f"{name} is given one value by --set and several by --sweep: leave one of them out")
+        if name in given:
+            source = "--set" if name in fixed else "--params"
+            raise Refused(f"{name} is given one value by {source} and several by --sweep: leave one of them out")
         sweep[model.parameter(name).name] = [
-            model.values(arguments.scenario, {name: part.strip()})[name] for part in text.split(",")
+            model.values(arguments.scenario, {**given, name: part.strip()})[name] for part in text.split(",")
         ]
     return sweep

@@ -88,8 +88,7 @@ def thresholds_text(model: Model) -> str:
         f"carriers spread while {S}/N > {write.text(short['carriers'])}, with q = {write.text(short['q'])}",
         f"cases spread while {I}/{C} < {write.text(short['cases'])}" + (f", with s = {S}/N" if direct else ""),
         f"critical ratio {I}/{C}{' (without direct infection)' if direct else ''}: {write.text(short['critical'])}",
-        f"early ratio {I}/{C} during exponential growth at rate r"
-        f"{' (without direct infection)' if direct else ''}: {write.text(short['early'])}",
+        f"early ratio {I}/{C} during exponential growth at rate r: {write.text(short['early'])}",
     ]
     return "\n\n".join(["\n".join(lines), *_rates(write, rates), legend_text(model, expressions)])
 

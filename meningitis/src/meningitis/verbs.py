@@ -121,7 +121,7 @@ def weekly_table(
     from meningitis.engine import simulate
 
     times = np.unique(np.append(np.arange(0.0, days, 7.0), days))
-    run = simulate(model, parameters=dict(values), times=times)
+    run = simulate(model, parameters=dict(values), times=times, days=days)
     if run.status[0] > 0:
         raise Refused(f"the run failed: {run.failures[0]}")
     for note in run.failures:  # solved, but not by the kernel
@@ -158,9 +158,9 @@ def _r0(arguments: argparse.Namespace) -> None:
         ("R0", control.r0, "1"),
         ("R at the start", speed.reproduction, "1"),
         ("growth rate", speed.rate, "1/day"),
-        ("doubling time", speed.doubling_time, "days"),
+        ("doubling time" if speed.rate > 0 else "halving time", abs(speed.doubling_time), "days"),
         ("generation time", speed.generation_time, "days"),
-        ("early case-carrier ratio", speed.early_ratio, "1"),
+        ("early case-carrier ratio", speed.early_ratio if speed.rate > 0 else None, "1"),
         ("immune share needed, 1 - 1/R0", control.herd_immunity, "1"),
         (f"coverage needed at efficacy {arguments.efficacy:g}, nobody immune yet", control.coverage, "1"),
     ]
@@ -195,7 +195,8 @@ def _thresholds(arguments: argparse.Namespace) -> None:
     found = None if moving or symbolic.case_and_carrier(model) is None else symbolic.thresholds(model).to_dict()
     frame, told = happened.frame(), happened.to_dict()
     if start is not None:
-        frame.insert(3, "epi_week", dated(frame["day"], start, weeks)["epi_week"])
+        known = [None if date is None else float((date - start).days) for date in frame["date"]]
+        frame.insert(3, "epi_week", dated(known, start, weeks)["epi_week"])
         told["events"] = [row | {"epi_week": week} for row, week in zip(told["events"], frame["epi_week"], strict=True)]
     text = f"no threshold in symbols: {', '.join(moving)} depends on time" if moving else thresholds_text(model)
     put(arguments, frame, {"thresholds": found, "events": told, "values": values}, text, model)

@@ -59,7 +59,7 @@ def adequacy(
     days: float = 365.0,
     early_days: float = 28.0,
 ) -> Adequacy:
-    """Total infected, cases, deaths and weekly peak for each p, at equal phi with phi rescaled to equal early cases.
+    """Total infected, cases, deaths and weekly peak by p, at equal phi and with phi rescaled to equal early cases.
 
     Raises: ValueError for a model without direct_fraction or a grid that does not begin at 0.
     """
@@ -81,7 +81,7 @@ def adequacy(
 
 def _early_cases(model: Model, values: Mapping[str, float], p: float, phi: Array, days: float) -> Array:
     given = {name: np.full(phi.size, value) for name, value in {**values, P: p}.items()} | {PHI: phi}
-    run = solved(simulate(model, parameters=given, times=[0.0, days], rtol=1e-9, atol=1e-9))
+    run = solved(simulate(model, parameters=given, times=[0.0, days], days=days, rtol=1e-9, atol=1e-9))
     return np.asarray(run.cumulative[:, -1, list(run.cumulative_names).index("cases")])
 
 

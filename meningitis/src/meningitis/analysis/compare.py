@@ -103,7 +103,7 @@ def bands(
     names = sampled(model, pinned)
     uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
     times = np.arange(0.0, days + 1e-9, 7.0)
-    run = simulate(model, parameters=draw(model, names, uniform, values or model.values()), times=times)
+    run = simulate(model, parameters=draw(model, names, uniform, values or model.values()), times=times, days=days)
     failed = int(np.count_nonzero(run.status > 0))
     if failed:
         raise RuntimeError(f"{failed} of {n} trajectories of model {model.name!r} failed; narrow the distributions")

@@ -12,15 +12,18 @@ import pandas as pd
 
 from meningitis.analysis.runs import at_times, crossing_days
 from meningitis.analysis.surveillance import who_thresholds
+from meningitis.calendar import date_of
 from meningitis.model import Model
-from meningitis.symbolic import case_and_carrier, growth, initial_state, thresholds
+from meningitis.symbolic import case_and_carrier, growth, initial_state
 from meningitis.symbolic.growth import numeric_matrices
 from meningitis.symbolic.nextgen import infected_states, moving_rates
 
-NEAR = 0.01  # the early ratio is approached from below and counts as reached within 1 % of itself
+NEAR = 0.01  # the early ratio is approached without end and counts as reached within 1 % of itself
 CLAIM = "a critical ratio is attained before cases grow to an epidemic level"
 
 OVER = "below alert again"
+SURVEILLANCE = ("alert threshold", "epidemic threshold", OVER)
+"""Known at the end of a week."""
 IMPLICIT = "implicit stage-I threshold"
 DIRECT = (
     "some of the newly infected fall ill at once, so the critical ratio of the model without direct infection is "
@@ -32,7 +35,8 @@ DIRECT = (
 class Event:
     """name, day (days from the start; None: did not happen), date (where a start date is given), value and its unit.
 
-    A surveillance event is dated at the end of its week, when it is known; the weekly peak in the middle of its week.
+    The day of a surveillance event is the end of its week, when it is known, and its date the last day of that week;
+    the weekly peak is in the middle of its week.
     """
 
     name: str
@@ -55,9 +59,13 @@ class Events:
     claim: dict[str, bool | None]
     warnings: tuple[str, ...]
 
+    def event(self, name: str) -> Event:
+        """The named event. Raises: KeyError."""
+        return {event.name: event for event in self.events}[name]
+
     def day(self, name: str) -> float | None:
         """Day of the named event. Raises: KeyError."""
-        return {event.name: event.day for event in self.events}[name]
+        return self.event(name).day
 
     @property
     def duration(self) -> float | None:
@@ -146,10 +154,13 @@ def events(
     case = _case(model)
     if case is not None:
         listed.append(("prevalence peak", *_prevalence_peak(model, values, days, case), f"persons in {case}"))
-    dated = [
-        Event(name=n, day=d, date=start + dt.timedelta(days=d) if start and d is not None else None, value=v, unit=u)
-        for n, d, v, u in listed
-    ]
+
+    def date(name: str, day: float | None) -> dt.date | None:
+        if start is None or day is None:
+            return None
+        return date_of(day - 1 if name in SURVEILLANCE else day, start)
+
+    dated = [Event(name=n, day=d, date=date(n, d), value=v, unit=u) for n, d, v, u in listed]
     ordered = sorted(dated, key=lambda e: np.inf if e.day is None else e.day)
     crossed = {name: day for name, (day, _, _) in ratios.items()}
     warnings = [who.warning] if who.warning else []
@@ -173,18 +184,26 @@ def _ratios(
         return {}
     case, carrier = pair
 
-    def reached(level: float | None) -> float | None:
-        if level is None:
-            return None
-        found = crossing_days(model, values, days, model.symbols[case] - level * model.symbols[carrier])
+    def reached(level: float, *, upwards: bool = True) -> float | None:
+        along = model.symbols[case] - level * model.symbols[carrier]
+        found = crossing_days(model, values, days, along, upwards=upwards)
         return found[0] if found else None
+
+    def neared(level: float) -> float | None:
+        begun = initial_state(model, values)
+        cases, carriers = begun[case], begun[carrier]
+        if abs(cases - level * carriers) <= NEAR * level * carriers:
+            return 0.0
+        return reached((1 - NEAR) * level) if cases < level * carriers else reached((1 + NEAR) * level, upwards=False)
 
     speed = growth(model, values)
     early = speed.early_ratio if speed.rate > 0 else None
-    critical = thresholds(model).evaluate(model, values)["critical_ratio"]
+    _, V = numeric_matrices(model, values)
+    i, c = (infected_states(model).index(name) for name in pair)
+    critical = float(-V[i, c] / V[i, i])
     unit = f"{case}/{carrier}"
     return {
-        "early ratio": (reached(None if early is None else (1 - NEAR) * early), early, unit),
+        "early ratio": (None if early is None else neared(early), early, unit),
         "critical ratio": (reached(critical), critical, unit),
     }
 

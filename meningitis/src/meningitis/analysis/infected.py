@@ -49,7 +49,10 @@ def first_integral(values: Values, state: Values, model: Model | None = None) ->
 
 
 def final_susceptible(values: Values, state: Values, model: Model | None = None) -> Array:
-    """Susceptibles left when the outbreak is over, persons, exact, by the principal branch of Lambert's W."""
+    """Susceptibles left when the outbreak is over, persons, exact, by the principal branch of Lambert's W.
+
+    Where nobody who infects is there at the start, all of them are left.
+    """
     model = _shipped(values) if model is None else model
     derived = first_integral_of(model)
     R0 = infection_potential(values, model)[derived.susceptible]
@@ -58,7 +61,10 @@ def final_susceptible(values: Values, state: Values, model: Model | None = None)
     # ln S - R0 S/N = H  =>  S = -N/R0 W(-R0/N exp(H)); W0 (|W| < 1) is the root below the threshold N/R0.
     with np.errstate(divide="ignore", invalid="ignore"):
         left = np.real(-N / R0 * lambertw(-R0 / N * np.exp(H), 0))
-    return np.asarray(np.where(R0 > 0, left, np.exp(H)))
+    left = np.where(R0 > 0, left, np.exp(H))
+    potential = infection_potential(values, model)
+    begun = sum(pot * np.asarray(state[x]) for x, pot in potential.items() if x != derived.susceptible)
+    return np.asarray(np.where(begun > 0, left, state[derived.susceptible]))
 
 
 def final_size_exact(values: Values, *, state: Values | None = None, model: Model | None = None) -> Array:

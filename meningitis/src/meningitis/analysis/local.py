@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from meningitis.analysis.outcomes import OUTCOMES, outcomes
 from meningitis.model import Model
-from meningitis.symbolic import elasticities
+from meningitis.symbolic import elasticities, moving_rates
 
 STEP = 0.01  # relative; the integrator's error of 1e-6 is then 1e-4 of the index
 STEPPED = ("peak_week",)  # whole weeks have no derivative
@@ -22,7 +22,7 @@ STEPPED = ("peak_week",)  # whole weeks have no derivative
 class LocalSensitivity:
     """(dY/dx)(x/Y) by outcome and parameter; R0 exactly, others by central differences of 1 %, one-sided at a bound.
 
-    An outcome that is zero has no relative change (NaN).
+    An outcome that is zero has no relative change (NaN), nor has R0 where rates depend on time.
     """
 
     indices: dict[str, dict[str, float]]
@@ -50,7 +50,7 @@ def local_sensitivity(model: Model, values: Mapping[str, float], *, days: float 
     for k, (steps, _) in enumerate(stencils):
         factors[2 * k : 2 * k + 2, k] += STEP * steps
     found = outcomes(model, {name: values[name] * factors[:, k] for k, name in enumerate(names)}, days=days)
-    indices = {"R0": elasticities(model).evaluate(values)}
+    indices = {"R0": dict.fromkeys(names, np.nan) if moving_rates(model) else elasticities(model).evaluate(values)}
     weights = np.array([weights for _, weights in stencils])
     for outcome in OUTCOMES[1:]:
         if outcome not in STEPPED:

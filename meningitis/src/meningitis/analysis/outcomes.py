@@ -11,10 +11,11 @@ from numpy.typing import ArrayLike
 from meningitis.analysis.runs import Array
 from meningitis.engine import Status, reduce
 from meningitis.model import Model
-from meningitis.symbolic import r0_numeric
+from meningitis.symbolic import moving_rates, r0_numeric
 
 OUTCOMES = ("R0", "peak_weekly_incidence", "peak_week", "cases", "deaths", "ever_infected")
-"""R0; highest weekly cases, persons; its week (1 is the first); cases, deaths and ever infected, persons."""
+"""R0, NaN where rates depend on time; highest weekly cases, persons; its week (1 is the first); cases, deaths and ever
+infected, persons."""
 
 
 def outcomes(
@@ -27,9 +28,11 @@ def outcomes(
 ) -> dict[str, Array]:
     """Every one of OUTCOMES for each parameter set, shape (n,); `progress` and `checkpoint` as in `engine.reduce`.
 
-    Raises: ValueError for a checkpoint of another sweep; RuntimeError where a trajectory fails, naming how many did: a
-    sensitivity measure over part of its design would be wrong.
+    Raises: ValueError for a checkpoint of another sweep, or less than a week; RuntimeError where a trajectory fails,
+    naming how many did: a sensitivity measure over part of its design would be wrong.
     """
+    if days < 7:
+        raise ValueError(f"days is {days:g}, but weekly incidence needs at least 7")
     size = max(np.size(column) for column in samples.values())
     full = {
         name: np.broadcast_to(np.asarray(column, dtype=np.float64), size).copy() for name, column in samples.items()
@@ -43,7 +46,7 @@ def outcomes(
             f"{failed.size} of {size} trajectories of model {model.name!r} failed; narrow the distributions. First "
             f"set {first}: {Status(int(found['status'][first])).sentence}; {where}"
         )
-    reproduction = {"R0": np.broadcast_to(r0_numeric(model)(full), size)}
+    reproduction = {"R0": np.broadcast_to(np.nan if moving_rates(model) else r0_numeric(model)(full), size)}
     return reproduction | {name: np.asarray(found[name], dtype=np.float64) for name in OUTCOMES[1:]}
 
 

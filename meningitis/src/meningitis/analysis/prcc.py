@@ -53,12 +53,12 @@ class PRCC:
 def partial_correlations(x: Array, y: Array) -> Array:
     """Partial correlation of each column of x (n, k) with y (n,), all other columns held; shape (k,).
 
-    Ranks in, PRCC out. NaN where y or any column is constant, and where the other columns leave nothing of y or of the
-    column itself to correlate.
+    Ranks in, PRCC out. NaN where y or any column is constant or holds NaN, and where the other columns leave nothing
+    of y or of the column itself to correlate.
     """
     joint = np.column_stack([x, y])
     found = np.full(x.shape[1], np.nan)
-    if np.any(np.ptp(joint, axis=0) == 0):
+    if not np.all(np.ptp(joint, axis=0) > 0):
         return found
     correlation = np.asarray(np.corrcoef(joint, rowvar=False))
     for j in range(found.size):

@@ -44,7 +44,7 @@ class Profiles:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, lists of lists."""
-        names = ("times", "stage1", "both", "threshold", "critical", "early")
+        names = ("times", "stage1", "both", "prevalence", "threshold", "critical", "early")
         arrays = {name: getattr(self, name).tolist() for name in names}
         return arrays | {"sweep": {name: values.tolist() for name, values in self.sweep.items()}}
 
@@ -71,7 +71,7 @@ def profiles(
     grid = grid_of(sweep)
     size = len(next(iter(grid.values()))) if grid else 1
     times = np.unique(np.append(np.arange(0.0, days, step), days))
-    run = solved(simulate(model, parameters={**values, **grid}, times=times))
+    run = solved(simulate(model, parameters={**values, **grid}, times=times, days=days))
     ill = [name for name in infected_states(model) if name != carrier]
     stage1, both, prevalence, threshold = (np.empty((size, times.size)) for _ in range(4))
     critical, early = np.empty(size), np.empty(size)

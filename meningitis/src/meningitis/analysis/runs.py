@@ -26,7 +26,9 @@ def columns(run: Ensemble, model: Model, index: int = 0) -> dict[str, Array]:
 
 def at_times(model: Model, values: Mapping[str, float], times: ArrayLike) -> dict[str, Array]:
     """One accurate trajectory at `times` (days, from 0). Raises: RuntimeError where it fails."""
-    return columns(solved(simulate(model, parameters=dict(values), times=times, rtol=RTOL, atol=ATOL)), model)
+    end = float(np.max(times))
+    run = simulate(model, parameters=dict(values), times=times, days=end, rtol=RTOL, atol=ATOL)
+    return columns(solved(run), model)
 
 
 def solved(run: Ensemble) -> Ensemble:

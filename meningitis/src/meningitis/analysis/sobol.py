@@ -72,7 +72,7 @@ def sobol_of(
     generator = np.random.default_rng([seed, 1])
     columns = []
     for values in y:
-        if np.ptp(values) == 0:
+        if not np.ptp(values) > 0:  # constant, or not known
             columns.append(np.full((6, k), np.nan))
             continue
         # scipy takes f_A, f_B as (s, n) and f_AB as (k, s, n). Outputs are given twice, since it squeezes the indices

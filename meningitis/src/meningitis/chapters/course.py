@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from meningitis import analysis, symbolic
-from meningitis.calendar import date_of, epi_week
+from meningitis.calendar import epi_week
 from meningitis.chapters.work import KEY, Work
 from meningitis.engine import simulate
 from meningitis.model import Model, Parameter
@@ -28,7 +28,7 @@ def course(work: Work) -> None:
         for name in work.scenarios(model):
             scenario, values, days = model.scenario(name), work.values(model, name), work.length(model, name)
             found = {key: float(column[0]) for key, column in analysis.outcomes(model, values, days=days).items()}
-            run = simulate(model, parameters=values, times=np.arange(0.0, days + 1e-9, 7.0))
+            run = simulate(model, parameters=values, times=np.arange(0.0, days + 1e-9, 7.0), days=days)
             N = sum(float(run[state][0, 0]) for state in model.state_names)
             rows.append(
                 {
@@ -142,7 +142,7 @@ def _table(work: Work, kept: dict[tuple[str, str], analysis.Events]) -> None:
     table = pd.DataFrame(rows)
     names = list(dict.fromkeys(table["event"]))
     shown: list[dict[str, str | None]] = [
-        {"run": f"{model}/{scenario}", **{name: _when(work, found.day(name)) for name in names}}
+        {"run": f"{model}/{scenario}", **{name: _when(work, found.event(name)) for name in names}}
         for (model, scenario), found in kept.items()
     ]
     work.results["events"] = table.to_dict("records")
@@ -150,18 +150,18 @@ def _table(work: Work, kept: dict[tuple[str, str], analysis.Events]) -> None:
     work.report.table(
         "events",
         table,
-        f"When each event happens, {form}; a dash: never. Surveillance events are dated at the end of their week, when "
-        "they are known, the weekly peak in its middle.",
+        f"When each event happens, {form}; a dash: never. Surveillance events are dated on the last day of their week, "
+        "whose end makes them known, the weekly peak in its middle.",
         pd.DataFrame(shown),
     )
 
 
-def _when(work: Work, day: float | None) -> str | None:
-    if day is None:
+def _when(work: Work, event: analysis.Event) -> str | None:
+    if event.day is None:
         return None
-    if work.start is None:
-        return f"{day:.1f}"
-    date = date_of(day, work.start)
+    if event.date is None:
+        return f"{event.day:.1f}"
+    date = event.date
     return f"{date.day}\N{NO-BREAK SPACE}{date:%b}\N{NO-BREAK SPACE}{date:%Y} (W{epi_week(date, work.weeks)[1]:02d})"
 
 

@@ -165,19 +165,20 @@ def _formulas(work: Work, model: Model) -> dict[str, Any]:
                 ("<mi>s</mi>", share),
             ],
             f"Carriers spread while the first holds, infectives in stage I while the second does. The critical ratio "
-            f"is the second without direct infection; the early ratio is that of exponential growth at rate r "
-            f"({model.name} model{', without direct infection' if short['cases'] != short['critical'] else ''}).",
+            f"is the second without direct infection; the early ratio is that of exponential growth at rate r"
+            f"{', with the s and q of that time' if short['cases'] != short['critical'] else ''} ({model.name} model).",
         )
     return kept
 
 
 def _spread(work: Work, model: Model) -> None:
     values = work.values(model)
-    run = simulate(model, parameters=values, times=np.arange(0.0, work.length(model) + 1))
+    days = work.length(model)
+    run = simulate(model, parameters=values, times=np.arange(0.0, days + 1), days=days)
     states = {name: run[name][0] for name in model.state_names}
     conditions = symbolic.thresholds(model)
     along = conditions.along(model, values, states)
-    share = states[conditions.susceptible] / values["population"]
+    share = states[conditions.susceptible] / sum(symbolic.initial_state(model, values).values())
     work.report.figure(
         "spread-threshold",
         figures.spread_threshold(

@@ -27,7 +27,7 @@ class Status(IntEnum):
             Status.OK: "solved",
             Status.TOO_MANY_STEPS: "more steps than allowed, and scipy's Radau failed as well",
             Status.NOT_FINITE: "a state or rate is not a finite number",
-            Status.NEGATIVE: "a state falls below -10 atol: the declared flows empty a compartment that is empty",
+            Status.NEGATIVE: "a state falls below -10 atol: it begins below zero, or a flow empties what is empty",
             Status.STEP_TOO_SMALL: "the step size fell below rounding, and scipy's Radau failed as well",
             Status.FALLBACK: "stiff: solved by scipy's Radau instead",
         }[self]

@@ -65,6 +65,7 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
     refuse_time(model)
     names = [c.name for c in model.compartments if not c.dead]
     at = {model.symbols[name]: values[name] for name in model.parameter_names}
+    at |= {model.symbols[c.name]: 0 for c in model.compartments if c.dead}  # as at the disease-free equilibrium
     symbols = [model.symbols[name] for name in names]
     rhs = model.rhs()
     field = sp.Matrix([rhs[name].subs(at) for name in names])

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import sympy as sp
 
 from meningitis.model import Model
 from meningitis.symbolic.nextgen import infected_states, infection_matrices
@@ -112,13 +111,3 @@ def _leading(matrix: np.ndarray) -> tuple[float, np.ndarray]:
     values, vectors = np.linalg.eig(matrix)
     lead = int(np.argmax(values.real))
     return float(values[lead].real), np.abs(vectors[:, lead].real)
-
-
-def early_ratio(model: Model) -> sp.Expr | None:
-    """The early ratio in symbols where nobody goes straight to the case compartment: phi/(r + a1), growing at r."""
-    pair = case_and_carrier(model)
-    if pair is None:
-        return None
-    case, carrier = (infected_states(model).index(name) for name in pair)
-    _, V = infection_matrices(model)
-    return -V[case, carrier] / (sp.Symbol("r") + V[case, case])

@@ -12,12 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
-from meningitis.symbolic.growth import case_and_carrier, early_ratio
+from meningitis.symbolic.growth import case_and_carrier
 from meningitis.symbolic.limits import tidy
 from meningitis.symbolic.nextgen import infected_states, infection_matrices
 
 Q = sp.Symbol("q")
 SHARE = sp.Symbol("s")
+RATE = sp.Symbol("r")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,8 @@ class Thresholds:
 
     carriers_spread: carriers grow while S/N is above it; stage1_spreads: cases grow while I1/C is below it, with
     s = S/N and q = infectiousness of the ill over that of the carriers' unit, (I1 + eta I2)/C;
-    critical_ratio: the latter without direct infection, phi/a1; early_ratio: phi/(r + a1).
+    critical_ratio: the latter without direct infection, phi/a1; early_ratio: that of exponential growth at rate r, with
+    the s and q of that time: phi/(r + a1) without direct infection. q is 0 where carriers alone infect.
     """
 
     carriers_spread: sp.Expr
@@ -55,7 +57,7 @@ class Thresholds:
                 f"carriers spread while {s}/N > {sp.sstr(self.carriers_spread)}, q = {sp.sstr(self.q)}",
                 f"cases spread while {i}/{c} < {sp.sstr(self.stage1_spreads)}, s = {s}/N",
                 f"critical ratio {i}/{c} (no direct infection): {sp.sstr(self.critical_ratio)}",
-                f"early ratio {i}/{c} at growth rate r: {sp.sstr(self.early_ratio)}",
+                f"early ratio {i}/{c} in exponential growth at rate r: {sp.sstr(self.early_ratio)}",
             )
         )
 
@@ -117,29 +119,26 @@ def thresholds(model: Model) -> Thresholds:
     F, V = infection_matrices(model)
     X = sp.Matrix([model.symbols[name] for name in names])
     population = tidy(sum(model.initial_state().values(), sp.Integer(0)))
-    # The infectiousness of all infected per carrier, by q = (all but carriers, in units of a case)/carriers.
+    # The infectiousness of all infected per carrier, by q = (all but carriers, in units of a case)/carriers; in units
+    # of another one who infects where a case, isolated say, does not.
     row = F.row(c) if F[c, c] != 0 else F.row(i)
-    if row[i] == 0:
-        raise ValueError(
-            f"model {model.name!r}: cases do not infect, so no ratio of cases to carriers governs its spread"
-        )
-    others = sum((row[j] / row[i] * X[j] for j in range(len(names)) if j != c), sp.Integer(0))
+    infectious = [j for j in (i, *range(len(names))) if j != c and row[j] != 0]
+    others = sum((row[j] / row[infectious[0]] * X[j] for j in dict.fromkeys(infectious)), sp.Integer(0))
     per_share = {S: SHARE * population}
 
     def gain(index: int) -> sp.Expr:
-        return tidy(tidy((F[index, c] + F[index, i] * Q).subs(per_share)), sp.factor)
+        ill = F[index, infectious[0]] * Q if infectious else 0
+        return tidy(tidy((F[index, c] + ill).subs(per_share)), sp.factor)
 
     loss = sum((V[c, j] * X[j] for j in range(len(names))), sp.Integer(0)) / C
     spread = tidy(tidy(loss / (gain(c) / SHARE)), sp.factor)
     other_feeds = sum((-V[i, j] * X[j] for j in range(len(names)) if j not in (i, c)), sp.Integer(0)) / C
-    critical = tidy(-V[i, c] / V[i, i])
-    early = early_ratio(model)
-    assert early is not None
+    feeds = -V[i, c] + gain(i) + other_feeds
     return Thresholds(
         carriers_spread=spread,
-        stage1_spreads=tidy((-V[i, c] + gain(i) + other_feeds) / V[i, i]),
-        critical_ratio=critical,
-        early_ratio=early,
+        stage1_spreads=tidy(feeds / V[i, i]),
+        critical_ratio=tidy(-V[i, c] / V[i, i]),
+        early_ratio=tidy(feeds / (RATE + V[i, i])),
         carrier=carrier,
         case=case,
         susceptible=susceptible,
