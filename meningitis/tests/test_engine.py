@@ -302,3 +302,12 @@ def test_random_sets_agree_with_scipy(seed, rtol):
     reference = simulate(GENERALISED, parameters=v, days=120, rtol=1e-12, atol=1e-12, reference="DOP853")
     allowed = rtol * reference.states.max(axis=1) + 1e-8
     assert (np.abs(mine.states - reference.states).max(axis=1) / allowed).max() < 10
+
+
+def test_single_values_are_read_and_checked_as_a_models_are() -> None:
+    days = np.array([0.0, 7.0])
+    said = simulate(BASIC, parameters={"transmission_rate": "70/year", "carrier_odds": [0.5, 1.0]}, times=days)
+    plain = {"transmission_rate": 70 / 365, "carrier_odds": np.array([0.5, 1.0])}
+    assert np.array_equal(said["cases"], simulate(BASIC, parameters=plain, times=days)["cases"])
+    with pytest.raises(ModelError, match=r"S at the start is -\S+ persons, below zero"):
+        simulate(BASIC, parameters={"initial_immune_fraction": 1.0}, times=days)

@@ -155,13 +155,19 @@ def solve_ode(
 
 
 def table(model: Model, scenario: str | None, parameters: Mapping[str, ArrayLike] | None) -> dict[str, Array]:
-    """Return every parameter as an (n,) array: the scenario's values with `parameters` on top, bounds checked."""
+    """Return every parameter as an (n,) array: the scenario's values with `parameters` on top, bounds checked.
+
+    Single values of some of the parameters are read and checked as by :meth:`Model.values`: '70/year', too, and a start
+    below zero is refused.
+    """
     given = dict(parameters or {})
     if given.keys() == set(model.parameter_names):  # nothing of the scenario is left, and its values take a millisecond
         model.scenario(scenario)
         base = dict.fromkeys(model.parameter_names, 0.0)
     else:
-        base = model.values(scenario, {name: 0.0 for name in given if name not in model.parameter_names})
+        single: dict[str, Any] = {name: value for name, value in given.items() if _single(value)}
+        base = model.values(scenario, single | {n: 0.0 for n in given if n not in model.parameter_names})
+        given = {name: value for name, value in given.items() if name not in single}
     problems = []
     for name, value in given.items():
         low, high = model.parameter(name).bounds
@@ -173,6 +179,10 @@ def table(model: Model, scenario: str | None, parameters: Mapping[str, ArrayLike
     if problems:
         raise ModelError(problems)
     return _broadcast({**base, **given}, f"model {model.name}")
+
+
+def _single(value: ArrayLike) -> bool:
+    return isinstance(value, str) or np.ndim(value) == 0
 
 
 def _broadcast(given: Mapping[str, ArrayLike], where: str) -> dict[str, Array]:
