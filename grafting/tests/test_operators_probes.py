@@ -47,6 +47,8 @@ VIEWS: list[tuple[str, dict[str, Any], set[int]]] = [
     ("local_mean", {}, EVERYTHING),
     ("swa", {}, set(range(HERE - 4, HERE + 5))),
     ("swa", {"window": 17}, set(range(HERE - 17, HERE + 18))),
+    ("swa_2d", {}, square(2)),
+    ("swa_2d", {"window": 1}, square(1)),
     ("hyena_x", {}, set(range(HERE - 3, HERE + 1))),
     ("hyena_y", {}, set(range(HERE - 3, HERE + 1))),
     ("hyena_se", {}, set(range(HERE - 6, HERE + 1))),
@@ -54,6 +56,7 @@ VIEWS: list[tuple[str, dict[str, Any], set[int]]] = [
     ("hyena_x_2d", {}, square(1)),
     ("hyena_x_2d", {"kernel": 5}, square(2)),
     ("mamba2", {}, set(range(HERE + 1))),
+    ("mamba2", {"direction": "both"}, EVERYTHING),
     ("mlp", {}, {HERE}),
     ("mlp_hyena_x", {}, {HERE}),
 ]
@@ -73,9 +76,10 @@ def test_nothing_wraps_around_the_edges(name: str) -> None:
     assert min(seen_from(operator, N - 1)) > N - 1 - 2 * GRID[1]
 
 
-def test_frames_do_not_mix_in_two_dimensions() -> None:
+@pytest.mark.parametrize("name", ["hyena_x_2d", "swa_2d"])
+def test_frames_do_not_mix_in_two_dimensions(name: str) -> None:
     x = torch.randn(1, N, WIDTH, dtype=torch.float64)
-    operator = made("hyena_x_2d")
+    operator = made(name)
     whole = operator(x, grid=(3, 3, 11))
     torch.testing.assert_close(whole[:, 33:66], operator(x[:, 33:66], grid=(3, 11)))
 
@@ -98,6 +102,43 @@ def test_a_window_over_everything_is_full_attention() -> None:
     window.out_proj.load_state_dict(full.proj.state_dict())
     x = torch.randn(2, N, WIDTH, dtype=torch.float64)
     torch.testing.assert_close(window(x), full(x))
+
+
+def test_a_square_over_the_whole_grid_is_full_attention_and_a_row_of_it_a_window_of_the_raster() -> None:
+    full, wide, near = made("mha"), made("swa_2d", window=11), made("swa_2d", window=3)
+    raster = made("swa", window=3)
+    for one in (wide, near):
+        one.load_state_dict(full.state_dict())
+    raster.Wqkv.load_state_dict(full.qkv.state_dict())
+    raster.out_proj.load_state_dict(full.proj.state_dict())
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(wide(x, grid=GRID), full(x))
+    torch.testing.assert_close(near(x, grid=(1, N)), raster(x))
+
+
+def test_linear_attention_starts_without_its_filter_and_adds_one_of_the_values() -> None:
+    torch.manual_seed(3)
+    plain = operators.build("linear", width=WIDTH, heads=HEADS)
+    local = operators.build("linear", width=WIDTH, heads=HEADS, local=3)
+    local.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.randn(2, N, WIDTH)
+    assert torch.equal(local(x, grid=GRID), plain(x))
+    convolution.make_identity(local.local, at=1)  # values themselves, on top of what attention returns
+    values = plain.qkv_projection(x)[..., 2 * WIDTH :]
+    torch.testing.assert_close(local.features(x, grid=GRID), plain.features(x) + values)
+
+
+def test_mamba2_both_ways_is_a_recurrence_each_way() -> None:
+    forward, both = made("mamba2"), made("mamba2", direction="both")
+    both.load_state_dict(forward.state_dict(), strict=False)
+    both.conv1d_back.load_state_dict(both.conv1d.state_dict())
+    for part in ("dt_bias", "A_log", "D"):  # the same recurrence backwards reads the mirror image as the other does
+        getattr(both, f"{part}_back").data.copy_(getattr(both, part).data)
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    z, mixed, step = both.split(x)
+    once, mirrored = both.scan(mixed, step), both.scan(mixed.flip(1), step.flip(1)).flip(1)
+    torch.testing.assert_close(both(x), both.out_projection(both.norm(once + mirrored, z)))
+    torch.testing.assert_close(both(x.flip(1)), both(x).flip(1))
 
 
 def test_filter_is_torch_s_causal_convolution() -> None:

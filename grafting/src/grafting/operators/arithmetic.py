@@ -35,6 +35,15 @@ class Option:
         )
 
     @staticmethod
+    def odd_or_none() -> Option:
+        """An odd length of a centred filter; 0, the default, for none."""
+        return Option(
+            default=0,
+            allowed="0 or an odd integer of at least 1",
+            valid=lambda v: type(v) is int and v >= 0 and (v == 0 or v % 2 == 1),
+        )
+
+    @staticmethod
     def positive(default: float) -> Option:
         """A positive finite number."""
         return Option(

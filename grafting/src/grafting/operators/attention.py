@@ -1,4 +1,4 @@
-"""Softmax attention over all tokens, and within a window of the raster."""
+"""Softmax attention over all tokens, within a window of the raster, and within a square of the grid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grafting.operators.base import QKV, Grid, Operator, Weights, assign
-from grafting.operators.formulas import AttentionFormulas, MultiHeadFormulas, SlidingWindowFormulas
+from grafting.operators.convolution import grid_of
+from grafting.operators.formulas import (
+    AttentionFormulas,
+    MultiHeadFormulas,
+    SlidingWindowFormulas,
+    SquareWindowFormulas,
+)
 from grafting.operators.registry import register
 
 
@@ -38,13 +44,11 @@ class Attention(AttentionFormulas, Operator):
         q, k, v = qkv.view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return q, k, v
 
-    def naive_softmax(self, x: Tensor, reach: int) -> Tensor:
-        """Head by head over all pairs of tokens, those further apart than `reach` left out."""
+    def naive_softmax(self, x: Tensor, far: Tensor) -> Tensor:
+        """Head by head over all pairs of tokens, those that are `far` (N, N) left out."""
         q, k, v = self.qkv_projection(x).chunk(3, dim=-1)
         assert self.heads is not None
         size = self.width // self.heads
-        index = torch.arange(x.shape[1], device=x.device)
-        far = (index[:, None] - index[None, :]).abs() > reach
         heads = []
         for start in range(0, self.width, size):
             part = slice(start, start + size)
@@ -75,7 +79,7 @@ class MultiHeadAttention(MultiHeadFormulas, Attention):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
-        return self.naive_softmax(x, reach=x.shape[1])
+        return self.naive_softmax(x, torch.zeros(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device))
 
 
 @register("swa")
@@ -115,4 +119,60 @@ class SlidingWindowAttention(SlidingWindowFormulas, Attention):
         return torch.cat([before, t, after], dim=3)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
-        return self.naive_softmax(x, reach=self.options["window"])
+        index = torch.arange(x.shape[1], device=x.device)
+        return self.naive_softmax(x, (index[:, None] - index[None, :]).abs() > self.options["window"])
+
+
+@register("swa_2d")
+class SquareWindowAttention(SquareWindowFormulas, Attention):
+    """Softmax attention within `window` rows and columns each side on the grid; at its edges the square is cut.
+
+    Computed in tiles: the queries of a tile meet its own keys and `window` rows and columns more all around, so the
+    work grows with N and not with N². Each frame of a video is a grid for itself.
+    """
+
+    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        b, n, d = x.shape
+        frames, height, width = grid_of(n, grid)
+        window, tile = self.options["window"], self.tile_size(self.options["window"])
+        rows, columns = -(-height // tile), -(-width // tile)
+        qkv = self.qkv_projection(x).view(b * frames, height, width, 3, self.heads, -1)
+        qkv = F.pad(qkv, (0, 0, 0, 0, 0, 0, 0, columns * tile - width, 0, rows * tile - height))
+        q, k, v = qkv.unbind(3)  # (B, rows · tile, columns · tile, H, C)
+        q = q.unflatten(2, (columns, tile)).unflatten(1, (rows, tile)).permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5)
+        k, v = (self.with_halo(t, window, tile) for t in (k, v))  # (B, rows, columns, H, C, keys)
+        scores = (q * q.shape[-1] ** -0.5) @ k
+        near = _near(height, tile, window, x.device)[:, None, :, None, :, None]
+        near = near & _near(width, tile, window, x.device)[None, :, None, :, None, :]
+        near = near.flatten(4, 5).flatten(2, 3).unsqueeze(2)  # (rows, columns, 1, queries, keys)
+        bias = torch.zeros(near.shape, dtype=x.dtype, device=x.device).masked_fill(~near, -torch.inf)
+        y = torch.softmax(scores + bias, dim=-1) @ v.transpose(-1, -2)
+        y = (
+            y.unflatten(4, (tile, tile))
+            .permute(0, 1, 4, 2, 5, 3, 6)
+            .reshape(b * frames, rows * tile, columns * tile, d)
+        )
+        return y[:, :height, :width].reshape(b, n, d)
+
+    @staticmethod
+    def with_halo(t: Tensor, window: int, tile: int) -> Tensor:
+        """(B, rows · tile, columns · tile, H, C) → (B, rows, columns, H, C, keys): each tile with what lies around."""
+        span = tile + 2 * window
+        padded = F.pad(t, (0, 0, 0, 0, window, window, window, window))
+        return padded.unfold(1, span, tile).unfold(2, span, tile).flatten(5)
+
+    def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        _, height, width = grid_of(x.shape[1], grid)
+        index = torch.arange(x.shape[1], device=x.device)
+        frame, row, column = index // (height * width), index // width % height, index % width
+        apart = torch.stack([(place[:, None] - place[None, :]).abs() for place in (row, column)]).amax(0)
+        return self.naive_softmax(x, (apart > self.options["window"]) | (frame[:, None] != frame[None, :]))
+
+
+def _near(side: int, tile: int, window: int, device: torch.device) -> Tensor:
+    """(tiles, tile, tile + 2·window): along one axis, which keys of a tile and its halo each query may see."""
+    tiles = torch.arange(-(-side // tile), device=device)[:, None] * tile
+    query = (tiles + torch.arange(tile, device=device)).unsqueeze(2)
+    key = (tiles + torch.arange(-window, tile + window, device=device)).unsqueeze(1)
+    # A query of the padding sees all, for it must see something.
+    return ((query - key).abs() <= window) & (key >= 0) & (key < side) | (query >= side)

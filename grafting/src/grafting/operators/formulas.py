@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -45,17 +46,40 @@ class SlidingWindowFormulas(AttentionFormulas):
         return 8 * tokens * width * width + 4 * padded * (block + 2 * options["window"]) * width
 
 
+@known("swa_2d")
+class SquareWindowFormulas(AttentionFormulas):
+    """Attention within a square window of the grid, in tiles."""
+
+    option_table: ClassVar[Mapping[str, Option]] = {"window": Option.integer(2)}
+
+    @staticmethod
+    def tile_size(window: int) -> int:
+        """Rows and columns of queries computed together."""
+        return max(8, 2 * window)
+
+    @classmethod
+    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
+        """On a square grid, where the number of tokens makes one; else on the next larger."""
+        window, tile = options["window"], cls.tile_size(options["window"])
+        padded = (-(-math.ceil(math.sqrt(tokens)) // tile) * tile) ** 2
+        return 8 * tokens * width * width + 4 * padded * (tile + 2 * window) ** 2 * width
+
+
 @known("linear")
 class LinearFormulas(AttentionFormulas):
-    """Attention through the C x C sums of keys and values."""
+    """Attention through the C x C sums of keys and values, and a square filter of the values where one is asked for."""
 
-    option_table: ClassVar[Mapping[str, Option]] = {"feature_map": Option.choice("elu+1", "relu", "learned")}
+    option_table: ClassVar[Mapping[str, Option]] = {
+        "feature_map": Option.choice("elu+1", "relu", "learned"),
+        "local": Option.odd_or_none(),
+    }
 
     @classmethod
     def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
         assert heads is not None
         maps = 2 * width * width // heads if options["feature_map"] == "learned" else 0
-        return 4 * width * width + 4 * width + maps
+        local = width * (options["local"] ** 2 + 1) if options["local"] else 0
+        return 4 * width * width + 4 * width + maps + local
 
     @classmethod
     def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
@@ -64,7 +88,7 @@ class LinearFormulas(AttentionFormulas):
         learned = options["feature_map"] == "learned"
         # Sums, reads and normaliser over features of size C or 2C, and the maps themselves.
         core = tokens * width * (12 * size + 4 if learned else 4 * size + 2)
-        return 8 * tokens * width * width + core
+        return 8 * tokens * width * width + core + 2 * tokens * width * options["local"] ** 2
 
 
 @known("local_mean")
@@ -156,6 +180,7 @@ class Mamba2Formulas(Arithmetic):
         "expand": Option.integer(2),
         "head_dim": Option.integer(16),
         "chunk": Option.integer(64),
+        "direction": Option.choice("forward", "both"),
     }
 
     @classmethod
@@ -169,12 +194,17 @@ class Mamba2Formulas(Arithmetic):
         inner = width * options["expand"]
         return inner, options["state"], inner // options["head_dim"]
 
+    @staticmethod
+    def ways(options: Mapping[str, Any]) -> int:
+        """Scans over the tokens."""
+        return 2 if options["direction"] == "both" else 1
+
     @classmethod
     def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
         inner, state, own = cls.sizes(width, options)
         channels = inner + 2 * state
         projections = width * (inner + channels + own) + inner * width
-        return projections + channels * (options["kernel"] + 1) + 3 * own + inner
+        return projections + cls.ways(options) * (channels * (options["kernel"] + 1) + 3 * own) + inner
 
     @classmethod
     def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
@@ -182,9 +212,10 @@ class Mamba2Formulas(Arithmetic):
         channels = inner + 2 * state
         chunk = min(options["chunk"], tokens)
         chunks = -(-tokens // chunk)
-        outer = 2 * tokens * (width * (2 * inner + 2 * state + own) + inner * width + channels * options["kernel"])
+        outer = 2 * tokens * (width * (2 * inner + 2 * state + own) + inner * width)
         # Within chunks: C·B, then the mask times values; between them: states made, and states read.
-        return outer + 2 * chunks * chunk * (chunk * (state + inner) + 2 * inner * state)
+        scan = 2 * chunks * chunk * (chunk * (state + inner) + 2 * inner * state)
+        return outer + cls.ways(options) * (2 * tokens * channels * options["kernel"] + scan)
 
     @classmethod
     def count_features(cls, width: int, options: Mapping[str, Any]) -> int:

@@ -20,7 +20,9 @@ class LinearAttention(LinearFormulas, Attention):
     """y_n = Σ_m φ(q_n)·φ(k_m) v_m / Σ_m φ(q_n)·φ(k_m), non-causal, computed through the C x C sums of φ(k) vᵀ.
 
     The feature map φ is elu + 1 (Katharopoulos et al., arXiv 2006.16236), relu, or the learned softmax map of Hedgehog
-    (Zhang et al., arXiv 2402.04347): softmax of [Wx, -Wx] per head, W starting as the identity.
+    (Zhang et al., arXiv 2402.04347): softmax of [Wx, -Wx] per head, W starting as the identity. With `local` a square
+    filter of the values of that side, which starts at zero, is added, as in LiT (arXiv 2501.12976): linear attention
+    alone blurs what lies near.
     """
 
     def make_layers(self) -> None:
@@ -30,6 +32,10 @@ class LinearAttention(LinearFormulas, Attention):
             size = self.width // self.heads
             self.map_q = nn.Parameter(torch.eye(size).repeat(self.heads, 1, 1))
             self.map_k = nn.Parameter(torch.eye(size).repeat(self.heads, 1, 1))
+        if taps := self.options["local"]:
+            self.local = nn.Conv2d(self.width, self.width, taps, groups=self.width)
+            for parameter in self.local.parameters():
+                nn.init.zeros_(parameter)
 
     def mapped(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """φ(q), φ(k), v: each (B, H, N, C), or 2C for the learned map."""
@@ -48,7 +54,10 @@ class LinearAttention(LinearFormulas, Attention):
             q, k, v = q.float(), k.float(), v.float()
         state = k.transpose(-1, -2) @ v
         total = q @ k.sum(dim=-2).unsqueeze(-1)  # a product and not a sum: no temporary of the size of q
-        return ((q @ state) / (total + SMALL)).transpose(1, 2).flatten(2).to(kind)
+        y = ((q @ state) / (total + SMALL)).transpose(1, 2).flatten(2).to(kind)
+        if not self.options["local"]:
+            return y
+        return y + filter_2d(v.transpose(1, 2).flatten(2).to(kind), self.local.weight, self.local.bias, grid=grid)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         assert self.heads is not None
@@ -61,7 +70,10 @@ class LinearAttention(LinearFormulas, Attention):
             a, b = self.naive_map(q), self.naive_map(k)
             pairs = torch.einsum("bnc,bmc->bnm", a, b)
             heads.append(pairs @ v / (pairs.sum(-1, keepdim=True) + SMALL))
-        return self.out_projection(torch.cat(heads, dim=-1))
+        y = torch.cat(heads, dim=-1)
+        if self.options["local"]:
+            y = y + naive_filter_2d(h[..., 2 * self.width :], self.local.weight, self.local.bias, grid=grid)
+        return self.out_projection(y)
 
     def naive_map(self, x: Tensor) -> Tensor:
         """φ of one head's queries or keys, from its formula."""

@@ -40,56 +40,93 @@ class Mamba2(Mamba2Formulas, Operator):
     """h_n = exp(Δ_n A) h_{n-1} + Δ_n x_n B_nᵀ, y_n = h_n C_n + D x_n per head, causal over the raster.
 
     Within a chunk this is masked attention of C and B; from chunk to chunk only the state (P x S per head) is handed
-    on, so the work grows with N · L and not with N².
+    on, so the work grows with N · L and not with N². With direction `both` a second recurrence, of its own filter,
+    steps and decays, runs over the same projections from the last token to the first, and the two are added: an image
+    is no sentence.
     """
 
     def make_layers(self) -> None:
         inner, state, heads = self.sizes(self.width, self.options)
-        self.in_proj = nn.Linear(self.width, 2 * inner + 2 * state + heads, bias=False)
-        self.conv1d = nn.Conv1d(inner + 2 * state, inner + 2 * state, self.options["kernel"], groups=inner + 2 * state)
-        low, high = (math.log(bound) for bound in STEP_RANGE)
-        step = torch.exp(torch.rand(heads) * (high - low) + low).clamp(min=STEP_FLOOR)
-        self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
-        self.A_log = nn.Parameter(torch.empty(heads).uniform_(*DECAY_RANGE).log())
-        self.D = nn.Parameter(torch.ones(heads))
+        channels, kernel = inner + 2 * state, self.options["kernel"]
+        self.in_proj = nn.Linear(self.width, inner + channels + heads, bias=False)
+        self.conv1d = nn.Conv1d(channels, channels, kernel, groups=channels)
+        self.dt_bias, self.A_log, self.D = _recurrence(heads)
         self.norm = GatedRMSNorm(inner)
         self.out_proj = nn.Linear(inner, self.width, bias=False)
+        if self.options["direction"] == "both":
+            self.conv1d_back = nn.Conv1d(channels, channels, kernel, groups=channels)
+            self.dt_bias_back, self.A_log_back, self.D_back = _recurrence(heads)
 
-    def inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """z (B, N, E), x (B, N, H, P), B and C (B, N, S), step Δ (B, N, H), log decay Δ·A (B, N, H)."""
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z (B, N, E), what is filtered (B, N, E + 2S) and the steps before their bias (B, N, H)."""
         inner, state, heads = self.sizes(self.width, self.options)
-        z, xbc, step = self.in_proj(x).split([inner, inner + 2 * state, heads], dim=-1)
-        xbc = F.silu(filter_1d(xbc, self.conv1d.weight, self.conv1d.bias, before=self.options["kernel"] - 1))
-        u, b, c = xbc.split([inner, state, state], dim=-1)
+        z, mixed, step = self.in_proj(x).split([inner, inner + 2 * state, heads], dim=-1)
+        return z, mixed, step
+
+    def inputs(self, mixed: Tensor, step: Tensor, back: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """x (B, N, H, P), B and C (B, N, S), step Δ (B, N, H), log decay Δ·A (B, N, H) of one direction."""
+        inner, state, heads = self.sizes(self.width, self.options)
+        conv, bias, log = (getattr(self, name + back) for name in ("conv1d", "dt_bias", "A_log"))
+        mixed = F.silu(filter_1d(mixed, conv.weight, conv.bias, before=self.options["kernel"] - 1))
+        u, b, c = mixed.split([inner, state, state], dim=-1)
         # In float32 at least, whatever the model is in: decays are products over many tokens.
-        step = F.softplus(full(step) + full(self.dt_bias))
-        return z, u.unflatten(-1, (heads, -1)), full(b), full(c), step, -step * torch.exp(full(self.A_log))
+        step = F.softplus(full(step) + full(bias))
+        return u.unflatten(-1, (heads, -1)), full(b), full(c), step, -step * torch.exp(full(log))
+
+    def scan(self, mixed: Tensor, step: Tensor, back: str = "") -> Tensor:
+        """(B, N, E): the recurrence along the tokens as they come."""
+        u, b, c, step, decay = self.inputs(mixed, step, back)
+        y = chunked_scan(u * step.unsqueeze(-1), decay, b, c, min(self.options["chunk"], u.shape[1]))
+        return (y + getattr(self, "D" + back).unsqueeze(-1) * u).flatten(2)
 
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
-        z, u, b, c, step, decay = self.inputs(x)
-        y = chunked_scan(u * step.unsqueeze(-1), decay, b, c, min(self.options["chunk"], x.shape[1]))
-        y = y + self.D.unsqueeze(-1) * u
-        return self.norm(y.flatten(2).to(self.norm.weight.dtype), z)
+        z, mixed, step = self.split(x)
+        y = self.scan(mixed, step)
+        if self.options["direction"] == "both":
+            y = y + self.scan(mixed.flip(1), step.flip(1), "_back").flip(1)
+        return self.norm(y.to(self.norm.weight.dtype), z)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
-        inner, state, heads = self.sizes(self.width, self.options)
+        inner, state, _ = self.sizes(self.width, self.options)
         h = x @ self.in_proj.weight.T
         z, mixed, step = h[..., :inner], h[..., inner : 2 * inner + 2 * state], h[..., 2 * inner + 2 * state :]
-        mixed = naive_filter_1d(mixed, self.conv1d.weight, self.conv1d.bias, before=self.options["kernel"] - 1)
+        y = self.naive_scan(mixed, step, self.conv1d, self.dt_bias, self.A_log, self.D)
+        if self.options["direction"] == "both":
+            own = self.conv1d_back, self.dt_bias_back, self.A_log_back, self.D_back
+            y = y + self.naive_scan(mixed.flip(1), step.flip(1), *own).flip(1)
+        y = y * z * torch.sigmoid(z)
+        y = y / torch.sqrt(y.square().mean(dim=-1, keepdim=True) + self.norm.eps) * self.norm.weight
+        return self.out_proj(y)
+
+    def naive_scan(
+        self, mixed: Tensor, step: Tensor, conv: nn.Conv1d, bias: Tensor, log: Tensor, through: Tensor
+    ) -> Tensor:
+        """The recurrence token by token."""
+        inner, state, heads = self.sizes(self.width, self.options)
+        mixed = naive_filter_1d(mixed, conv.weight, conv.bias, before=self.options["kernel"] - 1)
         mixed = mixed * torch.sigmoid(mixed)
         u, b, c = mixed[..., :inner], mixed[..., inner : inner + state], mixed[..., inner + state :]
         u = u.reshape(*u.shape[:2], heads, inner // heads)
-        step = torch.log1p(torch.exp(step + self.dt_bias))
-        decay = -step * torch.exp(self.A_log)
+        step = torch.log1p(torch.exp(step + bias))
+        decay = -step * torch.exp(log)
         h = u.new_zeros(*u.shape[:1], *u.shape[2:], b.shape[-1])
         rows = []
-        for n in range(x.shape[1]):
+        for n in range(mixed.shape[1]):
             added = torch.einsum("bh,bhp,bs->bhps", step[:, n], u[:, n], b[:, n])
             h = torch.exp(decay[:, n])[..., None, None] * h + added
-            rows.append(torch.einsum("bhps,bs->bhp", h, c[:, n]) + self.D[:, None] * u[:, n])
-        y = torch.stack(rows, dim=1).flatten(2) * z * torch.sigmoid(z)
-        y = y / torch.sqrt(y.square().mean(dim=-1, keepdim=True) + self.norm.eps) * self.norm.weight
-        return self.out_proj(y)
+            rows.append(torch.einsum("bhps,bs->bhp", h, c[:, n]) + through[:, None] * u[:, n])
+        return torch.stack(rows, dim=1).flatten(2)
+
+
+def _recurrence(heads: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+    """dt_bias, A_log and D (H,) as the published layer draws them."""
+    low, high = (math.log(bound) for bound in STEP_RANGE)
+    step = torch.exp(torch.rand(heads) * (high - low) + low).clamp(min=STEP_FLOOR)
+    return (
+        nn.Parameter(step + torch.log(-torch.expm1(-step))),  # inverse of softplus
+        nn.Parameter(torch.empty(heads).uniform_(*DECAY_RANGE).log()),
+        nn.Parameter(torch.ones(heads)),
+    )
 
 
 def chunked_scan(u: Tensor, decay: Tensor, b: Tensor, c: Tensor, chunk: int) -> Tensor:
