@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,15 @@ if TYPE_CHECKING:
     import torch
 
 
-def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Write beside ``path``, sync, rename over it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The name of a new file beside ``path``, to be written meanwhile; then it is synced and renamed over it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield Path(name)
+        with open(name, "rb") as file:
             os.fsync(file.fileno())
         # mkstemp makes the file private; give it the mode that open() would have.
         mask = os.umask(0)
@@ -31,6 +33,12 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Write beside ``path``, sync, rename over it."""
+    with replacing(path) as new:
+        new.write_bytes(content)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -108,11 +116,15 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
 def save_safetensors_atomic(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write ``tensors`` as one safetensors file, atomically; tensors are made contiguous, on the CPU."""
-    from safetensors.torch import save as to_bytes
+    """Write ``tensors`` as one safetensors file, atomically; tensors are made contiguous, on the CPU.
+
+    From where they lie, without a second copy of them all.
+    """
+    from safetensors.torch import save_file
 
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes_atomic(path, to_bytes(flat, dict(metadata) if metadata else None))
+    with replacing(path) as new:
+        save_file(flat, new, dict(metadata) if metadata else None)
 
 
 def sha256(path: Path) -> str:

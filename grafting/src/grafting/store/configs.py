@@ -134,5 +134,6 @@ def check_schedule(path: Path) -> None:
     odd = [f"{key} {content[key]}" for key, value in SCHEDULE.items() if (content.get(key) or value) != value]
     if odd:
         raise ModelError(
-            f"{path} has {', '.join(odd)}: only linear noise from 0.0001 to 0.02 with epsilon is known here"
+            f"{path} has {', '.join(odd)}: only linear noise from 0.0001 to 0.02 with epsilon is known here; "
+            "another linear one goes into graft, distill and finetune in Python, as diffusion=Diffusion(beta_end=…)"
         )
