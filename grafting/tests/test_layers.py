@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("measure",),
     ("study", "report", "searching"),
-    ("verbs", "cli"),
+    ("verbs", "cli", "__main__"),
 )
 """Rooms by floor, lowest first; a room is a module or a package below ``grafting``."""
 

@@ -91,11 +91,11 @@ def denoising_losses(
 def mean_loss(losses: torch.Tensor, image: torch.Tensor | None = None) -> Estimate:
     """Mean of (n,) losses with its 95 % t interval over images: triples of one ``image`` (n,) are no independent draws.
 
-    Without ``image`` each is of another. The standard error is that of a mean over clusters, which for one triple an
-    image is the textbook's.
+    Without ``image`` each is of another; where all are of one, the interval is over triples and knows of no other
+    image. The standard error is that of a mean over clusters, which for one triple an image is the textbook's.
 
     Raises:
-        ValueError: fewer than two images.
+        ValueError: fewer than two losses.
     """
     return _t_interval(losses, image)
 
@@ -104,7 +104,7 @@ def paired_difference(a: torch.Tensor, b: torch.Tensor, image: torch.Tensor | No
     """Mean of a - b over the same (n,) triples, interval as :func:`mean_loss`; all below 0 means ``a`` is better.
 
     Raises:
-        ValueError: the lengths differ, or fewer than two images.
+        ValueError: the lengths differ, or fewer than two losses.
     """
     if a.shape != b.shape:
         raise ValueError(f"losses of {len(a)} and {len(b)} triples: a paired difference needs the same triples")
@@ -117,12 +117,13 @@ def _t_interval(values: torch.Tensor, image: torch.Tensor | None) -> Estimate:
     values = values.double()
     mean = values.mean()
     apart = values - mean
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} losses: an interval needs at least 2")
     if image is not None:
         which = image.unique(return_inverse=True)[1]
-        apart = torch.zeros(int(which.max()) + 1, dtype=torch.float64).index_add_(0, which, apart)
-    images = len(apart)
-    if images < 2:
-        raise ValueError(f"{len(values)} losses of {images} images: an interval needs at least 2 images")
-    error = (images / (images - 1) * apart.square().sum()).sqrt().item() / len(values)
-    half = float(student.ppf(0.975, images - 1)) * error
+        if images := int(which.max()):  # more than one
+            apart = torch.zeros(images + 1, dtype=torch.float64).index_add_(0, which, apart)
+    groups = len(apart)
+    error = (groups / (groups - 1) * apart.square().sum()).sqrt().item() / len(values)
+    half = float(student.ppf(0.975, groups - 1)) * error
     return Estimate(value=mean.item(), low=mean.item() - half, high=mean.item() + half)
