@@ -280,3 +280,28 @@ def trial(row: dict[str, Any]) -> list[str]:
         f"{row['guidance']['600']:.2f}" if row["guidance"] else "–",
         f"{100 * row['right']['overall']:.1f}" if row["right"] else "–",
     ]
+
+
+TABLE = HOME / "src" / "grafting" / "assets" / "fashion" / "runs" / "table"
+
+
+def test_the_table_so_far() -> None:
+    """Every finished row of the table proper, in its order, as the shipped figures have it."""
+    content = json.loads((TABLE / "table.json").read_text(encoding="utf-8"))
+    floor = content["rows"][0]["figures"]["fid_minus_floor"]["value"]
+    proper = [row for row in content["rows"][1:] if not row["variant"]]
+    shown = table("table.md", "row")
+    assert [cells[0].strip("`") for cells in shown] == [row["name"] for row in proper]
+
+    def told(figure: dict[str, float] | None, digits: int) -> str:
+        if figure is None:
+            return "–"
+        return "{:+.{n}f} ({:+.{n}f} to {:+.{n}f})".format(*(figure[key] for key in ("value", "low", "high")), n=digits)
+
+    for cells, row in zip(shown, proper, strict=True):
+        apart, over = row["differences"], row["over_none"]
+        more = f"{row['figures']['fid_minus_floor']['value'] / floor - 1:+.0%}"
+        wanted = [told(apart.get("loss"), 4), told(over.get("loss"), 4), told(apart.get("fid"), 3), more]
+        assert [cell.replace("−", "-") for cell in cells[1:]] == wanted, row["name"]
+    page = (HOME / "docs" / "table.md").read_text(encoding="utf-8")
+    assert f"{len(proper) + 1} of {len(content['rows']) + len(content['missing'])} rows" in page
