@@ -60,13 +60,16 @@ def paired_with(study: Study, folder: Path) -> list[str]:
         theirs, mine = RunRecipe.from_yaml(folder / "recipe.yaml"), study.recipe
     except (OSError, ValueError):
         return []
-    shared = ("teacher", "data", "pairs", "seed")
-    if any(getattr(theirs, key) != getattr(mine, key) for key in shared):
+
+    def judged_on(recipe: RunRecipe) -> tuple[Any, ...]:
+        return recipe.teacher, recipe.data, recipe.pairs, recipe.seed, recipe.evaluate.triples
+
+    if judged_on(theirs) != judged_on(mine):
         return []
     told = []
     for entry in study.entries:
         path = folder / entry.name / "losses.safetensors"
-        if entry.role == "hybrid" and theirs.evaluate.triples == mine.evaluate.triples and path.is_file():
+        if entry.role == "hybrid" and path.is_file():
             apart = paired_difference(study.denoise(entry), load_file(path)["losses"], study.image)
             told.append(
                 f"{entry.name}: held-out loss {apart.value:+.4f} ({apart.low:+.4f} … {apart.high:+.4f}) against its "

@@ -28,7 +28,7 @@ from ..initialise import explained
 from ..modes import evaluating
 from ..precision import PRECISIONS, autocast
 from .distill_state import load_state, save_state
-from .loop import Progress, deferred_interrupt, refuse_half
+from .loop import Progress, deferred_interrupt, refuse_half, refuse_infinite
 from .team import Team
 
 if TYPE_CHECKING:
@@ -292,14 +292,8 @@ class Distillation:
                 parameter.grad = gradient
             shown = loss.detach()
             self.team.average([shown, *(gradient for gradient in gradients if gradient is not None)])
-            value = shown.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(f"{site.name}: the loss is {value} at step {self.step}: try a lower lr")
             norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
-            if not math.isfinite(norm.item()):
-                raise FloatingPointError(
-                    f"{site.name}: the gradient is {norm.item()} at step {self.step}: try a lower lr"
-                )
+            value = refuse_infinite(site.name, self.step, shown, norm)
             for group in learner.optimizer.param_groups:
                 group["lr"] = learner.settings.lr * factor
             learner.optimizer.step()

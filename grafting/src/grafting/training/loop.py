@@ -94,6 +94,16 @@ class LoopConfig:
         return min(self.ema, 1 - 1 / horizon, (1 + step) / (10 + step))
 
 
+def refuse_infinite(label: str, step: int, loss: torch.Tensor, norm: torch.Tensor) -> float:
+    """The loss as a number, after one look at the device. Raises FloatingPointError where it or the gradient's norm is
+    none that a step could be taken by."""
+    found = dict(zip(("loss", "gradient"), torch.stack([loss, norm]).tolist(), strict=True))
+    for what, value in found.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{label}: the {what} is {value} at step {step}: try a lower lr")
+    return found["loss"]
+
+
 def refuse_half(parameters: Mapping[str, nn.Parameter]) -> None:
     """Raises ValueError for parameters below float32, in which the steps of a finetuning would round away."""
     for name, parameter in parameters.items():
@@ -237,11 +247,8 @@ class Loop:
         total.backward()
         shown = torch.stack([total.detach(), *(part.detach().float() for part in parts.values())])
         self.team.average([shown, *(p.grad for p in self.parameters.values() if p.grad is not None)])
-        if not torch.isfinite(shown[0]):
-            raise FloatingPointError(f"{self.label}: the loss is {shown[0].item()} at step {self.step}: try a lower lr")
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip or math.inf)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"{self.label}: the gradient is {norm.item()} at step {self.step}: try a lower lr")
+        refuse_infinite(self.label, self.step, shown[0], norm)
         self.whole = False
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

@@ -55,14 +55,14 @@ def final_susceptible(values: Values, state: Values, model: Model | None = None)
     """
     model = _shipped(values) if model is None else model
     derived = first_integral_of(model)
-    R0 = infection_potential(values, model)[derived.susceptible]
+    potential = infection_potential(values, model)
+    R0 = potential[derived.susceptible]
     N = _evaluated(model, {"N": derived.population}, values)["N"]
     H = first_integral(values, state, model)
     # ln S - R0 S/N = H  =>  S = -N/R0 W(-R0/N exp(H)); W0 (|W| < 1) is the root below the threshold N/R0.
     with np.errstate(divide="ignore", invalid="ignore"):
         left = np.real(-N / R0 * lambertw(-R0 / N * np.exp(H), 0))
     left = np.where(R0 > 0, left, np.exp(H))
-    potential = infection_potential(values, model)
     begun = sum(pot * np.asarray(state[x]) for x, pot in potential.items() if x != derived.susceptible)
     return np.asarray(np.where(begun > 0, left, state[derived.susceptible]))
 

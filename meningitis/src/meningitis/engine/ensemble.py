@@ -165,7 +165,7 @@ def table(model: Model, scenario: str | None, parameters: Mapping[str, ArrayLike
         model.scenario(scenario)
         base = dict.fromkeys(model.parameter_names, 0.0)
     else:
-        single: dict[str, Any] = {name: value for name, value in given.items() if _single(value)}
+        single: dict[str, Any] = {name: value for name, value in given.items() if np.ndim(value) == 0}
         base = model.values(scenario, single | {n: 0.0 for n in given if n not in model.parameter_names})
         given = {name: value for name, value in given.items() if name not in single}
     problems = []
@@ -179,10 +179,6 @@ def table(model: Model, scenario: str | None, parameters: Mapping[str, ArrayLike
     if problems:
         raise ModelError(problems)
     return _broadcast({**base, **given}, f"model {model.name}")
-
-
-def _single(value: ArrayLike) -> bool:
-    return isinstance(value, str) or np.ndim(value) == 0
 
 
 def _broadcast(given: Mapping[str, ArrayLike], where: str) -> dict[str, Array]:
