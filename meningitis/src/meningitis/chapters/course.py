@@ -150,8 +150,8 @@ def _table(work: Work, kept: dict[tuple[str, str], analysis.Events]) -> None:
     work.report.table(
         "events",
         table,
-        f"When each event happens, {form}; a dash: never. Surveillance events are dated on the last day of their week, "
-        "whose end makes them known, the weekly peak in its middle.",
+        f"When each event happens, {form}; a dash: never. The day of a surveillance event is the end of its week, when "
+        "it is known, its date the last of that week; the weekly peak is in the middle of its week.",
         pd.DataFrame(shown),
     )
 
