@@ -247,7 +247,7 @@ def test_hybrids_of_the_table_proper_are_timed(finished: tuple[Table, TableResul
     assert none is not None and none.parameters is not None and none.parameters < 1
     assert hybrid is not None and all(timed.time_bound and timed.flop_bound for timed in hybrid.speed)
     # Whoever writes the page again need not have as many threads; and what was not timed is, when the table goes on.
-    threads, clock = torch.get_num_threads(), table.out / "work" / "speed-hyena_x-50.json"
+    threads, clock = torch.get_num_threads(), table.out / "rows" / "hyena_x-50.speed.json"
     before = clock.read_bytes()
     torch.set_num_threads(threads + 1)
     try:

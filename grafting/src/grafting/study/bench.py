@@ -21,7 +21,7 @@ from ..claims import ClaimError, claim, locked
 from ..conventions import conventions, restore
 from ..data.shards import is_encoded
 from ..files import save_safetensors_atomic, write_bytes_atomic
-from ..graft import Grafted, tensors_hash, ungraft
+from ..graft import Grafted, graft, tensors_hash, ungraft
 from ..lora import MISSING
 from ..measure.denoising import Triples, denoising_losses, images_of, mean_loss
 from ..measure.quality import (
@@ -58,6 +58,7 @@ class Study:
 
     def __init__(self, recipe: RunRecipe, out: Path, say: Say = print, team: Team | None = None) -> None:
         self.recipe, self.out, self.say = recipe, out, say
+        self.clock: Callable[[str], Path] = lambda name: out / f"speed-{name}.json"  # where times are kept, by model
         self.team = team or Team.current()
         self.model = open_model(recipe.teacher).to(self.team.device)
         if self.model.graft is not None:
@@ -461,25 +462,26 @@ class Study:
 
         def make() -> dict[str, Any]:
             self.say(f"{entry.name}: speed, {speed.rounds} rounds")
-            with self.opened(entry) as (_, handle):
-                assert handle is not None
-                if handle.adapters is None:
-                    return {"rows": speed_rows(handle, self.teacher, speed)} | of
-                merged = handle.own_copy()  # as it would be used: adapters are for training
-            return {"rows": speed_rows(merged, self.teacher, speed)} | of
+            assert entry.plan is not None
+            handle = graft(self.teacher, entry.plan, init="random")  # no weight changes a time; adapters are merged
+            try:
+                hybrid = handle.own_copy()
+            finally:
+                ungraft(self.teacher)
+            return {"rows": speed_rows(hybrid, self.teacher, speed)} | of
 
         settings = self._timing(entry)
         of = {"of": key_of(settings)}
         settings["threads"] = torch.get_num_threads()
         if self.team.device.type != "cpu":
             settings["device"] = self.team.device.type
-        found: list[dict[str, Any]] = part(self.out / f"speed-{entry.name}.json", settings, make)["rows"]
+        found: list[dict[str, Any]] = part(self.clock(entry.name), settings, make)["rows"]
         return found
 
     def timed(self, entry: Entry) -> list[dict[str, Any]]:
         """What :meth:`time` found, with however many threads and wherever, which each row tells; empty where it was
         not asked."""
-        found = kept(self.out / f"speed-{entry.name}.json") or {}
+        found = kept(self.clock(entry.name)) or {}
         return list(found["rows"]) if found.get("of") == key_of(self._timing(entry)) else []
 
     def _timing(self, entry: Entry) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import torch
 
 from .. import __version__
 from ..claims import locked
-from ..files import save_safetensors_atomic
 from ..report import Figure
 from ..report.table import TableResults, write_table
 from ..report.table_page import write_table_page
@@ -68,7 +67,7 @@ def publish(table: Table) -> TableResults:
     with locked(table.out / "work" / "publish.lock", wait=True):
         results = collect(table)
         write_table(table.out / "table.json", results)
-        save_safetensors_atomic(table.out / "losses.safetensors", table.losses())
+        table.publish_losses()
         write_table_page(table.out / "table.html", results)
     return results
 

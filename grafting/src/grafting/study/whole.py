@@ -1,9 +1,14 @@
 """A whole table run row by row: one file per row, done rows skipped, the page written again after each.
 
     out/rows/NAME.json, NAME.png     a row's figures and samples, with the hash of what they depend on
+    out/rows/NAME.over-none.json     and the like: its paired differences to other rows; NAME.speed.json: its times
     out/rows/NAME.failed.json        why it could not be made, until it is
-    out/work/teacher/, work/NAME/    what :class:`~grafting.study.bench.Study` keeps of every model
+    out/losses.safetensors           the held-out losses of every row, and what each depends on
     out/table.json, table.html       all rows that there are; the page's drawings as files in figures/
+    out/work/teacher/, work/NAME/    what :class:`~grafting.study.bench.Study` keeps of every model
+
+A table goes on without ``work``: what is finished stays, and only a paired difference in FID and KID to a row whose
+samples are gone cannot be made any more.
 
 Several processes may work on one folder: each row is made by whoever locked it first. Killed anywhere, a row goes on
 where it was and comes to the same bits (same machine, same number of threads).
@@ -20,9 +25,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 
 from ..claims import locked
-from ..files import write_bytes_atomic, write_json_atomic
+from ..files import save_safetensors_atomic, write_bytes_atomic, write_json_atomic
 from ..measure.denoising import mean_loss, paired_difference
 from ..report import Figure, SpeedRow, TaskScores, figures_of, grid_png
 from ..report.table import HELD_OUT, RIGHT, TableRow
@@ -37,6 +43,7 @@ from .rows import Row, against_of, base, none_of, rows, untrained_of
 from .stages import training_flops
 from .table import TableRecipe
 
+LOSSES = "losses.safetensors"
 GRID = 20
 """Samples shown of each row at most: of classes in turn, or of prompts, in whole rows of a column for each task."""
 BINS = 10
@@ -49,6 +56,7 @@ class Table:
     def __init__(self, recipe: TableRecipe, out: Path, say: Say = print, team: Team | None = None) -> None:
         self.recipe, self.out, self.say = recipe, out, say
         self.study = Study(base(recipe), out / "work", say, team)
+        self.study.clock = lambda name: out / "rows" / f"{name}.speed.json"
         samples = trained_on(self.study)
         if samples is None:
             raise StudyError(
@@ -174,8 +182,12 @@ class Table:
         self._failure(row).unlink(missing_ok=True)
         return made
 
+    def _beside(self, row: Row, what: str) -> Path:
+        """A file beside a row's own; a name holds no dot."""
+        return self.out / "rows" / f"{row.name}.{what}.json"
+
     def _failure(self, row: Row) -> Path:
-        return self.out / "rows" / f"{row.name}.failed.json"
+        return self._beside(row, "failed")
 
     def fail(self, row: Row, error: Exception) -> None:
         """Note why a row could not be made, for every process and for the page."""
@@ -199,7 +211,7 @@ class Table:
     def over_none(self, row: Row) -> dict[str, Figure]:
         """A finished hybrid minus its finished control *none*.
 
-        Empty where there is no such control, or where what both were measured by is no longer kept.
+        Empty where there is no such control; of the loss alone where the samples of either are no longer kept.
         """
         return self._over(row, none_of(row, self.rows), "none")
 
@@ -223,26 +235,56 @@ class Table:
         return tuple(SpeedRow(model=row.name, run="", **found) for found in study.timed(entry))
 
     def losses(self) -> dict[str, torch.Tensor]:
-        """(triples,) float32 held-out losses of every finished row by its name, for comparisons that no page has."""
-        found = {}
-        for row in self.rows:
-            if self.done(row) is not None:
-                study, entry = self.opened(row)
-                if (study.out / study.subject(entry).name / "denoise.json").is_file():
-                    found[row.name] = study.denoise(entry).float()
-        return found
+        """(triples,) float32 held-out losses of every finished row by its name, for comparisons that no page has.
+
+        Of a row whose folder in ``work`` is gone they are those that were published before.
+        """
+        found = {row.name: self._losses(row) for row in self.rows if self.done(row) is not None}
+        return {name: losses for name, losses in found.items() if losses is not None}
+
+    def publish_losses(self) -> None:
+        """Write :meth:`losses` to ``losses.safetensors``, each with the hash of what it depends on."""
+        found = self.losses()
+        keys = {name: key_of(self._settings(self.named(name))) for name in found}
+        save_safetensors_atomic(self.out / LOSSES, found, {"keys": json.dumps(keys)})
+
+    def _losses(self, row: Row) -> torch.Tensor | None:
+        """Of a finished row."""
+        if self._measured(row, "denoise.json"):
+            study, entry = self.opened(row)
+            return study.denoise(entry).float()
+        path = self.out / LOSSES
+        if not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            keys = json.loads((file.metadata() or {}).get("keys", "{}"))
+            same = keys.get(row.name) == key_of(self._settings(row))
+            return file.get_tensor(row.name) if same else None
+
+    def _measured(self, row: Row, by: str) -> bool:
+        """Whether what a row was measured by is still in ``work``; asking trains nothing."""
+        study, entry = self.opened(row)
+        subject = entry
+        if row.role != "teacher":
+            trained = kept(study.out / entry.name / "train.json", study.settings(entry))
+            if trained is None:
+                return False
+            subject = study.subject(entry)
+        return (study.out / subject.name / by).is_file()
 
     def _over(self, row: Row, control: Row | None, name: str) -> dict[str, Figure]:
-        if control is None:
+        if control is None or any(self.done(each) is None for each in (row, control)):
             return {}
-        both = (row, control)
+        path, settings = self._beside(row, f"over-{name}"), {"rows": [self._settings(each) for each in (row, control)]}
         judged = "scenes.json" if self.recipe.evaluate.prompts else "quality.json"
-        kept = all((self.out / "work" / each.name / judged).is_file() for each in both)
-        if not kept or any(self.done(each) is None for each in both):
-            return {}
-        path = self.out / "work" / row.name / f"over-{name}.json"
-        found = part(path, {"rows": [self._settings(each) for each in both]}, lambda: self._minus(row, control))
-        return {key: Figure(**figure) for key, figure in found.items()}
+        found = kept(path, settings)
+        if found is None and all(self._measured(each, judged) for each in (row, control)):
+            found = part(path, settings, lambda: self._minus(row, control))
+        if found is None:
+            mine, theirs = self._losses(row), self._losses(control)
+            if mine is not None and theirs is not None:
+                found = {"loss": asdict(paired_difference(mine, theirs, self.study.image))}
+        return {key: Figure(**figure) for key, figure in (found or {}).items()}
 
     def _minus(self, row: Row, control: Row) -> dict[str, Any]:
         """Paired differences of two rows, as plain data."""
