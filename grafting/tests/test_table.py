@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -262,6 +263,37 @@ def test_hybrids_of_the_table_proper_are_timed(finished: tuple[Table, TableResul
         clock.write_bytes(before)
     # Times are no part of a row's file, which comes to the same bits wherever it is made again.
     assert json.loads((table.out / "rows" / "hyena_x-50.json").read_text())["outcome"]["speed"] == []
+
+
+def test_a_table_goes_on_from_what_it_published(
+    finished: tuple[Table, TableResults], tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without ``work``, as it is committed or sent: nothing is trained or drawn again, and nothing is lost."""
+    table, results = finished
+    out = tmp_path / "out"
+    shutil.copytree(table.out / "rows", out / "rows")
+    shutil.copy(table.out / "losses.safetensors", out)
+    before = load_file(out / "losses.safetensors")
+
+    def never(self: Study, *given: Any) -> Any:
+        raise AssertionError("made again")
+
+    for work in ("_train", "_losses", "_judge"):
+        monkeypatch.setattr(Study, work, never)
+    other = opened(tiny_teacher, out)
+    run_rows(other, other.rows, lambda: None)
+    assert publish(other) == results
+    after = load_file(out / "losses.safetensors")
+    assert after.keys() == before.keys() and all(torch.equal(after[name], losses) for name, losses in before.items())
+    # The samples of both are gone: their difference in FID cannot be found again, that of the loss can.
+    (out / "rows" / "hyena_x-50.over-none.json").unlink()
+    again, hybrid = publish(other).row("hyena_x-50"), results.row("hyena_x-50")
+    assert again is not None and hybrid is not None and set(hybrid.over_none) > set(again.over_none) == {"loss"}
+    assert again.over_none["loss"].value == pytest.approx(hybrid.over_none["loss"].value)
+    # Losses of rows under other settings are none of these rows'.
+    stranger = opened(tiny_teacher, out, "calibration=8")
+    publish(stranger)
+    assert not {"hyena_x-50", "hyena_x-100"} & load_file(out / "losses.safetensors").keys()
 
 
 def test_cost_by_hand(finished: tuple[Table, TableResults]) -> None:
