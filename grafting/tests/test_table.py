@@ -27,11 +27,13 @@ from grafting.graft import Grafted, graft, ungraft
 from grafting.measure.denoising import denoising_losses, paired_difference
 from grafting.plan import Plan
 from grafting.report import published
+from grafting.report.goals import verdicts
 from grafting.report.table import TableResults, read_table
 from grafting.settings import SettingsError
 from grafting.store.configs import config_of
 from grafting.study.bench import Study
 from grafting.study.entries import Entry
+from grafting.study.forecast import measuring_flops
 from grafting.study.parts import StudyError
 from grafting.study.publish import publish
 from grafting.study.rows import against_of, fit, matching, none_of, rows, untrained_of
@@ -62,7 +64,7 @@ rows:
   - {name: lost, plan: {edits: [{site: attn, blocks: [99], operator: swa}]}}
   - {name: hyena_x, site: attn, operator: hyena_x, shares: [50], seeds: [7]}
   - {name: to-noise, site: attn, operator: hyena_x, shares: [50], finetune: {target: noise},
-     stage_one: 0, against: hyena_x}
+     stage_one: 0, against: hyena_x, samples: false}
 """
 
 
@@ -122,6 +124,8 @@ def test_every_row_has_its_figures_and_controls(finished: tuple[Table, TableResu
     teacher, none, hybrid, bare = map(results.row, ("teacher", "none-attn-50", "hyena_x-50", "untrained-50"))
     assert teacher is not None and none is not None and hybrid is not None and bare is not None
     for row in results.rows:
+        if row.name == "to-noise-50":
+            continue
         assert row.loss is not None and row.figures["fid_minus_floor"].low is not None
         assert (table.out / (row.grid or "")).is_file() and "N = 24" in row.protocol
         same = row.name == "procedure"  # it is the teacher, whose samples have no difference to themselves
@@ -154,7 +158,7 @@ def test_rows_are_compared_with_each_other_and_trained_again(finished: tuple[Tab
     assert first.loss is not None and again.loss is not None and noise.loss is not None
     for row in (again, noise):
         assert row.over_other["loss"].value == pytest.approx(row.loss.value - first.loss.value) != 0  # type: ignore[union-attr]
-        assert row.over_other["fid"].value == pytest.approx(row.figures["fid"].value - first.figures["fid"].value)
+    assert again.over_other["fid"].value == pytest.approx(again.figures["fid"].value - first.figures["fid"].value)
     # Nothing else was trained from that seed, or on the noise: what was trained otherwise is no control of it.
     assert again.seed == 7 and again.variant and not again.over_none and not noise.over_none and first.over_none
     assert noise.changed and not again.changed and not first.variant
@@ -164,6 +168,23 @@ def test_rows_are_compared_with_each_other_and_trained_again(finished: tuple[Tab
     one, two = table.opened(table.named("to-noise-50"))[0].recipe.stages
     assert one is None and two is not None and two.target == "noise" and "target noise, no stage 1" in noise.description
     assert table.recipe.finetune.target == "teacher" and "solved start" in noise.parts
+
+
+def test_a_row_without_samples_is_judged_by_its_loss(finished: tuple[Table, TableResults]) -> None:
+    table, results = finished
+    row = results.row("to-noise-50")
+    assert row is not None and row.loss is not None and set(row.differences) == set(row.over_other) == {"loss"}
+    assert row.variant and not row.figures and not row.protocol and row.grid is None and row.by_timestep and row.left
+    there = {path.name for path in (table.out / "work" / row.name).iterdir()}
+    assert "denoise.json" in there and not {"sample.json", "quality.json"} & there
+    assert f"<td>{row.name}<" in (table.out / "table.html").read_text()
+    drawn, bare = (measuring_flops(table, table.named(name)) for name in ("hyena_x-50", "to-noise-50"))
+    cost = table.named(row.name).cost
+    assert cost is not None and drawn == (24 * 3 + 40) * cost.flops_after and bare == 40 * cost.flops_after
+    # At the goals' budget too it is judged by none of them.
+    assert not [verdict for verdict in verdicts(results) if verdict.row == row.name]
+    stretch = replace(row, budget=0.02, changed=False)
+    assert verdicts(replace(results, rows=(results.rows[0], stretch))) == ()
 
 
 def test_the_loss_on_the_way_and_what_blocks_leave_at_the_end(finished: tuple[Table, TableResults]) -> None:
@@ -226,7 +247,8 @@ def test_a_row_depends_on_nothing_that_it_does_not_use(
     assert made_again("starts.copied.distill.attn.lr=0.5") == taught
     assert made_again("starts.copied.distill.group.lr=0.5") == {"depth-halved", "depth-dropped"}
     assert made_again("calibration=8") == taught | {"to-noise-50", "mlp_r3-50-b0_005-n10"}
-    assert made_again("seed=3") == everything and made_again("evaluate.bootstraps=7") == everything
+    assert made_again("seed=3") == everything
+    assert made_again("evaluate.bootstraps=7") == everything - {"to-noise-50"}  # of which no samples are drawn
 
 
 def test_a_control_of_nothing_at_some_blocks_has_no_stage_one(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def verdicts(results: TableResults) -> tuple[Verdict, ...]:
 
 
 def _asked(row: TableRow, goal: Goal) -> bool:
-    if row.share != goal.share or row.images is not None or row.seed is not None or row.changed:
+    if row.share != goal.share or row.images is not None or row.seed is not None or row.changed or not row.figures:
         return False
     if goal.budget is None or row.budget is None:
         return goal.budget is None and not row.variant

@@ -21,6 +21,7 @@ class TableRow:
 
     images: learnt from as asked, None for all; ``learnt_from``: how many that is. seed: of start and training, None for
     the table's. variant: of another budget, data, seed or setting than the table's own; changed: of another setting.
+    Where no samples were drawn there are neither figures nor a protocol, and the loss alone judges.
     parts: FLOPs of making it; ``teacher_training``: of the teacher. flops: of a forward pass, over the teacher's;
     parameters: the same, None where they were not counted; speed: of a pass, timed in turn with the teacher.
     differences: minus the teacher's, paired (``loss``; ``fid`` and ``kid``, or ``right``). over_none: the same minus

@@ -45,7 +45,8 @@ def measuring_flops(table: Table, row: Row) -> float:
     if row.recipe is None or (row.entry == "procedure" and not row.parts):
         return 0.0
     config = row.recipe.evaluate
-    passes = config.drawn * config.steps * (1 if config.guidance == 1 else 2) + config.triples
+    drawn = config.drawn * config.steps * (1 if config.guidance == 1 else 2) if row.samples else 0
+    passes = drawn + config.triples
     forward = table.training / (PASSES * table.samples)
     return passes * (forward if row.cost is None else row.cost.flops_after)
 

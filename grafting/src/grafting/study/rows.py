@@ -23,7 +23,8 @@ class Row:
 
     share: percent of the sites; None where that has no meaning. budget: as asked, None for what is not trained. images:
     learnt from, None for all. seed: of start and training, None for the recipe's. variant: of another budget, data,
-    seed or setting than the table's own; changed: of another setting; finetune: what it changes in stage 2. none: the
+    seed or setting than the table's own, or without samples; changed: of another setting; samples: whether any are
+    drawn, or the held-out loss alone judges it; finetune: what it changes in stage 2. none: the
     row of its control *none*, where that is not the one of equal site and share. against: the name of the rows that it
     is compared with. recipe, entry: the study that makes it, and its name there; None where ``problem`` says why it
     cannot be made. parts: FLOPs by part. cost: of its plan; None for the unchanged teacher.
@@ -41,6 +42,7 @@ class Row:
     seed: int | None = None
     variant: bool = False
     changed: bool = False
+    samples: bool = True
     finetune: dict[str, Any] = field(default_factory=dict)
     none: str = ""
     against: str = ""
@@ -184,6 +186,7 @@ def _row(recipe: TableRecipe, group: Group, model: Any, whole: float, choice: _C
     if seed is not None:
         name += f"-s{seed}"
     changed = group.variant or bool(group.finetune) or group.stage_one is not None
+    other = changed or budget != recipe.budget or images is not None or seed is not None
     plain = Row(
         name=name,
         label=group.name,
@@ -196,8 +199,9 @@ def _row(recipe: TableRecipe, group: Group, model: Any, whole: float, choice: _C
         seed=seed,
         none=group.none,
         against=group.against,
-        variant=changed or budget != recipe.budget or images is not None or seed is not None,
+        variant=other or not group.samples,
         changed=changed,
+        samples=group.samples,
         finetune=group.finetune,
         entry=name,
     )

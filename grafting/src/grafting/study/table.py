@@ -45,8 +45,9 @@ class Group:
     share. against: the name of other rows that these are compared with, at equal share, budget and images. budgets,
     images, seeds: the recipe's budget, all images and the recipe's seed where empty; a seed is that of start and
     training alone, and such a row is compared with the one of the recipe's seed. finetune, stage_one: what is not as
-    the recipe has it. variant: not of the table proper, which alone is judged against goals and timed; rows of other
-    budgets, images, seeds or settings never are.
+    the recipe has it. samples: False draws none and judges by the held-out loss alone, in a fraction of the time.
+    variant: not of the table proper, which alone is judged against goals and timed; rows of other budgets, images,
+    seeds or settings never are, nor those without samples.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Group:
     seeds: tuple[int, ...] = ()
     finetune: dict[str, Any] = field(default_factory=dict)
     stage_one: float | None = None
+    samples: bool = True
     variant: bool = False
 
     def __post_init__(self) -> None:

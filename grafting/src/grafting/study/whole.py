@@ -86,11 +86,14 @@ class Table:
     def _settings(self, row: Row) -> dict[str, Any]:
         study, entry = self.opened(row)
         config = study.recipe.evaluate
-        protocol = asdict(config.sampling) | {"triples": config.triples, "seed": study.recipe.seed}
-        if config.prompts:
+        protocol: dict[str, Any] = {"triples": config.triples, "seed": study.recipe.seed}
+        judge: dict[str, Any] = {}
+        if row.samples:
+            protocol |= asdict(config.sampling)
+        if row.samples and config.prompts:
             protocol |= {"prompts": config.prompts, "held_out": config.held_out}
-            judge: dict[str, Any] = {"scorer": SCORER} | study.asked.settings
-        else:
+            judge = {"scorer": SCORER} | study.asked.settings
+        elif row.samples:
             protocol |= {"labels": config.labels, "samples": config.samples, "bootstraps": config.bootstraps}
             judge = study.judging.settings
         return {
@@ -102,7 +105,7 @@ class Table:
 
     def done(self, row: Row) -> TableRow | None:
         """A finished row, from its file; None where there is none, or one of other settings, or a broken one."""
-        if row.recipe is None or not (self.out / "rows" / f"{row.name}.png").is_file():
+        if row.recipe is None or (row.samples and not (self.out / "rows" / f"{row.name}.png").is_file()):
             return None
         try:
             outcome = kept(self.out / "rows" / f"{row.name}.json", self._settings(row))
@@ -129,9 +132,8 @@ class Table:
         learnt = study.train(entry)
         trained = time.monotonic()
         losses = study.denoise(entry)
-        images = study.sample(entry)
-        judged = measured(study.judge(entry), study.score(entry))
-        assert images is not None
+        images = study.sample(entry) if row.samples else None
+        judged = measured(study.judge(entry), study.score(entry)) if row.samples else Measured({}, {}, "")
         if fresh and entry is study.subject(entry):
             took = {"train": trained - began, "measure": time.monotonic() - trained, "threads": torch.get_num_threads()}
             write_json_atomic(home / "seconds.json", took)
@@ -171,13 +173,14 @@ class Table:
             explained=learnt.get("explained") or learnt.get("started") or {},
             figures=judged.figures,
             protocol=judged.protocol,
-            grid=f"rows/{row.name}.png",
+            grid=f"rows/{row.name}.png" if row.samples else None,
             note=_note(bool(learnt.get("same")), stages.get("start")),
         )
-        columns = study.asked.columns if study.asked.scenes else min(10, GRID)
-        shown = images[: GRID // columns * columns, : 3 if images.shape[1] >= 3 else 1]
-        grid = grid_png(shown, columns=columns, titles=study.asked.texts[: len(shown)], zoom=1)
-        write_bytes_atomic(self.out / "rows" / f"{row.name}.png", grid)
+        if images is not None:
+            columns = study.asked.columns if study.asked.scenes else min(10, GRID)
+            shown = images[: GRID // columns * columns, : 3 if images.shape[1] >= 3 else 1]
+            grid = grid_png(shown, columns=columns, titles=study.asked.texts[: len(shown)], zoom=1)
+            write_bytes_atomic(self.out / "rows" / f"{row.name}.png", grid)
         part(self.out / "rows" / f"{row.name}.json", self._settings(row), lambda: asdict(made))
         self._failure(row).unlink(missing_ok=True)
         return made
