@@ -37,6 +37,7 @@ from grafting.settings import SettingsError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe
 from grafting.study.stages import Material, begin, denoiser
+from grafting.study.table import TableRecipe
 from grafting.teachers import teachers
 
 NAMES = ("swa:window=3", "mlp:ratio=2", "none")
@@ -388,6 +389,10 @@ def test_the_scores_that_ship_are_those_of_the_bundled_teacher(
     found = {f"searched-{by}": half.under("flops=0.9765").plan for by, half in halves.items()}
     found["searched-any"] = shipped.under("flops=0.9765").plan
     assert {name: plan.edits for name, plan in found.items()} == {name: plans[name].edits for name in found}
+    table = TableRecipe.from_yaml((files("grafting") / "recipes" / "table.yaml").read_text())
+    rows = {row.name: Plan.from_dict(row.plan) for row in table.rows if row.name in found and row.plan is not None}
+    assert {name: plan.edits for name, plan in rows.items()} == {name: plan.edits for name, plan in found.items()}
+    assert table.seed != Scoring().seed
     page = (Path(__file__).resolve().parents[1] / "docs" / "search.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(code, {})

@@ -614,6 +614,20 @@ def test_where_the_shipped_table_draws_a_curve_its_control_has_one() -> None:
     assert wider.recipe is not None and wider.recipe.init == "random"  # a copied one is the teacher
 
 
+@pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
+def test_the_shipped_table_goes_on_from_a_copy(tmp_path: Path) -> None:
+    """Its rows are those of the shipped recipe and code, with everything that the page says of them."""
+    home = files("grafting") / "assets" / "fashion" / "runs" / "table"
+    shipped = read_table(Path(str(home)) / "table.json")
+    out = tmp_path / "out"
+    shutil.copytree(str(home), out)
+    table = Table(
+        TableRecipe.from_yaml((files("grafting") / "recipes" / "table.yaml").read_text()), out, lambda line: None
+    )
+    assert [row.name for row in table.rows if table.done(row) is not None] == [row.name for row in shipped.rows]
+    assert publish(table).rows == shipped.rows
+
+
 def test_two_rows_of_one_name_are_refused(tiny_teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="rows hyena_x-100 occur twice"):
         opened(tiny_teacher, tmp_path / "out", "rows.1.name=hyena_x", "rows.1.shares=[100]")
