@@ -285,6 +285,17 @@ def trial(row: dict[str, Any]) -> list[str]:
 TABLE = HOME / "src" / "grafting" / "assets" / "fashion" / "runs" / "table"
 
 
+def test_half_of_the_depth() -> None:
+    rows = {row["name"]: row for row in json.loads((TABLE / "table.json").read_text(encoding="utf-8"))["rows"]}
+    shown = table("restructure.md", "12 blocks to 6")
+    assert [cells[0].split(":")[0].strip("`") for cells in shown] == ["depth-halved", "depth-dropped"]
+    for cells in shown:
+        row = rows[cells[0].split(":")[0].strip("`")]
+        end = row["differences"]["loss"]
+        early = [f"{row['stages'][moment]['value']:+.4f}" for moment in ("start", "stage 1")]
+        assert cells[1:] == [*early, f"{end['value']:+.4f} ({end['low']:+.4f} to {end['high']:+.4f})"]
+
+
 def test_the_table_so_far() -> None:
     """Every finished row of the table proper, in its order, as the shipped figures have it."""
     content = json.loads((TABLE / "table.json").read_text(encoding="utf-8"))
