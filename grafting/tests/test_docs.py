@@ -143,6 +143,15 @@ def test_analyses_page_runs_on_the_analysis_that_ships() -> None:
 
 
 @pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
+def test_measuring_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    scope: dict[str, object] = {}
+    for code in blocks("docs/measuring.md", "python"):
+        exec(code.replace("draw_labels(100,", "draw_labels(2,").replace("n=1024", "n=8"), scope)
+    assert tuple(scope["images"].shape) == (2, 1, 32, 32)  # type: ignore[attr-defined]
+    assert capsys.readouterr().out.startswith("Estimate(value=0.")
+
+
+@pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
 def test_data_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks("docs/data.md", "python")
     exec(code, {"folder": tmp_path})
