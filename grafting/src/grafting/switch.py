@@ -69,7 +69,8 @@ class Switch(nn.Module):
 
     original: the pretrained module, never copied; None once the student has its own copy of the model.
     operator: an :class:`~grafting.operators.Operator`, or a control that is called as the original is. raster: of the
-    model that the site is in.
+    model that the site is in. fade: the share that ``fading``, what was replaced, still has in the output; 0 but while
+    it is being trained away from.
     """
 
     def __init__(self, original: nn.Module | None, operator: nn.Module, raster: Raster) -> None:
@@ -78,6 +79,8 @@ class Switch(nn.Module):
         self.operator = operator
         self.raster = raster
         self.grafted = True
+        self.fade = 0.0
+        self.fading: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no part of the model
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(B, N, D) to (B, N, D) through the chosen side; further arguments reach modules of the host's own kind."""
@@ -85,7 +88,11 @@ class Switch(nn.Module):
             assert self.original is not None
             result: torch.Tensor = self.original(hidden_states, *args, **kwargs)
             return result
-        return self.stand_in(hidden_states, *args, **kwargs)
+        result = self.stand_in(hidden_states, *args, **kwargs)
+        if self.fade:
+            (before,) = self.fading
+            result = result + self.fade * (before(hidden_states, *args, **kwargs) - result)
+        return result
 
     def stand_in(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The new operator's output, whatever the switch says."""

@@ -38,7 +38,7 @@ TARGETS = {"teacher": (1.0, 1.0), "mixture": (1.0, 0.0), "noise": (0.0, 0.0)}
 TRAINED = ("all", "grafted", "lora")
 SCENES = "scenes"
 """The prompts that are the captions of a model's own world of scenes."""
-LATER = ("lora", "levels", "optimizer", "weight_power", "weight_cap")
+LATER = ("lora", "levels", "optimizer", "weight_power", "weight_cap", "fade")
 """Settings of a stage that work begun before there were any does not name: not told where they are as they were."""
 HOW = ("save_every", "checkpointing")
 """Settings of a stage that say when to write and what to keep in memory, and change nothing of what is learnt."""
@@ -81,8 +81,8 @@ class FinetuneStage:
 
     target: ``teacher`` (the teacher's own output), ``noise`` (the paper's), or ``mixture`` (from the one to the other).
     train: ``all`` weights of a private copy, the ``grafted`` operators alone, or these and adapters on the rest, with
-    the settings ``lora`` (:class:`~grafting.lora.Lora`). optimizer: ``adamw`` or ``muon``. features, levels,
-    weight_power, weight_cap, checkpointing: as in :class:`~grafting.training.finetune.FinetuneConfig`.
+    the settings ``lora`` (:class:`~grafting.lora.Lora`). optimizer: ``adamw`` or ``muon``. features, fade,
+    levels, weight_power, weight_cap, checkpointing: as in :class:`~grafting.training.finetune.FinetuneConfig`.
     """
 
     steps: int
@@ -104,6 +104,7 @@ class FinetuneStage:
     label_dropout: float = 0.1
     variance_weight: float = 0.05
     features: float = 1.0
+    fade: float = 0.0
     precision: str = "fp32"
     checkpointing: bool = False
     save_every: int = 100
@@ -146,6 +147,7 @@ class FinetuneStage:
             label_dropout=self.label_dropout,
             precision=self.precision,
             checkpointing=self.checkpointing,
+            fade=self.fade,
             seed=seed,
         )
 

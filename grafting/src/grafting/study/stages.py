@@ -31,6 +31,7 @@ from ..modes import evaluating
 from ..plan import Plan
 from ..store.configs import ModelError
 from ..store.models import Model
+from ..switch import Switch
 from ..training.distill import SiteReport, distill
 from ..training.features import Unexplained, returned
 from ..training.finetune import finetune
@@ -264,12 +265,13 @@ def stage_two(
     With ``train: all`` a private copy is trained and ``source`` stays; with ``train: lora`` adapters are put into
     ``source``, a plain model too, and trained beside its new operators. teacher: where there is none inside ``source``,
     that is for a graft whose weights are its own. out, team: as in :func:`finetune`. Raises ValueError where nothing
-    can be trained, or a teacher to match is missing.
+    can be trained, a teacher to match is missing, or what is to fade is: a restructured model has none at its sites.
     """
     if isinstance(source, nn.Module) and stage.train == "lora":
         source = graft(source, Plan())
     trained: Grafted | nn.Module = source
     wanted: Denoiser | None
+    replaced: dict[Switch, nn.Module] = {}
     if isinstance(source, nn.Module):
         blocks = host_for(source).blocks
         wanted = denoiser(source)
@@ -294,10 +296,28 @@ def stage_two(
             source.train_grafted(adapters=True)
         assert isinstance(trained, Grafted)
         network, pairs = trained.model, [] if originals is None else trained.meetings(originals)
+        if stage.fade:
+            replaced = _replaced(trained, originals)
     batches = material.batches(stage.batch, seed)
     config, null = stage.config(seed=seed), material.null
-    loop = finetune(network, denoiser(network), wanted, batches, null, config, out, team=team, pairs=pairs)
+    loop = finetune(
+        network, denoiser(network), wanted, batches, null, config, out, team=team, pairs=pairs, replaced=replaced
+    )
     return trained, loop
+
+
+def _replaced(handle: Grafted, originals: nn.ModuleList | None) -> dict[Switch, nn.Module]:
+    """By switch, the teacher's operator. originals: the teacher's blocks."""
+    if originals is None or handle.plan.restructure:
+        why = "there is no teacher" if originals is None else "blocks were restructured"
+        raise ValueError(f"fade: of the teacher's operators at the sites, and {why}; give fade 0")
+    found = {}
+    for site, switch in handle.switches.items():
+        there = handle.host.get_in(handle.host.bare_block(originals[site.block]), site.kind)
+        before = there.original if isinstance(there, Switch) else there
+        assert before is not None
+        found[switch] = before
+    return found
 
 
 def _inner_teacher(handle: Grafted) -> Denoiser:
@@ -364,6 +384,7 @@ def stage_two_flops(cost: PlanCost, stage: FinetuneStage) -> float:
 
     A backward pass costs two forward ones, but for products with frozen weights: these have a gradient of their input
     alone, which is one. The cores of attention have no weights and two gradients. A checkpointed pass runs once more.
+    What fades out is billed as if it learnt, in the share of the steps that it lasts.
     Of passes alone: what the optimiser does is not counted. AdamW's is nothing beside them; for Muon's see
     :func:`grafting.training.muon.step_flops`.
     """
@@ -372,7 +393,8 @@ def stage_two_flops(cost: PlanCost, stage: FinetuneStage) -> float:
         frozen = max(0.0, forward - cost.cores_after - cost.taught_flops)
     if stage.adapters is not None:
         forward += adapter_cost(cost, stage.adapters.rank, stage.adapters.targets or ROLES).flops
-    passes = (4 if stage.checkpointing else 3) * forward - frozen
+    again = 4 if stage.checkpointing else 3
+    passes = again * (forward + stage.fade * sum(site.runs * site.flops_before for site in cost.sites)) - frozen
     return stage.steps * stage.batch * (passes + (cost.flops_before if stage.target != "noise" else 0))
 
 

@@ -7,6 +7,7 @@ What the teacher's blocks return says where an error began, which its output alo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from ..diffusion import Denoiser, Diffusion, Levels, draw, drop_labels
 from ..graft import Grafted, handle_of, null_identity
 from ..modes import evaluating
 from ..precision import PRECISIONS, autocast
+from ..switch import Switch
 from .features import Pairs, match_features, returned
 from .loop import Loop, LoopConfig
 from .objective import teacher_objective
@@ -29,6 +31,8 @@ from .team import Team
 
 CAP = 1000.0
 """Of the weights by noise level, where nothing else is said."""
+MOST_FADE = 0.8
+"""The averaged weights, whose horizon is a tenth of the steps, are of those after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,8 @@ class FinetuneConfig:
     noise level is drawn; None draws all alike. weight_power, weight_cap: the squared error of the noise, the teacher's
     and the true one, is weighted by one over alpha_bar of the level to this power, up to this. checkpointing: keep the
     input of every block alone and compute the rest again on the way back: the same gradients, a fraction of the
-    activation memory, one more forward pass of the student.
+    activation memory, one more forward pass of the student. fade: over this share of the steps what was replaced goes
+    out of the outputs of its sites, linearly, as the new operators come in; 0 replaces it at once.
     """
 
     loop: LoopConfig
@@ -55,6 +60,7 @@ class FinetuneConfig:
     label_dropout: float = 0.1
     precision: str = "fp32"
     checkpointing: bool = False
+    fade: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +77,8 @@ class FinetuneConfig:
             problems.append(f"weight_cap {self.weight_cap}: of weights, and there are none without weight_power")
         if not self.features >= 0:
             problems.append(f"features {self.features}: a weight, 0 or more")
+        if not 0 <= self.fade <= MOST_FADE:
+            problems.append(f"fade {self.fade}: from 0 to {MOST_FADE}, so that the hybrid learns alone at the end")
         if not 0 <= self.label_dropout < 1:
             problems.append(f"label_dropout {self.label_dropout}: from 0 to below 1")
         if self.precision not in PRECISIONS:
@@ -82,6 +90,10 @@ class FinetuneConfig:
         """The teacher's share at step ``step`` (from 0)."""
         first, last = self.teacher_share
         return first + (last - first) * step / max(1, self.loop.steps - 1)
+
+    def faded(self, step: int) -> float:
+        """The share that what was replaced has in its site's output at step ``step`` (from 0)."""
+        return max(0.0, 1 - (step + 1) / (self.fade * self.loop.steps)) if self.fade else 0.0
 
 
 def match_teacher(
@@ -101,6 +113,18 @@ def match_teacher(
     if error.shape[1] == 2 * channels:
         losses["teacher_variance"] = variance_weight * error[:, channels:].mean()
     return losses
+
+
+@contextmanager
+def fading(switches: Mapping[Switch, nn.Module]) -> Iterator[None]:
+    """While open, each switch has what it replaced at hand, by its fade: a frozen copy, which no step moves."""
+    for switch, original in switches.items():
+        switch.fading = (copy.deepcopy(original).requires_grad_(False).eval(),)
+    try:
+        yield
+    finally:
+        for switch in switches:
+            switch.fade, switch.fading = 0.0, ()
 
 
 @contextmanager
@@ -152,6 +176,7 @@ def finetune(
     diffusion: Diffusion | None = None,
     team: Team | None = None,
     pairs: Pairs = (),
+    replaced: Mapping[Switch, nn.Module] | None = None,
 ) -> Loop:
     """Train the parameters of ``model`` that require a gradient; leave their EMA in the model.
 
@@ -161,10 +186,11 @@ def finetune(
     it. null: what stands for a dropped condition, a class or a dictionary of one row. out: a folder for state and log;
     a run found there is continued to the same bits, one of other settings refused. team: the processes that share the
     work; alone on the model's device by default. pairs: (student's, teacher's) blocks in the order in which they run,
-    whose outputs are matched where the settings give ``features`` a weight.
+    whose outputs are matched where the settings give ``features`` a weight. replaced: by switch of the student what it
+    stands for, which fades out where the settings say so.
 
-    Raises ValueError where the settings need a teacher or pairs and none are given, weights that a graft shares with
-    its teacher would train, or ``out`` holds a run of other settings or of another graft.
+    Raises ValueError where the settings need a teacher, pairs or what was replaced and none are given, weights that a
+    graft shares with its teacher would train, or ``out`` holds a run of other settings or of another graft.
     """
     if teacher is None and any(config.teacher_share):
         raise ValueError(
@@ -172,9 +198,12 @@ def finetune(
         )
     if config.features and any(config.teacher_share) and not pairs:
         raise ValueError(f"features {config.features} needs pairs of blocks to match: give them, or features 0")
+    if config.fade and replaced is None:
+        raise ValueError(f"fade {config.fade} needs what was replaced, by switch: give it, or fade 0")
     handle = handle_of(model)
     if handle is not None:
         _refuse_shared(handle)
+    switches = replaced if config.fade and replaced else {}
     watched = pairs if config.features else ()
     schedule = diffusion or Diffusion()
     workers = team or Team(device=next(model.parameters()).device)
@@ -183,6 +212,8 @@ def finetune(
 
     def losses(step: int) -> dict[str, torch.Tensor]:
         batch, share = batches(step), config.share(step)
+        for switch in switches:
+            switch.fade = config.faded(step)
         noise, t = draw(batch["z"].shape, schedule.steps, config.seed, step, shares)
         y = drop_labels(batch["y"], config.label_dropout, null, config.seed, step)
         z, t, y, noise = (each(part, workers.rows) for part in (batch["z"], t, y, noise))
@@ -209,6 +240,8 @@ def finetune(
     depends = {key: value for key, value in asdict(config).items() if key not in how}
     if not config.weight_power:  # runs begun before there were weights name none
         depends = {key: value for key, value in depends.items() if key not in ("weight_power", "weight_cap")}
+    if not config.fade:
+        del depends["fade"]
     depends |= {"null": null_identity(null), "schedule": repr(schedule)}
     if handle is not None:
         depends["graft"] = f"{handle.plan.digest} {handle.source_hash}"
@@ -217,7 +250,7 @@ def finetune(
     loop = Loop(model, losses, config.loop, out, "finetune", workers, depends)
     parts = (model,) if handle is None else handle.parts()
     lean = checkpointed(model, workers.device, config.precision) if config.checkpointing else nullcontext()
-    with evaluating(*parts, student, teacher), lean:
+    with evaluating(*parts, student, teacher), lean, fading(switches):
         loop.run()
     loop.use_ema()
     return loop
