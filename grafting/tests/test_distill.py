@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_graft import batch, tiny
@@ -20,7 +21,7 @@ from torch import nn
 from grafting.diffusion import Diffusion, Levels, draw
 from grafting.graft import Grafted, graft
 from grafting.plan import Plan
-from grafting.training.distill import Distillation, DistillConfig, SiteConfig, distance, distill
+from grafting.training.distill import Distillation, DistillConfig, Learner, SiteConfig, distance, distill
 from grafting.training.distill_state import load_state
 
 PLAN = Plan.interleaved(site="attn", operator="hyena_x") + Plan.explicit(
@@ -131,6 +132,104 @@ def test_one_gradient_step_is_plain_adamw_on_the_plain_loss(levels: Levels | Non
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
 
 
+def seen_at(plan: Plan, counter: int, block: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Input, output and gate (B, 1, D) of the attention of a block of the teacher in the pass of a counter over the
+    first batch, taken by hooks."""
+    handle, seen = graft(tiny(), plan, init="random", seed=3), []
+    host = handle.model.transformer_blocks[block]
+    hooks = [
+        host.attn1.register_forward_hook(lambda module, args, output: seen.extend((args[0], output))),
+        host.norm1.register_forward_hook(lambda module, args, output: seen.append(output[1][:, None])),
+    ]
+    noise, t = draw(batch(0)["z"].shape, 1000, 0, counter)
+    with torch.no_grad(), handle.teacher() as model:
+        model(Diffusion().add_noise(batch(0)["z"], t, noise), timestep=t, class_labels=batch(0)["y"])
+    for hook in hooks:
+        hook.remove()
+    gate, given, wanted = seen
+    return given, wanted, gate
+
+
+ONE = Plan.explicit(site="attn", operator="hyena_x", blocks=[2])
+PLAIN = DistillConfig(steps=2, warmup=0.0, label_dropout=0.0, halve=(), heldout_batches=2, evaluate_every=2)
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2"])
+def test_the_heldout_error_and_what_is_explained_by_hand(loss: str) -> None:
+    """Of a start, over both held-out passes; numpy, with deviations from the mean of each channel over all tokens."""
+    site = SiteConfig(lr=1e-3, weight_decay=0.0, loss=loss)
+    report = distill(fresh(ONE), batch, 10, replace(PLAIN, attn=site), heldout=lambda _: batch(0))["blocks.2.attn"]
+    passes = [seen_at(ONE, -1_000_000 - index) for index in (0, 1)]
+    (operator,) = fresh(ONE).operators().values()
+    with torch.no_grad():
+        given = np.concatenate([operator(inputs).double().numpy().reshape(-1, 32) for inputs, *_ in passes])
+    wanted = np.concatenate([outputs.double().numpy().reshape(-1, 32) for _, outputs, _ in passes])
+    apart, spread = given - wanted, wanted - wanted.mean(0)
+    step, error, share = report.heldout[0]
+    assert step == 0 and error == pytest.approx((np.abs(apart) if loss == "l1" else apart**2).mean(), rel=1e-5)
+    assert share == pytest.approx(1 - (apart**2).sum() / (spread**2).sum(), rel=1e-5)
+
+
+def test_two_steps_are_adamw_with_clipped_gradients_and_decayed_weights() -> None:
+    """torch's own, each gradient cut to a norm that both are beyond."""
+    site = SiteConfig(lr=1e-2, weight_decay=0.3, loss="l2")
+    config = replace(PLAIN, attn=site, clip=1e-3)
+    run = Distillation(fresh(ONE), lambda _: batch(0), 10, config, None, batch, Diffusion())
+    run._run()
+    ((operator, learner),) = zip(fresh(ONE).operators().values(), run.learners.values(), strict=True)
+    optimizer, norms = torch.optim.AdamW(operator.parameters(), lr=1e-2, weight_decay=0.3), []
+    for step in (0, 1):
+        inputs, outputs, _ = seen_at(ONE, step)
+        optimizer.zero_grad()
+        (operator(inputs) - outputs).square().mean().backward()
+        norms.append(nn.utils.clip_grad_norm_(operator.parameters(), 1e-3).item())
+        optimizer.step()
+    assert min(norms) > 5e-3
+    for name, parameter in operator.named_parameters():
+        mine = learner.parameters[name]
+        torch.testing.assert_close(mine, parameter, rtol=1e-4, atol=1e-5)
+        moments = [each.state[p]["exp_avg"] for each, p in ((learner.optimizer, mine), (optimizer, parameter))]
+        torch.testing.assert_close(*moments, rtol=1e-3, atol=1e-8)
+
+
+def test_a_gate_weighs_the_gradient() -> None:
+    """The first moment after one step is a tenth of the gradient: of |g (given - wanted)|, g as the block's norm has
+    it."""
+    config = replace(PLAIN, steps=1, clip=1e9, gate_weighted=True)
+    run = Distillation(fresh(ONE), batch, 10, config, None, batch, Diffusion())
+    run._run()
+    ((operator, learner),) = zip(fresh(ONE).operators().values(), run.learners.values(), strict=True)
+    inputs, outputs, gate = seen_at(ONE, 0)
+    (gate * (operator(inputs) - outputs)).abs().mean().backward()
+    for name, parameter in operator.named_parameters():
+        found = learner.optimizer.state[learner.parameters[name]]["exp_avg"]
+        torch.testing.assert_close(10 * found, parameter.grad, rtol=1e-3, atol=1e-3 * parameter.grad.abs().max().item())
+
+
+def test_a_site_stops_where_its_error_falls_by_less_than_the_floor() -> None:
+    """Made errors: within two evaluations they must fall by a tenth; the best weights are kept."""
+    parameter = nn.Parameter(torch.zeros(1))
+    settings = SiteConfig(lr=1.0, weight_decay=0.0, loss="l1")
+    optimizer = torch.optim.AdamW([parameter])
+
+    def judged(*losses: float, floor: float) -> Learner:
+        learner = Learner(
+            parameters={"w": parameter}, optimizer=optimizer, settings=settings, best={"w": torch.zeros(1)}
+        )
+        for step, loss in enumerate(losses):
+            parameter.data.fill_(step)
+            learner.judge(step, loss, 0.0, floor, 2)
+        return learner
+
+    assert judged(1.0, 0.95, 0.89, 0.85, floor=0.1).stopped is None  # 0.89 of 1, then 0.85 of 0.95
+    stopped = judged(1.0, 0.95, 0.89, 0.86, floor=0.1)  # 0.86 of 0.95 is too little
+    assert (stopped.stopped, stopped.best_step, stopped.best_loss, stopped.best["w"].item()) == (3, 3, 0.86, 3.0)
+    stopped = judged(1.0, 0.92, 0.94, floor=0.1)
+    assert (stopped.stopped, stopped.best_step, stopped.best["w"].item()) == (2, 1, 1.0)
+    assert judged(1.0, 0.999, floor=0.1).stopped is None  # too early to tell
+    assert judged(1.0, 1.0, 1.0, 1.0, floor=0.0).stopped is None
+
+
 def test_bfloat16_is_in_the_products_alone() -> None:
     """Activations meet in bfloat16, and what is learnt stays float32 and near to what float32 learns."""
     seen: set[torch.dtype] = set()
@@ -150,10 +249,15 @@ def test_bfloat16_is_in_the_products_alone() -> None:
 
 
 def test_distance_and_settings() -> None:
+    torch.manual_seed(0)
     a, b = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     gate = torch.randn(2, 1, 4)
     assert distance(a, b, "l1", gate).item() == pytest.approx((gate * (a - b)).abs().mean().item(), rel=1e-5)
     assert distance(a, b, "l2").item() == pytest.approx((a - b).square().mean().item(), rel=1e-5)
+    apart = (gate * (a - b)).abs().numpy()
+    assert apart.min() < 1 < apart.max()  # both branches of Huber's
+    huber = np.where(apart <= 1, apart**2 / 2, apart - 0.5).mean()
+    assert distance(a, b, "huber", gate).item() == pytest.approx(huber, rel=1e-5)
     with pytest.raises(ValueError, match="loss 'l3': one of l1, l2, huber"):
         distance(a, b, "l3")
     with pytest.raises(ValueError, match=r"attn: loss 'cosine'.*steps 0: at least 1"):

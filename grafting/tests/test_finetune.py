@@ -65,6 +65,14 @@ def test_student_approaches_the_teacher() -> None:
     assert loop.log[-1]["teacher_noise"] < 0.02 * loop.log[0]["teacher_noise"]
 
 
+def test_what_is_left_in_the_model_is_the_average_of_its_weights(tmp_path: Path) -> None:
+    teacher, student, batches = _parts()
+    finetune(student, student, teacher, batches, 3, _config(), tmp_path)
+    state = load_file(tmp_path / "state-30.safetensors")
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, state[f"ema/{name}"]) and not torch.allclose(value, state[f"model/{name}"], atol=1e-4)
+
+
 def test_untouched_model_is_the_optimum_of_the_teacher_target() -> None:
     teacher, _, batches = _parts()
     student = copy.deepcopy(teacher)

@@ -55,6 +55,57 @@ def test_error_and_variance_are_the_plain_sums() -> None:
     assert explained(0.0, 2.0) == 1 and explained(2.0, 2.0) == 0
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_ridge_is_a_share_of_the_features_variance(bias: bool) -> None:
+    """numpy's ridge regression, whose bias is free; in other units of features and outputs it is the same map."""
+    f, y = (part.double().numpy() for part in problem())
+    moments, other = Moments(12, 5), Moments(12, 5)
+    moments.add(torch.tensor(f), torch.tensor(y))
+    other.add(torch.tensor(1000 * f), torch.tensor(0.1 * y))
+    weight, offset = moments.solve(bias=bias, ridge=0.3)
+    x, z = (f - f.mean(0), y - y.mean(0)) if bias else (f, y)
+    gram = x.T @ x / len(x)
+    wanted = np.linalg.solve(gram + 0.3 * np.trace(gram) / 12 * np.eye(12), x.T @ z / len(x))
+    np.testing.assert_allclose(weight.T, wanted, rtol=1e-9, atol=1e-9)
+    rescaled, moved = other.solve(bias=bias, ridge=0.3)
+    torch.testing.assert_close(rescaled * 1000 / 0.1, weight, rtol=1e-9, atol=1e-9)
+    if bias:
+        np.testing.assert_allclose(offset, y.mean(0) - wanted.T @ f.mean(0), rtol=1e-9)
+        torch.testing.assert_close(moved / 0.1, offset, rtol=1e-9, atol=1e-9)
+
+
+def test_a_start_is_solved_on_latents_with_their_noise() -> None:
+    """numpy's least squares over both passes, on what a hook sees at the site with the noise of the draws by hand."""
+    from test_graft import batch, tiny
+
+    from grafting.diffusion import draw
+    from grafting.graft import graft
+    from grafting.plan import Plan
+
+    plan = Plan.explicit(site="attn", operator="hyena_x", blocks=[2])
+    solved = graft(tiny(), plan, init="solve", seed=5, calibration=batch, calibration_batches=2)
+    model, seen = tiny(), []
+    model.transformer_blocks[2].attn1.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
+    signal = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    with torch.no_grad():
+        for index in (0, 1):
+            z, y = batch(index)["z"], batch(index)["y"]
+            noise, t = draw(z.shape, 1000, 5, -1 - index)
+            kept = torch.tensor(signal[t]).float()[:, None, None, None]
+            model(kept.sqrt() * z + (1 - kept).sqrt() * noise, timestep=t, class_labels=y)
+        ((site, operator),) = solved.operators().items()
+        design = np.concatenate([operator.features(inputs).flatten(0, 1).double().numpy() for inputs, _ in seen])
+    outputs = np.concatenate([output.flatten(0, 1).double().numpy() for _, output in seen])
+    x, y = design - design.mean(0), outputs - outputs.mean(0)
+    small = np.sqrt(1e-6 * (x**2).sum() / 32) * np.eye(32)  # the ridge, as rows of a regression
+    wanted, *_ = np.linalg.lstsq(np.concatenate([x, small]), np.concatenate([y, np.zeros((32, 32))]))
+    layer = operator.out_projection
+    np.testing.assert_allclose(x @ layer.weight.detach().numpy().T, x @ wanted, atol=1e-5)
+    offset = outputs.mean(0) - design.mean(0) @ wanted
+    np.testing.assert_allclose(layer.bias.detach().numpy(), offset, atol=1e-3)
+    assert solved.explained[site] == pytest.approx(1 - ((x @ wanted - y) ** 2).sum() / (y**2).sum(), abs=1e-5)
+
+
 def test_no_rows_and_fewer_rows_than_features() -> None:
     moments = Moments(12, 5)
     with pytest.raises(ValueError, match="nothing to solve from"):

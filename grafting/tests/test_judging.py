@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from grafting.cli import main
+from grafting.data import LabelledImages, write_subset
 from grafting.data.stream import ImageStream
 from grafting.measure.quality import Features, Reference
 from grafting.measure.quality.extractors import ExtractorConfig, ExtractorError, extractor_of
-from grafting.study import RunRecipe, Study, run
+from grafting.study import RunRecipe, Study, run, stages
+from grafting.study.recipe import DistillStage, FinetuneStage
 
 OWN = """
 import torch
@@ -167,6 +170,38 @@ def test_a_study_judges_by_a_users_extractor_over_images_on_disk(tiny_teacher: P
     with pytest.raises(ValueError, match="samples 24: the floor needs as many held-out images, and there are 3"):
         np.save(tmp_path / "few.npy", np.zeros((3, 1, 4, 4), np.uint8))
         Study(recipe(bare, changes[0], f"evaluate.floor={tmp_path / 'few.npy'}"), tmp_path / "x")
+
+
+def test_one_half_is_learnt_from_and_the_other_judged_on(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training images are dark, held-out ones bright; which of the two a stage, a loss or a floor sees is plain."""
+    dark, bright = (
+        LabelledImages(images=torch.randint(low, low + 90, (30, 1, 4, 4)) / 127.5 - 1, labels=torch.arange(30) % 3)
+        for low in (0, 160)
+    )
+    write_subset(tmp_path / "halves.npz", dark, bright)
+    study = Study(recipe(tiny_teacher, f"data={tmp_path / 'halves.npz'}"), tmp_path / "out", lambda line: None)
+    seen: dict[str, torch.Tensor] = {}
+
+    def taught(handle: object, batches: Any, null: int, config: object, out: None, heldout: Any, team: None) -> Any:
+        seen.update(learnt=batches(0)["z"], heldout=heldout(0)["z"])
+        return {}
+
+    def tuned(model: object, student: object, teacher: object, batches: Any, *_: object, **__: object) -> None:
+        seen["tuned"] = batches(0)["z"]
+
+    monkeypatch.setattr(stages, "distill", taught)
+    monkeypatch.setattr(stages, "finetune", tuned)
+    stages.stage_one(None, DistillStage(steps=1, batch=8), study.material)  # type: ignore[arg-type]
+    stages.stage_two(study.teacher, FinetuneStage(steps=1, batch=8), study.material)
+    assert seen["learnt"].max() < 0 and seen["tuned"].max() < 0
+    assert seen["heldout"].min() > 0 and study.triples.z.min() > 0
+    with torch.no_grad():
+        real, held = (study.judging.extractor(half.images).pool for half in (dark, bright))
+    torch.testing.assert_close(study.judging.floor.pool, held[:24], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(study.reference.moments.mean, real.mean(0), rtol=1e-4, atol=1e-5)
+    assert (real.mean(0) - held.mean(0)).abs().max() > 0.01
 
 
 def test_evaluate_takes_an_extractor_and_a_reference(

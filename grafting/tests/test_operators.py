@@ -149,6 +149,12 @@ def test_formulas_agree_with_counting(name: str, options: dict[str, Any], width:
     assert cls.flops(width, heads, tokens, **options) == counter.get_total_flops()
 
 
+@each_variant
+def test_the_formula_of_features_is_what_the_last_layer_reads(name: str, options: dict[str, Any]) -> None:
+    operator = operators.build(name, width=WIDTH, heads=HEADS, tokens=36, **options)
+    assert operators.get(name).count_features(WIDTH, operator.options) == operator.out_projection.in_features
+
+
 @each
 def test_forward_is_the_last_linear_layer_of_the_features(name: str) -> None:
     operator = made(name, 36)

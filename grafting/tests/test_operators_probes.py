@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import kstest
 from torch import Tensor, nn
 
 from grafting import operators
@@ -141,6 +143,45 @@ def test_mamba2_both_ways_is_a_recurrence_each_way() -> None:
     torch.testing.assert_close(both(x.flip(1)), both(x).flip(1))
 
 
+@pytest.mark.parametrize("back", ["", "_back"])
+def test_mamba2_starts_with_the_published_steps_and_decays(back: str) -> None:
+    """Over 2,048 heads: steps log-uniform from 0.001 to 0.1, decays uniform from 1 to 16, the input let through."""
+    torch.manual_seed(4)
+    operator = operators.build("mamba2", width=256, head_dim=1, expand=8, direction="both")
+    step = F.softplus(getattr(operator, f"dt_bias{back}").double()).detach().log10()
+    decay = getattr(operator, f"A_log{back}").double().detach().exp()
+    assert len(step) == len(decay) == 2048
+    assert -1 - 6e-3 < step.max() < -1 + 1e-5  # the inverse of softplus is no mere logarithm
+    assert kstest(step, "uniform", (-3, 2)).pvalue > 1e-3 and kstest(decay, "uniform", (1, 15)).pvalue > 1e-3
+    assert set(getattr(operator, f"D{back}").tolist()) == {1.0}
+
+
+def test_mamba2_s_norm_by_hand() -> None:
+    """On numbers so small that the constant beneath the root counts."""
+    torch.manual_seed(4)
+    norm = operators.build("mamba2", width=WIDTH).norm.double()
+    norm.weight.data += 0.3 * torch.randn_like(norm.weight)
+    x, z = 4e-3 * torch.randn(5, 2 * WIDTH, dtype=torch.float64), torch.randn(5, 2 * WIDTH, dtype=torch.float64)
+    gated = x.numpy() * z.numpy() / (1 + np.exp(-z.numpy()))
+    wanted = gated / np.sqrt((gated**2).mean(-1, keepdims=True) + 1e-5) * norm.weight.detach().numpy()
+    np.testing.assert_allclose(norm(x, z).detach().numpy(), wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["hyena_se", "hyena_y"])
+def test_a_fresh_inner_filter_lets_everything_through(name: str) -> None:
+    """Features are q · k · v, of what torch's own causal convolution makes of the projection where there is one."""
+    torch.manual_seed(4)
+    operator = operators.build(name, width=WIDTH)
+    x = torch.randn(2, N, WIDTH)
+    h = operator.in_proj(x)
+    if name == "hyena_se":
+        h = F.conv1d(F.pad(h.transpose(1, 2), (3, 0)), *operator.short_filter.parameters(), groups=3 * WIDTH)
+        h = h.transpose(1, 2)
+    q, k, v = h.chunk(3, dim=-1)
+    torch.testing.assert_close(operator.features(x), q * k * v)
+    assert not operator.inner_filter.bias.any()
+
+
 def test_filter_is_torch_s_causal_convolution() -> None:
     conv = nn.Conv1d(6, 6, 4, groups=6, padding=3).double()
     x = torch.randn(2, 13, 6, dtype=torch.float64)
@@ -241,6 +282,49 @@ def test_local_mean_starts_from_values_and_their_mean() -> None:
     v = teacher.qkv(x).chunk(3, dim=-1)[2]
     expected = torch.cat([v, v.mean(1, keepdim=True).expand_as(v)], dim=-1)
     torch.testing.assert_close(student.features(x, grid=GRID), expected)
+
+
+def test_local_mean_s_copied_output_reads_half_of_each() -> None:
+    teacher, student = made("mha"), made("local_mean")
+    assert student.copy_from_attention(*attention_weights(teacher))
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    v = teacher.qkv(x).chunk(3, dim=-1)[2]
+    torch.testing.assert_close(student(x, grid=GRID), teacher.proj((v + v.mean(1, keepdim=True)) / 2))
+
+
+def test_a_copied_linear_attention_is_its_kernel_over_the_source_s_projections() -> None:
+    teacher, student = made("mha"), made("linear")
+    assert student.copy_from_attention(*attention_weights(teacher))
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    q, k, v = (part.unflatten(-1, (HEADS, -1)) for part in teacher.qkv(x).chunk(3, dim=-1))
+    pairs = torch.einsum("bnhc,bmhc->bhnm", F.elu(q) + 1, F.elu(k) + 1)
+    mixed = torch.einsum("bhnm,bmhc->bnhc", pairs / pairs.sum(-1, keepdim=True), v).flatten(2)
+    torch.testing.assert_close(student(x), teacher.proj(mixed), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mha", "swa", "linear", "local_mean", "hyena_se", "hyena_y"])
+def test_a_source_without_biases_is_one_whose_biases_are_zero(name: str) -> None:
+    qkv, out = attention_weights(made("mha"))
+    bare, zero = made(name), made(name)
+    assert bare.copy_from_attention((qkv[0], None, qkv[2], None, qkv[4], None), (out[0], None))
+    zeros = [torch.zeros_like(bias) for bias in qkv[1::2]]
+    assert zero.copy_from_attention(
+        (qkv[0], zeros[0], qkv[2], zeros[1], qkv[4], zeros[2]), (out[0], torch.zeros_like(out[1]))
+    )
+    for key, value in zero.state_dict().items():
+        assert torch.equal(bare.state_dict()[key], value), key
+    assert not bare.out_projection.bias.any()
+
+
+@pytest.mark.parametrize("ratio", [3, 4, 6])
+def test_an_mlp_without_biases_is_copied_as_one(ratio: int) -> None:
+    teacher, student = made("mlp"), made("mlp", ratio=ratio)
+    assert student.copy_from_mlp((teacher.fc1.weight, None), (teacher.fc2.weight, None))
+    assert not student.fc2.bias.any() and not student.fc1.bias[: min(ratio, 4) * WIDTH].any()
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    if ratio >= 4:
+        hidden = F.gelu(F.linear(x, teacher.fc1.weight), approximate="tanh")
+        torch.testing.assert_close(student(x), F.linear(hidden, teacher.fc2.weight))
 
 
 def test_says_when_nothing_was_copied() -> None:

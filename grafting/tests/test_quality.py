@@ -8,9 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from grafting.measure.quality import (
     ClassifierExtractor,
+    Estimate,
     Features,
     Moments,
     Protocol,
@@ -27,6 +30,7 @@ from grafting.measure.quality import (
     precision_recall,
     recognition,
 )
+from grafting.random import generator
 from grafting.sampling import Sampling
 
 RNG = np.random.default_rng(0)
@@ -185,6 +189,62 @@ def test_sfid_and_fid_of_an_evaluation_equal_torchmetrics():
         assert found.figures[name].value == pytest.approx(_compute_fid(*moments[0], *moments[1]).item(), rel=1e-6)
         assert found.floors[name] == pytest.approx(_compute_fid(*moments[2], *moments[1]).item(), rel=1e-6)
         assert found.figures[f"{name}_minus_floor"].low is None  # no bootstrap, no interval
+
+
+def covered(points: torch.Tensor, centres: torch.Tensor) -> float:
+    """Share of points within a ball of a centre that reaches to its third neighbour."""
+    radii = torch.cdist(centres, centres).sort(1).values[:, 3]
+    return (torch.cdist(points, centres) <= radii).any(1).double().mean().item()
+
+
+def test_every_figure_stands_under_its_name_and_floors_are_of_the_floor():
+    """Samples of one narrow mode: all of them look real, and much of what is real is missing."""
+    x = as_features(0.5 * features(120, width=4, seed=1))
+    z, y = as_features(features(120, width=4, shift=0.2, seed=2)), as_features(features(300, width=4, seed=3))
+    labels = torch.arange(120) % 4
+    found = evaluate(x, y, z, replace(PROTOCOL, n=120), labels=labels, bootstraps=0)
+    real = y.pool[:120]
+    for figures, part in (({k: v.value for k, v in found.figures.items()}, x), (found.floors, z)):
+        assert figures["precision"] == pytest.approx(covered(part.pool, real))
+        assert figures["recall"] == pytest.approx(covered(real, part.pool))
+        assert figures["kid"] == pytest.approx(mmd(part.pool.numpy(), y.pool.numpy()))
+        assert figures["inception_score"] == pytest.approx(inception_score(part.logits))
+        assert figures["fid"] == pytest.approx(fid_of(part, y))
+    assert found.figures["precision"].value > found.figures["recall"].value + 0.1
+    assert found.figures["recognised"].value == (x.logits.argmax(1) == labels).double().mean().item()
+    assert found.figures.keys() - found.floors.keys() == {"fid_minus_floor", "sfid_minus_floor", "recognised"}
+
+
+def test_the_intervals_of_shares_and_of_differences_by_hand():
+    """The binomial's half width, cut at nothing and at all; two intervals of 3 and 4 to either side make one of 5."""
+    sure, shares = as_features(features(120, width=4)), {}
+    right = sure.logits.argmax(1)
+    for wrong in (0, 1, 90):
+        labels = torch.where(torch.arange(120) < wrong, (right + 1) % 4, right)
+        shares[wrong] = evaluate(sure, sure, sure, replace(PROTOCOL, n=120), labels=labels, bootstraps=0)
+    half = norm.ppf(0.975) * (0.25 * 0.75 / 120) ** 0.5
+    quarter = shares[90].figures["recognised"]
+    assert (quarter.low, quarter.value, quarter.high) == pytest.approx((0.25 - half, 0.25, 0.25 + half))
+    assert shares[1].figures["recognised"].high == shares[0].figures["recognised"].high == 1.0
+    apart = Estimate(value=10.0, low=7.0, high=13.0).minus(Estimate(value=4.0, low=0.0, high=8.0))
+    assert (apart.low, apart.value, apart.high) == pytest.approx((1.0, 6.0, 11.0))
+    assert Estimate(value=10.0).minus(apart) == Estimate(value=4.0)
+
+
+def test_the_interval_of_kid_is_student_s_over_the_groups_left_out():
+    """Twenty groups, in the order of the seed's permutations; squared MMDs without each, one by one."""
+    x, y = features(60, shift=0.3), features(80, seed=1)
+    found = kid(x, y, seed=3)
+    x, y = (z[torch.randperm(len(z), generator=generator(3, "kid", k)).numpy()] for k, z in enumerate((x, y)))
+    without = []
+    for k in range(20):
+        kept = [np.delete(z, range(k * len(z) // 20, (k + 1) * len(z) // 20), axis=0) for z in (x, y)]
+        without.append(mmd(*kept))
+    pseudo = 20 * mmd(x, y) - 19 * np.array(without)
+    error = pseudo.std(ddof=1) / np.sqrt(20)
+    half = student.ppf(0.975, 19) * error
+    assert found.standard_error == pytest.approx(error)
+    assert (found.low, found.high) == pytest.approx((mmd(x, y) - half, mmd(x, y) + half))
 
 
 def test_the_interval_of_fid_minus_floor_holds_the_chance_of_both():

@@ -82,6 +82,59 @@ def test_ddim_equals_diffusers_where_its_step_is_right(transformer):
     torch.testing.assert_close(got, z, atol=1e-3, rtol=1e-3)
 
 
+def test_ddim_with_another_schedule_equals_diffusers(transformer):
+    from diffusers import DDIMScheduler
+
+    theirs = DDIMScheduler(beta_start=2e-4, beta_end=0.012, timestep_spacing="leading", clip_sample=False)
+    theirs.set_timesteps(10)
+    z = torch.randn(4, 4, 4, generator=generator(0, "sample", 0))[None]
+    for t in theirs.timesteps:
+        z = theirs.step(model_call(transformer, z, int(t), torch.tensor([1]))[:, :4].float(), t, z).prev_sample
+    pipeline = Pipeline(transformer, scheduler={"beta_start": 2e-4, "beta_end": 0.012})
+    got = pipeline([1], sampling=Sampling(scheduler="ddim", steps=10, spacing="leading"))
+    torch.testing.assert_close(got, z, atol=1e-3, rtol=1e-3)
+
+
+def test_ddim_bounds_the_clean_sample_where_it_is_asked_to(transformer):
+    """By hand: the clean sample cut, the noise as it was predicted."""
+    n, y = 6, torch.tensor([2, 0])
+    z = torch.stack([torch.randn(4, 4, 4, generator=generator(1, "sample", k)) for k in range(2)]).double()
+    steps, beyond = [int(t) for t in torch.linspace(999, 0, n).round()], 0.0
+    for t, after in zip(steps, [*steps[1:], None], strict=True):
+        a, b = alphas()[t], torch.tensor(1.0) if after is None else alphas()[after]
+        noise = model_call(transformer, z, t, y)[:, :4]
+        clean = (z - (1 - a).sqrt() * noise) / a.sqrt()
+        beyond = max(beyond, clean.abs().max().item())
+        z = b.sqrt() * clean.clamp(-1, 1) + (1 - b).sqrt() * noise
+    got = Pipeline(transformer)(y, sampling=Sampling(scheduler="ddim", steps=n, clip=True), seed=1)
+    assert beyond > 2
+    torch.testing.assert_close(got.double(), z, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_ddpm_without_a_learned_variance_takes_the_posterior_s(clip):
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=4, patch_size=1,
+        num_embeds_ada_norm=5,
+    )  # fmt: skip
+    n, y, source = 5, torch.tensor([3]), generator(2, "sample", 0)
+    z = torch.randn(4, 4, 4, generator=source)[None].double()
+    steps = [int(t) for t in torch.linspace(999, 0, n).round()]
+    for t, after in zip(steps, [*steps[1:], None], strict=True):
+        a, before = alphas()[t], torch.tensor(1.0, dtype=torch.float64) if after is None else alphas()[after]
+        beta = 1 - a / before
+        clean = (z - (1 - a).sqrt() * model_call(model, z, t, y)) / a.sqrt()
+        clean = clean.clamp(-1, 1) if clip else clean
+        z = before.sqrt() * beta / (1 - a) * clean + (1 - beta).sqrt() * (1 - before) / (1 - a) * z
+        if after is not None:
+            z = z + ((1 - before) / (1 - a) * beta).sqrt() * torch.randn(1, 4, 4, 4, generator=source).double()
+    got = Pipeline(model)(y, sampling=Sampling(scheduler="ddpm", steps=n, clip=clip), seed=2)
+    torch.testing.assert_close(got.double(), z, atol=2e-3, rtol=2e-3)
+
+
 def test_ddpm_uses_the_learned_variance_of_the_respaced_chain(transformer):
     n, seed, y = 5, 2, torch.tensor([3])
     source = generator(seed, "sample", 0)

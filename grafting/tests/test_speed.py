@@ -142,3 +142,68 @@ def test_speed_and_bound_of_a_hybrid_are_timed_in_turn(
     assert list(timed) == names and row["speedup"] == timed["hybrid"].speedup_over(timed["teacher"])
     wanted = timed["bound"].speedup_over(timed["teacher"]) if "bound" in timed else None
     assert row["time_bound"] == wanted
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_each_clock_runs_what_it_is_called_after(private: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which operators and originals each runs, and in which blocks an attention core: the bound's lacks those alone
+    that the hybrid swaps."""
+    from collections.abc import Callable, Mapping
+
+    from test_graft import tiny
+    from torch.overrides import TorchFunctionMode
+
+    from grafting.graft import graft, ungraft
+    from grafting.measure.speed import Latency
+    from grafting.plan import Plan
+    from grafting.study import timing
+    from grafting.study.recipe import SpeedStage
+
+    teacher = tiny()
+    originals = [block.attn1 for block in teacher.transformer_blocks]
+    handle = graft(teacher, Plan.interleaved(site="attn", operator="swa"), init="random")
+    if private:
+        handle = handle.own_copy()
+        ungraft(teacher)
+    operators = {site.block: operator for site, operator in handle.operators().items()}
+    kept = [block.attn1 for block in handle.model.transformer_blocks]
+    ran: list[str] = []
+    places: list[int] = []
+    cores: list[int] = []
+    found: dict[str, tuple[list[str], list[int]]] = {}
+
+    def watch(module: nn.Module, name: str, block: int) -> None:
+        def note(*_: object) -> None:
+            ran.append(f"{name} {block}")
+            places.append(block)
+
+        module.register_forward_pre_hook(note)
+
+    for block, module in enumerate(originals):
+        watch(module, "original", block)
+        if block in operators:
+            watch(operators[block], "operator", block)
+        elif private:
+            watch(kept[block], "copy", block)
+
+    class Cores(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is nn.functional.scaled_dot_product_attention:
+                cores.append(places[-1])
+            return func(*args, **(kwargs or {}))
+
+    def once(calls: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Latency]:
+        for name, call in calls.items():
+            ran.clear()
+            cores.clear()
+            with Cores(), torch.no_grad():
+                call()
+            found[name] = (list(ran), list(cores))
+        return dict.fromkeys(calls, Latency(minimum=1.0, low=1.0, median=1.0, high=1.0, rounds=rounds, threads=1))
+
+    monkeypatch.setattr(timing, "latency", once)
+    timing.speed_rows(handle, teacher, SpeedStage(batch=1, rounds=2))
+    whole, mine = [f"original {block}" for block in range(4)], "copy" if private else "original"
+    assert found["teacher"] == (whole, [0, 1, 2, 3])
+    assert found["hybrid"] == ([f"{mine} 0", "operator 1", f"{mine} 2", "operator 3"], [0, 2])
+    assert found["bound"] == (whole, [0, 2])

@@ -15,18 +15,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from grafting import operators
 from grafting.claims import ClaimError, locked
 from grafting.cli import main
 from grafting.cost import plan_cost
+from grafting.graft import ungraft
 from grafting.measure.denoising import denoising_losses
-from grafting.plan import PlanError
+from grafting.plan import Plan, PlanError
 from grafting.report import Results, read_results
 from grafting.settings import SettingsError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
 from grafting.study.parts import part
-from grafting.study.stages import denoiser, part_flops, training_flops
+from grafting.study.stages import Material, begin, denoiser, part_flops, training_flops
 
 TEXT = """
 plan: {edits: [{site: attn, blocks: interleaved 50%, operator: hyena_x}]}
@@ -123,6 +126,43 @@ def test_controls_are_what_they_say(finished: tuple[Path, Results], tiny_teacher
     procedure = open_model(str(out / "procedure" / "model")).transformer
     pairs = zip(procedure.state_dict().items(), teacher.state_dict().items(), strict=True)
     assert any(not torch.equal(a, b) for (_, a), (_, b) in pairs)
+
+
+def test_random_controls_are_the_bits_of_their_seed(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Untrained is what no stage has moved, though the recipe has both; self starts as the teacher's own kind: a
+    perceptron of ratio 4 at an MLP, softmax attention, torch's, at an attention."""
+    narrow = ("plan.edits.0={site: mlp, blocks: interleaved 50%, operator: mlp, options: {ratio: 3}}", "budget=0")
+    for name, kind, changes in (("untrained", "hyena_x", ()), ("self", "mlp", narrow), ("self", "mha", ("budget=0",))):
+        made = recipe(tiny_teacher, f"controls=[{name}]", "seed=3", *changes)
+        study = Study(made, tmp_path / kind, say=lambda line: None)
+        study.train(next(entry for entry in study.entries if entry.name == name))
+        handle = open_model(str(tmp_path / kind / name / "model")).graft
+        assert handle is not None and [site.block for site in handle.switches] == [1, 3]
+        for site, operator in handle.operators().items():
+            torch.manual_seed(3 + site.block)
+            fresh = operators.build(kind, width=32, heads=2, tokens=16).state_dict()
+            assert operator.state_dict().keys() == fresh.keys()
+            assert all(torch.equal(value, fresh[key]) for key, value in operator.state_dict().items())
+    x, oracle = torch.randn(2, 16, 32), nn.MultiheadAttention(32, 2, batch_first=True)
+    oracle.in_proj_weight.data, oracle.in_proj_bias.data = fresh["qkv.weight"], fresh["qkv.bias"]
+    oracle.out_proj.weight.data, oracle.out_proj.bias.data = fresh["proj.weight"], fresh["proj.bias"]
+    torch.testing.assert_close(operator(x), oracle(x, x, x, need_weights=False)[0])
+
+
+def test_a_start_sees_and_pays_for_as_many_samples_as_it_is_told(tiny_teacher: Path) -> None:
+    """130 in three passes, the last of two; per sample the teacher's pass, two operators, and the sums of features by
+    themselves and by outputs."""
+    model, plan = open_model(str(tiny_teacher)), Plan.interleaved(site="attn", operator="hyena_x")
+    passes: list[int] = []
+    watched = model.transformer.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+    for calibration in (130, 64, 20):
+        begin(model.transformer, plan, Material(model), init="solve", seed=0, calibration=calibration)
+        ungraft(model.transformer)
+    watched.remove()
+    assert passes == [64, 64, 2, 64, 20]
+    cost = plan_cost(plan, model.transformer)
+    sample = cost.flops_before + 2 * operators.get("hyena_x").flops(32, 2, 16) + 2 * 2 * 16 * 32 * (32 + 32)
+    assert part_flops(cost, calibration=130, one=None, two=None) == {"solved start": 130 * sample}
 
 
 def test_cost_counts_every_pass(finished: tuple[Path, Results], tiny_teacher: Path) -> None:

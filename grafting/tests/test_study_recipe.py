@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.resources import files
 from typing import Any
 
 import pytest
 import yaml
 
+from grafting.diffusion import Levels
 from grafting.hosts import bundled_config
 from grafting.operators import list_operators
 from grafting.settings import SettingsError
-from grafting.study.recipe import RunRecipe
+from grafting.study.recipe import DistillStage, FinetuneStage, RunRecipe
+from grafting.training.distill import SiteConfig
 
 TEXT = """
 teacher: fashion
@@ -96,6 +99,37 @@ def test_budget_scales_both_stages_and_zero_leaves_the_start_alone() -> None:
     half = RunRecipe.from_yaml(TEXT, ["budget=0.5"]).stages
     assert half[0] is not None and half[1] is not None and (half[0].steps, half[1].steps) == (100, 150)
     assert RunRecipe.from_yaml(TEXT, ["budget=0"]).stages == (None, None)
+
+
+def arrived(stage: Any, *configs: Any) -> set[str]:
+    """The settings of a stage that configurations of the same names hold as they are; all others must have none."""
+    own = {f.name for f in fields(stage)}
+    found = [(f, config) for config in configs for f in fields(config) if f.name in own]
+    for f, config in found:
+        assert getattr(config, f.name) == getattr(stage, f.name) != f.default, f.name
+    return {f.name for f, _ in found}
+
+
+def test_every_setting_of_a_stage_arrives_where_it_is_used() -> None:
+    """None of them is the default, neither of the stage nor of what it is handed to."""
+    sites = (SiteConfig(lr=k, weight_decay=k / 10, loss="huber") for k in (1.0, 2.0, 3.0))
+    one = DistillStage(
+        steps=7, batch=3, **dict(zip(("attn", "mlp", "group"), sites, strict=True)), clip=3.0, warmup=0.3,
+        halve=(0.4,), gate_weighted=True, levels=Levels(centre=1.0), label_dropout=0.3, evaluate_every=2,
+        heldout_batches=5, floor=0.2, patience=4, precision="bf16", save_every=9,
+    )  # fmt: skip
+    two = FinetuneStage(
+        steps=7, batch=3, lr=0.5, target="mixture", train="grafted", weight_decay=0.3, warmup=0.3, schedule="constant",
+        clip=3.0, ema=0.4, ema_horizon=0.6, optimizer="muon", levels=Levels(centre=1.0), weight_power=0.5,
+        weight_cap=9.0, label_dropout=0.3, variance_weight=0.7, features=0.4, fade=0.3, precision="bf16",
+        checkpointing=True, save_every=9, log_every=8,
+    )  # fmt: skip
+    first, second = one.config(seed=5), two.config(seed=6)
+    assert {f.name for f in fields(one)} - arrived(one, first) == {"batch"}
+    assert {f.name for f in fields(two)} - arrived(two, second, second.loop) == {"batch", "target", "train", "lora"}
+    assert (first.seed, second.seed, second.teacher_share) == (5, 6, (1.0, 0.0))
+    changed = [getattr(stage, f.name) != f.default for stage in (one, two) for f in fields(stage) if f.name != "lora"]
+    assert all(changed)
 
 
 @pytest.mark.parametrize("first", ["import grafting.graft", "from grafting.graft import Grafted", "import grafting"])

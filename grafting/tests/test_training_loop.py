@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from scipy.stats import norm
 
 from grafting.data import Batches
 from grafting.diffusion import Diffusion, Levels, draw, drop_labels
@@ -148,6 +150,55 @@ def test_step_is_adamw_with_the_clipped_gradient() -> None:
     assert model.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.3) - 0.1 * update, rel=1e-5)
 
 
+def test_two_steps_are_adamw_by_hand() -> None:
+    """Moments, their corrections and the decay of weights, over two gradients that differ."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    gradients, (one, two) = (0.5, -3.0), (0.8, 0.95)
+    config = LoopConfig(
+        steps=10, lr=0.1, warmup=0.0, schedule="constant", clip=None, weight_decay=0.3, betas=(one, two)
+    )
+    Loop(model, lambda step: {"l": model.weight.sum() * gradients[step]}, config, None, "hand").run(until=2)
+    weight, first, second = 2.0, 0.0, 0.0
+    for k, gradient in enumerate(gradients, 1):
+        first, second = one * first + (1 - one) * gradient, two * second + (1 - two) * gradient**2
+        weight *= 1 - 0.1 * 0.3
+        weight -= 0.1 * first / (1 - one**k) / ((second / (1 - two**k)) ** 0.5 + 1e-8)
+    assert model.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
+def test_the_rate_rises_and_falls_as_its_closed_form() -> None:
+    """Of 100 steps a tenth warm up, linearly to the whole rate; then half a cosine to a hundredth of it."""
+    cosine = LoopConfig(steps=100, lr=0.2, warmup=0.1)
+    wanted = {0: 0.02, 4: 0.1, 9: 0.2, 10: 0.2, 55: 0.2 * (0.01 + 0.99 / 2)}
+    wanted[99] = 0.2 * (0.01 + 0.99 * np.cos(np.pi * 89 / 180) ** 2)
+    assert [cosine.rate(step) for step in wanted] == pytest.approx(list(wanted.values()))
+    constant = LoopConfig(steps=100, lr=0.2, warmup=0.1, schedule="constant")
+    assert [constant.rate(step) for step in (0, 9, 10, 55, 99)] == pytest.approx([0.02, 0.2, 0.2, 0.2, 0.2])
+
+
+@pytest.mark.parametrize(("ema", "share"), [(0.999, 0.1), (0.5, 1.0), (0.999, 1.0)])
+def test_the_average_of_the_weights_is_what_its_settings_say(ema: float, share: float) -> None:
+    """30 steps of one weight: the horizon cut to three steps, the setting itself, and the rise of early steps alone."""
+    model, steps, weights = torch.nn.Linear(1, 1, bias=False), 30, []
+
+    def losses(step: int) -> dict[str, torch.Tensor]:
+        weights.append(model.weight.item())
+        return {"l": (model.weight - step % 7).square().sum()}
+
+    config = LoopConfig(steps=steps, lr=0.3, schedule="constant", ema=ema, ema_horizon=share)
+    loop = Loop(model, losses, config, None, "one")
+    loop.run()
+    average = weights[0]
+    for step, weight in enumerate([*weights[1:], model.weight.item()]):
+        horizon = min(1 / (1 - ema), share * steps)
+        decay = min(1 - 1 / horizon, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    assert loop.ema["weight"].item() == pytest.approx(average, rel=1e-5)
+    assert abs(average - model.weight.item()) > 0.01
+
+
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(1, 30), size=st.integers(1, 17), seed=st.integers(0, 5))
 def test_every_epoch_visits_each_sample_once(n: int, size: int, seed: int) -> None:
@@ -228,6 +279,25 @@ def test_bound_is_the_gaussian_kl() -> None:
     p, q = (torch.distributions.Normal(m, s) for m, s in ((mean(z), small.sqrt()), (mean(start_hat), scale)))
     expected = torch.distributions.kl_divergence(p, q).flatten(1).mean(1) / torch.log(torch.tensor(2.0))
     torch.testing.assert_close(d.bound(z, zt, t, hat, v), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("start", [-0.99, 0.3, 0.995])
+def test_the_bound_at_the_last_step_is_the_mass_of_a_bin(start: float) -> None:
+    """scipy over the 256 values of a byte, of which the first and the last take the tails; all of it is there."""
+    d, v = Diffusion(), 0.2
+    z = torch.linspace(-1, 1, 256, dtype=torch.float64)[:, None, None, None]
+    hat, t = torch.full_like(z, 0.7), torch.zeros(256, dtype=torch.int64)
+    beta = np.linspace(1e-4, 0.02, 1000)[:2]
+    zt = torch.full_like(z, (1 - beta[0]) ** 0.5 * start + beta[0] ** 0.5 * 0.7)
+    # At t = 0 the smallest variance is zero: that of t = 1 stands for it, as in the original.
+    smallest = beta[1] * beta[0] / (1 - (1 - beta).prod())
+    assert d.log_variance_range()[0][0].item() == pytest.approx(np.log(smallest))
+    scale = np.exp(((v + 1) / 2 * np.log(beta[0]) + (1 - v) / 2 * np.log(smallest)) / 2)
+    upto = norm.cdf((np.linspace(-1, 1, 256)[:-1] + 1 / 255 - start) / scale)
+    mass = np.diff([0.0, *upto, 1.0])
+    found = np.exp2(-d.bound(z, zt, t, hat, torch.full_like(z, v)).numpy())
+    np.testing.assert_allclose(found, np.maximum(mass, 1e-12), rtol=1e-6, atol=1e-13)
+    assert found.sum() == pytest.approx(1, abs=1e-9) and mass.max() < 0.9
 
 
 def test_variance_term_does_not_move_the_mean() -> None:

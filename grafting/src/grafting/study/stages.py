@@ -219,8 +219,21 @@ def begin(
     size = min(CALIBRATION_BATCH, max(calibration, 1))
     batches = material.batches(size, seed) if calibration and init in ("default", "solve") else None
     count = -(-calibration // size)
+
+    def shown(step: int) -> dict[str, Any]:
+        """A batch; of the last one as many samples as are left."""
+        assert batches is not None
+        batch, left = batches(step), slice(calibration - step * size)
+        return {"z": batch["z"][left], "y": rows(batch["y"], left)}
+
     return graft(
-        model, plan, init=init, seed=seed, calibration=batches, calibration_batches=count, calibration_room=room
+        model,
+        plan,
+        init=init,
+        seed=seed,
+        calibration=None if batches is None else shown,
+        calibration_batches=count,
+        calibration_room=room,
     )
 
 
