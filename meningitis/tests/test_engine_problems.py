@@ -120,6 +120,21 @@ def test_more_of_the_set_against_dop853():
     np.testing.assert_allclose(runs[0]["j"][0], bessel, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("equations", "parameters", "name"),
+    [
+        ({"x": "-x"}, {"x": 2.0}, "x"),
+        ({"x": "-x"}, {"initial_x": 5.0}, "initial_x"),
+        ({"x": "-x", "initial_x": "x"}, {}, "initial_x"),
+        ({"t": "-t"}, {}, "t"),
+        ({"x": "-t*x"}, {"t": 1.0}, "t"),
+    ],
+)
+def test_a_name_that_would_stand_for_two_things_is_refused(equations, parameters, name):
+    with pytest.raises(ValueError, match=f"^{name} would stand for two things"):
+        solve_ode(equations, initial=dict.fromkeys(equations, 1.0), parameters=parameters, times=TIMES)
+
+
 def conditions(weights, matrix, nodes):
     """Left-hand sides and values of the 17 order conditions up to order 5, as (order, left, right).
 

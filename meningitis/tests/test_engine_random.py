@@ -41,7 +41,7 @@ def kernel_run(system, sets, times, rtol, atol, lanes=2):
     out, peaks = np.empty((n, len(times), components)), np.empty((n, len(system.watched), 2))
     status, steps = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
     with np.errstate(all="ignore"):
-        interpreted(system, lanes)(sets, times, times[-1], rtol, atol, 5000, out, peaks, status, steps)
+        interpreted(system, lanes)(sets, times, times[-1], rtol, atol, 5000, np.inf, out, peaks, status, steps)
     return out, peaks, status
 
 

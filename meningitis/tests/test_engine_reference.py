@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from textbook import build
 
 from meningitis.analysis import outcomes
-from meningitis.engine import simulate
+from meningitis.engine import crossings, reduce, simulate
 from meningitis.engine.status import Status
 from meningitis.model import Compartment, Distribution, Flow, InitialState, Model, Parameter
 from meningitis.models import BASIC
@@ -50,6 +51,43 @@ def test_a_negative_set_has_no_numbers_afterwards(reference: str | None) -> None
     finite = run.states[0][np.isfinite(run.states[0]).all(axis=1)]
     assert finite[0].tolist() == [10.0, 0.0] and finite.min() > -1e-7
     assert np.isnan(run.states[0, 4:]).all() and np.isnan(run.cumulative[0, 4:]).all()  # A is empty on day 10/3
+    assert np.isnan(run.peaks).all()
+
+
+SEASON = build(
+    "season", "A", "A", {"a": 0.0, "b": 0.0, "c": 0.0, "w": 1.0, "tau": 85.0, "N": 1e3},
+    [
+        (None, "A", "b*A^2/N", True), (None, "A", "c*N*exp(-(w*(t - tau))^2)", True),
+        (None, "A", "a*N*(1 + sin(w*t))", False), ("A", None, "a*A", False),
+    ],
+    {"A": "N"},
+)  # fmt: skip
+"""With b alone A = N / (1 - b t); with a alone, large, A follows N (1 + sin w t); c alone brings c N sqrt(pi)/w."""
+
+
+@pytest.mark.parametrize("reference", [None, "DOP853"])
+def test_a_set_that_radau_cannot_solve_either_has_no_peak(reference: str | None) -> None:
+    run = simulate(SEASON, parameters={"b": 1.0}, days=3, times=[0.0, 0.5, 3.0], reference=reference)
+    assert run.status[0] == Status.STEP_TOO_SMALL
+    assert np.isnan(run.states[0, -1]).all() and np.isnan(run.peaks).all()
+
+
+def test_the_peak_of_a_stiff_set_is_as_right_as_its_outputs() -> None:
+    run = simulate(SEASON, parameters={"a": 1e6}, days=3, times=np.linspace(0, 3, 31), max_steps=500)
+    assert run.status[0] == Status.FALLBACK
+    assert run["A"][0] == pytest.approx(1e3 * (1 + np.sin(run.times)), rel=1e-5)
+    assert run.peaks[0, 0] == pytest.approx([2e3, np.pi / 2], rel=1e-5)
+
+
+def test_dated_importations_are_met_by_steps_no_longer_than_they_last() -> None:
+    given, brought = {"c": 0.01, "w": 0.5}, 10 * np.sqrt(np.pi) / 0.5
+    for reference in (None, "DOP853"):
+        run = simulate(SEASON, parameters=given, days=365, times=[0.0, 365.0], max_step=2.0, reference=reference)
+        assert run["new_infections"][0, -1] == pytest.approx(brought, rel=1e-5)
+    swept = reduce(SEASON, {**given, "c": [0.01, 0.02]}, days=365, max_step=2.0)
+    assert swept["new_infections"] == pytest.approx([brought, 2 * brought], rel=1e-5)
+    (half,) = crossings(SEASON, f"new_infections - {brought / 2}", parameters=given, days=365, max_step=2.0)
+    assert half.time == pytest.approx(85, abs=1e-5)
 
 
 def test_an_analysis_names_the_set_that_failed() -> None:

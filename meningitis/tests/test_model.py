@@ -76,6 +76,10 @@ def test_a_model_in_a_dozen_lines_of_yaml():
     [
         ("rate: gamma*I", "rate: gama*I", "E001", "did you mean 'gamma'"),
         ("name: recovery", "name: infection", "E002", "declared twice"),
+        *(
+            ("name: beta", f"name: {name}", "E002", f"a parameter cannot be called '{name}'")
+            for name in ("cases", "deaths", "new_infections", "set", "time")
+        ),
         ("rate: gamma*I", "rate: gamma*", "E003", "expected"),
         ("rate: beta*S*I/N", "rate: beta*S*I", "E004", r"persons\^2/day"),
         ("rate: gamma*I", "rate: gamma*I + I", "E004", "different units"),

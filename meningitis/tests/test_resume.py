@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from meningitis.analysis import sampled
 from meningitis.cli import main
-from meningitis.engine import reduce
+from meningitis.engine import events, reduce, reduction
 from meningitis.models import BASIC
 from meningitis.progress import estimated
 
@@ -60,9 +61,25 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         reduce(BASIC, VALUES, checkpoint=path)
 
 
-def test_an_interrupted_global_sensitivity_goes_on(tmp_path, monkeypatch, capsys):
-    from meningitis.engine import reduction
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("__version__", "0.0.0"),
+        ("kernel", lambda system: SimpleNamespace(__module__="kernel_of_another_source")),
+        ("__file__", events.__file__),  # another source of the reduction
+    ],
+)
+def test_a_checkpoint_of_other_code_is_refused(name, other, tmp_path, monkeypatch):
+    path = tmp_path / "sweep.npz"
+    whole = reduce(BASIC, VALUES, checkpoint=path)
+    again = reduce(BASIC, VALUES, checkpoint=path)
+    np.testing.assert_array_equal(again["cases"], whole["cases"])
+    monkeypatch.setattr(reduction, name, other)
+    with pytest.raises(ValueError, match=r"another sweep .*version of the code"):
+        reduce(BASIC, VALUES, checkpoint=path)
 
+
+def test_an_interrupted_global_sensitivity_goes_on(tmp_path, monkeypatch, capsys):
     options = ["sensitivity", "--model", "basic", "--global", "--sobol-n", "64", "--lhs-n", "100", "--csv"]
     assert main(options) == 0
     whole = capsys.readouterr().out

@@ -108,10 +108,11 @@ def _names(model: Model, problems: list[Problem]) -> None:
         if not re.fullmatch(r"[^\W\d]\w*", name) or name == TIME or name in FUNCTIONS or name in CONSTANTS:
             message = f"'{name}' must be a word that is neither time '{TIME}' nor a function or constant of the grammar"
             problems.append(Problem(code="E002", where=f"name {name}", message=message))
-    # Columns of every table beside the compartments'.
-    for name in sorted({*CUMULATIVE, "set", "time"} & set(model.state_names)):
-        message = f"a compartment cannot be called '{name}': tables of runs have a column of that name"
-        problems.append(Problem(code="E002", where=f"compartment {name}", message=message))
+    # Columns of every table beside the compartments' and the swept parameters'.
+    for what, names in (("compartment", model.state_names), ("parameter", model.parameter_names)):
+        for name in sorted({*CUMULATIVE, "set", "time"} & set(names)):
+            message = f"a {what} cannot be called '{name}': tables of runs have a column of that name"
+            problems.append(Problem(code="E002", where=f"{what} {name}", message=message))
     if not model.compartments:
         problems.append(Problem(code="E009", where=f"model {model.name}", message="a model needs a compartment"))
     if not model.flows:

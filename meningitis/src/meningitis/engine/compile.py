@@ -15,7 +15,7 @@ from typing import Any
 from meningitis.engine.codegen import LANES, generate
 from meningitis.engine.system import System
 
-FORMAT = 3
+FORMAT = 4
 """Number of the calling convention of `solve`; part of a kernel's name, beside its source."""
 
 

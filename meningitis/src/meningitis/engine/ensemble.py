@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,8 @@ class Ensemble:
     """Solved trajectories.
 
     `times` (T,) days; `states` (n, T, states) and `cumulative` (n, T, integrals) persons; `peaks` (n, watched, 2)
-    value and day of each watched state's maximum; `status` (n,) of `Status`; `steps` (n,) attempted steps;
-    `parameters` name -> (n,).
+    value and day of each watched state's maximum, NaN in a set that failed; `status` (n,) of `Status`; `steps` (n,)
+    attempted steps; `parameters` name -> (n,).
     """
 
     times: Array
@@ -89,13 +90,17 @@ def simulate(
     reference: str | None = None,
     threads: int | None = None,
     max_steps: int = MAX_STEPS,
+    max_step: float = math.inf,
 ) -> Ensemble:
     """Run a model from day 0 to `days` (the scenario's by default) for one or many parameter sets.
 
     `parameters` are values or (n,) arrays on top of the scenario's; `times` are output days (weekly and the last day
     by default); `atol` is in persons; `reference` names a scipy method (DOP853, Radau, LSODA, ...) instead of the
-    kernel. A set's numbers do not depend on the other sets, their order or the threads.
-    Raises ModelError for unknown or misshapen parameters, ValueError for unusable times, tolerances or threads.
+    kernel; `max_step` (days) is for rates that depend on time: while nothing happens, steps grow longer than a pulse.
+    A set's numbers do not depend on the other sets, their order or the threads.
+    A start below zero is refused in single values of some of the parameters. In arrays, or where every parameter is
+    given, its set alone fails, as any set may: NaN, status NEGATIVE, a sentence in `failures` and no warning.
+    Raises ModelError for unknown or misshapen parameters, ValueError for unusable times, tolerances, steps or threads.
     """
     end = float(model.scenario(scenario).days if days is None else days)
     if times is None:
@@ -113,6 +118,7 @@ def simulate(
         reference=reference,
         threads=threads,
         max_steps=max_steps,
+        max_step=max_step,
     )
 
 
@@ -127,10 +133,12 @@ def solve_ode(
     reference: str | None = None,
     threads: int | None = None,
     max_steps: int = MAX_STEPS,
+    max_step: float = math.inf,
 ) -> Ensemble:
     """Solve state' = expression from t = 0 for any system; text goes through the safe grammar, `t` is time.
 
-    `initial` and `parameters` are values or (n,) arrays. Raises ValueError (GrammarError for text).
+    `initial` and `parameters` are values or (n,) arrays; `max_step` (t) as in `simulate`.
+    Raises ValueError (GrammarError for text), also for a name that would stand for two things.
     """
     parameters = dict(parameters or {})
     if set(initial) != set(expressions):
@@ -151,6 +159,7 @@ def solve_ode(
         reference=reference,
         threads=threads,
         max_steps=max_steps,
+        max_step=max_step,
     )
 
 
@@ -205,6 +214,7 @@ def run(
     reference: str | None,
     threads: int | None,
     max_steps: int,
+    max_step: float,
 ) -> Ensemble:
     """Solve a system for (n,) parameters in the order of `system.parameters`; the floor under `simulate`."""
     at = np.ascontiguousarray(times, dtype=float)
@@ -214,6 +224,8 @@ def run(
         raise ValueError(f"times reach day {at[-1]:g}, but the run ends on day {end:g}")
     if not (0 < rtol < 1 and atol > 0):
         raise ValueError(f"rtol must be in (0, 1) and atol above 0, not {rtol:g} and {atol:g}")
+    if not max_step > 0 or end > max_step * max_steps:
+        raise ValueError(f"max_step must be above 0 and reach day {end:g} in {max_steps} steps, not {max_step:g} days")
     sets = np.ascontiguousarray(np.stack(list(parameters.values()), axis=1))
     n, components = len(sets), len(system.rhs) + len(system.integrands)
     out = np.empty((n, at.size, components))  # the kernel writes every number, NaN after a failure
@@ -223,13 +235,14 @@ def run(
     if reference is not None:
         out.fill(np.nan)
         peaks.fill(np.nan)
-        solve_scipy(system, sets, at, end, reference, rtol, atol, out, peaks, status, steps, range(n))
+        solve_scipy(system, sets, at, end, reference, rtol, atol, out, peaks, status, steps, range(n), max_step)
     else:
-        _on_threads(threads, kernel(system), (sets, at, end, rtol, atol, max_steps, out, peaks, status, steps))
+        given = (sets, at, end, rtol, atol, max_steps, float(max_step), out, peaks, status, steps)
+        _on_threads(threads, kernel(system), given)
         stiff = np.flatnonzero((status == Status.TOO_MANY_STEPS) | (status == Status.STEP_TOO_SMALL))
         if stiff.size:
             kept = status[stiff].copy()
-            solve_scipy(system, sets, at, end, "Radau", rtol, atol, out, peaks, status, steps, stiff)
+            solve_scipy(system, sets, at, end, "Radau", rtol, atol, out, peaks, status, steps, stiff, max_step)
             status[stiff] = np.where(status[stiff] == Status.OK, Status.FALLBACK, kept)
     states = len(system.rhs)
     return Ensemble(

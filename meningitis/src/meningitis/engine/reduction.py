@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 import time
@@ -13,7 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from meningitis import __version__
+from meningitis.engine.compile import kernel
 from meningitis.engine.ensemble import MAX_STEPS, Array, Ensemble, simulate, table
+from meningitis.engine.system import of_model
 from meningitis.model import Model
 
 CHUNK = 8_192
@@ -34,6 +38,7 @@ def reduce(
     atol: float = 1e-8,
     threads: int | None = None,
     max_steps: int = MAX_STEPS,
+    max_step: float = math.inf,
 ) -> dict[str, Array]:
     """Run a model for n sets of parameters and keep, for each (n,):
 
@@ -44,14 +49,14 @@ def reduce(
 
     `progress(done, n)` is called after each chunk. With `checkpoint` the finished chunks are written to that file every
     few seconds and when the sweep stops, and the same call after an interruption goes on from there, to the same bits.
-    Raises as `simulate` does; ValueError for a checkpoint of another sweep.
+    Raises as `simulate` does; ValueError for a checkpoint of another sweep, or of another version of the code.
     """
     values = table(model, scenario, samples)
     n = len(next(iter(values.values())))
     end = float(model.scenario(scenario).days if days is None else days)
     times = np.unique(np.append(np.arange(0.0, end, 7.0), end))
     path = Path(checkpoint) if checkpoint is not None else None
-    key = _key(model, values, end, rtol, atol, max_steps) if path else ""
+    key = _key(model, values, end, rtol, atol, max_steps, max_step) if path else ""
     results, done = _resume(path, key, n) if path else ({}, 0)
     saved, when = done, time.monotonic()
     try:
@@ -67,6 +72,7 @@ def reduce(
                 atol=atol,
                 threads=threads,
                 max_steps=max_steps,
+                max_step=max_step,
             )
             for name, array in _reduced(model, solved).items():
                 results.setdefault(name, np.full(n, np.nan))[part] = array
@@ -101,7 +107,9 @@ def _reduced(model: Model, solved: Ensemble) -> dict[str, Array]:
 
 
 def _key(model: Model, values: Mapping[str, Array], *settings: float) -> str:
-    digest = hashlib.sha256(f"{model.hash} {settings}".encode())
+    # What was reckoned by another kernel, or reduced to other outcomes, is not to stand beside today's.
+    code = f"{__version__} {kernel(of_model(model)).__module__} {Path(__file__).read_text(encoding='utf-8')}"
+    digest = hashlib.sha256(f"{model.hash} {settings} {code}".encode())
     for array in values.values():
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
@@ -118,7 +126,8 @@ def _resume(path: Path, key: str, n: int) -> tuple[dict[str, Array], int]:
     if not {"key", "done"} <= held.keys():
         raise ValueError(f"{path} is no checkpoint of a sweep: remove it or name another")
     if str(held.pop("key")) != key:
-        raise ValueError(f"{path} holds another sweep (other model, samples or settings): remove it or name another")
+        other = "other model, samples, settings or version of the code"
+        raise ValueError(f"{path} holds another sweep ({other}): remove it or name another")
     done = int(held.pop("done"))
     results = {name: np.full(n, np.nan) for name in held}
     for name, array in results.items():

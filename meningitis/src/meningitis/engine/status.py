@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Status(IntEnum):
-    """Per set; every value above FALLBACK is a failure, and its later outputs are NaN."""
+    """Per set; every value above OK is a failure, and its later outputs and its peaks are NaN."""
 
     OK = 0
     TOO_MANY_STEPS = 1

@@ -45,10 +45,16 @@ def of_model(model: Model) -> System:
 def of_expressions(expressions: Mapping[str, sympy.Expr], parameters: tuple[str, ...]) -> System:
     """The system state' = expression, with a further parameter `initial_<state>` for each state.
 
-    Symbols are matched by name; `t` is time. Raises ValueError for a name that is neither state nor parameter.
+    Symbols are matched by name; `t` is time. Raises ValueError for a name that is neither state nor parameter, and for
+    one that stands for two things.
     """
     starts = tuple(f"initial_{name}" for name in expressions)
-    table = {name: sympy.Symbol(name, real=True) for name in (TIME, *expressions, *parameters, *starts)}
+    names = (TIME, *expressions, *parameters, *starts)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        allowed = f"states, parameters, initial_<state> and time '{TIME}' must all have names of their own"
+        raise ValueError(f"{', '.join(twice)} would stand for two things: {allowed}")
+    table = {name: sympy.Symbol(name, real=True) for name in names}
     rhs = []
     for state, expression in expressions.items():
         free = {symbol: symbol.name for symbol in sympy.sympify(expression).free_symbols}

@@ -36,7 +36,7 @@ OK, STEPS, NAN, NEGATIVE, TINY, GOING = 0, 1, 2, 3, 4, -2
 
 
 @njit(error_model="numpy")
-def advance(b, end, rtol, atol, most):
+def advance(b, end, rtol, atol, most, limit):
     """Try one step in every lane, without a branch: straight-line arithmetic and selections become vector code."""
     for l in range(W):
         t0 = b[AFTER * W + l]
@@ -70,6 +70,7 @@ def advance(b, end, rtol, atol, most):
         factor = factor * factor
         h1 = h * (factor * factor)
         h1 = end - after if good & (after + 1.01 * h1 >= end) else h1
+        h1 = limit if h1 > limit else h1
         tries = b[TRIES * W + l] + 1.0
         b[PAST * W + l] = 0.03125 * log if good else b[PAST * W + l]
         b[ROOM * W + l] = LOG_MOST if good else 0.0
@@ -128,7 +129,7 @@ def peak(b, l, m):
 
 
 @njit(error_model="numpy")
-def load(b, l, g, sets, times, end, rtol, atol, out, pointer):
+def load(b, l, g, sets, times, end, rtol, atol, limit, out, pointer):
     """Put set g into lane l and write its outputs at time zero. Returns its status."""
     for i in range(NP):
         b[(P + i) * W + l] = sets[g, i]
@@ -147,7 +148,7 @@ def load(b, l, g, sets, times, end, rtol, atol, out, pointer):
         d1 += (b[(K6 + SLOTS[m]) * W + l] / scale) ** 2
     h = 0.01 * math.sqrt(d0 / d1) if d0 > 1e-10 and d1 > 1e-10 else 1e-6
     # A component that starts at zero has atol for its scale and would ask for an absurdly small first step.
-    b[NEXT * W + l] = min(max(h, 1e-3 * rtol ** 0.2), end) if h == h else 1e-6
+    b[NEXT * W + l] = min(max(h, 1e-3 * rtol ** 0.2), end, limit) if h == h else 1e-6
     b[AFTER * W + l] = 0.0
     b[PAST * W + l] = 0.0
     b[ROOM * W + l] = LOG_MOST
@@ -172,8 +173,8 @@ def retire(b, l, g, state, out, pointer, peaks, status, steps):
         if b[(NEW + WATCHED[q]) * W + l] > b[(PEAK + 2 * q) * W + l]:  # still rising, or higher than where it turned
             b[(PEAK + 2 * q) * W + l] = b[(NEW + WATCHED[q]) * W + l]
             b[(PEAK + 2 * q + 1) * W + l] = b[AFTER * W + l]
-        peaks[g, q, 0] = b[(PEAK + 2 * q) * W + l]
-        peaks[g, q, 1] = b[(PEAK + 2 * q + 1) * W + l]
+        for i in range(2):
+            peaks[g, q, i] = b[(PEAK + 2 * q + i) * W + l] if state == OK else math.nan
     status[g] = state
     steps[g] = int(b[TRIES * W + l])
     for i in range(pointer[l], out.shape[1]):
@@ -197,10 +198,10 @@ def outcome(b, l, end, atol, most):
 
 
 @njit(error_model="numpy")
-def refill(b, l, g, last, sets, times, end, rtol, atol, out, pointer, peaks, status, steps):
+def refill(b, l, g, last, sets, times, end, rtol, atol, limit, out, pointer, peaks, status, steps):
     """Give lane l the first set from g on that can start. Returns that set, or `last` if there is none."""
     while g < last:
-        state = load(b, l, g, sets, times, end, rtol, atol, out, pointer)
+        state = load(b, l, g, sets, times, end, rtol, atol, limit, out, pointer)
         if state == OK and end > 0.0:
             break
         retire(b, l, g, state, out, pointer, peaks, status, steps)
@@ -209,7 +210,7 @@ def refill(b, l, g, last, sets, times, end, rtol, atol, out, pointer, peaks, sta
 
 
 @njit(error_model="numpy")
-def task(sets, first, last, times, end, rtol, atol, most, out, peaks, status, steps):
+def task(sets, first, last, times, end, rtol, atol, most, limit, out, peaks, status, steps):
     """Sets first to last - 1 in W lanes; a lane that is done takes the next set."""
     b = np.zeros(ROWS * W)
     b[DUE * W : (DUE + 1) * W] = math.inf  # a lane that never gets a set has no outputs
@@ -219,11 +220,11 @@ def task(sets, first, last, times, end, rtol, atol, most, out, peaks, status, st
     g = first
     busy = 0
     for l in range(W):
-        owner[l] = refill(b, l, g, last, sets, times, end, rtol, atol, out, pointer, peaks, status, steps)
+        owner[l] = refill(b, l, g, last, sets, times, end, rtol, atol, limit, out, pointer, peaks, status, steps)
         busy += owner[l] < last
         g = owner[l] + 1
     while busy > 0:
-        advance(b, end, rtol, atol, float(most))
+        advance(b, end, rtol, atol, float(most), limit)
         count = 0
         rare = 0.0
         for l in range(W):
@@ -258,15 +259,17 @@ def task(sets, first, last, times, end, rtol, atol, most, out, peaks, status, st
             state = outcome(b, l, end, atol, most)
             if state != GOING:
                 retire(b, l, owner[l], state, out, pointer, peaks, status, steps)
-                owner[l] = refill(b, l, g, last, sets, times, end, rtol, atol, out, pointer, peaks, status, steps)
-                busy -= owner[l] >= last
-                g = owner[l] + 1
+                g = refill(b, l, g, last, sets, times, end, rtol, atol, limit, out, pointer, peaks, status, steps)
+                owner[l] = g
+                busy -= g >= last
+                g += 1
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
-def solve(sets, times, end, rtol, atol, most, out, peaks, status, steps):
+def solve(sets, times, end, rtol, atol, most, limit, out, peaks, status, steps):
     n = sets.shape[0]
     tasks = min(SHARES * ((n - 1) // (TASK * SHARES) + 1), (n + W - 1) // W)
     for j in prange(tasks):
-        task(sets, j * n // tasks, (j + 1) * n // tasks, times, end, rtol, atol, most, out, peaks, status, steps)
+        first, last = j * n // tasks, (j + 1) * n // tasks
+        task(sets, first, last, times, end, rtol, atol, most, limit, out, peaks, status, steps)
 '''
