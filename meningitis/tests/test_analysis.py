@@ -13,6 +13,7 @@ from scipy.stats import qmc
 
 from meningitis import analysis
 from meningitis.analysis import infected, runs
+from meningitis.analysis.events import weekly_peak
 from meningitis.analysis.outcomes import draw, sampled
 from meningitis.engine import simulate
 from meningitis.models import BASIC, GENERALISED
@@ -166,6 +167,19 @@ def test_events_come_in_order_with_dates_and_the_claim() -> None:
     assert any("at once" in warning for warning in direct.warnings)
 
 
+def test_a_week_is_a_peak_only_where_fewer_cases_follow() -> None:
+    assert [weekly_peak(np.array(x)) for x in ([1.0, 3, 2], [1.0, 2, 3], [0.0, 0, 0], [5.0])] == [1, None, None, None]
+    v, names = BASIC.values(), ("weekly incidence peak", "prevalence peak")
+    whole = analysis.events(BASIC, v).event(names[0])
+    counts = np.diff(at_weeks := runs.at_times(BASIC, v, np.arange(0, 365, 7.0))["cases"])
+    assert (whole.day, whole.value) == (7 * np.argmax(counts) + 3.5, pytest.approx(counts.max()))
+    assert at_weeks.size > 40
+    rising = analysis.events(BASIC, v, 63.0)  # 9 weeks of a rise that lasts 12
+    assert [(rising.event(name).day, rising.event(name).value) for name in names] == [(None, None)] * 2
+    nobody = analysis.events(BASIC, BASIC.values(overrides={"initial_carrier_fraction": 0.0}))
+    assert nobody.day(names[0]) is None
+
+
 def test_fewer_reports_raise_the_alarm_later() -> None:
     all_seen = analysis.events(BASIC, BASIC.values()).day("epidemic threshold")
     half = analysis.events(BASIC, BASIC.values(), reporting_fraction=0.5).day("epidemic threshold")
@@ -178,7 +192,9 @@ def test_fewer_reports_raise_the_alarm_later() -> None:
 
 def test_who_thresholds_by_size_of_the_district() -> None:
     middle = analysis.who_thresholds(50_000)
-    assert (middle.alert, middle.epidemic, middle.doubling, middle.warning) == (1.5, 5.0, False, "")
+    assert (middle.alert, middle.epidemic, middle.doubling, middle.warning) == (2.0, 5.0, False, "")
+    assert middle.alert_week(np.array([1.6, 1.9, 2.0])) == 2  # 3 per 100,000 are 1.5 cases, but two it takes
+    assert analysis.who_thresholds(90_000).alert == pytest.approx(2.7)
     small = analysis.who_thresholds(20_000)
     assert (small.alert, small.epidemic) == (2.0, 5.0)
     assert small.epidemic_week(np.array([0.0, 1.0, 2.0, 4.0, 4.0])) == 3

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import rankdata
+from scipy.stats import qmc, rankdata
 
 from meningitis import analysis
+from meningitis.analysis.outcomes import draw, sampled
 from meningitis.analysis.prcc import fisher_interval, partial_correlations
-from meningitis.analysis.sobol import Sobol, sobol_of
+from meningitis.analysis.sobol import Sobol, _intervals, sobol_of
+from meningitis.model import Model, ModelError
 from meningitis.models import BASIC, GENERALISED
 
 Array = np.ndarray
@@ -64,8 +66,25 @@ def test_sobol_indices_are_those_of_salib_on_the_same_design() -> None:
     assert found.total[0] == pytest.approx(other["ST"], rel=1e-9)
     # The first orders differ by how the two centre the outputs: by a mean over A and B, or over all rows.
     assert found.first[0] == pytest.approx(other["S1"], abs=2e-3)
-    width = (found.total_high - found.total_low)[0] / 2
-    assert width == pytest.approx(other["ST_conf"], rel=0.3)  # two bootstraps of 500
+
+
+def test_sobol_intervals_are_as_wide_as_the_delta_method_says() -> None:
+    """On independent rows, for which it holds: 1.96 standard deviations of the estimators' influence function."""
+    n, k, ratios = 1000, 3, []
+    for seed in range(12):
+        A, B = np.random.default_rng(seed).random((2, n, k))
+        mixed = [np.where(np.arange(k) == j, B, A) for j in range(k)]
+        f_A, f_B, *f_AB = (u[:, 0] ** 2 + u[:, 0] * u[:, 1] + 0.5 * np.sin(6 * u[:, 2]) for u in (A, B, *mixed))
+        low, high = _intervals(np.concatenate([f_A, f_B, *f_AB]), n, k, np.random.default_rng([seed, 1]))
+        mean = np.mean([f_A, f_B])
+        square = ((f_A - mean) ** 2 + (f_B - mean) ** 2) / 2
+        for j in range(k):
+            for order, part in enumerate(((f_B - mean) * (f_AB[j] - f_A), (f_A - f_AB[j]) ** 2 / 2)):
+                index = part.mean() / square.mean()
+                half = 1.959964 * np.std(part - index * square) / square.mean() / np.sqrt(n)
+                ratios.append((high[order, j] - low[order, j]) / (2 * half))
+    # A width from 500 resamples has an error of 4 %; at a level of 0.90 the ratio would be 0.84.
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.03)
 
 
 def test_sobol_wants_a_power_of_two_and_leaves_constants_alone() -> None:
@@ -74,6 +93,21 @@ def test_sobol_wants_a_power_of_two_and_leaves_constants_alone() -> None:
     found = sobol_of(lambda u: np.column_stack([u[:, 0], 0 * u[:, 0]]), ("a", "b"), ("y", "z"), n=64, seed=0)
     assert np.isnan(found.first[1]).all()
     assert (found.total[0, 1], found.total_low[0, 1], found.total_high[0, 1]) == (0, 0, 0)
+
+
+def test_the_solver_s_own_error_is_no_outcome() -> None:
+    """Nobody who is ill infects: how long they stay ill and how many die changes neither cases nor infections."""
+    pinned = [name for name in BASIC.parameter_names if name not in ("stage2_death_rate", "stage2_immunity_rate")]
+    values = BASIC.values(overrides={"stage2_infectiousness": 0.0})
+    spread = analysis.outcomes(BASIC, {**values, "stage2_death_rate": np.array([0.0125, 0.02, 0.05])})["cases"]
+    assert 0 < np.ptp(spread) < 1e-5 * spread.mean()  # not constant to the last bit
+    shares = analysis.sobol(BASIC, n=16, values=values, pinned=pinned).frame().set_index(["outcome", "parameter"])
+    ranks = analysis.prcc(BASIC, n=40, values=values, pinned=pinned).frame().set_index(["outcome", "parameter"])
+    for outcome in ("cases", "ever_infected", "peak_weekly_incidence"):
+        assert shares.loc[outcome].isna().all(axis=None) and ranks.loc[outcome].isna().all(axis=None), outcome
+    # Deaths are a share d/(d + g) of all the ill.
+    assert shares.loc["deaths", "total"].notna().all()
+    assert ranks["prcc"]["deaths", "stage2_death_rate"] > 0.9 > -0.9 > ranks["prcc"]["deaths", "stage2_immunity_rate"]
 
 
 def test_partial_rank_correlations_of_a_gaussian() -> None:
@@ -117,12 +151,18 @@ def test_partial_correlations_where_there_is_nothing_to_correlate() -> None:
 
 def test_fisher_intervals_cover_as_often_as_they_say() -> None:
     generator, hits, rho = np.random.default_rng(7), 0, 0.6
-    for _ in range(400):
+    for _ in range(2000):
         x = generator.standard_normal((60, 3))
         y = x[:, 0] * rho / np.sqrt(1 - rho**2) + generator.standard_normal(60)
         low, high = fisher_interval(partial_correlations(x, y)[:1], 60, 2)
         hits += bool(low[0] < rho < high[0])
-    assert abs(hits / 400 - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 400)
+    assert abs(hits / 2000 - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 2000)  # 0.02, so that 0.90 would be told apart
+    low, high = fisher_interval(np.array([0.3]), 60, 2)
+    assert [low[0], high[0]] == pytest.approx(np.tanh(np.arctanh(0.3) + 1.959964 / np.sqrt(55) * np.array([-1, 1])))
+
+
+def hypercube(model: Model, n: int, seed: int) -> Array:
+    return qmc.LatinHypercube(d=len(sampled(model)), rng=np.random.default_rng(seed)).random(n)
 
 
 def test_prcc_of_the_model_has_the_expected_signs() -> None:
@@ -134,6 +174,9 @@ def test_prcc_of_the_model_has_the_expected_signs() -> None:
     assert np.all(found.low <= found.coefficient)
     assert np.all(found.coefficient <= found.high)
     assert np.array_equal(found.coefficient, analysis.prcc(BASIC, n=300, seed=1).coefficient)
+    peaks = analysis.outcomes(BASIC, draw(BASIC, sampled(BASIC), hypercube(BASIC, 300, 1), BASIC.values()))
+    assert found.growing == np.mean(peaks["peak_week"] == 52)  # of 52 whole weeks
+    assert analysis.prcc(BASIC, ["cases"], n=300, seed=1, days=70.0).growing > 0.3 > found.growing
     with pytest.raises(ValueError, match="unknown outcome"):
         analysis.prcc(BASIC, ["nonsense"], n=300)
     with pytest.raises(ValueError, match="at least"):
@@ -179,6 +222,19 @@ def test_a_local_step_stays_within_the_bounds_and_is_one_sided_there(monkeypatch
         assert found.indices[outcome]["direct_fraction"] == pytest.approx(index, rel=0.02), outcome
 
 
+def test_a_local_step_that_would_begin_below_zero_is_taken_on_the_other_side() -> None:
+    # 0.1 % are carriers and 99.5 % immune: one step up, 100.5 % would be.
+    values = BASIC.values(overrides={"initial_immune_fraction": 0.995})
+    found = analysis.local_sensitivity(BASIC, values, days=70)
+    immune = 0.995 * (1 - np.array([0.0, 1e-4]))
+    near = analysis.outcomes(BASIC, {**values, "initial_immune_fraction": immune}, days=70)
+    for outcome in ("cases", "ever_infected"):
+        index = (near[outcome][0] - near[outcome][1]) / 1e-4 / near[outcome][0]
+        assert found.indices[outcome]["initial_immune_fraction"] == pytest.approx(index, rel=0.05), outcome
+    with pytest.raises(RuntimeError, match=r"leave out values such as those of the first, set 1 .*begins below zero"):
+        analysis.outcomes(BASIC, {**values, "initial_immune_fraction": np.array([0.5, 1.0])})
+
+
 @pytest.mark.parametrize(("x", "steps"), [(0.5, (1, -1)), (1.0, (-1, -2)), (0.25, (1, 2))])
 def test_every_stencil_is_exact_for_a_parabola(x: float, steps: tuple[int, int]) -> None:
     from meningitis.analysis.local import STEP, _stencil
@@ -187,3 +243,16 @@ def test_every_stencil_is_exact_for_a_parabola(x: float, steps: tuple[int, int])
     assert tuple(taken) == steps
     y = 3 * (x * (1 + STEP * taken)) ** 2 - 3 * x**2
     assert (weights * y).sum() / STEP == pytest.approx(6 * x**2)
+
+
+def test_outcomes_of_some_parameters_are_those_with_the_scenarios_others() -> None:
+    rates = [0.2, 0.4]
+    some = analysis.outcomes(BASIC, {"transmission_rate": rates})
+    whole = analysis.outcomes(
+        BASIC, {name: [x] * 2 for name, x in BASIC.values().items()} | {"transmission_rate": rates}
+    )
+    assert some.keys() == whole.keys()
+    assert all(np.array_equal(some[name], whole[name]) for name in whole)
+    assert some["cases"][0] < some["cases"][1]
+    with pytest.raises(ModelError, match="transmission_rat"):
+        analysis.outcomes(BASIC, {"transmission_rat": rates})

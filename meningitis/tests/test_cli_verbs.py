@@ -236,7 +236,7 @@ def test_the_study_takes_a_model_of_ones_own(say: Any, sir: str, tmp_path: Path)
     assert results["reproduction"][0]["R0"] == pytest.approx(2.5)
     assert results["provenance"]["models"]["sir"]["scenarios"]["default"]["beta"] == 0.5
     page = (tmp_path / "report.html").read_text()
-    assert "no ratio of the two" in page and "What the paper claims" not in page
+    assert "no ratio of cases to carriers" in page and "What the paper claims" not in page
     (share,) = results["ever_infected"]["sir"]["rows"]
     assert share["integrated"] == pytest.approx(share["exact"], rel=1e-5)
     assert {row["event"] for row in results["events"]} >= {"epidemic threshold", "prevalence peak"}

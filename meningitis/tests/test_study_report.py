@@ -8,9 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from meningitis.chapters.importance import _are_first
+from meningitis.chapters.outcomes import _minimum
+from meningitis.chapters.work import KEY
 from meningitis.models import GENERALISED, get, names
 from meningitis.report import Report, plain, show, to_json, write_atomically
 from meningitis.report.diagram import flow_diagram, flow_labels, positions
+from meningitis.report.figures import dots
 from meningitis.report.style import to_svg
 
 
@@ -67,6 +71,43 @@ def test_the_diagram_shows_every_compartment_and_flow(name: str) -> None:
     assert r"\beta" in force
     assert set(labels) == {flow.name for flow in model.flows}
     assert labels["progression"] == r"$\sigma$"
+
+
+def test_dots_draw_every_interval_and_hide_no_estimate_outside_its_own() -> None:
+    table = pd.DataFrame(
+        {
+            "outcome": ["y", "y"], "symbol": ["a", "b"],
+            "total": [0.5, 0.9], "total_low": [0.4, 0.2], "total_high": [0.6, 0.8],
+            "first": [0.1, 0.3], "first_low": [-0.1, 0.25], "first_high": [0.2, 0.35],
+        }
+    )  # fmt: skip
+    axes = dots(table, {"total": "total order", "first": "first order"}, "share").axes[0]
+    spans = [[(float(s[0, 0]), float(s[1, 0])) for s in lines.get_segments()] for lines in axes.collections]
+    assert spans == [[(0.4, 0.6), (0.2, 0.8)], [(-0.1, 0.2), (0.25, 0.35)]]
+    drawn = [list(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "None"]
+    assert drawn == [[0.5, 0.9], [0.1, 0.3]]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "holds"),
+    [
+        ([0.5, 0.4, 0.3, 0.1], [0.6, 0.5, 0.4, 0.2], True),
+        ([0.5, 0.4, 0.3, 0.1], [0.6, 0.5, 0.4, 0.35], None),  # the fourth may be the third
+        ([0.5, 0.1, 0.3, 0.3], [0.6, 0.2, 0.4, 0.4], False),  # three lie clear above the second
+        ([0.5, 0.1, 0.3, 0.15], [0.6, 0.2, 0.4, 0.4], None),
+        ([np.nan] * 4, [np.nan] * 4, None),
+    ],
+)
+def test_key_parameters_are_told_only_as_far_as_intervals_tell(
+    low: list[float], high: list[float], holds: bool | None
+) -> None:
+    table = pd.DataFrame({"total_low": low, "total_high": high}, index=[*KEY, "other"])
+    assert _are_first(table) is holds
+    assert _are_first(table.drop(index="carrier_odds")) is False
+
+
+def test_a_share_to_be_reached_is_rounded_up() -> None:
+    assert [_minimum(x) for x in (0.684, 0.68, 0.57, 1 - 1 / 2.5, 1.0)] == ["69%", "68%", "57%", "60%", "100%"]
 
 
 def test_cells_and_json() -> None:

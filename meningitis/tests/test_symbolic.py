@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import sympy as sp
-from scipy.integrate import solve_ivp
+from scipy.integrate import quad_vec, solve_ivp
+from scipy.linalg import expm
 from textbook import SEIAR, SEIR, SIR, TWO_SEX, VECTOR, build
 
 from meningitis import analysis
 from meningitis.model import Model
 from meningitis.models import BASIC, GENERALISED
+from meningitis.printed import matrices_text
 from meningitis.symbolic import (
     control,
     effective_r,
@@ -66,8 +68,78 @@ def test_susceptible_groups_keep_their_initial_proportions_without_disease() -> 
     )
     assert found.reason == ""
     assert float(sp.simplify(sum(found.disease_free.values()) / two_groups().symbols["N"])) == pytest.approx(1)
-    mixed = next_generation(two_groups(("S", "T", "g*S", False)))
-    assert "S and T stand in their initial proportions" in mixed.reason
+    mixed = next_generation(two_groups(("S", "T", "g*S", False)))  # in the end everyone stands in T
+    assert str(mixed.r0) == "c/g" and mixed.reason == "without infection nobody stays in S"
+
+
+def settled(model: Model, values: dict[str, float]) -> dict[str, float]:
+    """Where everyone in the first compartment is in the end without infection, by scipy on the declared rates."""
+    at = {model.symbols[name]: values[name] for name in model.parameter_names}
+    symbols = [model.symbols[name] for name in model.state_names]
+    field = sp.lambdify([symbols], [rate.subs(at) for rate in model.rhs().values()])
+    begun = [values["N"], *(0.0 for _ in symbols[1:])]
+    run = solve_ivp(lambda _t, y: field(y), (0, 3e4), begun, "LSODA", rtol=1e-11, atol=1e-11)
+    return dict(zip(model.state_names, run.y[:, -1].tolist(), strict=True))
+
+
+VACCINATED = build(
+    "vaccinated", "S I R", "I", {"b": 0.4, "g": 0.1, "w": 0.02, "v": 0.1, "N": 1e3},
+    [
+        ("S", "I", "b*S*I/N", True), ("I", "R", "g*I", False), ("R", "S", "w*R", False), ("S", "R", "v*S", False),
+    ],
+    {"S": "0.99*N", "I": "0.01*N"},
+)  # fmt: skip
+# Uptake that falls with those vaccinated: two roots in symbols, so that it settles in numbers.
+UPTAKE = build(
+    "uptake", "S I R", "I", {"b": 0.4, "g": 0.1, "w": 0.02, "v": 0.1, "N": 1e3},
+    [
+        ("S", "I", "b*S*I/N", True), ("I", "R", "g*I", False), ("R", "S", "w*R", False),
+        ("S", "R", "v*S*(1 - R/N)", False),
+    ],
+    {"S": "0.99*N", "I": "0.01*N"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [VACCINATED, UPTAKE], ids=lambda m: m.name)
+@pytest.mark.parametrize("v", [0.1, 0.03])
+def test_r0_is_that_of_the_state_in_which_people_settle_without_infection(model: Model, v: float) -> None:
+    values = model.values(overrides={"v": v})
+    free = settled(model, values)
+    assert float(r0_numeric(model)(values)) == pytest.approx(0.4 / 0.1 * free["S"] / 1e3, rel=1e-6)
+    found = equilibria(model, values)
+    assert found.points[0].state == pytest.approx(free, rel=1e-6, abs=1e-6)
+    assert [(point.kind, point.stable) for point in found.points][:1] == [("disease-free", 4 * free["S"] < 1e3)]
+    assert (len(found.points) > 1) == (4 * free["S"] > 1e3)
+    if model is VACCINATED:
+        assert free["S"] == pytest.approx(1e3 * 0.02 / (0.02 + v))
+
+
+def test_flows_that_balance_without_infection_may_all_be_zero() -> None:
+    values = VACCINATED.values(overrides={"v": 0.0, "w": 0.0})
+    assert float(r0_numeric(VACCINATED)(values)) == pytest.approx(4)
+    assert equilibria(VACCINATED, values).points[0].state == {"S": 1e3, "I": 0, "R": 0}
+
+
+def test_a_population_that_does_not_stay_susceptible_is_said_so() -> None:
+    infection, recovery = ("S", "I", "b*S*I/N", True), ("I", "R", "g*I", False)
+    initial = {"S": "0.99*N", "I": "0.01*N"}
+    known = {"b": 0.4, "g": 0.1, "v": 0.1, "N": 1e3}
+    emptied = build("emptied", "S I R", "I", known, [infection, recovery, ("S", "R", "v*S", False)], initial)
+    assert r0(emptied) == 0 and next_generation(emptied).reason == "without infection nobody stays in S"
+    assert matrices_text(emptied).count("nobody stays in S") == 1
+    found = equilibria(emptied, emptied.values())
+    assert found.points[0].state == {"S": 0, "I": 0, "R": 1e3} and "every state" not in found.note
+    imported = build("imported", "S I R", "I", known, [("S", "I", "b*S*I/N + v*S", True), recovery], initial)
+    assert sp.simplify(r0(imported) - r0(SIR).subs(SIR.symbols["b"], imported.symbols["b"])) == 0
+    assert "R0 leaves out flow0" in next_generation(imported).reason
+    found = equilibria(imported, imported.values())
+    assert found.points == () and "no disease-free equilibrium: flow0 goes on" in found.note
+    flows = [("S", "I", "b*S*I/(S + I + R)", True), recovery, *((x, None, f"v*{x}", False) for x in "SIR")]
+    dying = build("dying", "S I R", "I", known, flows, initial)
+    assert sp.simplify(r0(dying) - sp.sympify("b/(g + v)", locals=dict(dying.symbols))) == 0
+    assert "nobody stays in S; rates divide by those who are gone" in next_generation(dying).reason
+    assert "the population dies out" in equilibria(dying, dying.values()).note
+    assert equilibria(dying, dying.values()).points == ()
 
 
 def spec_r0(v: dict[str, Any]) -> Any:
@@ -231,6 +303,27 @@ def test_growth_and_generation_time_of_seir() -> None:
     assert speed.generation_time == pytest.approx(1 / a + 1 / g, rel=1e-6)
 
 
+@pytest.mark.parametrize("model", [GENERALISED, VECTOR], ids=lambda m: m.name)
+def test_generation_time_is_the_mean_age_at_which_infections_are_caused(model: Model) -> None:
+    """Of F exp(-V a), which says how many infections someone infected a days ago causes per day, by quadrature."""
+    direct = {"direct_fraction": 0.3, "stage1_immunity_rate": 0.05} if model is GENERALISED else {}
+    values = model.values(overrides=direct)
+    F, V = numeric_matrices(model, values)
+    assert F.any(axis=1).sum() == 2
+
+    def moment(power: int) -> np.ndarray:
+        return np.asarray(quad_vec(lambda a: a**power * F @ expm(-V * a), 0, 2000, epsrel=1e-10)[0])
+
+    K, aged = moment(0), moment(1)
+    right, left = (np.abs(vectors[:, np.argmax(roots.real)].real) for roots, vectors in map(np.linalg.eig, (K, K.T)))
+    speed = growth(model, values)
+    assert speed.generation_time == pytest.approx((left @ aged @ right) / (left @ K @ right), rel=1e-6)
+    # Where everyone infects one other on average, growth begins at 1/T for each further infection.
+    few = F / speed.reproduction
+    r = [np.linalg.eigvals(few * (1 + h) - V).real.max() for h in (1e-4, -1e-4)]
+    assert 2e-4 / (r[0] - r[1]) == pytest.approx(speed.generation_time, rel=1e-5)
+
+
 @pytest.mark.parametrize("model", [SIR, SEIAR, GENERALISED], ids=lambda m: m.name)
 def test_the_first_integral_holds_along_runs_of_any_model_that_has_one(model: Model) -> None:
     values = {name: float(column[0]) for name, column in draws(model, 1, seed=4).items()} | {
@@ -252,14 +345,23 @@ def test_the_first_integral_holds_along_runs_of_any_model_that_has_one(model: Mo
     assert sp.simplify(potential - r0(model)) == 0
 
 
+# A share of the infections immunises at once: S falls faster than the infected rise.
+SILENT = build(
+    "silent", "S I R", "I", {"b": 0.4, "k": 0.5, "g": 0.1, "N": 1e3},
+    [("S", "I", "b*S*I/N", True), ("S", "R", "k*b*S*I/N", True), ("I", "R", "g*I", False)],
+    {"S": "0.99*N", "I": "0.01*N"},
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("model", "says"),
-    [(SEIR, "S has other flows than infection"), (VECTOR, "no single source")],
-    ids=["seir", "vector"],
+    [(SEIR, "S has other flows than infection"), (VECTOR, "no single source"), (SILENT, "lead to nobody infected")],
+    ids=["seir", "vector", "silent"],
 )
 def test_a_model_without_an_exact_final_size_says_why(model: Model, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         first_integral(model)
+    assert np.isnan(analysis.final_sizes(model, model.values(), days=100).exact).all()
 
 
 def test_equilibria_with_births() -> None:

@@ -12,9 +12,13 @@ import sympy as sp
 from scipy.integrate import solve_ivp
 
 from meningitis import analysis, symbolic
+from meningitis.chapters.course import course, ratios
+from meningitis.chapters.structure import thresholds
+from meningitis.chapters.work import Work
 from meningitis.cli import main
 from meningitis.model import Model, ModelError
 from meningitis.models import GENERALISED
+from meningitis.report import Report, figures
 
 WANING = """
 name: waning
@@ -122,6 +126,85 @@ def test_cases_that_do_not_infect_have_ratios_and_a_study_all_the_same(
     assert "Carriers spread while S/N is above" in (tmp_path / "out" / "report.html").read_text()
 
 
+LIVING = (
+    CARRIED.replace("{name: R}]", "{name: R}, {name: D, dead: true}]")
+    .replace("rate: beta * S * C / people,", "rate: 0.9 * beta * S * C / (S + C + I + R),")
+    .replace(
+        "initial:",
+        """  - {name: at_once, source: S, target: I, rate: 0.1 * beta * S * C / (S + C + I + R), case: true,
+     new_infection: true}
+  - {name: dying, source: I, target: D, rate: 2 * gamma * I, death: true}
+initial:""",
+    )
+)
+
+
+def test_thresholds_per_head_of_the_living_are_those_of_the_true_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Model.from_yaml(LIVING)
+    v = model.values()
+
+    def rates(_t: float, y: np.ndarray) -> list[float]:
+        S, C, I, R = y
+        new = v["beta"] * S * C / (S + C + I + R)
+        return [
+            -new, 0.9 * new - (v["phi"] + v["gamma"]) * C, 0.1 * new + v["phi"] * C - 3 * v["gamma"] * I,
+            v["gamma"] * (C + I),
+        ]  # fmt: skip
+
+    weeks = np.arange(0, 121, 7.0)
+    begun = [v["people"] - 10, 10, 0, 0]
+    y = solve_ivp(rates, (0, 120), begun, "DOP853", t_eval=weeks, rtol=1e-11, atol=1e-11).y
+    states = {**dict(zip("SCIR", y, strict=True)), "D": v["people"] - y.sum(axis=0)}
+    share = y[0] / y.sum(axis=0)
+    assert states["D"][-1] > 0.05 * v["people"]  # so that a constant population would be told apart
+    found = symbolic.thresholds(model).along(model, v, states)
+    assert found["susceptible_share"] == pytest.approx(share)
+    assert found["carriers_spread"] == pytest.approx(np.full(weeks.size, (v["phi"] + v["gamma"]) / (0.9 * v["beta"])))
+    growing = np.array([rates(0, column)[1] > 0 for column in y.T])
+    assert np.array_equal(share > found["carriers_spread"], growing) and growing.any() and not growing.all()
+    file = tmp_path / "living.yaml"
+    file.write_text(LIVING)
+    assert main(["profile", "--model", str(file), "--days", "119", "--csv"]) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    column = next(name for name in table.columns if name.startswith("threshold"))
+    assert table[column].to_numpy() == pytest.approx((v["phi"] + 0.1 * v["beta"] * share) / (3 * v["gamma"]), rel=1e-4)
+    report = Report(out=tmp_path, title="Living", lead="")
+    work = Work(report=report, models=(model,), seed=1, sobol_n=16, lhs_n=60, start=None, weeks="iso", days=119.0)
+    report.section("Thresholds")
+    thresholds(work)
+    ratios(work)
+    assert "N is the number of the living" in report.write(work.results).read_text()
+    with pytest.raises(ValueError, match="infection depends on how many are alive"):
+        symbolic.first_integral(model)
+
+
+DIRECT = "  - {name: at_once, source: S, target: I, rate: beta * S * I / people, new_infection: true}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("S * C / people", "S * C / (people + C)", "its infected do not follow linear rates"),
+        ("phi * C", "phi * C * C / people", "its infected do not follow linear rates"),
+        ("initial:", f"{DIRECT}\ninitial:", "who infects decides where the infected go"),
+        ("S * C / people", "S", "nobody who is infected infects"),
+    ],
+    ids=["saturating", "quadratic", "two kinds", "from elsewhere"],
+)  # fmt: skip
+def test_thresholds_are_refused_where_infection_is_not_linear(
+    before: str, after: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = CARRIED.replace(before, after)
+    with pytest.raises(ValueError, match=f"no thresholds of carriage and illness: .*{says}"):
+        symbolic.thresholds(Model.from_yaml(text))
+    file = tmp_path / "refused.yaml"
+    file.write_text(text)
+    assert main(["profile", "--model", str(file)]) == 2
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["cases", "deaths", "new_infections", "set", "time"])
 def test_a_compartment_called_as_a_column_of_every_table_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match=f"a compartment cannot be called '{name}'"):
@@ -136,6 +219,22 @@ def test_equilibria_of_a_rate_that_counts_the_living() -> None:
     model = Model.from_yaml(text)
     found = symbolic.equilibria(model, model.values(), starts=2)
     assert found.points[0].kind == "disease-free"
+
+
+def test_the_lines_of_a_small_district_are_those_of_its_own_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, draw = [], figures.incidence
+    monkeypatch.setattr(figures, "incidence", lambda *given, **more: drawn.append(given) or draw(*given, **more))
+    model = Model.from_yaml(WANING.replace("RATE", "beta * S * I / people"))
+    report = Report(out=tmp_path, title="", lead="")
+    report.section("Course")
+    work = Work(report=report, models=(model,), seed=1, sobol_n=16, lhs_n=60, start=None, weeks="iso", days=14.0)
+    course(work)
+    ((_, alert, epidemic),) = drawn
+    assert (alert, epidemic) == pytest.approx((2 / 1000 * 1e5, 5 / 1000 * 1e5))  # 2 and 5 cases of 1,000 people
+    assert work.results["course"][0]["peak_week"] is None  # rising throughout
+    assert "of 1,000 inhabitants" in report.write(work.results).read_text()
 
 
 def test_infections_beyond_one_per_person_are_not_called_a_share(

@@ -64,16 +64,15 @@ def matrices_text(model: Model) -> str:
     names = sp.Matrix([[model.symbols[name] for name in derived.infected]])
     parts = [beside("infected: ", write.text(names))]
     parts += [beside(f"{name} = ", write.text(short[name])) for name in ("F", "V")]
-    if derived.r0 is None:
-        parts.append(derived.reason)
-    else:
+    if derived.r0 is not None:
         parts += [beside("K = F V⁻¹ = ", write.text(short["K"])), f"R₀ = {write.text(short['R0'])}"]
+    parts += [derived.reason] if derived.reason else []
     return "\n\n".join([*parts, *_rates(write, rates), legend_text(model, expressions)])
 
 
 def thresholds_text(model: Model) -> str:
     """The conditions under which carriage and illness spread, as sentences with symbols."""
-    if symbolic.case_and_carrier(model) is None:
+    if symbolic.no_thresholds(model):
         return spread_text(model)
     found = symbolic.thresholds(model)
     write = Notation(model)

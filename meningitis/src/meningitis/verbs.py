@@ -192,7 +192,7 @@ def _thresholds(arguments: argparse.Namespace) -> None:
     for warning in happened.warnings:
         print(f"meningitis: {warning}", file=sys.stderr)
     moving = symbolic.moving_rates(model)
-    found = None if moving or symbolic.case_and_carrier(model) is None else symbolic.thresholds(model).to_dict()
+    found = None if symbolic.no_thresholds(model) else symbolic.thresholds(model).to_dict()
     frame, told = happened.frame(), happened.to_dict()
     if start is not None:
         known = [None if date is None else float((date - start).days) for date in frame["date"]]
@@ -241,7 +241,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     sizes = sampling_of(arguments)
     folder = Path(arguments.checkpoint) if arguments.checkpoint else None
     try:
-        ranks, shares = analysis.global_sensitivity(
+        ranks, shares, growing = analysis.global_sensitivity(
             model,
             values,
             days,
@@ -256,6 +256,8 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
         if folder:
             print(f"meningitis: the same command goes on with what {folder} holds", file=sys.stderr)
         raise
+    words = f"outcomes of {days:g} days; cases still rise at the end in {growing:.1%} of the draws"
+    print(f"meningitis: {words}", file=sys.stderr)
     both = ranks.merge(shares, on=["outcome", "parameter", "symbol"], how="outer", suffixes=("_prcc", "_sobol"))
     put(arguments, both, model=model)
 

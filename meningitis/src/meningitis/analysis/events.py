@@ -36,7 +36,7 @@ class Event:
     """name, day (days from the start; None: did not happen), date (where a start date is given), value and its unit.
 
     The day of a surveillance event is the end of its week, when it is known, and its date the last day of that week;
-    the weekly peak is in the middle of its week.
+    the weekly peak is in the middle of its week, and none where the last week is the highest or nobody falls ill.
     """
 
     name: str
@@ -110,6 +110,12 @@ def weekly(model: Model, values: Mapping[str, float], days: float) -> np.ndarray
     return counts
 
 
+def weekly_peak(counts: np.ndarray) -> int | None:
+    """Index of the week with the most cases; None where that is the last one, so that more may follow, or all are 0."""
+    top = int(np.argmax(counts))
+    return top if top + 1 < len(counts) and counts[top] > 0 else None
+
+
 def cumulative_cases(model: Model) -> str:
     """Name of the cumulative count of cases. Raises: ValueError where no flow is declared a case."""
     if not any(flow.case for flow in model.flows):
@@ -138,7 +144,8 @@ def events(
     suspected = reporting_fraction * weekly(model, values, days)
     who = who_thresholds(sum(initial_state(model, values).values()))
     alert, epidemic = who.alert_week(suspected), who.epidemic_week(suspected)
-    peak = int(np.argmax(suspected))
+    peak = weekly_peak(suspected)
+    middle, highest = (None, None) if peak is None else (7.0 * peak + 3.5, float(suspected[peak]))
 
     def ends(week: int | None) -> float | None:
         return None if week is None else 7.0 * (week + 1)
@@ -146,7 +153,7 @@ def events(
     listed: list[tuple[str, float | None, float | None, str]] = [
         ("alert threshold", ends(alert), who.alert, "suspected cases per week"),
         ("epidemic threshold", ends(epidemic), who.epidemic, "suspected cases per week"),
-        ("weekly incidence peak", 7.0 * peak + 3.5, float(suspected[peak]), "suspected cases per week"),
+        ("weekly incidence peak", middle, highest, "suspected cases per week"),
         (OVER, ends(who.over_week(suspected)), who.alert, "suspected cases per week"),
     ]
     ratios = _ratios(model, values, days)

@@ -23,9 +23,11 @@ def global_sensitivity(
     pinned: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, pd.DataFrame, float]:
     """Tables of PRCC and of Sobol indices with 95 % intervals, by outcome and parameter, with LaTeX symbols.
 
+    The outcomes are those of the first `days`; the third of what is returned is the share of the Latin hypercube in
+    which cases still rise then, whose outbreaks are cut short.
     `lhs` Latin hypercube samples and `sobol` base samples (a power of two); those pinned stay at `values`.
     `progress(done, n)` hears of each sweep's chunks; `checkpoint` is a folder that keeps both sweeps' finished runs, so
     that the same call goes on after an interruption.
@@ -34,12 +36,13 @@ def global_sensitivity(
     symbols = {p.name: p.symbol for p in model.parameters}
     ranked = checkpoint / "ranks.npz" if checkpoint else None
     shared = checkpoint / "shares.npz" if checkpoint else None
-    ranks = prcc(
+    correlated = prcc(
         model, n=lhs, seed=seed, values=values, days=days, pinned=pinned, progress=progress, checkpoint=ranked
-    ).frame()
+    )
+    ranks = correlated.frame()
     shares = sobol_indices(
         model, n=sobol, seed=seed, values=values, days=days, pinned=pinned, progress=progress, checkpoint=shared
     ).frame()
     for table in (ranks, shares):
         table.insert(2, "symbol", table["parameter"].map(symbols))
-    return ranks, shares
+    return ranks, shares, correlated.growing

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from meningitis.analysis.outcomes import OUTCOMES, outcomes
 from meningitis.model import Model
-from meningitis.symbolic import elasticities, moving_rates
+from meningitis.symbolic import elasticities, initial_state, moving_rates
 
 STEP = 0.01  # relative; the integrator's error of 1e-6 is then 1e-4 of the index
 STEPPED = ("peak_week",)  # whole weeks have no derivative
@@ -20,7 +21,8 @@ STEPPED = ("peak_week",)  # whole weeks have no derivative
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSensitivity:
-    """(dY/dx)(x/Y) by outcome and parameter; R0 exactly, others by central differences of 1 %, one-sided at a bound.
+    """(dY/dx)(x/Y) by outcome and parameter; R0 exactly, others by central differences of 1 %, one-sided at a bound
+    or where a step would begin below zero.
 
     An outcome that is zero has no relative change (NaN), nor has R0 where rates depend on time.
     """
@@ -45,7 +47,11 @@ class LocalSensitivity:
 def local_sensitivity(model: Model, values: Mapping[str, float], *, days: float = 365.0) -> LocalSensitivity:
     """Normalised sensitivity of R0, weekly peak, cases, deaths and total infected to every parameter at `values`."""
     names = model.parameter_names
-    stencils = [_stencil(values[name], model.parameter(name).bounds) for name in names]
+
+    def begins(name: str, x: float) -> bool:
+        return min(initial_state(model, {**values, name: x}).values()) >= 0
+
+    stencils = [_stencil(values[name], model.parameter(name).bounds, partial(begins, name)) for name in names]
     factors = np.ones((2 * len(names) + 1, len(names)))
     for k, (steps, _) in enumerate(stencils):
         factors[2 * k : 2 * k + 2, k] += STEP * steps
@@ -62,16 +68,20 @@ def local_sensitivity(model: Model, values: Mapping[str, float], *, days: float 
     return LocalSensitivity(indices=indices)
 
 
-def _stencil(x: float, bounds: tuple[float, float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _stencil(
+    x: float, bounds: tuple[float, float], begins: Callable[[float], bool] = lambda _: True
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Two relative steps, in units of STEP, and their weights in the derivative, both of second order.
 
-    Central, or one-sided where that leaves the bounds; central after all where no side has room for two steps.
+    Central, or one-sided where that leaves the bounds or nothing begins there (a compartment would be below zero);
+    central after all where no side has room for two steps.
     """
     low, high = bounds
     central = np.array([1.0, -1.0]), np.array([0.5, -0.5])
     backward = np.array([-1.0, -2.0]), np.array([-2.0, 0.5])
     forward = np.array([1.0, 2.0]), np.array([2.0, -0.5])
     for steps, weights in (central, backward, forward):
-        if np.all((low <= x * (1 + STEP * steps)) & (x * (1 + STEP * steps) <= high)):
+        taken = x * (1 + STEP * steps)
+        if np.all((low <= taken) & (taken <= high)) and all(begins(float(point)) for point in taken):
             return steps, weights
     return central

@@ -10,12 +10,16 @@ from numpy.typing import ArrayLike
 
 from meningitis.analysis.runs import Array
 from meningitis.engine import Status, reduce
+from meningitis.engine.ensemble import table
 from meningitis.model import Model
 from meningitis.symbolic import moving_rates, r0_numeric
 
 OUTCOMES = ("R0", "peak_weekly_incidence", "peak_week", "cases", "deaths", "ever_infected")
 """R0, NaN where rates depend on time; highest weekly cases, persons; its week (1 is the first); cases, deaths and ever
-infected, persons."""
+infected, persons. All but R0 within the days of the run: an outbreak that takes longer is cut short."""
+
+NOISE = 1e-5
+"""Relative spread that the solver's own error makes: ten times its rtol."""
 
 
 def outcomes(
@@ -28,26 +32,31 @@ def outcomes(
 ) -> dict[str, Array]:
     """Every one of OUTCOMES for each parameter set, shape (n,); `progress` and `checkpoint` as in `engine.reduce`.
 
-    Raises: ValueError for a checkpoint of another sweep, or less than a week; RuntimeError where a trajectory fails,
-    naming how many did: a sensitivity measure over part of its design would be wrong.
+    Parameters that `samples` leave out are as in the default scenario.
+    Raises: ModelError as `engine.simulate` does; ValueError for a checkpoint of another sweep, or less than a week;
+    RuntimeError where a trajectory fails, naming how many did: a sensitivity measure over part of its design would be
+    wrong.
     """
     if days < 7:
         raise ValueError(f"days is {days:g}, but weekly incidence needs at least 7")
-    size = max(np.size(column) for column in samples.values())
-    full = {
-        name: np.broadcast_to(np.asarray(column, dtype=np.float64), size).copy() for name, column in samples.items()
-    }
+    full = table(model, None, samples)
+    size = next(iter(full.values())).size
     found = reduce(model, full, days=days, progress=progress, checkpoint=checkpoint)
     failed = np.flatnonzero(found["status"] > 0)
     if failed.size:
         first = failed[0]
         where = ", ".join(f"{name}={column[first]:.6g}" for name, column in full.items())
         raise RuntimeError(
-            f"{failed.size} of {size} trajectories of model {model.name!r} failed; narrow the distributions. First "
-            f"set {first}: {Status(int(found['status'][first])).sentence}; {where}"
+            f"{failed.size} of {size} trajectories of model {model.name!r} failed; leave out values such as those of "
+            f"the first, set {first} ({Status(int(found['status'][first])).sentence}): {where}"
         )
     reproduction = {"R0": np.broadcast_to(np.nan if moving_rates(model) else r0_numeric(model)(full), size)}
     return reproduction | {name: np.asarray(found[name], dtype=np.float64) for name in OUTCOMES[1:]}
+
+
+def varies(found: Array) -> bool:
+    """Whether an outcome (n,) varies by more than the solver errs; False where any is NaN."""
+    return bool(np.ptp(found) > NOISE * abs(np.mean(found)))
 
 
 def sampled(model: Model, pinned: Collection[str] = ()) -> tuple[str, ...]:

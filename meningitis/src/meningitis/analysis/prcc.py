@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, qmc, rankdata
 
-from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled
+from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled, varies
 from meningitis.analysis.runs import Array
 from meningitis.model import Model
 
@@ -27,7 +27,8 @@ NOTHING = 1e-10
 class PRCC:
     """Partial rank correlations with `level` intervals; arrays are (outcomes, parameters).
 
-    An outcome that does not vary has no correlation (NaN).
+    growing: share of the draws in which the last whole week has the most cases, so that the run ends before the peak.
+    An outcome that does not vary by more than the solver errs has no correlation (NaN).
     """
 
     outcomes: tuple[str, ...]
@@ -37,6 +38,7 @@ class PRCC:
     high: Array
     n: int
     seed: int
+    growing: float
     level: float = LEVEL
 
     def frame(self) -> pd.DataFrame:
@@ -46,8 +48,9 @@ class PRCC:
         return pd.DataFrame(table | {name: array.ravel() for name, array in columns.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: rows of the table, n, seed and level."""
-        return {"rows": self.frame().to_dict("records"), "n": self.n, "seed": self.seed, "level": self.level}
+        """Plain data: rows of the table, n, seed, growing and level."""
+        facts = {"n": self.n, "seed": self.seed, "growing": self.growing, "level": self.level}
+        return {"rows": self.frame().to_dict("records"), **facts}
 
 
 def partial_correlations(x: Array, y: Array) -> Array:
@@ -100,9 +103,9 @@ def prcc(
     Raises: ValueError for an unknown output, nothing left to sample, or fewer rows than the partial correlation needs;
     RuntimeError where a trajectory fails.
     """
-    unknown = [name for name in outputs if name not in OUTCOMES]
-    if unknown:
-        raise ValueError(f"unknown outcome {', '.join(unknown)}; allowed are {', '.join(OUTCOMES)}")
+    strange = [name for name in outputs if name not in OUTCOMES]
+    if strange:
+        raise ValueError(f"unknown outcome {', '.join(strange)}; allowed are {', '.join(OUTCOMES)}")
     names = sampled(model, pinned)
     if n < len(names) + 5:
         raise ValueError(f"n is {n}, but {len(names)} sampled parameters need at least {len(names) + 5}")
@@ -111,9 +114,22 @@ def prcc(
     found = outcomes(model, samples, days=days, progress=progress, checkpoint=checkpoint)
     # A distribution function is monotone, so the ranks of the uniforms are the ranks of the parameters.
     ranks = rankdata(uniform, axis=0)
-    coefficient = np.stack([partial_correlations(ranks, rankdata(found[name])) for name in outputs])
+    unknown = np.full(len(names), np.nan)  # ranks would blow the solver's error up to a whole outcome
+    coefficient = np.stack(
+        [partial_correlations(ranks, rankdata(found[o])) if varies(found[o]) else unknown for o in outputs]
+    )
     low, high = fisher_interval(coefficient, n, len(names) - 1)
-    return PRCC(outcomes=tuple(outputs), parameters=names, coefficient=coefficient, low=low, high=high, n=n, seed=seed)
+    last = (found["peak_week"] == days // 7) & (found["peak_weekly_incidence"] > 0)
+    return PRCC(
+        outcomes=tuple(outputs),
+        parameters=names,
+        coefficient=coefficient,
+        low=low,
+        high=high,
+        n=n,
+        seed=seed,
+        growing=float(np.mean(last)),
+    )
 
 
 def _pairs(rows: Sequence[str], columns: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pandas as pd
 from meningitis.analysis.runs import Array, checked, columns, grid_of, solved
 from meningitis.engine import simulate
 from meningitis.model import Model
-from meningitis.symbolic import case_and_carrier, growth, thresholds
+from meningitis.symbolic import growth, thresholds
 from meningitis.symbolic.nextgen import infected_states
 
 
@@ -59,13 +59,11 @@ def profiles(
 ) -> Profiles:
     """Case-carrier ratios for every combination of the swept parameter values (none: `values` alone).
 
-    Raises: ValueError for an unknown parameter, one without values, or a declaration without a case fed by a carrier
-    compartment; RuntimeError where a trajectory fails.
+    Raises: ValueError for an unknown parameter, one without values, or a declaration without thresholds (see
+    `symbolic.thresholds`); RuntimeError where a trajectory fails.
     """
-    pair = case_and_carrier(model)
-    if pair is None:
-        raise ValueError(f"model {model.name!r} has no single case compartment fed by a carrier compartment")
-    case, carrier = pair
+    conditions = thresholds(model)
+    case, carrier = conditions.case, conditions.carrier
     sweep = dict(sweep or {})
     checked(model, list(sweep))
     grid = grid_of(sweep)
@@ -75,7 +73,6 @@ def profiles(
     ill = [name for name in infected_states(model) if name != carrier]
     stage1, both, prevalence, threshold = (np.empty((size, times.size)) for _ in range(4))
     critical, early = np.empty(size), np.empty(size)
-    conditions = thresholds(model)
     for k in range(size):
         held = columns(run, model, k)
         carriers = np.where(held[carrier] > 0, held[carrier], np.nan)

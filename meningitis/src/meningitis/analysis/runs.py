@@ -46,7 +46,7 @@ def crossing_days(
 ) -> list[float]:
     """Days on which an expression of states and parameters goes through zero upwards (or downwards), in order.
 
-    Located by root-finding on the kernel's dense output, to 1e-7 day.
+    Located by root-finding on the kernel's dense output, to less than 1e-5 day.
     """
     found = crossings(model, expression, parameters=dict(values), days=days, grid=GRID, rtol=RTOL, atol=ATOL)
     return [crossing.time for crossing in found if crossing.upwards == upwards]

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import qmc, sobol_indices
 
-from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled
+from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled, varies
 from meningitis.analysis.runs import Array
 from meningitis.model import Model
 
@@ -25,7 +25,7 @@ LEVEL, RESAMPLES = 0.95, 500
 class Sobol:
     """First and total order with bootstrap intervals of `level`; arrays are (outcomes, parameters).
 
-    An outcome that does not vary has no indices (NaN).
+    An outcome that does not vary by more than the solver errs has no indices (NaN).
     """
 
     outcomes: tuple[str, ...]
@@ -72,7 +72,7 @@ def sobol_of(
     generator = np.random.default_rng([seed, 1])
     columns = []
     for values in y:
-        if not np.ptp(values) > 0:  # constant, or not known
+        if not varies(values):
             columns.append(np.full((6, k), np.nan))
             continue
         # scipy takes f_A, f_B as (s, n) and f_AB as (k, s, n). Outputs are given twice, since it squeezes the indices

@@ -1,8 +1,8 @@
 """WHO's operational thresholds for meningitis in a district.
 
 Source: WHO guideline "Meningitis outbreak response in sub-Saharan Africa", WHO/HSE/PED/CED/14.5 (December 2014). For
-30,000-100,000 inhabitants: alert 3, epidemic 10 suspected cases per 100,000 per week; below 30,000: alert 2 cases in a
-week, epidemic 5 in a week or doubling over three weeks.
+30,000-100,000 inhabitants: alert 3 (but at least 2 cases), epidemic 10 suspected cases per 100,000 per week; below
+30,000: alert 2 cases in a week, epidemic 5 in a week or doubling over three weeks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SMALL, LARGE = 30_000, 100_000
+FEWEST = 2.0  # cases in a week that raise an alert anywhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +58,15 @@ def who_thresholds(population: float) -> Thresholds:
     if not population > 0:
         raise ValueError(f"population is {population}, but must be above 0")
     if population < SMALL:
-        return Thresholds(population=population, alert=2.0, epidemic=5.0, doubling=True)
+        return Thresholds(population=population, alert=FEWEST, epidemic=5.0, doubling=True)
     warning = (
         f"the population of {population:,.0f} is above 100,000: WHO would split it into smaller districts"
         if population > LARGE
         else ""
     )
     scale = population / 1e5
-    return Thresholds(population=population, alert=3 * scale, epidemic=10 * scale, doubling=False, warning=warning)
+    alert = max(FEWEST, 3 * scale)
+    return Thresholds(population=population, alert=alert, epidemic=10 * scale, doubling=False, warning=warning)
 
 
 def _first(reached: NDArray[np.bool_]) -> int | None:

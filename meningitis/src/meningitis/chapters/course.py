@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from meningitis import analysis, symbolic
+from meningitis.analysis.events import weekly_peak
 from meningitis.calendar import epi_week
 from meningitis.chapters.work import KEY, Work
 from meningitis.engine import simulate
@@ -30,36 +31,41 @@ def course(work: Work) -> None:
             found = {key: float(column[0]) for key, column in analysis.outcomes(model, values, days=days).items()}
             run = simulate(model, parameters=values, times=np.arange(0.0, days + 1e-9, 7.0), days=days)
             N = sum(float(run[state][0, 0]) for state in model.state_names)
+            weeks = np.diff(run["cases"][0])
+            peak = weekly_peak(weeks)
             rows.append(
                 {
                     "model": model.name,
                     "scenario": scenario.name,
                     "season": scenario.season,
                     "weekly_peak_per_100000": found["peak_weekly_incidence"] / N * 1e5,
-                    "peak_week": int(found["peak_week"]),
+                    "peak_week": None if peak is None else peak + 1,
                     "cases": found["cases"],
                     "deaths": found["deaths"],
                     "ever_infected_%": 100 * found["ever_infected"] / N,
                     "weeks_above_alert": _weeks_above_alert(model, values, days),
                 }
             )
-            curves[scenario.name] = np.diff(run["cases"][0]) / N * 1e5
+            curves[scenario.name] = weeks / N * 1e5
+        N = sum(symbolic.initial_state(model, work.values(model)).values())
+        who = analysis.who_thresholds(N)
         work.report.figure(
             f"incidence-{model.name}",
-            figures.incidence(curves, 3, 10, start=work.start, system=work.weeks),
-            f"Weekly incidence of illness in the {model.name} model, with WHO's operational thresholds for "
-            "districts of 30,000–100,000. Weeks are differences of the cumulative count. Log scale.",
+            figures.incidence(curves, who.alert / N * 1e5, who.epidemic / N * 1e5, start=work.start, system=work.weeks),
+            f"Weekly incidence of illness in the {model.name} model, with WHO's operational thresholds for a district "
+            f"of {N:,.0f} inhabitants. Weeks are differences of the cumulative count. Log scale.",
         )
     table = pd.DataFrame(rows)
     work.results["course"] = table.to_dict("records")
     heads = (
-        "model", "scenario", "season", "weekly peak per 100,000", "week of the peak", "cases", "deaths",
+        "model", "scenario", "season", "highest week per 100,000", "week of the peak", "cases", "deaths",
         "ever infected (%)", "weeks above alert",
     )  # fmt: skip
     work.report.table(
         "course",
         table,
-        "Totals by scenario. The season is a label: the model knows none.",
+        "Totals by scenario. The season is a label: the model knows none. A dash for the week of the peak: the last "
+        "week is the highest, or nobody falls ill; for the weeks above alert: none, or not over by the end.",
         table.set_axis(list(heads), axis="columns"),
     )
 
@@ -83,9 +89,9 @@ def ratios(work: Work) -> None:
         if _has_cases(model)
         for name in work.scenarios(model)
     }
-    fitting = [model for model in work.models if symbolic.case_and_carrier(model) is not None]
+    fitting = [model for model in work.models if not symbolic.no_thresholds(model)]
     if not fitting:
-        work.report.text("No carrier compartment feeds a case compartment here, so there is no ratio of the two.")
+        work.report.text(f"There is no ratio of cases to carriers: {symbolic.no_thresholds(work.fullest)}.")
     for model in fitting:
         _figures(work, model, kept[model.name, model.scenario(work.scenario).name])
     if kept:

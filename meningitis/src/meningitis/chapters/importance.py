@@ -22,10 +22,11 @@ def sensitivity(work: Work) -> None:
     _local(work)
     ranked = []
     for model in work.models:
-        ranks, shares = analysis.global_sensitivity(
+        days = work.length(model)
+        ranks, shares, growing = analysis.global_sensitivity(
             model,
             work.values(model),
-            work.length(model),
+            days,
             lhs=work.lhs_n,
             sobol=work.sobol_n,
             seed=work.seed,
@@ -33,23 +34,27 @@ def sensitivity(work: Work) -> None:
         )
         work.results.setdefault("prcc", {})[model.name] = ranks.to_dict("records")
         work.results.setdefault("sobol", {})[model.name] = shares.to_dict("records")
-        end = f"{model.name} model, 95 % intervals, {work.draws(model)}"
+        work.results.setdefault("still_growing", {})[model.name] = growing
+        end = f"{model.name} model, outbreaks of {days:g} days, 95 % intervals, {work.draws(model)}"
         work.report.figure(
             f"prcc-{model.name}",
-            figures.dots(_worded(ranks), "prcc", "low", "high", "PRCC"),
-            f"Partial rank correlation over {work.lhs_n:,} Latin hypercube samples, {end}.",
+            figures.dots(
+                _worded(ranks).rename(columns={"low": "prcc_low", "high": "prcc_high"}), {"prcc": "PRCC"}, "PRCC"
+            ),
+            f"Partial rank correlation over {work.lhs_n:,} Latin hypercube samples, {end}. Cases still rise at the end "
+            f"in {100 * growing:.2g} % of them: what comes later is not counted.",
         )
         work.report.figure(
             f"sobol-{model.name}",
-            figures.dots(_worded(shares), "total", "total_low", "total_high", "total order", second="first"),
+            figures.dots(_worded(shares), {"total": "total order", "first": "first order"}, "share of the variance"),
             f"Sobol indices from {work.sobol_n:,} base samples, {end}. What first orders leave of 1 is interaction.",
         )
         write_atomically(work.report.out / "tables" / f"prcc-{model.name}.csv", ranks.to_csv(index=False))
         work.report.table(
             f"sobol-{model.name}",
             shares,
-            f"Total-order Sobol indices with 95 % intervals, {model.name} model; below 0.01 a dot. First orders are in "
-            f"the file, rank correlations in prcc-{model.name}.csv beside it.",
+            f"Total-order Sobol indices with 95 % intervals, {model.name} model, {days:g} days; below 0.01 a dot. "
+            f"First orders are in the file, rank correlations in prcc-{model.name}.csv beside it.",
             _matrix(model, shares),
         )
         ranked += _ranked(model, shares)
@@ -117,7 +122,10 @@ def _matrix(model: Model, shares: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ranked(model: Model, shares: pd.DataFrame) -> list[dict[str, Any]]:
-    """For each tested outcome, the three largest total orders and the places of the paper's three."""
+    """For each tested outcome, the three largest total orders, the places of the paper's three, and whether they hold.
+
+    None where intervals overlap so that either may be.
+    """
     rows: list[dict[str, Any]] = []
     for outcome in TESTED:
         part = shares[shares["outcome"] == outcome].sort_values("total", ascending=False).reset_index(drop=True)
@@ -128,11 +136,21 @@ def _ranked(model: Model, shares: pd.DataFrame) -> list[dict[str, Any]]:
                 "outcome": outcome,
                 "first_three": ", ".join(names[:3]),
                 **{f"place_of_{name}": names.index(name) + 1 if name in names else None for name in KEY},
-                "holds": set(names[:3]) == set(KEY),
-                "settled": bool(len(names) < 4 or part["total_low"][2] > part["total_high"][3]),
+                "holds": _are_first(part.set_index("parameter")),
             }
         )
     return rows
+
+
+def _are_first(part: pd.DataFrame) -> bool | None:
+    """Whether the paper's three have the largest indices of `part`, by parameter, as far as intervals tell."""
+    low, high = part["total_low"], part["total_high"]
+    if not set(KEY) <= set(part.index):
+        return False
+    others = high.drop(list(KEY))
+    if others.empty or low[list(KEY)].min() > others.max():
+        return True
+    return False if any((low > high[name]).sum() >= len(KEY) for name in KEY) else None
 
 
 def _key_claim(work: Work, table: pd.DataFrame, shares: pd.DataFrame) -> None:
@@ -142,7 +160,7 @@ def _key_claim(work: Work, table: pd.DataFrame, shares: pd.DataFrame) -> None:
         work.results.setdefault("claims", {})[f"key parameters, {row['model']}, {row['outcome']}"] = {
             "holds": row["holds"],
             "rank": {name: row[f"place_of_{name}"] for name in KEY},
-            "settled": row["settled"],
+            "settled": row["holds"] is not None,
         }
     shown = pd.DataFrame(
         {
@@ -150,28 +168,35 @@ def _key_claim(work: Work, table: pd.DataFrame, shares: pd.DataFrame) -> None:
             "outcome": table["outcome"].map(OUTCOME_WORDS),
             "three largest": [", ".join(letters[n] for n in row.split(", ")) for row in table["first_three"]],
             **{f"place of {letters[name]}": table[f"place_of_{name}"] for name in KEY},
-            "the paper's three": table["holds"],
-            "settled": table["settled"],
+            "the paper's three": ["not settled" if row is None else row for row in table["holds"]],
         }
     )
     work.report.table(
         "key-parameters",
         table,
-        "The three largest total-order indices, and whether the interval of the third lies clear of the fourth's "
-        "(settled).",
+        "The three largest total-order indices, and whether the paper's three are they: yes where their intervals lie "
+        "clear above all others, no where those of three others lie clear above one of theirs, else not settled.",
         shown,
     )
-    where = [f"{OUTCOME_WORDS[o]} ({m})" for m, o in table.loc[table["holds"], ["model", "outcome"]].to_numpy()]
-    count = len(where)
-    share = {
-        outcome: shares.set_index(["outcome", "parameter"])["total"][outcome, "carrier_conversion_rate"]
-        for outcome in ("R0", "cases")
-    }
+    pairs = [f"{OUTCOME_WORDS[o]} ({m})" for m, o in table[["model", "outcome"]].to_numpy()]
+    told = list(zip(pairs, table["holds"], strict=True))
+    yes, no, unsettled = ([pair for pair, holds in told if holds is x] for x in (True, False, None))
+    words = "Depends on the outcome" if yes and no else "Holds" if yes else "Does not hold" if no else "Not settled"
+    part = shares[shares["parameter"] == "carrier_conversion_rate"].set_index("outcome")
+    conversion = " and ".join(
+        f"{row.total:.2g} ({row.total_low:.2g} to {row.total_high:.2g}) for {OUTCOME_WORDS[str(row.Index)]}"
+        for row in part.loc[["R0", "cases"]].itertuples()
+    )
+    condition = (
+        f"By total-order Sobol indices over the declared distributions they are the first three for "
+        f"{', '.join(yes) or 'no outcome'} and are not for {', '.join(no) or 'none'}: {len(yes) + len(no)} of "
+        f"{len(pairs)} pairs of model and outcome are settled"
+    )
+    if unsettled:
+        condition += f"; 95 % intervals overlap for {', '.join(unsettled)}"
     work.report.claim(
         "The key parameters are β, ε and φ.",
-        holds=None if 0 < count < len(table) else bool(count),
-        verdict="Holds" if count == len(table) else "Does not hold" if count == 0 else "Depends on the outcome",
-        condition=f"By total-order Sobol indices over the declared distributions they are the first three for "
-        f"{', '.join(where) or 'no outcome'}, out of {len(table)} pairs of model and outcome. φ has a total index of "
-        f"{share['R0']:.2g} for R₀ and of {share['cases']:.2g} for cases ({work.fullest.name} model).",
+        holds=bool(yes) if bool(yes) != bool(no) and not unsettled else None,
+        verdict=f"{words}, where settled" if unsettled and (yes or no) else words,
+        condition=f"{condition}. φ has a total index of {conversion} ({work.fullest.name} model, 95 % intervals).",
     )

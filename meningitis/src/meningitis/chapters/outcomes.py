@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -106,6 +108,11 @@ def adequacy(work: Work) -> None:
     )
 
 
+def _minimum(share: float) -> str:
+    """A share that has to be reached, rounded up to the per cent (but not by what rounding adds to a whole one)."""
+    return f"{math.ceil(100 * share - 1e-9)}%"
+
+
 def control(work: Work) -> None:
     """What an intervention averts, and percentile bands over sampled parameters."""
     model = work.fullest
@@ -120,12 +127,12 @@ def control(work: Work) -> None:
         ]
     )
     work.results["control"] = facts.to_dict()
-    coverage = f"at least {facts.coverage:.0%}" if facts.coverage is not None else "more than everyone"
+    coverage = f"at least {_minimum(facts.coverage)}" if facts.coverage is not None else "more than everyone"
     needed = (
         f"{facts.reason[0].upper()}{facts.reason[1:]}."
         if facts.herd_immunity is None
-        else f"Transmission stops where {facts.herd_immunity:.0%} of the population are immune. "
-        f"A vaccine that protects {EFFICACY:.0%} of the vaccinated has to reach {coverage}."
+        else f"Transmission stops where {_minimum(facts.herd_immunity)} of the population are immune. "
+        f"A vaccine that protects {EFFICACY:.0%} of the vaccinated has to reach {coverage} where nobody is immune yet."
     )
     work.report.text(f"R₀ = {facts.r0:.2f} in the {model.name} model. {needed}")
     if len(table):

@@ -114,11 +114,11 @@ def thresholds(work: Work) -> None:
     work.report.table(
         "reproduction",
         table,
-        "Reproduction numbers and control. R₀ takes everyone as susceptible; R at the start counts the immune. The "
-        "immune share needed is 1 − 1/R₀.",
+        "Reproduction numbers and control. R₀ takes everyone as susceptible (or as they stand where flows without "
+        "infection balance); R at the start counts the immune. The immune share needed is 1 − 1/R₀.",
         shown,
     )
-    if symbolic.case_and_carrier(work.fullest) is not None:
+    if not symbolic.no_thresholds(work.fullest):
         _spread(work, work.fullest)
 
 
@@ -129,11 +129,10 @@ def _formulas(work: Work, model: Model) -> dict[str, Any]:
     if derived.r0 is not None:
         expressions |= {"K": derived.K, "R0": derived.r0}
     kept = {"matrices": derived.to_dict()}
-    pair = symbolic.case_and_carrier(model)
-    if pair is not None:
-        conditions = symbolic.thresholds(model)
+    conditions = None if symbolic.no_thresholds(model) else symbolic.thresholds(model)
+    if conditions is not None:
         kept["thresholds"] = conditions.to_dict()
-        case, carrier = (model.symbols[name] for name in pair)
+        case, carrier = (model.symbols[name] for name in (conditions.case, conditions.carrier))
         ratio = write.math(case / carrier)
         expressions |= {
             "carriers": conditions.carriers_spread, "cases": conditions.stage1_spreads,
@@ -152,7 +151,7 @@ def _formulas(work: Work, model: Model) -> dict[str, Any]:
         f"The {model.name} model: new infections F, transfers V and next-generation matrix K for the infected "
         f"compartments x, derived from the declaration. {derived.reason}",
     )
-    if pair is not None:
+    if conditions is not None:
         s = write.math(model.symbols[conditions.susceptible])
         share = f"<mfrac><mrow>{s}</mrow><mi>N</mi></mfrac>"
         work.report.formulas(
@@ -166,9 +165,15 @@ def _formulas(work: Work, model: Model) -> dict[str, Any]:
             ],
             f"Carriers spread while the first holds, infectives in stage I while the second does. The critical ratio "
             f"is the second without direct infection; the early ratio is that of exponential growth at rate r"
-            f"{', with the s and q of that time' if short['cases'] != short['critical'] else ''} ({model.name} model).",
+            f"{', with the s and q of that time' if short['cases'] != short['critical'] else ''} ({model.name} model)."
+            f"{_living(model, conditions)}",
         )
     return kept
+
+
+def _living(model: Model, conditions: symbolic.Thresholds) -> str:
+    living = conditions.population.free_symbols & {model.symbols[name] for name in model.state_names}
+    return " N is the number of the living." if living else ""
 
 
 def _spread(work: Work, model: Model) -> None:
@@ -178,19 +183,19 @@ def _spread(work: Work, model: Model) -> None:
     states = {name: run[name][0] for name in model.state_names}
     conditions = symbolic.thresholds(model)
     along = conditions.along(model, values, states)
-    share = states[conditions.susceptible] / sum(symbolic.initial_state(model, values).values())
     work.report.figure(
         "spread-threshold",
         figures.spread_threshold(
             run.times,
-            share,
+            along["susceptible_share"],
             along["carriers_spread"],
             symbolic.reproduction_along(model, values, states),
             start=work.start,
             system=work.weeks,
         ),
-        f"Carriers spread while S/N is above {Notation(model).text(conditions.carriers_spread)}. Lower panel: R(t). "
-        f"{model.name.capitalize()} model, {model.scenario(work.scenario).name} scenario.",
+        f"Carriers spread while S/N is above {Notation(model).text(conditions.carriers_spread)}."
+        f"{_living(model, conditions)} Lower panel: R(t). {model.name.capitalize()} model, "
+        f"{model.scenario(work.scenario).name} scenario.",
     )
 
 

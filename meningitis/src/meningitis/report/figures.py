@@ -59,7 +59,7 @@ def incidence(
         top = max(float(np.max(values)) for values in curves.values())
         for level, word in ((alert, "alert threshold"), (epidemic, "epidemic threshold")):
             axes.axhline(level, color=BLACK, linewidth=0.8, linestyle=(0, (1, 2)))
-            axes.text(7 * weeks, level, f"{word} {level:g}", ha="right", va="bottom", fontsize=7.5)
+            axes.text(7 * weeks, level, f"{word} {level:.3g}", ha="right", va="bottom", fontsize=7.5)
         axes.set_ylim(1e-3, 3 * max(top, epidemic))
         plain_log(axes)
         axes.set_ylabel("cases per 100,000 per week")
@@ -185,10 +185,11 @@ def tornado(indices: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
-def dots(table: pd.DataFrame, value: str, low: str, high: str, label: str, *, second: str | None = None) -> Figure:
+def dots(table: pd.DataFrame, estimates: Mapping[str, str], label: str) -> Figure:
     """Estimates with intervals by parameter, a panel for each outcome.
 
-    `table` has columns outcome, symbol, `value`, `low`, `high`; `second` names a further column drawn as open squares.
+    `estimates` maps a column to what it is called; `table` has those, each with NAME_low and NAME_high, and outcome and
+    symbol. The horizontal axis is `label`.
     """
     with styled():
         outcomes = list(dict.fromkeys(table["outcome"]))
@@ -199,24 +200,23 @@ def dots(table: pd.DataFrame, value: str, low: str, high: str, label: str, *, se
             7.6, rows * (0.9 + 0.2 * len(symbols)), rows, columns, sharex=True, sharey=True, squeeze=False
         )
         places = {symbol: k for k, symbol in enumerate(symbols)}
+        apart = np.linspace(0.15, -0.15, len(estimates)) if len(estimates) > 1 else np.zeros(1)
+        strokes_of = ((BLUE, "o", "full"), (VERMILION, "s", "none"))
         for axes, outcome in zip(grid.ravel(), outcomes, strict=False):
             part = table[table["outcome"] == outcome]
-            y = part["symbol"].map(places).to_numpy(dtype=float)
-            x = part[value].to_numpy(dtype=float)
-            ends = [x - part[low].to_numpy(dtype=float), part[high].to_numpy(dtype=float) - x]
             axes.axvline(0, color=BLACK, linewidth=0.8)
-            axes.errorbar(
-                x, y, xerr=np.maximum(ends, 0), fmt="o", color=BLUE, markersize=4, elinewidth=1.2, label=label
-            )
-            if second is not None:
-                axes.plot(part[second], y, "s", color=VERMILION, markersize=5, fillstyle="none", label=second)
+            for (name, word), shift, (colour, mark, fill) in zip(estimates.items(), apart, strokes_of, strict=False):
+                y = part["symbol"].map(places).to_numpy(dtype=float) + shift
+                # Not error bars: an estimate may lie outside a percentile interval, and shows it.
+                axes.hlines(y, part[f"{name}_low"], part[f"{name}_high"], color=colour, linewidth=1.2)
+                axes.plot(part[name], y, mark, color=colour, markersize=4, fillstyle=fill, label=word)
             axes.set_title(str(outcome), fontsize=9)
             axes.set_yticks(range(len(symbols)), [f"${symbol}$" for symbol in symbols])
         for axes in grid.ravel()[len(outcomes) :]:
             axes.axis("off")
         for axes in grid[-1]:
-            axes.set_xlabel(label if second is None else "share of the variance", fontsize=8)
-        if second is not None:
+            axes.set_xlabel(label, fontsize=8)
+        if len(estimates) > 1:
             grid[0, 0].legend(fontsize=7)
     return figure
 

@@ -16,7 +16,7 @@ from meningitis.symbolic.nextgen import (
     r0_numeric,
     reproduction_along,
 )
-from meningitis.symbolic.thresholds import SHARE, Thresholds, thresholds
+from meningitis.symbolic.thresholds import SHARE, Thresholds, no_thresholds, thresholds
 
 __all__ = [
     "SHARE",
@@ -41,6 +41,7 @@ __all__ = [
     "initial_state",
     "moving_rates",
     "next_generation",
+    "no_thresholds",
     "r0",
     "r0_numeric",
     "reproduction_along",

@@ -10,6 +10,7 @@ import numpy as np
 import sympy as sp
 
 from meningitis.model import Model
+from meningitis.symbolic.diseasefree import flows_without_infection, still
 from meningitis.symbolic.growth import initial_state
 from meningitis.symbolic.nextgen import disease_free_at, infected_states, refilled, refuse_time
 
@@ -54,6 +55,7 @@ class Equilibria:
 def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, seed: int = 0) -> Equilibria:
     """Disease-free and endemic equilibria at `values`.
 
+    There is no disease-free one where infection comes in from elsewhere or the population dies out without it.
     Endemic ones are sought from a long run and from `starts` random states, with every conserved total (that of a
     closed population, say) held as at the start. Not sought where new infections drain compartments that no flow
     leads back into: nobody replaces those who were infected.
@@ -75,12 +77,19 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
     laws = _conserved(model, names)
     # The rates of change along a basis of what is not conserved, and the totals in place of the redundant equations.
     free_part = _complement(laws, len(names))
-    points = [_classify("disease-free", names, np.array([free[n] for n in names]), jacobian, free_part)]
+    points, notes = [], []
+    there = np.array([free[n] for n in names])
+    moving, importing = flows_without_infection(model)
+    if still(rates(there), there):
+        points.append(_classify("disease-free", names, there, jacobian, free_part))
+    else:
+        why = f"{' and '.join(f.name for f in importing)} goes on" if importing else "the population dies out"
+        notes.append(f"no disease-free equilibrium: {why} where nobody is infected")
     if not refilled(model):
         note = "nobody enters the compartments that new infections drain, so infection dies out and none is endemic"
-        if all(flow.source is not None for flow in model.flows):
+        if not (moving or importing):
             note = f"closed population: {note}, and every state without infection is an equilibrium"
-        return Equilibria(points=tuple(points), note=note)
+        return Equilibria(points=tuple(points), note="; ".join([*notes, note]))
     scale = max(sum(free.values()), 1.0)
     sick = [names.index(name) for name in infected_states(model)]
     begin = np.array([initial_state(model, values)[n] for n in names])
@@ -103,8 +112,9 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
         known = any(np.allclose(x, list(p.state.values()), rtol=1e-6, atol=1e-9 * scale) for p in points)
         if endemic and not known:
             points.append(_classify("endemic", names, x, jacobian, free_part))
-    note = "" if len(points) > 1 else "no endemic equilibrium found"
-    return Equilibria(points=tuple(points), note=note)
+    if not any(point.kind == "endemic" for point in points):
+        notes.append("no endemic equilibrium found")
+    return Equilibria(points=tuple(points), note="; ".join(notes))
 
 
 def _conserved(model: Model, names: list[str]) -> np.ndarray:

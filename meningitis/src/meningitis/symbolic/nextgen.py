@@ -7,7 +7,8 @@ Source: van den Driessche & Watmough, Math Biosci 180 (2002) 29-48.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from meningitis.model import TIME, Model
 from meningitis.symbolic.caching import by_model
+from meningitis.symbolic.diseasefree import (
+    disease_free_state,
+    everyone_susceptible,
+    flows_without_infection,
+    settled_state,
+)
 from meningitis.symbolic.limits import TimeLimit, tidy, time_limit
 
 SYMBOLIC_SECONDS = 10.0
-SETTLED = 1e6  # days after which a population without disease has settled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +109,15 @@ def refilled(model: Model) -> bool:
     return any(flow.target in drained for flow in model.flows)
 
 
+def new_infections(model: Model) -> list[sp.Expr]:
+    """Persons newly infected per day by infected compartment, in the order of `infected_states`."""
+    rates, names = model.flow_rates(), infected_states(model)
+    return [
+        sum((rates[f.name] for f in model.flows if f.new_infection and f.target == name), sp.Integer(0))
+        for name in names
+    ]
+
+
 @by_model
 def infection_matrices(model: Model) -> tuple[sp.Matrix, sp.Matrix]:
     """F and V (m x m, 1/day) with every infected compartment at zero and the uninfected ones left as symbols.
@@ -115,11 +130,7 @@ def infection_matrices(model: Model) -> tuple[sp.Matrix, sp.Matrix]:
     if not names:
         raise ValueError(f"model {model.name!r} declares no infected compartment; mark at least one with infected=True")
     symbols = [model.symbols[name] for name in names]
-    rates, rhs = model.flow_rates(), model.rhs()
-    gains = [
-        sum((rates[f.name] for f in model.flows if f.new_infection and f.target == name), sp.Integer(0))
-        for name in names
-    ]
+    rhs, gains = model.rhs(), new_infections(model)
     if all(gain == 0 for gain in gains):
         raise ValueError(f"model {model.name!r} declares no flow as a new infection into an infected compartment")
     nothing = dict.fromkeys(symbols, 0)
@@ -128,72 +139,19 @@ def infection_matrices(model: Model) -> tuple[sp.Matrix, sp.Matrix]:
     return new.applyfunc(tidy), (new - total).applyfunc(tidy)
 
 
-def disease_free_state(model: Model) -> dict[str, sp.Expr]:
-    """The disease-free state as expressions of the parameters, with everyone susceptible.
-
-    With births or other flows from outside, the uninfected compartments are solved for. Without, each set of
-    compartments that flows connect keeps its total, and all of it stands in that set's susceptible compartments, in
-    the proportions in which the initial state fills them (in the first where it leaves all of them empty).
-    Raises: ValueError where the solution is not single or takes too long; `disease_free_at` then answers in numbers.
-    """
-    infected = set(infected_states(model))
-    state: dict[str, sp.Expr] = dict.fromkeys(model.state_names, sp.Integer(0))
-    live = [c.name for c in model.compartments if not c.dead and c.name not in infected]
-    if any(f.source is None for f in model.flows):
-        rhs = model.rhs()
-        absent = {model.symbols[name]: 0 for name in infected}
-        unknowns = [model.symbols[name] for name in live]
-        try:
-            with time_limit(SYMBOLIC_SECONDS):
-                found = sp.solve([rhs[name].subs(absent) for name in live], unknowns, dict=True)
-        except TimeLimit as stopped:
-            raise ValueError(f"the disease-free state took longer than {SYMBOLIC_SECONDS:g} s in symbols") from stopped
-        except NotImplementedError as stopped:
-            raise ValueError("the disease-free state has no closed form") from stopped
-        if len(found) == 1 and len(found[0]) == len(unknowns):
-            return state | {name: tidy(found[0][model.symbols[name]]) for name in live}
-        raise ValueError(f"symbols give {len(found)} disease-free states, not a single one")
-    initial = model.initial_state()
-    for group, sources in _susceptible_groups(model):
-        total = sum((initial[name] for name in group), sp.Integer(0))
-        begun = tidy(sum((initial[name] for name in sources), sp.Integer(0)))
-        if len(sources) == 1 or begun == 0:
-            state[sources[0]] = tidy(total)
-        else:
-            state |= {name: tidy(total * initial[name] / begun) for name in sources}
-    return state
+def _at(model: Model, state: Mapping[str, sp.Expr]) -> dict[sp.Symbol, sp.Expr]:
+    return {model.symbols[name]: sp.sympify(value) for name, value in state.items()}
 
 
-def _susceptible_groups(model: Model) -> list[tuple[set[str], list[str]]]:
-    """Each set of compartments that flows connect, with its uninfected compartments that new infections drain."""
-    drained = drained_states(model)
-    groups = [(group, [name for name in model.state_names if name in group & drained]) for group in _connected(model)]
-    return [(group, sources) for group, sources in groups if sources]
-
-
-def _undecided(model: Model) -> str:
-    """What the declaration leaves open about a closed population without infection; empty where nothing."""
-    if any(f.source is None for f in model.flows):
-        return ""
-    infected = set(infected_states(model))
-    for _, sources in _susceptible_groups(model):
-        moves = [f for f in model.flows if f.source in sources and f.target not in infected]
-        if len(sources) > 1 and moves:
-            return (
-                f"{' and '.join(sources)} stand in their initial proportions, although {moves[0].name} moves people "
-                "out of one of them without infection"
-            )
-    return ""
-
-
-def _connected(model: Model) -> list[set[str]]:
-    groups = [{name} for name in model.state_names]
-    for flow in model.flows:
-        if flow.source is None or flow.target is None:
-            continue
-        joined = [g for g in groups if flow.source in g or flow.target in g]
-        groups = [g for g in groups if g not in joined] + [set().union(*joined)]
-    return groups
+def _remarks(model: Model, free: Mapping[str, sp.Expr]) -> list[str]:
+    """What a reader of R0 has to know of the disease-free state: who is gone from it, and whether it lasts."""
+    begun, (_, importing) = everyone_susceptible(model), flows_without_infection(model)
+    gone = [name for name, value in free.items() if value.is_zero and not begun[name].is_zero]
+    remarks = [f"without infection nobody stays in {' or '.join(gone)}"] if gone else []
+    if importing:
+        names = " and ".join(flow.name for flow in importing)
+        remarks.append(f"R0 leaves out {names}: it goes on where nobody is infected, so no state is disease-free")
+    return remarks
 
 
 def spectral_radius(F: sp.Matrix, V: sp.Matrix) -> tuple[sp.Matrix, sp.Expr]:
@@ -205,6 +163,8 @@ def spectral_radius(F: sp.Matrix, V: sp.Matrix) -> tuple[sp.Matrix, sp.Expr]:
     K = (F * V.LUsolve(sp.eye(V.rows))).applyfunc(short_form)
     # Rows of F that are zero are zero in K: the other eigenvalues are those of the remaining square block.
     rows = [i for i in range(F.rows) if any(entry != 0 for entry in F.row(i))]
+    if not rows:
+        return K, sp.Integer(0)
     block = K.extract(rows, rows)
     if block.rows == 1:
         return K, block[0, 0]
@@ -238,23 +198,28 @@ def _rank_one(block: sp.Matrix) -> bool:
 
 @by_model
 def next_generation(model: Model, *, seconds: float = SYMBOLIC_SECONDS) -> NextGeneration:
-    """Derive F, V, K and R0 from the declaration at the disease-free state (everyone susceptible).
+    """Derive F, V, K and R0 from the declaration at the disease-free state.
 
-    Where the disease-free state has no symbols, F and V keep those of the uninfected compartments and R0 is numeric.
+    That is everyone susceptible, or where flows without infection move people on, the state in which these balance
+    (unless rates divide by people who are gone from it; `reason` then says so). Where it has no symbols, F and V keep
+    those of the uninfected compartments and R0 is numeric.
     Raises: ValueError where no compartment is infected or no flow a new infection.
     """
     F, V = infection_matrices(model)
     try:
-        free = disease_free_state(model)
+        free = disease_free_state(model, seconds=SYMBOLIC_SECONDS)
     except ValueError as error:
         return NextGeneration(
             F=F, V=V, K=None, infected=infected_states(model), r0=None, disease_free={},
             symbol_names=model.latex_names, reason=f"R0 is numeric: {error}",
         )  # fmt: skip
-    at = {model.symbols[name]: value for name, value in free.items()}
-    F, V = (matrix.subs(at).applyfunc(tidy) for matrix in (F, V))
+    remarks = _remarks(model, free)
+    if any(matrix.xreplace(_at(model, free)).has(sp.nan, sp.zoo) for matrix in (F, V)):
+        free = everyone_susceptible(model)
+        remarks.append("rates divide by those who are gone, so R0 takes everyone as susceptible")
+    F, V = (matrix.xreplace(_at(model, free)).applyfunc(tidy) for matrix in (F, V))
     K, r0_expression, reason = _radius_within(F, V, seconds)
-    reason = "; ".join(part for part in (reason, _undecided(model)) if part)
+    reason = "; ".join(part for part in (reason, *remarks) if part)
     return NextGeneration(
         F=F,
         V=V,
@@ -337,9 +302,10 @@ def r0_numeric(model: Model, *, symbolic: bool = True) -> NumericR0:
         return NumericR0(
             method="numeric", reason=result.reason, names=model.parameter_names, function=partial(_row_by_row, model)
         )
-    return _over_arrays(
+    closed = _over_arrays(
         model, model.parameter_names, (result.F, result.V), result.r0 if symbolic else None, result.reason
     )
+    return replace(closed, function=partial(_where_defined, model, closed.function))
 
 
 def _row_by_row(model: Model, *arrays: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -352,27 +318,28 @@ def _row_by_row(model: Model, *arrays: NDArray[np.float64]) -> NDArray[np.float6
     return found
 
 
+def _where_defined(
+    model: Model, closed: Callable[..., NDArray[np.float64]], *arrays: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """R0 in closed form, and row by row where that is 0/0, as where the flows that balance without infection are 0."""
+    found = np.array(closed(*arrays), dtype=np.float64)
+    for at in map(tuple, np.argwhere(np.isnan(found))):
+        with suppress(ValueError):  # no disease-free state: R0 stays unknown
+            found[at] = _row_by_row(model, *(array[at] for array in arrays))
+    return found
+
+
 def disease_free_at(model: Model, values: Mapping[str, float]) -> dict[str, float]:
-    """The disease-free state at `values`, persons: from symbols, or where the initial state settles without disease.
+    """The disease-free state at `values`, persons: from symbols, or where everyone susceptible settles without disease.
 
     Raises: ValueError where it does not settle.
     """
     at = {model.symbols[name]: values[name] for name in model.parameter_names}
     symbolic = next_generation(model).disease_free
-    if symbolic:
-        return {name: float(value.subs(at)) for name, value in symbolic.items()}
-    from scipy.integrate import solve_ivp
-
-    infected, dead = set(infected_states(model)), {c.name for c in model.compartments if c.dead}
-    live = [name for name in model.state_names if name not in infected | dead]
-    absent = {model.symbols[name]: 0 for name in infected | dead}
-    rhs, initial = model.rhs(), model.initial_state()
-    rates = sp.lambdify([[model.symbols[n] for n in live]], [rhs[n].subs(absent).subs(at) for n in live], "numpy")
-    begin = [float(initial[name].subs(at)) for name in live]
-    settled = solve_ivp(lambda _t, y: rates(y), (0, SETTLED), begin, "Radau", rtol=1e-10, atol=1e-10).y[:, -1]
-    if not np.all(np.isfinite(settled)) or np.abs(rates(settled)).max() > 1e-9 * max(1.0, np.abs(settled).max()):
-        raise ValueError(f"model {model.name!r} does not settle in a disease-free state within {SETTLED:g} days")
-    return dict.fromkeys(model.state_names, 0.0) | dict(zip(live, settled.tolist(), strict=True))
+    found = {name: value.subs(at) for name, value in symbolic.items()}
+    if found and all(value.is_finite for value in found.values()):
+        return {name: float(value) for name, value in found.items()}
+    return settled_state(model, values)
 
 
 @by_model

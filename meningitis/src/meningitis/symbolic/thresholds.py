@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
+from meningitis.symbolic.force import linear_force
 from meningitis.symbolic.growth import case_and_carrier
 from meningitis.symbolic.limits import tidy
-from meningitis.symbolic.nextgen import infected_states, infection_matrices
+from meningitis.symbolic.nextgen import infected_states
 
 Q = sp.Symbol("q")
 SHARE = sp.Symbol("s")
@@ -29,6 +30,7 @@ class Thresholds:
     s = S/N and q = infectiousness of the ill over that of the carriers' unit, (I1 + eta I2)/C;
     critical_ratio: the latter without direct infection, phi/a1; early_ratio: that of exponential growth at rate r, with
     the s and q of that time: phi/(r + a1) without direct infection. q is 0 where carriers alone infect.
+    population: N, the initial one or, where the force of infection divides by the living, the sum of those.
     """
 
     carriers_spread: sp.Expr
@@ -39,6 +41,7 @@ class Thresholds:
     case: str
     susceptible: str
     q: sp.Expr
+    population: sp.Expr
     symbol_names: dict[sp.Symbol, str] = field(default_factory=dict, repr=False)
 
     def _items(self) -> dict[str, sp.Expr]:
@@ -54,7 +57,8 @@ class Thresholds:
         s, i, c = self.susceptible, self.case, self.carrier
         return "\n".join(
             (
-                f"carriers spread while {s}/N > {sp.sstr(self.carriers_spread)}, q = {sp.sstr(self.q)}",
+                f"carriers spread while {s}/N > {sp.sstr(self.carriers_spread)}, q = {sp.sstr(self.q)}, "
+                f"N = {sp.sstr(self.population)}",
                 f"cases spread while {i}/{c} < {sp.sstr(self.stage1_spreads)}, s = {s}/N",
                 f"critical ratio {i}/{c} (no direct infection): {sp.sstr(self.critical_ratio)}",
                 f"early ratio {i}/{c} in exponential growth at rate r: {sp.sstr(self.early_ratio)}",
@@ -67,7 +71,10 @@ class Thresholds:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: expressions as text."""
-        return {name: sp.sstr(value) for name, value in self._items().items()} | {"q": sp.sstr(self.q)}
+        return {name: sp.sstr(value) for name, value in self._items().items()} | {
+            "q": sp.sstr(self.q),
+            "population": sp.sstr(self.population),
+        }
 
     def evaluate(self, model: Model, values: Mapping[str, float], **symbols: float) -> dict[str, float]:
         """The conditions as numbers; `symbols` gives q, s and r (those left out leave their conditions out)."""
@@ -79,20 +86,21 @@ class Thresholds:
     def along(
         self, model: Model, values: Mapping[str, float], states: Mapping[str, ArrayLike]
     ) -> dict[str, NDArray[np.float64]]:
-        """`carriers_spread` (share of the population) and `stage1_spreads` (persons per carrier) at each state (T,).
+        """`susceptible_share`, `carriers_spread` (shares of N), `stage1_spreads` (persons per carrier) at each state.
 
-        `states` holds persons by compartment. Where there are no carriers, q is infinite and so is what follows of it.
+        `states` holds persons by compartment (T,). Where there are no carriers, q is infinite and so is what follows.
         """
         at = {model.symbols[name]: values[name] for name in model.parameter_names}
-        names = model.state_names
-        people = [np.asarray(states[name], dtype=np.float64) for name in names]
-        population = float(sp.Add(*model.initial_state().values()).subs(at))
-        share = np.asarray(states[self.susceptible], dtype=np.float64) / population
-        symbols = [model.symbols[name] for name in names]
+        symbols = [model.symbols[name] for name in model.state_names]
+        people = [np.asarray(states[name], dtype=np.float64) for name in model.state_names]
+        susceptible = np.asarray(states[self.susceptible], dtype=np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
-            q = sp.lambdify(symbols, self.q.subs(at), "numpy")(*people)
-            return {
-                name: np.broadcast_to(sp.lambdify([Q, SHARE], value.subs(at), "numpy")(q, share), share.shape)
+            population, q = sp.lambdify(symbols, [self.population.subs(at), self.q.subs(at)], "numpy")(*people)
+            share = susceptible / population
+            return {"susceptible_share": share} | {
+                name: np.broadcast_to(
+                    sp.lambdify([Q, SHARE, *symbols], value.subs(at), "numpy")(q, share, *people), share.shape
+                )
                 for name, value in self._items().items()
                 if name in ("carriers_spread", "stage1_spreads")
             }
@@ -103,32 +111,28 @@ def thresholds(model: Model) -> Thresholds:
     """Derive the thresholds for carriage and for illness.
 
     Raises: ValueError where the declaration has no single case compartment fed by a carrier compartment, or where
-    infection does not come from a single susceptible compartment in a force linear in the infected.
+    infection does not come from a single susceptible compartment in a force linear in the infected (per head of the
+    population or of the living).
     """
     pair = case_and_carrier(model)
     if pair is None:
         raise ValueError(f"model {model.name!r} has no single case compartment fed by a carrier compartment")
     case, carrier = pair
-    names = infected_states(model)
+    try:
+        force = linear_force(model)
+    except ValueError as missing:
+        raise ValueError(f"model {model.name!r} has no thresholds of carriage and illness: {missing}") from missing
+    names, V = infected_states(model), force.V
     i, c = names.index(case), names.index(carrier)
-    sources = {flow.source for flow in model.flows if flow.new_infection}
-    if len(sources) != 1 or None in sources:
-        raise ValueError(f"model {model.name!r} has no single susceptible compartment")
-    susceptible = str(sources.pop())
-    S, C = model.symbols[susceptible], model.symbols[carrier]
-    F, V = infection_matrices(model)
-    X = sp.Matrix([model.symbols[name] for name in names])
-    population = tidy(sum(model.initial_state().values(), sp.Integer(0)))
+    X, C = [model.symbols[name] for name in names], model.symbols[carrier]
     # The infectiousness of all infected per carrier, by q = (all but carriers, in units of a case)/carriers; in units
     # of another one who infects where a case, isolated say, does not.
-    row = F.row(c) if F[c, c] != 0 else F.row(i)
-    infectious = [j for j in (i, *range(len(names))) if j != c and row[j] != 0]
-    others = sum((row[j] / row[infectious[0]] * X[j] for j in dict.fromkeys(infectious)), sp.Integer(0))
-    per_share = {S: SHARE * population}
+    infectious = [j for j in (i, *range(len(names))) if j != c and force.weights[j] != 0]
+    unit = force.weights[infectious[0]] if infectious else sp.Integer(0)
+    others = sum((force.weights[j] / unit * X[j] for j in dict.fromkeys(infectious)), sp.Integer(0))
 
     def gain(index: int) -> sp.Expr:
-        ill = F[index, infectious[0]] * Q if infectious else 0
-        return tidy(tidy((F[index, c] + ill).subs(per_share)), sp.factor)
+        return tidy(force.entry[index] * (force.weights[c] + unit * Q) * SHARE, sp.factor)
 
     loss = sum((V[c, j] * X[j] for j in range(len(names))), sp.Integer(0)) / C
     spread = tidy(tidy(loss / (gain(c) / SHARE)), sp.factor)
@@ -141,7 +145,18 @@ def thresholds(model: Model) -> Thresholds:
         early_ratio=tidy(feeds / (RATE + V[i, i])),
         carrier=carrier,
         case=case,
-        susceptible=susceptible,
+        susceptible=force.susceptible,
         q=tidy(others / C),
+        population=force.population,
         symbol_names=model.latex_names,
     )
+
+
+@by_model
+def no_thresholds(model: Model) -> str:
+    """Why the model has no thresholds for carriage and for illness; empty where it has them."""
+    try:
+        thresholds(model)
+    except ValueError as missing:
+        return str(missing)
+    return ""

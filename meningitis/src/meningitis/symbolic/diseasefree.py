@@ -1,0 +1,138 @@
+"""A population without infection: everyone susceptible, or what vaccination, births and the like make of that.
+
+Infection absent, only flows between uninfected compartments, from outside and to outside or to the dead move people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import sympy as sp
+from numpy.typing import ArrayLike
+
+from meningitis.model import Flow, Model
+from meningitis.symbolic.limits import TimeLimit, tidy, time_limit
+
+SETTLED = 1e6  # days after which a population without disease has settled
+STILL = 1e-9
+"""Persons per day, for each person there, that count as standing still."""
+
+
+def disease_free_state(model: Model, *, seconds: float) -> dict[str, sp.Expr]:
+    """The disease-free state as expressions of the parameters.
+
+    Everyone susceptible, where that lasts; where flows without infection move people, the state in which those flows
+    balance, each set of compartments that they connect keeping its total unless people enter or leave it.
+    Raises: ValueError where the solution is not single or takes longer than `seconds`; `settled_state` then answers.
+    """
+    begun, rates = everyone_susceptible(model), _rates(model)
+    at = {model.symbols[name]: value for name, value in begun.items()}
+    if all(tidy(rate.subs(at)).is_zero for rate in rates.values()):
+        return begun
+    equations = dict(rates)
+    for members in _kept_together(model):  # their rates add up to nothing, so that their total takes the place of one
+        equations[members[0]] = sum((model.symbols[name] - begun[name] for name in members), sp.Integer(0))
+    unknowns = [model.symbols[name] for name in rates]
+    try:
+        with time_limit(seconds):
+            found = sp.solve(list(equations.values()), unknowns, dict=True)
+    except TimeLimit as stopped:
+        raise ValueError(f"the disease-free state took longer than {seconds:g} s in symbols") from stopped
+    except NotImplementedError as stopped:
+        raise ValueError("the disease-free state has no closed form") from stopped
+    if len(found) == 1 and len(found[0]) == len(unknowns):
+        return begun | {name: tidy(found[0][model.symbols[name]]) for name in rates}
+    raise ValueError(f"symbols give {len(found)} disease-free states, not a single one")
+
+
+def settled_state(model: Model, values: Mapping[str, float]) -> dict[str, float]:
+    """Where the state with everyone susceptible settles without infection at `values`, persons.
+
+    Raises: ValueError where it does not settle.
+    """
+    from scipy.integrate import solve_ivp
+
+    at = {model.symbols[name]: values[name] for name in model.parameter_names}
+    moving = _rates(model)
+    rates = sp.lambdify([[model.symbols[n] for n in moving]], [rate.subs(at) for rate in moving.values()], "numpy")
+    begun = {name: float(value.subs(at)) for name, value in everyone_susceptible(model).items()}
+    start = [begun[name] for name in moving]
+    settled = solve_ivp(lambda _t, y: rates(y), (0, SETTLED), start, "Radau", rtol=1e-10, atol=1e-10).y[:, -1]
+    if not still(rates(settled), settled):
+        raise ValueError(f"model {model.name!r} does not settle in a disease-free state within {SETTLED:g} days")
+    return begun | dict(zip(moving, settled.tolist(), strict=True))
+
+
+def still(rates: ArrayLike, people: ArrayLike) -> bool:
+    """Whether these rates of change (persons per day) count as none among so many people; False where any is NaN."""
+    return bool(np.abs(rates).max() <= STILL * max(1.0, np.abs(people).max()))
+
+
+def everyone_susceptible(model: Model) -> dict[str, sp.Expr]:
+    """Each set of compartments that flows connect with its total in those that new infections drain.
+
+    There people stand in the proportions of the initial state (in the first where it leaves all of them empty). A set
+    without any such compartment stands as at the start, less its infected and dead.
+    """
+    initial, uninfected = model.initial_state(), _uninfected(model)
+    drained = {flow.source for flow in model.flows if flow.new_infection} & set(uninfected)
+    state: dict[str, sp.Expr] = dict.fromkeys(model.state_names, sp.Integer(0))
+    for group in _connected(model.state_names, model.flows):
+        sources = [name for name in model.state_names if name in group & drained]
+        total = sum((initial[name] for name in group), sp.Integer(0))
+        begun = tidy(sum((initial[name] for name in sources), sp.Integer(0)))
+        if not sources:
+            state |= {name: initial[name] for name in uninfected if name in group}
+        elif len(sources) == 1 or begun == 0:
+            state[sources[0]] = tidy(total)
+        else:
+            state |= {name: tidy(total * initial[name] / begun) for name in sources}
+    return state
+
+
+def flows_without_infection(model: Model) -> tuple[dict[Flow, sp.Expr], dict[Flow, sp.Expr]]:
+    """The flows that go on where nobody is infected or dead, with their rates: those that leave it so, and the others.
+
+    The others lead to or from infected compartments, so that no state stays without infection.
+    """
+    absent = {model.symbols[c.name]: 0 for c in model.compartments if c.infected or c.dead}
+    infected = {c.name for c in model.compartments if c.infected and not c.dead}
+    rates = {flow: model.flow_rates()[flow.name].subs(absent) for flow in model.flows}
+    going = {flow: rate for flow, rate in rates.items() if not rate.is_zero}
+    moving = {flow: rate for flow, rate in going.items() if not {flow.source, flow.target} & infected}
+    return moving, {flow: rate for flow, rate in going.items() if flow not in moving}
+
+
+def _uninfected(model: Model) -> list[str]:
+    return [c.name for c in model.compartments if not (c.infected or c.dead)]
+
+
+def _rates(model: Model) -> dict[str, sp.Expr]:
+    """Rate of change of each uninfected compartment without infection, persons per day."""
+    found: dict[str, sp.Expr] = dict.fromkeys(_uninfected(model), sp.Integer(0))
+    for flow, rate in flows_without_infection(model)[0].items():
+        for end, sign in ((flow.source, -1), (flow.target, 1)):
+            if end in found:
+                found[end] += sign * rate
+    return found
+
+
+def _kept_together(model: Model) -> list[list[str]]:
+    """Sets of uninfected compartments that people without infection move between, but do not enter or leave."""
+    names, moving = _uninfected(model), flows_without_infection(model)[0]
+    opened = {end for flow in moving for end in (flow.source, flow.target) if not _within(flow, names)}
+    return [[n for n in names if n in group] for group in _connected(names, moving) if not group & opened]
+
+
+def _connected(names: Sequence[str], flows: Iterable[Flow]) -> list[set[str]]:
+    groups = [{name} for name in names]
+    for flow in flows:
+        if _within(flow, names):
+            joined = [g for g in groups if flow.source in g or flow.target in g]
+            groups = [g for g in groups if g not in joined] + [set().union(*joined)]
+    return groups
+
+
+def _within(flow: Flow, names: Sequence[str]) -> bool:
+    return flow.source in names and flow.target in names
