@@ -296,6 +296,24 @@ def test_half_of_the_depth() -> None:
         assert cells[1:] == [*early, f"{end['value']:+.4f} ({end['low']:+.4f} to {end['high']:+.4f})"]
 
 
+def test_searched_halves() -> None:
+    rows = {row["name"]: row for row in json.loads((TABLE / "table.json").read_text(encoding="utf-8"))["rows"]}
+
+    def told(figure: dict[str, float]) -> str:
+        return "{:+.4f} ({:+.4f} to {:+.4f})".format(*(figure[key] for key in ("value", "low", "high")))
+
+    shown = table("search.md", "plan | blocks")
+    names = {"interleaved": ("hyena_x-50", "none-attn-50")}
+    names |= {f"searched by `{by}`": (f"searched-{by}", f"searched-{by}-none") for by in ("loss", "carried")}
+    assert [cells[0] for cells in shown] == list(names)
+    for cells in shown:
+        row, none = (rows[name] for name in names[cells[0]])
+        over = row["over_other"] if row["other"] == "hyena_x-50" else {}
+        wanted = [f"{row['stages']['start']['value']:+.4f}", told(row["differences"]["loss"])]
+        wanted += [told(over["loss"]) if over else "–", told(none["differences"]["loss"])]
+        assert [cell.replace("−", "-") for cell in cells[3:]] == wanted, cells[0]
+
+
 def test_the_table_so_far() -> None:
     """Every finished row of the table proper, in its order, as the shipped figures have it."""
     content = json.loads((TABLE / "table.json").read_text(encoding="utf-8"))

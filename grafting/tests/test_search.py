@@ -394,6 +394,12 @@ def test_the_scores_that_ship_are_those_of_the_bundled_teacher(
     assert {name: plan.edits for name, plan in rows.items()} == {name: plan.edits for name, plan in found.items()}
     assert table.seed != Scoring().seed
     page = (Path(__file__).resolve().parents[1] / "docs" / "search.md").read_text()
+    alone = {score.block: score.loss for score in halves["loss"].scores}
+    told = re.findall(r"^\| (?:interleaved|searched by .*?) \| ([\d, ]+) \| ([\d.]+) \|", page, re.MULTILINE)
+    assert [blocks for blocks, _ in told][1:] == [
+        ", ".join(map(str, plans[f"searched-{by}"].edits[0].blocks)) for by in ("loss", "carried")
+    ]
+    assert [said for _, said in told] == [f"{sum(alone[int(b)] for b in blocks.split(', ')):.4f}" for blocks, _ in told]
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(code, {})
     assert "edits:" in capsys.readouterr().out
