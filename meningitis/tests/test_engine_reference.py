@@ -93,5 +93,5 @@ def test_dated_importations_are_met_by_steps_no_longer_than_they_last() -> None:
 def test_an_analysis_names_the_set_that_failed() -> None:
     samples = {name: np.full(3, value) for name, value in BASIC.values().items()}
     samples["initial_immune_fraction"][1] = 1.0  # no room left for the carriers
-    with pytest.raises(RuntimeError, match=r"1 of 3 .* set 1: a state falls below .*initial_immune_fraction=1\b"):
+    with pytest.raises(RuntimeError, match=r"1 of 3 .* set 1 \(a state falls below .*initial_immune_fraction=1\b"):
         outcomes(BASIC, samples)
