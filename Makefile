@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# A process per core, each of one thread, takes whole files: what a file's tests share is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: demo test setup lint types bench
 setup: $(STAMP)
@@ -17,8 +19,8 @@ lint: setup
 types: setup
 	$(BIN)/mypy meningitis/src grafting/src
 test: lint types
-	$(BIN)/python -m pytest meningitis/tests
-	$(BIN)/python -m pytest grafting/tests
+	$(PYTEST) meningitis/tests
+	$(PYTEST) grafting/tests
 bench: setup
 	$(BIN)/meningitis benchmark
 demo: setup

@@ -311,7 +311,7 @@ def test_a_table_goes_on_from_what_it_published(
     (out / "rows" / "hyena_x-50.over-none.json").unlink()
     again, hybrid = publish(other).row("hyena_x-50"), results.row("hyena_x-50")
     assert again is not None and hybrid is not None and set(hybrid.over_none) > set(again.over_none) == {"loss"}
-    assert again.over_none["loss"].value == pytest.approx(hybrid.over_none["loss"].value)
+    assert again.over_none["loss"].value == pytest.approx(hybrid.over_none["loss"].value, abs=1e-7)  # kept as float32
     # Losses of rows under other settings are none of these rows'.
     stranger = opened(tiny_teacher, out, "calibration=8")
     publish(stranger)

@@ -351,7 +351,8 @@ def abbreviated(
     model: Model, expressions: Mapping[str, sp.Expr | sp.Matrix]
 ) -> tuple[dict[str, sp.Expr | sp.Matrix], dict[sp.Symbol, sp.Expr]]:
     """The same expressions with a_X for the total rate of leaving infected compartment X, and what each a_X is."""
-    from meningitis.symbolic.nextgen import infected_states, infection_matrices
+    from meningitis.symbolic.declared import infected_states
+    from meningitis.symbolic.nextgen import infection_matrices
 
     _, V = infection_matrices(model)
     digits = [re.sub(r"\D", "", name) for name in infected_states(model)]

@@ -30,6 +30,7 @@ from ..sampling import Sampling
 from ..settings import SettingsError, build, near, read_recipe
 from ..training.distill import DistillConfig, SiteConfig
 from ..training.finetune import CAP, FinetuneConfig
+from ..training.finetune import LATER as FINETUNE_LATER
 from ..training.loop import LoopConfig
 
 CONTROLS = ("procedure", "none", "untrained", "self")
@@ -38,7 +39,7 @@ TARGETS = {"teacher": (1.0, 1.0), "mixture": (1.0, 0.0), "noise": (0.0, 0.0)}
 TRAINED = ("all", "grafted", "lora")
 SCENES = "scenes"
 """The prompts that are the captions of a model's own world of scenes."""
-LATER = ("lora", "levels", "optimizer", "weight_power", "weight_cap", "fade")
+LATER = ("lora", "levels", "optimizer", *FINETUNE_LATER)
 """Settings of a stage that work begun before there were any does not name: not told where they are as they were."""
 HOW = ("save_every", "checkpointing")
 """Settings of a stage that say when to write and what to keep in memory, and change nothing of what is learnt."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ CAP = 1000.0
 """Of the weights by noise level, where nothing else is said."""
 MOST_FADE = 0.8
 """The averaged weights, whose horizon is a tenth of the steps, are of those after it."""
+
+LATER = ("weight_power", "weight_cap", "fade")
+"""Settings that runs begun before there were any do not name: not told where they are the defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,11 +240,8 @@ def finetune(
         return parts
 
     how = ("loop", "checkpointing")  # compared by the loop itself; the same gradients either way
-    depends = {key: value for key, value in asdict(config).items() if key not in how}
-    if not config.weight_power:  # runs begun before there were weights name none
-        depends = {key: value for key, value in depends.items() if key not in ("weight_power", "weight_cap")}
-    if not config.fade:
-        del depends["fade"]
+    later = {f.name: f.default for f in fields(config) if f.name in LATER}
+    depends = {k: v for k, v in asdict(config).items() if k not in how and (k not in later or v != later[k])}
     depends |= {"null": null_identity(null), "schedule": repr(schedule)}
     if handle is not None:
         depends["graft"] = f"{handle.plan.digest} {handle.source_hash}"

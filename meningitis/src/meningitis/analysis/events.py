@@ -15,8 +15,8 @@ from meningitis.analysis.surveillance import who_thresholds
 from meningitis.calendar import date_of
 from meningitis.model import Model
 from meningitis.symbolic import case_and_carrier, growth, initial_state
+from meningitis.symbolic.declared import infected_states, moving_rates
 from meningitis.symbolic.growth import numeric_matrices
-from meningitis.symbolic.nextgen import infected_states, moving_rates
 
 NEAR = 0.01  # the early ratio is approached without end and counts as reached within 1 % of itself
 CLAIM = "a critical ratio is attained before cases grow to an epidemic level"

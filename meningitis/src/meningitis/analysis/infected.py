@@ -20,7 +20,7 @@ from meningitis.engine import reduce
 from meningitis.model import Model
 from meningitis.models import BASIC, GENERALISED
 from meningitis.symbolic import first_integral as first_integral_of
-from meningitis.symbolic.nextgen import refilled
+from meningitis.symbolic.declared import refilled
 
 Values = Mapping[str, ArrayLike]
 

@@ -13,7 +13,7 @@ from meningitis.analysis.runs import Array, checked, columns, grid_of, solved
 from meningitis.engine import simulate
 from meningitis.model import Model
 from meningitis.symbolic import growth, thresholds
-from meningitis.symbolic.nextgen import infected_states
+from meningitis.symbolic.declared import infected_states
 
 
 @dataclass(frozen=True, kw_only=True)

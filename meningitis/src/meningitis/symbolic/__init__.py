@@ -1,6 +1,7 @@
 """From a declared model to symbolic facts: reproduction numbers, growth, thresholds, indices, equilibria, control."""
 
 from meningitis.symbolic.control import Control, control, critical_value
+from meningitis.symbolic.declared import moving_rates
 from meningitis.symbolic.elasticity import Elasticities, elasticities
 from meningitis.symbolic.equilibria import Equilibria, Equilibrium, equilibria
 from meningitis.symbolic.finalsize import FirstIntegral, first_integral
@@ -10,7 +11,6 @@ from meningitis.symbolic.nextgen import (
     NumericR0,
     effective_r,
     effective_r_numeric,
-    moving_rates,
     next_generation,
     r0,
     r0_numeric,

@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from meningitis.model import Model
-from meningitis.symbolic.nextgen import drained_states, next_generation, r0_numeric
+from meningitis.symbolic.declared import drained_states
+from meningitis.symbolic.nextgen import next_generation, r0_numeric
 
 GRID = 200
 Floats = NDArray[np.float64]

@@ -12,6 +12,7 @@ import sympy as sp
 from numpy.typing import ArrayLike
 
 from meningitis.model import Flow, Model
+from meningitis.symbolic.declared import drained_states, uninfected_states
 from meningitis.symbolic.limits import TimeLimit, tidy, time_limit
 
 SETTLED = 1e6  # days after which a population without disease has settled
@@ -75,8 +76,8 @@ def everyone_susceptible(model: Model) -> dict[str, sp.Expr]:
     There people stand in the proportions of the initial state (in the first where it leaves all of them empty). A set
     without any such compartment stands as at the start, less its infected and dead.
     """
-    initial, uninfected = model.initial_state(), _uninfected(model)
-    drained = {flow.source for flow in model.flows if flow.new_infection} & set(uninfected)
+    initial, uninfected = model.initial_state(), uninfected_states(model)
+    drained = drained_states(model)
     state: dict[str, sp.Expr] = dict.fromkeys(model.state_names, sp.Integer(0))
     for group in _connected(model.state_names, model.flows):
         sources = [name for name in model.state_names if name in group & drained]
@@ -104,13 +105,9 @@ def flows_without_infection(model: Model) -> tuple[dict[Flow, sp.Expr], dict[Flo
     return moving, {flow: rate for flow, rate in going.items() if flow not in moving}
 
 
-def _uninfected(model: Model) -> list[str]:
-    return [c.name for c in model.compartments if not (c.infected or c.dead)]
-
-
 def _rates(model: Model) -> dict[str, sp.Expr]:
     """Rate of change of each uninfected compartment without infection, persons per day."""
-    found: dict[str, sp.Expr] = dict.fromkeys(_uninfected(model), sp.Integer(0))
+    found: dict[str, sp.Expr] = dict.fromkeys(uninfected_states(model), sp.Integer(0))
     for flow, rate in flows_without_infection(model)[0].items():
         for end, sign in ((flow.source, -1), (flow.target, 1)):
             if end in found:
@@ -120,7 +117,7 @@ def _rates(model: Model) -> dict[str, sp.Expr]:
 
 def _kept_together(model: Model) -> list[list[str]]:
     """Sets of uninfected compartments that people without infection move between, but do not enter or leave."""
-    names, moving = _uninfected(model), flows_without_infection(model)[0]
+    names, moving = uninfected_states(model), flows_without_infection(model)[0]
     opened = {end for flow in moving for end in (flow.source, flow.target) if not _within(flow, names)}
     return [[n for n in names if n in group] for group in _connected(names, moving) if not group & opened]
 

@@ -10,9 +10,10 @@ import numpy as np
 import sympy as sp
 
 from meningitis.model import Model
+from meningitis.symbolic.declared import infected_states, refilled, refuse_time
 from meningitis.symbolic.diseasefree import flows_without_infection, still
 from meningitis.symbolic.growth import initial_state
-from meningitis.symbolic.nextgen import disease_free_at, infected_states, refilled, refuse_time
+from meningitis.symbolic.nextgen import disease_free_at
 
 LONG = 1e6  # days: enough for a model with births to settle before the root is polished
 

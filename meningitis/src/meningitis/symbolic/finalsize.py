@@ -11,9 +11,10 @@ import sympy as sp
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
+from meningitis.symbolic.declared import infected_states, new_infections
 from meningitis.symbolic.force import linear_force, same
 from meningitis.symbolic.limits import TimeLimit, time_limit
-from meningitis.symbolic.nextgen import SYMBOLIC_SECONDS, infected_states, new_infections, short_form
+from meningitis.symbolic.nextgen import SYMBOLIC_SECONDS, short_form
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ import sympy as sp
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
+from meningitis.symbolic.declared import infected_states, new_infections
 from meningitis.symbolic.limits import tidy
-from meningitis.symbolic.nextgen import infected_states, infection_matrices, new_infections
+from meningitis.symbolic.nextgen import infection_matrices
 
 LIVING = sp.Dummy("living", positive=True)
 

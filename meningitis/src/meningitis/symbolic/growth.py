@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from meningitis.model import Model
-from meningitis.symbolic.nextgen import infected_states, infection_matrices
+from meningitis.symbolic.declared import infected_states
+from meningitis.symbolic.nextgen import infection_matrices
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,9 @@ import numpy as np
 import sympy as sp
 from numpy.typing import ArrayLike, NDArray
 
-from meningitis.model import TIME, Model
+from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
+from meningitis.symbolic.declared import infected_states, new_infections, refuse_time
 from meningitis.symbolic.diseasefree import (
     disease_free_state,
     everyone_susceptible,
@@ -73,49 +74,6 @@ class NextGeneration:
 
 def _plain(value: Any) -> Any:
     return [[sp.sstr(x) for x in row] for row in value.tolist()] if isinstance(value, sp.MatrixBase) else sp.sstr(value)
-
-
-def infected_states(model: Model) -> tuple[str, ...]:
-    """Names of the compartments declared infected, in declared order."""
-    return tuple(c.name for c in model.compartments if c.infected and not c.dead)
-
-
-def drained_states(model: Model) -> set[str | None]:
-    """Uninfected compartments that new infections drain; None where people are infected outside."""
-    return {flow.source for flow in model.flows if flow.new_infection} - set(infected_states(model))
-
-
-def moving_rates(model: Model) -> tuple[str, ...]:
-    """Names of the flows whose rate depends on time: no single matrix then has the facts of the whole model."""
-    time = model.symbols[TIME]
-    return tuple(name for name, rate in model.flow_rates().items() if time in rate.free_symbols)
-
-
-def refuse_time(model: Model) -> None:
-    """Raise ValueError where a rate depends on time."""
-    if moving := moving_rates(model):
-        raise ValueError(
-            f"model {model.name!r}: {', '.join(moving)} depends on time {TIME}, so R0, growth and equilibria are not "
-            "those of one matrix; runs, sizes and surveillance thresholds are still answered"
-        )
-
-
-def refilled(model: Model) -> bool:
-    """Whether some flow, new infections aside, leads into a compartment that new infections drain.
-
-    Then births or a return after infection make more infections possible than there are people at the start.
-    """
-    drained = drained_states(model)
-    return any(flow.target in drained for flow in model.flows)
-
-
-def new_infections(model: Model) -> list[sp.Expr]:
-    """Persons newly infected per day by infected compartment, in the order of `infected_states`."""
-    rates, names = model.flow_rates(), infected_states(model)
-    return [
-        sum((rates[f.name] for f in model.flows if f.new_infection and f.target == name), sp.Integer(0))
-        for name in names
-    ]
 
 
 @by_model

@@ -12,10 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
+from meningitis.symbolic.declared import infected_states
 from meningitis.symbolic.force import linear_force
 from meningitis.symbolic.growth import case_and_carrier
 from meningitis.symbolic.limits import tidy
-from meningitis.symbolic.nextgen import infected_states
 
 Q = sp.Symbol("q")
 SHARE = sp.Symbol("s")
