@@ -81,7 +81,7 @@ class Activations:
 
             with torch.no_grad(), visit({site: host.get(model, site)}, keep):
                 for index, (part, labels) in enumerate(zip(z.split(CHUNK), y.split(CHUNK), strict=True)):
-                    noise, t = draw(part.shape, diffusion.steps, number, index)
+                    noise, t = draw(part.shape, diffusion, number, index)
                     host.call(model, diffusion.add_noise(part, t, noise), t, labels)
             self.kept[half] = torch.cat(inputs), torch.cat(outputs)
 

@@ -26,9 +26,8 @@ def autoencoder(**settings: Any) -> Any:
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
-        latent_channels=CHANNELS,
         layers_per_block=1,
-        **{"scaling_factor": 0.5, "shift_factor": 0.25, **settings},
+        **{"latent_channels": CHANNELS, "scaling_factor": 0.5, "shift_factor": 0.25, **settings},
     ).eval()
 
 

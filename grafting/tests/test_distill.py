@@ -118,7 +118,7 @@ def test_one_gradient_step_is_plain_adamw_on_the_plain_loss(levels: Levels | Non
     operator = next(iter(reference.operators().values()))
     seen: list[torch.Tensor] = []
     hook = reference.model.transformer_blocks[2].attn1.register_forward_hook(lambda m, a, o: seen.extend((a[0], o)))
-    noise, t = draw(batch(0)["z"].shape, 1000, 0, 0, Diffusion().level_shares(levels))
+    noise, t = draw(batch(0)["z"].shape, Diffusion(), 0, 0, Diffusion().level_shares(levels))
     zt = Diffusion().add_noise(batch(0)["z"], t, noise)
     with torch.no_grad(), reference.teacher() as model:
         model(zt, timestep=t, class_labels=batch(0)["y"])
@@ -141,7 +141,7 @@ def seen_at(plan: Plan, counter: int, block: int = 2) -> tuple[torch.Tensor, tor
         host.attn1.register_forward_hook(lambda module, args, output: seen.extend((args[0], output))),
         host.norm1.register_forward_hook(lambda module, args, output: seen.append(output[1][:, None])),
     ]
-    noise, t = draw(batch(0)["z"].shape, 1000, 0, counter)
+    noise, t = draw(batch(0)["z"].shape, Diffusion(), 0, counter)
     with torch.no_grad(), handle.teacher() as model:
         model(Diffusion().add_noise(batch(0)["z"], t, noise), timestep=t, class_labels=batch(0)["y"])
     for hook in hooks:

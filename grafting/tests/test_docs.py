@@ -6,12 +6,15 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 import grafting
 from grafting.cli import _parser, main
+from grafting.cost import plan_cost
+from grafting.hosts.shapes import bundled_config
 from grafting.operators import list_operators
 from grafting.plan import Plan
 from grafting.study import RunRecipe
@@ -156,3 +159,27 @@ def test_data_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     (code,) = blocks("docs/data.md", "python")
     exec(code, {"folder": tmp_path})
     assert capsys.readouterr().out.startswith("20 (")
+
+
+def test_the_page_of_stable_diffusion_3_runs_and_says_what_plans_cost() -> None:
+    (code,) = blocks("docs/sd3.md", "python")
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert tuple(scope["latents"].shape) == (1, 16, 16, 16)
+    page, model, said = (ROOT / "docs/sd3.md").read_text(), "", 0
+    for line in re.findall(r"^\| (?:.*x.*) \|$", page, re.MULTILINE):
+        name, *cells = (cell.strip() for cell in line.strip("| ").split("|"))
+        model = f"sd{found[1]}-{found[2]}-1024" if (found := re.match(r"\*\*([\d.]+) (\w+)\*\*", name)) else model
+        operators = re.findall(r"`(\w+)`", name)
+        if len(cells) != 2 or not model or not operators:
+            continue
+        for cell, side in zip(cells, (64, 128), strict=True):
+            figures, half = re.match(r"(.*) \((.*)x\)$", cell).groups()  # type: ignore[union-attr]
+            told = [float(figure) for figure in re.findall(r"([\d.]+)x", figures)]
+            for operator, figure in zip(operators, told * (len(operators) // len(told)), strict=True):
+                for share, wanted in (("all", figure), ("interleaved 50%", float(half))):
+                    plan = Plan.from_dict({"edits": [{"site": "attn", "blocks": share, "operator": operator}]})
+                    cost = plan_cost(plan, bundled_config(model), grid=(side, side))
+                    assert wanted == pytest.approx(cost.flop_ratio, abs=0.0051), (model, operator, side, share)
+                    said += 1
+    assert said == 44

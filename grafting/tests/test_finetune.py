@@ -103,7 +103,7 @@ def test_levels_and_weights_say_which_noise_is_learnt_and_how_much(share: float)
     levels, plain = Levels(centre=-3.0, deviation=1.0, uniform=0.1), _config(1, (share, share))
     config = replace(plain, levels=levels, weight_power=0.5, weight_cap=4.0, label_dropout=0.0)
     z, schedule = batches(0)["z"], Diffusion()
-    noise, t = draw(z.shape, 1000, 0, 0, schedule.level_shares(levels))
+    noise, t = draw(z.shape, schedule, 0, 0, schedule.level_shares(levels))
     weights = schedule.alphas_bar[t].rsqrt().clamp(max=4.0).float()
     assert 1 < weights.min() < weights.max() == 4.0  # of these draws, some beyond the cap
     with torch.no_grad():

@@ -59,11 +59,24 @@ def pixart(*, sized: bool = False, side: int = 8, size: tuple[int, int] = (8, 8)
     return model, condition, size
 
 
+def sd3(*, size: tuple[int, int] = (8, 8), large: bool = False) -> Parts:
+    """3, or 3.5 as ``large``: with normed queries and keys, and a second attention in its first block."""
+    from diffusers import SD3Transformer2DModel
+
+    more: dict[str, Any] = {"joint_attention_dim": 12, "caption_projection_dim": 32, "pooled_projection_dim": 10}
+    more |= {"qk_norm": "rms_norm", "dual_attention_layers": (0,)} if large else {}
+    more |= {"num_layers": 3, "out_channels": 3, "pos_embed_max_size": 16}  # text ends in the last block
+    model = SD3Transformer2DModel(**SIZES | more)
+    return model, {"encoder_hidden_states": torch.randn(2, 5, 12), "pooled_projections": torch.randn(2, 10)}, size
+
+
 HOSTS: dict[str, Callable[[], Parts]] = {
     "DiT": dit,
     "PixArt-Sigma": pixart,
     "PixArt-alpha": partial(pixart, sized=True),
     "PixArt-Sigma, no square": partial(pixart, size=(4, 16)),  # as many tokens as mlp_hyena_x is tied to
+    "SD3": sd3,
+    "SD3.5, no square": partial(sd3, size=(4, 16), large=True),
 }
 SITES = [(name, "attn" if arithmetic(name).kind == "mixer" else "mlp") for name in list_operators()]
 
@@ -74,7 +87,7 @@ def ready(host: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor, Any]:
     model, condition, (height, width) = HOSTS[host]()
     # Random models start with gates near zero; these let every site be seen.
     for name, parameter in model.named_parameters():
-        if "adaln_single.linear" in name or "norm1.linear" in name:
+        if "adaln_single.linear" in name or "norm1.linear" in name or "norm1_context.linear" in name:
             nn.init.normal_(parameter, std=0.5)
     return model.eval(), torch.randn(2, 3, height, width), torch.tensor([10, 900]), condition
 

@@ -78,7 +78,7 @@ def test_a_start_is_solved_on_latents_with_their_noise() -> None:
     """numpy's least squares over both passes, on what a hook sees at the site with the noise of the draws by hand."""
     from test_graft import batch, tiny
 
-    from grafting.diffusion import draw
+    from grafting.diffusion import Diffusion, draw
     from grafting.graft import graft
     from grafting.plan import Plan
 
@@ -90,7 +90,7 @@ def test_a_start_is_solved_on_latents_with_their_noise() -> None:
     with torch.no_grad():
         for index in (0, 1):
             z, y = batch(index)["z"], batch(index)["y"]
-            noise, t = draw(z.shape, 1000, 5, -1 - index)
+            noise, t = draw(z.shape, Diffusion(), 5, -1 - index)
             kept = torch.tensor(signal[t]).float()[:, None, None, None]
             model(kept.sqrt() * z + (1 - kept).sqrt() * noise, timestep=t, class_labels=y)
         ((site, operator),) = solved.operators().items()

@@ -150,10 +150,10 @@ def test_adaln_zero_start_is_the_identity(fashion: Path, tmp_path: Path) -> None
     pretrain(recipe, tmp_path / "transformer", until=1)
     import json
 
-    from grafting.diffusion import draw
+    from grafting.diffusion import Diffusion, draw
 
     row = json.loads((tmp_path / "transformer" / "log.jsonl").read_text().splitlines()[0])
-    noise, _ = draw(torch.Size((8, 4, 16, 16)), 1000, 0, 0)
+    noise, _ = draw(torch.Size((8, 4, 16, 16)), Diffusion(), 0, 0)
     assert row["mse"] == pytest.approx(noise.square().mean().item(), rel=1e-5)
 
 

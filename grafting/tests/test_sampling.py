@@ -156,11 +156,11 @@ def test_ddpm_uses_the_learned_variance_of_the_respaced_chain(transformer):
 
 
 def test_original_spacing_is_999_995_to_0():
-    from grafting.sampling import _stepper
+    from grafting.steps import noise_stepper
 
-    linspace = _stepper({}, Sampling.original(), True, torch.device("cpu")).timesteps
+    linspace = noise_stepper({}, Sampling.original(), True, torch.device("cpu")).timesteps
     assert linspace[:2].tolist() == [999, 995] and linspace[-1] == 0 and len(linspace) == 250
-    leading = _stepper({}, Sampling(steps=250, spacing="leading"), True, torch.device("cpu")).timesteps
+    leading = noise_stepper({}, Sampling(steps=250, spacing="leading"), True, torch.device("cpu")).timesteps
     assert leading[:2].tolist() == [996, 992]
 
 

@@ -238,8 +238,8 @@ def test_levels_are_drawn_normal_in_the_log_of_signal_over_noise() -> None:
     mixed = d.level_shares(Levels(centre=-1.0, deviation=1.5, uniform=0.1))
     assert mixed is not None
     torch.testing.assert_close(mixed, 0.9 * shares + 0.1 / 1000)
-    noise, t = draw(torch.Size([20000, 1]), 1000, 0, 5, mixed)
-    plain, uniform = draw(torch.Size([20000, 1]), 1000, 0, 5)
+    noise, t = draw(torch.Size([20000, 1]), d, 0, 5, mixed)
+    plain, uniform = draw(torch.Size([20000, 1]), d, 0, 5)
     assert torch.equal(noise, plain) and abs(uniform.float().mean().item() - 499.5) < 5 * 288.7 / 20000**0.5
     wanted = mixed[:300].sum().item()
     assert abs((t < 300).double().mean().item() - wanted) < 5 * (wanted * (1 - wanted) / 20000) ** 0.5
@@ -307,7 +307,7 @@ def test_variance_term_does_not_move_the_mean() -> None:
         return torch.cat([scale * zt, torch.zeros_like(zt)], 1)
 
     z = torch.randn(4, 1, 4, 4)
-    noise, t = draw(z.shape, 1000, 0, 0)
+    noise, t = draw(z.shape, Diffusion(), 0, 0)
     losses = teacher_objective(model, Diffusion(), z, t, torch.zeros(4, dtype=torch.long), noise)
     assert torch.autograd.grad(losses["mse"], scale, retain_graph=True)[0].abs() > 0
     assert torch.autograd.grad(losses["bound"], scale)[0] == 0

@@ -11,11 +11,20 @@ from torch import nn
 
 Key = TypeVar("Key")
 Visitor = Callable[[Any, torch.Tensor, torch.Tensor], None]
+Read = Callable[[nn.Module, Any], torch.Tensor]
+"""From a module and what it returned to one tensor (B, N, D): :meth:`grafting.hosts.Host.read`."""
+
+
+def plain(_: nn.Module, output: torch.Tensor) -> torch.Tensor:
+    """Of a module that returns one tensor."""
+    return output
 
 
 @contextmanager
 def visit(
-    modules: Mapping[Key, nn.Module], visitor: Callable[[Key, torch.Tensor, torch.Tensor], None]
+    modules: Mapping[Key, nn.Module],
+    visitor: Callable[[Key, torch.Tensor, torch.Tensor], None],
+    read: Read = plain,
 ) -> Iterator[None]:
     """While open, ``visitor(key, inputs, outputs)`` is called after every pass through one of ``modules``.
 
@@ -24,9 +33,9 @@ def visit(
     """
 
     def watch(key: Key) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             inputs = args[0] if args else kwargs["hidden_states"]
-            visitor(key, inputs.detach(), output.detach())
+            visitor(key, inputs.detach(), read(module, output).detach())
 
         return hook
 
@@ -42,6 +51,7 @@ def visit(
 def visit_spans(
     spans: Mapping[Key, Sequence[tuple[nn.Module, nn.Module]]],
     visitor: Callable[[Key, torch.Tensor, torch.Tensor, Mapping[str, Any]], None],
+    read: Read = plain,
 ) -> Iterator[None]:
     """While open, ``visitor(key, inputs, outputs, call)`` is called whenever the last module of a span has run.
 
@@ -55,9 +65,9 @@ def visit_spans(
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             entered.append((args[0] if args else kwargs["hidden_states"]).detach())
 
-        def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
+        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             call = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-            visitor(key, entered.pop(), output.detach(), call)
+            visitor(key, entered.pop(), read(module, output).detach(), call)
 
         return [
             first.register_forward_pre_hook(before, with_kwargs=True),

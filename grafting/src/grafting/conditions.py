@@ -3,7 +3,8 @@
 The dictionary is what a text-to-image host takes: ``encoder_hidden_states`` (B, L, D_text) and
 ``encoder_attention_mask`` (B, L), 1 where a token counts; and, where the model asks for them, ``added_cond_kwargs``, a
 dictionary of rows itself: the sizes of the pictures. Captions of other lengths are padded with zeros that the mask
-leaves out.
+leaves out. SD3 has ``pooled_projections`` (B, D_pooled) of the prompt as a whole, and no mask: what its encoders pad a
+prompt with is read, so all are of one length and nothing is padded here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 
 Condition: TypeAlias = "torch.Tensor | Mapping[str, Any]"
 TEXT, MASK, SIZES = "encoder_hidden_states", "encoder_attention_mask", "added_cond_kwargs"
+POOLED = "pooled_projections"
 
 
 def picture_sizes(batch: int, height: int, width: int) -> dict[str, torch.Tensor]:
@@ -61,9 +63,22 @@ def to(condition: Condition, device: torch.device | str) -> Any:
     return each(condition, lambda tensor: tensor.to(device))
 
 
+def as_row(caption: torch.Tensor | Mapping[str, Any]) -> dict[str, Any]:
+    """The condition of one caption: of its states (L, D), or what is a row already."""
+    return {TEXT: caption[None]} if isinstance(caption, torch.Tensor) else dict(caption)
+
+
 def padded(condition: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-    """Text of ``tokens`` tokens or as many as it has, if these are more; masked, whether it had a mask or not."""
+    """Text of ``tokens`` tokens or as many as it has, if these are more; masked, whether it had a mask or not.
+
+    With pooled projections there is no mask. Raises ValueError where such a text is shorter: the model would read what
+    it were padded with.
+    """
     text = condition[TEXT]
+    if POOLED in condition:
+        if tokens > text.shape[1]:
+            raise ValueError(f"prompts of {text.shape[1]} and of {tokens} tokens: without a mask all have one length")
+        return dict(condition)
     mask = condition.get(MASK)
     mask = torch.ones(text.shape[:2], dtype=torch.int64, device=text.device) if mask is None else mask
     more = max(0, tokens - text.shape[1])

@@ -36,9 +36,13 @@ class BlockCost:
 
 
 def block_cost(shape: HostShape) -> BlockCost:
-    """FLOPs of one block at the shape's grid: self-attention, MLP, cross-attention and DiT's own modulation."""
+    """FLOPs of one block at the shape's grid: attention, the picture's MLP, and the rest: cross-attention, the text's
+    own MLP, and where each block makes its own modulation, that. Of joint attention a block in which text goes on."""
     n, d, text = shape.tokens, shape.width, shape.context_tokens
     core = 4 * n * n * d
+    if shape.joint:
+        attn = 8 * (n + text) * d * d + 4 * (n + text) ** 2 * d
+        return BlockCost(attn=attn, core=core, mlp=16 * n * d * d, rest=16 * text * d * d + 24 * d * d)
     rest = 12 * d * d + 2 * (EMBEDDING * d + d * d) if shape.family == "DiT" else 0
     if text:
         rest += 4 * n * d * d + 4 * text * d * d + 4 * n * text * d
@@ -48,11 +52,13 @@ def block_cost(shape: HostShape) -> BlockCost:
 def host_flops(shape: HostShape) -> int:
     """FLOPs of the whole host; DiT's head runs block 0's embedder once more.
 
-    PixArt's shared text and timestep embedders, once a call, are left out.
+    Shared embedders of text and timestep, once a call, are left out.
     """
-    n, d = shape.tokens, shape.width
+    n, d, text = shape.tokens, shape.width, shape.context_tokens
     ends = 2 * n * d * (shape.patch_channels + shape.out_channels)
     head = 4 * d * d + 2 * (EMBEDDING * d + d * d) if shape.family == "DiT" else 0
+    if shape.joint:  # the second attentions, and the head, but not what the last block does without of the text
+        ends += shape.dual * (8 * n * d * d + 4 * n * n * d + 6 * d * d) + 4 * d * d - 18 * text * d * d - 8 * d * d
     return shape.depth * block_cost(shape).total + ends + head
 
 
@@ -60,6 +66,32 @@ def site_parameters(shape: HostShape, kind: str) -> int:
     """Parameters of the host's own operator at a site, with biases."""
     d, hidden = shape.width, int(shape.mlp_ratio * shape.width)
     return 4 * (d * d + d) if kind == "attn" else 2 * d * hidden + hidden + d
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a site of joint attention holds of the original beside its operator (:class:`grafting.joint.Joint`)."""
+
+    parameters: int
+    flops: int
+
+
+def kept_beside(shape: HostShape, lends: str, reading: int, *, wide: bool, last: bool) -> Kept:
+    """Of an operator that ``lends`` all, the values or nothing. reading: FLOPs of what the picture reads of the text,
+    which is projected by itself where it is ``wide``. last: in the last block, where text is read and not written.
+    """
+    n, d, text, size = shape.tokens, shape.width, shape.context_tokens, shape.width // shape.heads
+    own = {"all": 0, "values": 2, "nothing": 3}[lends]
+    norms = 4
+    if last and own:
+        own, norms = 1, norms - 1  # neither the picture's keys nor its values are asked for
+    theirs = 2 if last else 4
+    projections = theirs + own + wide
+    parameters = (
+        projections * (d * d + d) + (norms - last) * size * shape.normed + (shape.heads if lends != "all" else 0)
+    )
+    flops = 2 * d * d * (theirs * text + (own + wide) * n) + reading
+    return Kept(parameters=parameters, flops=flops + (0 if last else 4 * text * (n + text) * d))
 
 
 KEEPS_CORE = ("identity", "mha")
@@ -203,6 +235,7 @@ def plan_cost(plan: Plan, source: Source, *, grid: tuple[int, int] | None = None
     gone = block.core * sum(site.runs for site in swapped)
     bound = before / (before - spared - gone)
     cross = 4 * shape.tokens * shape.context_tokens * shape.width
+    cross += 4 * (shape.tokens + shape.context_tokens) * shape.context_tokens * shape.width if shape.joint else 0
     new = sum(site.parameters_after - site.parameters_before for site in sites)
     return PlanCost(
         shape=shape,
@@ -213,7 +246,7 @@ def plan_cost(plan: Plan, source: Source, *, grid: tuple[int, int] | None = None
         groups=groups,
         flops_spared=spared,
         parameters_after=shape.parameters - removed + new if shape.parameters else 0,
-        cores_after=runs * (block.core + cross) - gone,
+        cores_after=runs * (block.core + cross) + shape.dual * block.core - gone,
     )
 
 
@@ -275,24 +308,36 @@ def _group_cost(group: Group, shape: HostShape, block: BlockCost, sites: Sequenc
 
 
 def _site_cost(entry: Resolved, shape: HostShape, block: BlockCost) -> SiteCost:
-    kind = entry.site.kind
+    from .operators.arithmetic import Arithmetic, arithmetic
+
+    kind, d, heads, n = entry.site.kind, shape.width, shape.heads, shape.tokens
     flops_before = block.attn if kind == "attn" else block.mlp
     parameters_before = site_parameters(shape, kind)
-    if entry.operator in CONTROLS:
-        kept = entry.operator == "identity"
-        parameters_after, flops_after = (parameters_before, flops_before) if kept else (0, 0)
+    joint, last = shape.joint and kind == "attn", entry.site.block == shape.depth - 1
+    if joint:
+        parameters_before += (3 if last else 4) * (d * d + d) + 4 * shape.normed * (d // heads)
+        flops_before -= 2 * shape.context_tokens * d * d if last else 0
+    if joint and entry.operator == "none":
+        reading = Arithmetic.count_text_flops(d, heads, n, shape.context_tokens, {})
+        kept = kept_beside(shape, "nothing", reading, wide=True, last=last)
+        parameters_after, flops_after, features = kept.parameters, kept.flops, 0
+    elif entry.operator in CONTROLS:
+        same = entry.operator == "identity"
+        parameters_after, flops_after = (parameters_before, flops_before) if same else (0, 0)
         features = 0
     else:
-        from .operators import arithmetic
-
         operator = arithmetic(entry.operator)
-        d, heads, n = shape.width, shape.heads, shape.tokens
         parameters_after = operator.parameters_count(d, heads, n, **entry.options)
         flops_after = operator.flops(d, heads, n, **entry.options)
-        features = operator.count_features(d, operator.resolve(width=d, heads=heads, tokens=n, **entry.options))
+        options = operator.resolve(width=d, heads=heads, tokens=n, **entry.options)
+        features = operator.count_features(d, options)
+        if joint:
+            reading = operator.count_text_flops(d, heads, n, shape.context_tokens, options)
+            beside = kept_beside(shape, operator.lends, reading, wide=features != d, last=last)
+            parameters_after, flops_after = parameters_after + beside.parameters, flops_after + beside.flops
     least = flops_after
     if kind == "attn" and entry.operator not in KEEPS_CORE:
-        least = min(flops_after, block.attn - block.core)
+        least = min(flops_after, flops_before - block.core)
     return SiteCost(
         site=entry.site,
         operator=entry.operator,

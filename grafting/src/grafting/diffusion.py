@@ -1,16 +1,18 @@
-"""The schedule that a DiT teacher was trained under, its draws, and the bound term of the learned variance.
+"""The schedule that a teacher was trained under, noise's or a flow's, its draws, and the bound of a learned variance.
 
-Shapes: z (B, C, H, W) latents; t (B,) int64 in [0, T); y (B,) class labels, or as in :mod:`grafting.conditions`. Ho
-et al. 2020 (arXiv 2006.11239) for the forward process, Nichol & Dhariwal 2021 (arXiv 2102.09672) for the learned
-variance, Peebles & Xie 2022 (arXiv 2212.09748) for the two together.
+Shapes: z (B, C, H, W) latents; t (B,) int64 levels as the model is told them, T of them, from 0 for noise prediction
+and from 1 for a flow; y (B,) class labels, or as in :mod:`grafting.conditions`. Ho et al. 2020 (arXiv 2006.11239) for
+the forward process, Nichol & Dhariwal 2021 (arXiv 2102.09672) for the learned variance, Peebles & Xie 2022 (arXiv
+2212.09748) for the two together; Liu et al. 2022 (arXiv 2209.03003) and Esser et al. 2024 (arXiv 2403.03206) for flows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,15 +20,33 @@ from .conditions import count, replaced
 from .random import generator
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
-"""(z_t, t, y) -> (B, C or 2C, H, W): the noise and, in the second half, where the variance lies in its range."""
+"""(z_t, t, y) -> (B, C or 2C, H, W): the noise, or of a flow the velocity, and, in the second half, where the variance
+lies in its range."""
+FLOW: Mapping[str, Any] = {
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_dynamic_shifting": False,
+    "invert_sigmas": False,
+    "shift_terminal": None,
+    "stochastic_sampling": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "beta_start": None,
+    "beta_end": None,
+    "beta_schedule": None,
+    "trained_betas": None,
+}
+"""What a flow's schedule in diffusers' keys must say, where it says it, beside its shift."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Levels:
-    """Where training spends its draws of the noise level: log(alpha_bar / (1 - alpha_bar)) is normal, but for a share.
+    """Where training spends its draws of the noise level: the log of signal over noise is normal, but for a share.
 
-    centre, deviation: of that logarithm of signal over noise; 0 and 2 are the logit-normal draw of Esser et al. 2024
-    (arXiv 2403.03206). uniform: the share spread over all levels alike, so that none is left out.
+    centre, deviation: of that logarithm, log(alpha_bar / (1 - alpha_bar)), of a flow 2 log((1 - sigma) / sigma); 0 and
+    2 are the logit-normal draw of Esser et al. 2024 (arXiv 2403.03206). uniform: the share spread over all levels
+    alike, so that none is left out.
     """
 
     centre: float = 0.0
@@ -41,9 +61,45 @@ class Levels:
             )
 
 
+class Schedule(ABC):
+    """How data become noise over ``steps`` levels, of which ``first`` is the lowest, and what a model learns of it.
+
+    Tables (T,) by level begin with that of ``first``.
+    """
+
+    first: ClassVar[int] = 0
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """T, how many levels there are."""
+
+    @abstractmethod
+    def add_noise(self, z: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """z_t (B, C, H, W) at the levels t (B,), in the type of z."""
+
+    @abstractmethod
+    def target(self, z: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) what the first C channels of a model's output learn to be."""
+
+    @abstractmethod
+    def level_weights(self, most: float, power: float = 1.0) -> torch.Tensor:
+        """(T,) weights of the target's squared error, of strength ``power``, up to ``most``."""
+
+    @abstractmethod
+    def level_shares(self, levels: Levels | None) -> torch.Tensor | None:
+        """(T,) the shares of training that ``levels`` spends on each level; None where it draws all alike."""
+
+    def at(self, table: torch.Tensor, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """(B, 1, 1, 1) the entries of ``table`` (T,) at the levels ``t``, on the device and in the type of ``like``;
+        float32 at least, below which one minus alpha_bar is lost."""
+        entries = table.to(like.device)[t - self.first]
+        return entries.to(torch.promote_types(like.dtype, torch.float32))[:, None, None, None]
+
+
 @dataclass(frozen=True)
-class Diffusion:
-    """A discrete schedule of ``steps`` noise levels, linear in beta; buffers are float64."""
+class Diffusion(Schedule):
+    """Noise prediction over ``steps`` levels, linear in beta; buffers are float64."""
 
     steps: int = 1000
     beta_start: float = 1e-4
@@ -61,10 +117,9 @@ class Diffusion:
         a = self.at(self.alphas_bar, t, z)
         return (a.sqrt() * z + (1 - a).sqrt() * noise).to(z.dtype)
 
-    def at(self, table: torch.Tensor, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """(B, 1, 1, 1) the entries of ``table`` (T,) at the levels ``t``, on the device and in the type of ``like``;
-        float32 at least, below which one minus alpha_bar is lost."""
-        return table.to(like.device)[t].to(torch.promote_types(like.dtype, torch.float32))[:, None, None, None]
+    def target(self, z: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The noise."""
+        return noise
 
     def posterior(self, z: torch.Tensor, zt: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Mean of q(z_{t-1} | z_t, z)."""
@@ -126,6 +181,67 @@ class Diffusion:
         return per_sample / math.log(2)
 
 
+@dataclass(frozen=True)
+class Flow(Schedule):
+    """Rectified flow: z_t = (1 - sigma) z + sigma noise with sigma = t / ``steps``, t from 1, and a model that returns
+    the velocity dz_t / dsigma.
+
+    shift: of sampling alone, which then stays longer at much noise (:meth:`shifted`); 3 is SD3's and SANA's.
+    """
+
+    steps: int = 1000
+    shift: float = 3.0
+    first: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.shift < math.inf:
+            raise ValueError(f"steps {self.steps}, shift {self.shift}: at least 1 level, and a finite shift above 0")
+
+    def add_noise(self, z: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """z_t = (1 - sigma) z + sigma noise; t may lie between levels."""
+        sigma = (t.to(z.device, torch.promote_types(z.dtype, torch.float32)) / self.steps)[:, None, None, None]
+        return ((1 - sigma) * z + sigma * noise).to(z.dtype)
+
+    def target(self, z: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The velocity, the same all along the line from z to its noise."""
+        return noise - z
+
+    def level_weights(self, most: float, power: float = 1.0) -> torch.Tensor:
+        """(T,) ones.
+
+        Raises ValueError for another power than 0: the weights of noise prediction are there to make its error the
+        velocity's, which a flow's is.
+        """
+        if power:
+            raise ValueError(f"weight_power {power:g}: a flow's error is the velocity's already, so it takes 0 alone")
+        return torch.ones(self.steps, dtype=torch.float64)
+
+    def level_shares(self, levels: Levels | None) -> torch.Tensor | None:
+        """(T,) the mass of each level's step of sigma, of which the lowest and the highest reach to 0 and to 1."""
+        if levels is None:
+            return None
+        inner = (torch.arange(1, self.steps, dtype=torch.float64) + 0.5) / self.steps
+        ratio = -2 * torch.logit(torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)]))  # infinite at the ends
+        upto = torch.special.ndtr((ratio - levels.centre) / levels.deviation)
+        return (1 - levels.uniform) * (upto[:-1] - upto[1:]) + levels.uniform / self.steps
+
+    def shifted(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Where a sampler is that would be at ``sigma`` without the shift (Esser et al. 2024, eq. 23)."""
+        return self.shift * sigma / (1 + (self.shift - 1) * sigma)
+
+    def told(self, scheduler: Mapping[str, Any]) -> Flow:
+        """This flow as a scheduler in diffusers' keys describes it: with its shift, where it has one.
+
+        Raises ValueError for another flow, or noise of another kind.
+        """
+        odd = [f"{key} {scheduler[key]}" for key, value in FLOW.items() if scheduler.get(key) not in (None, [], value)]
+        if odd:
+            raise ValueError(
+                f"{', '.join(odd)}: of flows only those of 1000 levels with one shift for all sizes are known here"
+            )
+        return replace(self, shift=float(scheduler.get("shift", self.shift)))
+
+
 def _discretised_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
     """Log-probability of bins of width 2/255 around x under a Gaussian; the end bins are open."""
     centred, inverse = x - mean, torch.exp(-log_scale)
@@ -145,9 +261,9 @@ def drop_labels(y: Any, rate: float, null: Any, seed: int, step: int) -> Any:
 
 
 def draw(
-    shape: torch.Size, steps: int, seed: int, step: int, shares: torch.Tensor | None = None
+    shape: torch.Size, schedule: Schedule, seed: int, step: int, shares: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(noise, t) of a training step: standard normal of ``shape``; t uniform or by ``shares`` (T,).
+    """(noise, t) of a training step: standard normal of ``shape``; levels t uniform or by ``shares`` (T,).
 
     By shares the levels of a batch are stratified, one from each of its equal parts of the distribution, so that the
     loss varies less between batches (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
@@ -155,7 +271,8 @@ def draw(
     source = generator(seed, "noise", step)
     noise = torch.randn(shape, generator=source)
     if shares is None:
-        return noise, torch.randint(0, steps, (shape[0],), generator=source)
+        return noise, torch.randint(schedule.first, schedule.first + schedule.steps, (shape[0],), generator=source)
     at = (torch.arange(shape[0]) + torch.rand(shape[0], generator=source, dtype=torch.float64)) / shape[0]
     upto = torch.cumsum(shares, 0)
-    return noise, torch.searchsorted(upto / upto[-1], at, right=True).clamp(max=len(shares) - 1)
+    places = torch.searchsorted(upto / upto[-1], at, right=True).clamp(max=len(shares) - 1)
+    return noise, schedule.first + places

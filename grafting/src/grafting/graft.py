@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 from .conventions import conventions
-from .diffusion import Diffusion
+from .diffusion import Schedule
 from .hosts import Host, Site, host_for
+from .hosts.registry import schedule_of
 from .initialise import STARTS, Batches, make_stand_in, solve_all
 from .parallel import Parallel, Student, make_student
 from .plan import Plan
@@ -168,7 +169,9 @@ class Grafted:
         for key, parameters in self.learnable().items():
             if isinstance(key, Site):
                 switch = self.switches[key]
-                found[key] = Pupil(parameters=parameters, spans=((switch, switch),), answer=_site_answer(switch))
+                found[key] = Pupil(
+                    parameters=parameters, spans=((switch, switch),), answer=_site_answer(self.host, switch)
+                )
             else:
                 assert self.student_blocks is not None and self.student_blocks.originals is not None
                 blocks = self.student_blocks.originals
@@ -248,8 +251,8 @@ class Grafted:
             self.student_blocks.forget()
 
 
-def _site_answer(switch: Switch) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    return lambda inputs, outputs, _: (switch.stand_in(inputs), outputs)
+def _site_answer(host: Host, switch: Switch) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    return lambda inputs, outputs, call: (host.read(switch, switch.stand_in(inputs, **call)), outputs)
 
 
 def _group_answer(module: Parallel) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
@@ -292,7 +295,7 @@ def graft(
     calibration: Batches | None = None,
     calibration_batches: int = 4,
     calibration_room: int | None = None,
-    diffusion: Diffusion | None = None,
+    diffusion: Schedule | None = None,
 ) -> Grafted:
     """Put the operators of ``plan`` into ``model`` and restructure its blocks, in place.
 
@@ -302,8 +305,9 @@ def graft(
         init: ``random`` (the paper's; per-site seed = ``seed`` + block), ``copy``, ``solve``, or ``default``: solve
             where there is calibration, copy elsewhere. What cannot be copied stays random.
         calibration: batch(step) giving ``z`` (B, C, H, W) clean latents and their condition ``y``, labels (B,) or as in
-            :mod:`grafting.conditions`; ``calibration_batches`` of them are noised by ``diffusion`` and shown to the
-            teacher once for all sites together, at most ``calibration_room`` samples at a time.
+            :mod:`grafting.conditions`; ``calibration_batches`` of them are noised by ``diffusion``, by default as
+            the model was taught, and shown to it once for all sites together, at most ``calibration_room`` samples at a
+            time.
 
     Raises:
         GraftError, ValueError: the plan does not fit the model, the model is grafted already, an unknown ``init``, or
@@ -323,7 +327,7 @@ def graft(
     stand_ins = {entry.site: make_stand_in(host, model, originals[entry.site], entry, init, seed) for entry in chosen}
     explained: dict[Site, float] = {}
     if calibration is not None and init in ("default", "solve"):
-        noise = diffusion or Diffusion()
+        noise = diffusion or schedule_of(model)
         explained = solve_all(
             host, model, originals, stand_ins, calibration, calibration_batches, seed, noise, calibration_room
         )

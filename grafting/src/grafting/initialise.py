@@ -17,10 +17,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .activations import visit
+from .activations import visit_spans
 from .conditions import rows, to
-from .diffusion import Diffusion, draw
+from .diffusion import Schedule, draw
 from .hosts import Host, Site
+from .joint import Joint
 from .modes import evaluating
 from .operators import Operator, build
 from .plan import Resolved
@@ -37,7 +38,9 @@ class Solvable(Protocol):
     @property
     def out_projection(self) -> nn.Linear: ...
 
-    def features(self, x: torch.Tensor, *, grid: Any = None) -> torch.Tensor: ...
+    def regression(
+        self, x: torch.Tensor, y: torch.Tensor, *, grid: Any, context: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 class Moments:
@@ -126,7 +129,7 @@ class SolveAll:
     """Collects the moments of every site while one teacher pass runs, then solves all sites.
 
     operators: by site, the new operators. One that starts as the original exactly, a copied attention or a wider MLP,
-    is left alone: the moments of many features are large. Used as a visitor of :func:`grafting.activations.visit`.
+    is left alone: the moments of many features are large. A visitor of :func:`grafting.activations.visit_spans`.
     """
 
     def __init__(self, operators: Mapping[Any, Solvable], grid: Any) -> None:
@@ -135,12 +138,12 @@ class SolveAll:
         self.exact: set[Any] = set()
 
     @torch.no_grad()
-    def __call__(self, site: Any, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        """Add one site's activations: ``inputs`` and ``outputs`` (B, N, D)."""
+    def __call__(self, site: Any, inputs: torch.Tensor, outputs: torch.Tensor, call: Mapping[str, Any]) -> None:
+        """Add one site's activations: ``inputs`` and ``outputs`` (B, N, D), and what else it was called with."""
         if site in self.exact:
             return
-        operator = self.operators[site]
-        features = operator.features(inputs, grid=self.grid)
+        operator, context = self.operators[site], call.get("encoder_hidden_states")
+        features, outputs = operator.regression(inputs, outputs, grid=self.grid, context=context)
         if site not in self.moments:
             if _equal(operator.out_projection(features), outputs):
                 self.exact.add(site)
@@ -154,6 +157,11 @@ class SolveAll:
         return {site: 1.0 if site in self.exact else solved[site] for site in self.operators}
 
 
+def _solvable(module: nn.Module) -> bool:
+    """Whether a stand-in has a last layer to solve; controls have none."""
+    return isinstance(module, Operator) or (isinstance(module, Joint) and module.operator is not None)
+
+
 def _equal(given: torch.Tensor, wanted: torch.Tensor) -> bool:
     """Whether two outputs are one but for the rounding of float32 sums."""
     return bool((given.double() - wanted.double()).square().sum() <= 1e-8 * wanted.double().square().sum())
@@ -165,7 +173,7 @@ def make_stand_in(
     """What ``entry`` puts in the place of ``original``, on its device and in its type; copied from it as far as
     shapes fit, unless ``init`` is ``random``."""
     if entry.operator == "none":
-        return Nothing()
+        return host.fitted(entry.site.kind, None, original) or Nothing()
     if entry.operator == "identity":
         return copy.deepcopy(original)
     with torch.random.fork_rng(devices=[]):
@@ -184,7 +192,9 @@ def make_stand_in(
         else:
             operator.copy_from_mlp(*host.mlp_weights(original))
     like = next(original.parameters())
-    return operator.to(device=like.device, dtype=like.dtype)
+    fitted = host.fitted(entry.site.kind, operator, original)
+    assert fitted is not None
+    return fitted.to(device=like.device, dtype=like.dtype)
 
 
 @torch.no_grad()
@@ -196,7 +206,7 @@ def solve_all(
     calibration: Batches,
     count: int,
     seed: int,
-    diffusion: Diffusion,
+    diffusion: Schedule,
     room: int | None = None,
 ) -> dict[Site, float]:
     """Solve every operator's last layer from one teacher pass per batch over all sites, ``count`` batches of
@@ -204,16 +214,17 @@ def solve_all(
 
     room: samples of a pass at most, where a batch is too large for one.
     """
-    operators = {site: operator for site, operator in stand_ins.items() if isinstance(operator, Operator)}
+    operators: dict[Site, Solvable] = {site: made for site, made in stand_ins.items() if _solvable(made)}  # type: ignore[misc]
     if not operators:
         return {}
     solver = SolveAll(operators, host.grid_of(model))
     device = next(model.parameters()).device
-    with evaluating(model), visit({site: originals[site] for site in operators}, solver):
+    spans = {site: ((originals[site], originals[site]),) for site in operators}
+    with evaluating(model), visit_spans(spans, solver, host.read):
         for index in range(count):
             batch = calibration(index)
             # Negative counters: draws that no training step uses.
-            noise, t = draw(batch["z"].shape, diffusion.steps, seed, -1 - index)
+            noise, t = draw(batch["z"].shape, diffusion, seed, -1 - index)
             z, noise, t, y = batch["z"].to(device), noise.to(device), t.to(device), to(batch["y"], device)
             solver.grid = host.grid(model, z)
             zt = diffusion.add_noise(z, t, noise)

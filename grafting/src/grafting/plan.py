@@ -231,6 +231,10 @@ class Plan:
         taken: dict[Site, int] = {}
         layout, found = steps.resolve(self.restructure, shape.depth, pattern_blocks)
         problems += found
+        if self.restructure and shape.joint:
+            problems.append(
+                f"restructure: blocks of {shape.family} carry text beside the picture and are not rearranged"
+            )
         for number, edit in enumerate(self.edits):
             where = f"edit {number} ({edit.site}, {edit.operator})"
             try:

@@ -1,5 +1,7 @@
 """Sampling from diffusion transformers conditioned on classes or text, in the original protocol or in diffusers'.
 
+A flow is walked along its velocity, from the noise (sigma 1) to the sample (0).
+
 Shapes: z (B, C, H, W) latents or pixels; labels (B,) int64 in [0, classes), or text as in :mod:`grafting.conditions`;
 the model returns (B, C or 2C, H, W), the second half being where the variance of the step lies in its range.
 
@@ -18,10 +20,13 @@ import torch
 from torch import nn
 
 from .conditions import SIZES, Condition, count, each, picture_sizes, replaced, rows, together
-from .hosts import host_for
+from .diffusion import Diffusion, Flow, Schedule
+from .hosts import HostError, host_for
+from .hosts.registry import schedule_of
 from .modes import evaluating
 from .precision import PRECISIONS, autocast
 from .random import generator
+from .steps import Stepper, flow_stepper, noise_stepper
 
 Scheduler = Literal["ddpm", "ddim", "dpm++"]
 Spacing = Literal["linspace", "leading"]
@@ -37,11 +42,13 @@ class Sampling:
     """How to walk from noise to a sample.
 
     scheduler: ``ddpm`` (with the learned variance where the model has one), ``ddim`` (deterministic) or ``dpm++``
-    (DPM-Solver++, second order). spacing: ``linspace`` is the original DiT's (999, 995, …, 0), ``leading`` is
-    diffusers' default (996, …, 0). guidance: 1 is off and costs one pass instead of two. guided_channels: the
-    original guides the first 3 only; ``None`` guides all. clip: bound the predicted clean sample to [-1, 1];
-    wrong for latents. precision: of the model's matrix products, ``fp32`` or ``bf16``, in which DiT's residual stream
-    is then too (its embedding of patches returns what the product gave); the walk itself is float32.
+    (DPM-Solver++, second order); ``ddim`` of a flow is Euler's step along its velocity, the same update, and ``ddpm``
+    is of noise prediction alone, as ``clip`` is and every spacing but ``linspace``. spacing: ``linspace`` is the
+    original DiT's (999, 995, …, 0), ``leading`` is diffusers' default (996, …, 0). guidance: 1 is off and costs one
+    pass instead of two. guided_channels: the original guides the first 3 only; ``None`` guides all. clip: bound the
+    predicted clean sample to [-1, 1]; wrong for latents. precision: of the model's matrix products, ``fp32`` or
+    ``bf16``, in which DiT's residual stream is then too (its embedding of patches returns what the product gave); the
+    walk itself is float32.
     """
 
     scheduler: Scheduler = "ddim"
@@ -122,12 +129,13 @@ class Pipeline:
     """Samples of a class-conditional or text-to-image transformer, decoded by a VAE if there is one.
 
     transformer: a module called as ``transformer(z, timestep=t, class_labels=y).sample`` with a diffusers config, or a
-    host that takes text. scheduler: the training schedule in diffusers' keys; linear 1e-4 … 0.02 over 1,000 steps by
-    default. null_class: the label that means "no class"; by default the number of classes. text: what turns prompts
-    into conditions, and none into the null condition. null: the null condition, one row, where there is no ``text``.
+    host that takes text. scheduler: the training schedule in diffusers' keys, of a flow its ``shift``; by default what
+    the model was taught under (:func:`~grafting.hosts.registry.schedule_of`), a DiT linear 1e-4 … 0.02 over 1,000
+    steps. null_class: the label that means "no class"; by default the number of classes. text: what turns prompts into
+    conditions, and none into the null condition. null: the null condition, one row, where there is no ``text``.
 
     Raises:
-        ValueError: the schedule is not one of noise prediction.
+        ValueError: the schedule is not of the model's kind: noise prediction, or a flow.
     """
 
     def __init__(
@@ -142,15 +150,14 @@ class Pipeline:
     ) -> None:
         self.transformer, self.vae, self.text = transformer, vae, text
         self.scheduler = dict(scheduler or {})
-        kind = self.scheduler.get("prediction_type", "epsilon")
-        if kind != "epsilon":
-            raise ValueError(f"prediction_type {kind!r}: only models that predict the noise (epsilon) can be sampled")
+        self.schedule = _trained_under(schedule_of(transformer), self.scheduler)
         config: Any = transformer.config
         self.channels: int = config.in_channels
         self.size: int = config.sample_size
         self.learned_variance: bool = config.out_channels == 2 * config.in_channels
-        self.reads_text = getattr(config, "caption_channels", None) is not None
-        self.null_class: int = config.num_embeds_ada_norm if null_class is None else null_class
+        self.reads_text = _reads_text(transformer)
+        classes: int = getattr(config, "num_embeds_ada_norm", None) or 0
+        self.null_class = classes if null_class is None else null_class
         self.null_text = null if null is not None or text is None else text.null
 
     @property
@@ -195,7 +202,8 @@ class Pipeline:
 
         Raises:
             ValueError: a label out of range, labels for a model that takes text or the reverse, prompts or guidance
-                without what embeds text, a batch size below 1, or more guided channels than the model has.
+                without what embeds text, a batch size below 1, more guided channels than the model has, or a walk that
+                a flow does not have.
         """
         sampling = sampling or Sampling()
         given = self._condition(condition, sampling, batch_size)
@@ -278,11 +286,23 @@ class Pipeline:
         z = torch.stack([torch.randn(self.channels, self.size, self.size, generator=s) for s in sources])
         z = z.to(like.device)
         given = each(given, lambda tensor: tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device))
-        stepper = _stepper(self.scheduler, sampling, self.learned_variance, z.device)
+        stepper = self._stepper(sampling, z.device)
         for i, t in enumerate(stepper.timesteps):
             z = stepper.step(self._predict(z, t, given, sampling), i, z, sources)
             step_done()
         return z
+
+    def _stepper(self, sampling: Sampling, device: torch.device) -> Stepper:
+        if isinstance(self.schedule, Flow):
+            return flow_stepper(self.schedule, sampling, device)
+        return noise_stepper(self._noise() | self.scheduler, sampling, self.learned_variance, device)
+
+    def _noise(self) -> dict[str, Any]:
+        """The model's own noise in diffusers' keys."""
+        noise = self.schedule
+        if not isinstance(noise, Diffusion):
+            raise TypeError(f"{noise}: neither noise prediction nor a flow")
+        return {"num_train_timesteps": noise.steps, "beta_start": noise.beta_start, "beta_end": noise.beta_end}
 
     def _predict(self, z: torch.Tensor, t: torch.Tensor, given: Condition, sampling: Sampling) -> torch.Tensor:
         if sampling.guidance == 1:
@@ -304,66 +324,21 @@ class Pipeline:
         return out.float()
 
 
-class _Stepper(Protocol):
-    timesteps: torch.Tensor
-
-    def step(self, out: torch.Tensor, i: int, z: torch.Tensor, sources: list[torch.Generator]) -> torch.Tensor: ...
-
-
-class _Ddpm:
-    """diffusers' ancestral step, with one source of noise per sample."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self.scheduler, self.timesteps = scheduler, scheduler.timesteps
-
-    def step(self, out: torch.Tensor, i: int, z: torch.Tensor, sources: list[torch.Generator]) -> torch.Tensor:
-        return self.scheduler.step(out, self.timesteps[i], z, generator=sources).prev_sample
+def _reads_text(model: nn.Module) -> bool:
+    """Whether a model is of a family that is asked for text; one of none is asked for classes."""
+    try:
+        return host_for(model).family != "DiT"
+    except HostError:
+        return False
 
 
-class _Ddim:
-    """Song et al. 2020 (arXiv 2010.02502), eq. 12 with eta 0.
-
-    diffusers' own step assumes that the next timestep is t - 1000 // steps, which holds for "leading" only.
-    """
-
-    def __init__(self, scheduler: Any, clip: bool) -> None:
-        self.timesteps, self.clip = scheduler.timesteps, clip
-        ends_clean = torch.ones(1, dtype=scheduler.alphas_cumprod.dtype)
-        self.alphas_bar = torch.cat([scheduler.alphas_cumprod[scheduler.timesteps.cpu()], ends_clean])
-
-    def step(self, out: torch.Tensor, i: int, z: torch.Tensor, sources: list[torch.Generator]) -> torch.Tensor:
-        noise = out[:, : z.shape[1]]
-        now, after = float(self.alphas_bar[i]), float(self.alphas_bar[i + 1])
-        clean = (z - (1 - now) ** 0.5 * noise) / now**0.5
-        if self.clip:
-            clean = clean.clamp(-1, 1)
-        return after**0.5 * clean + (1 - after) ** 0.5 * noise
-
-
-class _DpmSolver:
-    """diffusers' multistep DPM-Solver++; it must not see the variance half, of which it would cut the wrong part."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self.scheduler, self.timesteps = scheduler, scheduler.timesteps
-
-    def step(self, out: torch.Tensor, i: int, z: torch.Tensor, sources: list[torch.Generator]) -> torch.Tensor:
-        return self.scheduler.step(out[:, : z.shape[1]], self.timesteps[i], z).prev_sample
-
-
-def _stepper(schedule: Mapping[str, Any], sampling: Sampling, learned_variance: bool, device: torch.device) -> _Stepper:
-    from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
-
-    kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-    common = {key: schedule[key] for key in kept if key in schedule} | {"timestep_spacing": sampling.spacing}
-    if sampling.steps > common.get("num_train_timesteps", 1000):
-        raise ValueError(
-            f"{sampling.steps} sampling steps: the schedule has {common.get('num_train_timesteps', 1000)} noise levels"
-        )
-    if sampling.scheduler == "dpm++":
-        scheduler = DPMSolverMultistepScheduler(**common)
-        scheduler.set_timesteps(sampling.steps, device=device)
-        return _DpmSolver(scheduler)
-    variance = "learned_range" if learned_variance else "fixed_small"
-    scheduler = DDPMScheduler(**common, variance_type=variance, clip_sample=sampling.clip)
-    scheduler.set_timesteps(sampling.steps, device=device)
-    return _Ddpm(scheduler) if sampling.scheduler == "ddpm" else _Ddim(scheduler, sampling.clip)
+def _trained_under(own: Schedule, scheduler: Mapping[str, Any]) -> Schedule:
+    """``own`` as ``scheduler`` in diffusers' keys describes it; of noise prediction that is read step by step."""
+    if isinstance(own, Flow):
+        return own.told(scheduler)
+    kind = scheduler.get("prediction_type", "epsilon")
+    if kind != "epsilon":
+        raise ValueError(f"prediction_type {kind!r}: this model predicts the noise (epsilon)")
+    if "shift" in scheduler:
+        raise ValueError(f"shift {scheduler['shift']}: of flows, and this model predicts the noise (epsilon)")
+    return own

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .hosts import Host
+from .joint import Joint
 from .operators import Operator
 
 
@@ -68,9 +69,9 @@ class Switch(nn.Module):
     """A site that holds the original and its stand-in, and runs one of them.
 
     original: the pretrained module, never copied; None once the student has its own copy of the model.
-    operator: an :class:`~grafting.operators.Operator`, or a control that is called as the original is. raster: of the
-    model that the site is in. fade: the share that ``fading``, what was replaced, still has in the output; 0 but while
-    it is being trained away from.
+    operator: an :class:`~grafting.operators.Operator`, one within a :class:`~grafting.joint.Joint`, or a control that
+    is called as the original is. raster: of the model that the site is in. fade: the share that ``fading``, what was
+    replaced, still has in the output; 0 but while it is being trained away from.
     """
 
     def __init__(self, original: nn.Module | None, operator: nn.Module, raster: Raster) -> None:
@@ -82,26 +83,36 @@ class Switch(nn.Module):
         self.fade = 0.0
         self.fading: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no part of the model
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(B, N, D) to (B, N, D) through the chosen side; further arguments reach modules of the host's own kind."""
+    @property
+    def context_pre_only(self) -> bool:
+        """Whether text ends at this site of joint attention, as diffusers' own modules say it."""
+        return bool(getattr(self.operator if self.original is None else self.original, "context_pre_only", False))
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """(B, N, D) to (B, N, D) through the chosen side; further arguments reach modules of the host's own kind.
+
+        At a site of joint attention it gives two tensors, of the picture and of its text.
+        """
         if not self.grafted:
             assert self.original is not None
-            result: torch.Tensor = self.original(hidden_states, *args, **kwargs)
-            return result
+            return self.original(hidden_states, *args, **kwargs)
         result = self.stand_in(hidden_states, *args, **kwargs)
         if self.fade:
             (before,) = self.fading
-            result = result + self.fade * (before(hidden_states, *args, **kwargs) - result)
+            gone = before(hidden_states, *args, **kwargs)
+            if isinstance(result, tuple):
+                return tuple(new + self.fade * (old - new) for new, old in zip(result, gone, strict=True))
+            result = result + self.fade * (gone - result)
         return result
 
-    def stand_in(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def stand_in(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The new operator's output, whatever the switch says."""
+        if isinstance(self.operator, Joint):
+            return self.operator(hidden_states, grid=self.raster.grid, context=kwargs["encoder_hidden_states"])
         if isinstance(self.operator, Operator):
             if kwargs.get("attention_mask") is not None:
                 raise ValueError(
                     f"attention_mask: {type(self.operator).__name__} reads every token of the picture; leave it out"
                 )
-            result: torch.Tensor = self.operator(hidden_states, grid=self.raster.grid)
-        else:
-            result = self.operator(hidden_states, *args, **kwargs)
-        return result
+            return self.operator(hidden_states, grid=self.raster.grid)
+        return self.operator(hidden_states, *args, **kwargs)

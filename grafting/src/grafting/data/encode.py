@@ -23,13 +23,12 @@ from torch import nn
 from ..claims import ClaimError, differing
 from ..files import read_json
 from ..graft import tensors_hash
-from ..hosts.shapes import told_sizes
 from ..modes import evaluating
 from ..precision import autocast
 from ..random import generator
 from ..sampling import pixels_per_latent
 from .encode_config import DTYPES, EncodeConfig
-from .encoders import Embedder, Encoders, caption_width, encoders_of
+from .encoders import Embedder, Encoders, encoders_of
 from .pictures import PictureError, read_picture
 from .shards import MANIFEST, NULL, Encoded
 from .sources import Condition, Source, open_source
@@ -170,7 +169,7 @@ class _Run:
             text = self.shards.captions(
                 self._caption,
                 embed,
-                width=caption_width(self.encoders.config),
+                config=self.encoders.config,
                 batch=self.config.batch,
                 dtype=DTYPES[self.config.dtype],
                 tell=lambda done, of: self.tell("captions", done, of),
@@ -315,7 +314,7 @@ class _Run:
             "shards": shards,
             "versions": versions(),
         }
-        if text is not None and told_sizes(self.encoders.config):
+        if text is not None and self.encoders.told_sizes:
             found["told_size"] = list(self.size)
         if self.condition == "labels":
             found["classes"] = {str(label): name for label, name in sorted(self.source.classes.items())}

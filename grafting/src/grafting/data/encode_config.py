@@ -20,9 +20,9 @@ class EncodeConfig:
     size: (H, W) in pixels; the model's own square by default. condition: ``labels`` (folders of classes), ``captions``,
     ``none``, or ``auto``: what the model is conditioned on. classes: the names of class folders in the order of their
     labels. mirror: the mirror image of every picture as well; a caption then says left for right. posterior: the
-    autoencoder's ``mean``, or a ``sample``, as DiT and PixArt were trained on. tokens: of a caption at most; by
-    default what the model was trained with. dtype: of what is stored. batch: of the autoencoder and the text encoder.
-    shard: items of one file.
+    autoencoder's ``mean``, or a ``sample``, as DiT and PixArt were trained on. tokens: of a caption at most, for SD3
+    CLIP's 77 and T5's together; by default what the model was trained with. dtype: of what is stored. batch: of the
+    autoencoder and the text encoder. shard: items of one file.
     """
 
     size: tuple[int, int] | None = None

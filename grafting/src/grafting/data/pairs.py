@@ -14,22 +14,20 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..conditions import TEXT, together
+from ..conditions import together
 from ..files import json_lines, text_lines
 from ..graft import tensors_hash
 from ..hosts import host_for
 from ..random import generator
 from ..sampling import Pipeline, Sampling
 from .encode_config import DTYPES
-from .encoders import caption_width
-from .shards import MANIFEST, NULL, Encoded
+from .shards import MANIFEST, NULL, Encoded, stored_caption
 from .writing import ShardFolder, file_entry, versions
 
 if TYPE_CHECKING:
@@ -162,7 +160,7 @@ def generate_pairs(
         encoder = shards.captions(
             prompts.at,
             embed,
-            width=caption_width(model.config),
+            config=model.config,
             batch=config.batch,
             dtype=DTYPES[config.dtype],
             tell=lambda done, of: run("captions", done, of),
@@ -218,18 +216,17 @@ def _texts(shards: ShardFolder, k: int, place: int, count: int) -> dict[str, tor
     from safetensors import safe_open
 
     with safe_open(shards.path("captions", k), framework="pt") as file:
-        ends = file.get_slice("starts")[place : place + count + 1].tolist()
-        states = file.get_slice("states")
-        texts: dict[str, torch.Tensor] = together([{TEXT: states[a:b].float()[None]} for a, b in pairwise(ends)])
+        texts: dict[str, torch.Tensor] = together([stored_caption(file, place + i) for i in range(count)])
         return texts
 
 
 def _null(folder: Path) -> dict[str, torch.Tensor]:
     """The condition of the empty prompt, one row."""
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    found: dict[str, torch.Tensor] = together([{TEXT: load_file(folder / NULL)["states"].float()[None]}])
-    return found
+    with safe_open(folder / NULL, framework="pt") as file:
+        found: dict[str, torch.Tensor] = together([stored_caption(file)])
+        return found
 
 
 def _manifest(

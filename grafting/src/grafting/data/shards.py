@@ -2,11 +2,11 @@
 
 A folder holds ``encoded.json`` (the manifest, written last), ``latents-00000.safetensors`` … with ``latents``
 (n, C, h, w), ``items`` (n,) and, for classes, ``labels`` (n,), and for captions ``captions-00000.safetensors`` … with
-the unpadded ``states`` (tokens of all captions, D) and where each begins, ``starts`` (m + 1,). A model that is told the
-size of its pictures is told the manifest's ``told_size``, (H, W) in pixels; of labels it says how many classes the
-model they are for knows, ``known_classes``. Shard k holds the items
-k * size … (k + 1) * size - 1 of the source, less the pictures that could not be read. ``null.safetensors`` has the
-empty prompt.
+the ``states`` (tokens of all captions, D), unpadded where the model has a mask, and where each begins, ``starts``
+(m + 1,); for SD3 also what stands for each as a whole, ``pooled`` (m, P). A model that is told the size of its pictures
+is told the manifest's ``told_size``, (H, W) in pixels; of labels it says how many classes the model they are for knows,
+``known_classes``. Shard k holds the items k * size … (k + 1) * size - 1 of the source, less the pictures that could not
+be read. ``null.safetensors`` has the empty prompt, ``states`` (L, D) and for SD3 ``pooled`` (1, P).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..conditions import MASK, SIZES, TEXT, picture_sizes
+from ..conditions import POOLED, SIZES, TEXT, picture_sizes, together
 from ..files import read_json, sha256
 from ..random import generator
 
@@ -115,7 +115,8 @@ class Encoded:
         return Rows(self._latents, self._positions(positions))
 
     def conditions(self, positions: torch.Tensor | None = None) -> Rows:
-        """Rows of labels (B,), or of the dictionary of :mod:`grafting.conditions`, padded to the longest of them.
+        """Rows of labels (B,), or of the dictionary of :mod:`grafting.conditions`, padded to the longest of them
+        where there is a mask.
 
         Raises ShardError where the pictures were encoded without.
         """
@@ -129,7 +130,8 @@ class Encoded:
         """The empty prompt, one row. Raises ShardError where no captions were encoded."""
         if not (self.folder / NULL).is_file():
             raise ShardError(f"{self.folder} has no {NULL}: no captions were encoded")
-        return _text([self._opened(NULL).get_tensor("states").float()])
+        found: dict[str, torch.Tensor] = together([stored_caption(self._opened(NULL))])
+        return found
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -172,18 +174,20 @@ class Encoded:
         texts = []
         for shard, row in self._places(positions):
             place = int(self._row(shard, "items", row)) - shard["first"]
-            file = self._opened(shard["captions"]["name"])
-            first, last = file.get_slice("starts")[place : place + 2].tolist()
-            texts.append(file.get_slice("states")[first:last].float())
+            texts.append(stored_caption(self._opened(shard["captions"]["name"]), place))
         told = self.manifest.get("told_size")
-        return _text(texts) | ({} if told is None else {SIZES: picture_sizes(len(texts), *told)})
+        found: dict[str, Any] = together(texts)
+        return found | ({} if told is None else {SIZES: picture_sizes(len(texts), *told)})
 
 
-def _text(parts: list[torch.Tensor]) -> dict[str, Any]:
-    """States (tokens, D) of captions as a condition, padded to the longest."""
-    states = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
-    lengths = torch.tensor([len(part) for part in parts])
-    return {TEXT: states, MASK: (torch.arange(states.shape[1]) < lengths[:, None]).long()}
+def stored_caption(file: Any, place: int | None = None) -> dict[str, torch.Tensor]:
+    """Caption ``place`` of an opened shard of captions, or the one of an opened ``null.safetensors``, as a row of a
+    condition: float32, without a mask."""
+    own = slice(None) if place is None else slice(*file.get_slice("starts")[place : place + 2].tolist())
+    found = {TEXT: file.get_slice("states")[own].float()[None]}
+    if "pooled" in file.keys():  # noqa: SIM118 (an opened file is no mapping)
+        found[POOLED] = file.get_slice("pooled")[slice(None) if place is None else slice(place, place + 1)].float()
+    return found
 
 
 def is_encoded(path: Path) -> bool:

@@ -10,17 +10,16 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .. import __version__
 from ..claims import ClaimError, differing
+from ..conditions import POOLED, TEXT, as_row, each
 from ..files import read_json, save_safetensors_atomic, sha256, write_json_atomic
+from .encoders import Embedder, misfit
 from .shards import MANIFEST, NULL, shard_facts
-
-if TYPE_CHECKING:
-    from .encoders import Embedder
 
 SETTINGS = "settings.json"
 TEMPORARY = re.compile(
@@ -88,15 +87,15 @@ class ShardFolder:
         caption: Callable[[int], str | None],
         embed: Embedder,
         *,
-        width: int | None,
+        config: Mapping[str, Any],
         batch: int,
         dtype: torch.dtype,
         tell: Callable[[int, int], None],
     ) -> dict[str, Any]:
         """Embed what this encoder has not embedded yet, and the empty prompt; returns the encoder's identity.
 
-        caption: of an item, None for none. embed: asked for states where any are to be made. width: that these must
-        have. tell: called with (done, of all). Raises ValueError for states of another width.
+        caption: of an item, None for none. embed: asked where any are to be made. config: of the transformer that is to
+        read them. tell: called with (done, of all). Raises ValueError for what that does not read.
         """
         identity = dict(sorted(embed.identity.items()))  # as it comes back from a shard
         kept = [self.facts("captions", k) for k in self.shards]
@@ -106,27 +105,32 @@ class ShardFolder:
             return identity
         finished = sum(len(self.items(k)) for k in done)
         tell(finished, self.count)
-        empty, _ = embed([""])
-        if width not in (None, empty[0].shape[1]):
-            raise ValueError(f"the text encoder gives states of width {empty[0].shape[1]}, the model takes {width}")
+
+        def embedded(texts: list[str]) -> tuple[list[dict[str, torch.Tensor]], int]:
+            found, more = embed(texts)
+            # At once in what is stored: of SD3 a shard in float32 would take gigabytes.
+            return [each(as_row(text), lambda tensor: tensor.to(dtype)) for text in found], more
+
+        (empty,), _ = embedded([""])
+        if (problem := misfit(empty, config, "states")) is not None:
+            raise ValueError(f"the text encoder gives {problem[0]}, the model takes {problem[1]}")
+        nothing = {key: torch.zeros_like(value) for key, value in empty.items()} | {TEXT: empty[TEXT][:, :0]}
         for k in self.shards:
             if k in done:
                 continue
             told = {i: text for i in self.items(k) if (text := caption(i)) is not None}
-            items, texts, cut = list(told), dict[int, torch.Tensor](), 0
+            items, texts, cut = list(told), dict[int, dict[str, torch.Tensor]](), 0
             for start in range(0, len(items), batch):
                 part = items[start : start + batch]
-                states, more = embed([told[i] for i in part])
-                texts |= zip(part, states, strict=True)
+                found, more = embedded([told[i] for i in part])
+                texts |= zip(part, found, strict=True)
                 cut += more
                 tell(finished + start + len(part), self.count)
             finished += len(self.items(k))
-            rows = [texts.get(i, empty[0][:0]) for i in self.items(k)]
-            starts = torch.tensor([0, *map(len, rows)]).cumsum(0)
-            self.write(
-                "captions", k, {"states": torch.cat(rows).to(dtype), "starts": starts}, encoder=identity, cut=cut
-            )
-        self._write(self.out / NULL, {"states": empty[0].to(dtype)}, encoder=identity)
+            rows = [texts.get(i, nothing) for i in self.items(k)]
+            starts = torch.tensor([0, *(row[TEXT].shape[1] for row in rows)]).cumsum(0)
+            self.write("captions", k, _tensors(rows) | {"starts": starts}, encoder=identity, cut=cut)
+        self._write(self.out / NULL, _tensors([empty]), encoder=identity)
         tell(self.count, self.count)
         return identity
 
@@ -152,6 +156,12 @@ class ShardFolder:
     def _note(self) -> None:
         if not (self.out / SETTINGS).is_file():
             write_json_atomic(self.out / SETTINGS, self.settings)
+
+
+def _tensors(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Captions as they are stored: their states (tokens of all, D) end to end, and what is pooled (n, P)."""
+    found = {"states": torch.cat([row[TEXT][0] for row in rows])}
+    return found | ({"pooled": torch.cat([row[POOLED] for row in rows])} if POOLED in rows[0] else {})
 
 
 def file_entry(path: Path) -> dict[str, Any]:

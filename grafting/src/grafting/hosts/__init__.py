@@ -13,6 +13,8 @@ from .shapes import HostError, HostShape, Site, bundled_config, bundled_configs,
 if TYPE_CHECKING:
     from .base import Host as Host
     from .registry import host_for as host_for
+    from .registry import schedule_of as schedule_of
+    from .registry import set_schedule as set_schedule
 
 __all__ = [
     "Host",
@@ -22,6 +24,8 @@ __all__ = [
     "bundled_config",
     "bundled_configs",
     "host_for",
+    "schedule_of",
+    "set_schedule",
     "shape_of",
 ]
 
@@ -31,8 +35,8 @@ def __getattr__(name: str) -> Any:
         from .base import Host
 
         return Host
-    if name == "host_for":
-        from .registry import host_for
+    if name in ("host_for", "schedule_of", "set_schedule"):
+        from . import registry
 
-        return host_for
+        return getattr(registry, name)
     raise AttributeError(f"module 'grafting.hosts' has no attribute {name!r}")

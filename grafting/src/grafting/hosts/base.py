@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..operators import parallel
+from ..diffusion import Diffusion, Schedule
+from ..operators import Operator, parallel
 from .shapes import KINDS, HostError, HostShape, Kind, Role, Site, shape_of
 
 
@@ -37,6 +38,10 @@ class Host(ABC):
     def gates(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
         """By site, the factor (B, 1, D) that scales its output before it is added to the residual stream, in a pass
         of the same arguments as :meth:`call`'s."""
+
+    def schedule(self) -> Schedule:
+        """What the family's models were trained under, where a model's own scheduler says no more."""
+        return Diffusion()
 
     def blocks(self, model: nn.Module) -> nn.ModuleList:
         """The transformer's blocks, in order."""
@@ -87,6 +92,17 @@ class Host(ABC):
     def set_in(self, block: nn.Module, kind: Kind, module: nn.Module) -> None:
         """Put ``module`` into one block."""
         setattr(block, self.module_of[kind], module)
+
+    def read(self, module: nn.Module, output: Any) -> torch.Tensor:
+        """What a site's module or a block returned, as one tensor (B, N, D): of a family whose blocks carry text beside
+        the picture, the tokens of the picture and then those of the text, where that goes on."""
+        assert isinstance(output, torch.Tensor)
+        return output
+
+    def fitted(self, kind: Kind, operator: Operator | None, original: nn.Module) -> nn.Module | None:
+        """``operator`` as it stands in the place of ``original`` at a site of this kind: by itself, or within what the
+        family keeps there of the original. Without an operator the control *none*; None where that is nothing."""
+        return operator
 
     def _block(self, model: nn.Module, site: Site) -> nn.Module:
         blocks = self.blocks(model)

@@ -45,7 +45,9 @@ class HostShape:
     tokens: N of the model's own resolution, on ``grid`` (H, W). context_tokens: text tokens that cross-attention reads,
     padding included, 0 where there is none. parameters: of the whole model, 0 where they were not counted.
     block_parameters: of a block. first_parameters: of what the model reads of its first block beside running it, and
-    keeps where that runs no longer.
+    keeps where that runs no longer. joint: text runs through the blocks beside the picture, in joint attention, and
+    ends in the last; normed: whose queries and keys are normed. dual: how many blocks, the first, have a second
+    attention, of the picture alone.
     """
 
     family: str
@@ -60,6 +62,9 @@ class HostShape:
     parameters: int = 0
     block_parameters: int = 0
     first_parameters: int = 0
+    joint: bool = False
+    normed: bool = False
+    dual: int = 0
 
     @property
     def tokens(self) -> int:
@@ -109,7 +114,13 @@ def dit_shape(config: Mapping[str, Any]) -> HostShape:
 
 
 ALPHA_TEXT, SIGMA_TEXT = 120, 300
-TEXT_TOKENS = {"PixArtAlphaPipeline": ALPHA_TEXT, "PixArtSigmaPipeline": SIGMA_TEXT}
+SD3_TEXT = 77 + 256
+"""Tokens of a prompt of SD3: CLIP's and T5's, one after the other, as the pipeline of diffusers pads them."""
+TEXT_TOKENS = {
+    "PixArtAlphaPipeline": ALPHA_TEXT,
+    "PixArtSigmaPipeline": SIGMA_TEXT,
+    "StableDiffusion3Pipeline": SD3_TEXT,
+}
 """Tokens that a prompt is padded to, by the pipeline of diffusers: its own default."""
 
 
@@ -138,9 +149,31 @@ def pixart_shape(config: Mapping[str, Any]) -> HostShape:
     return replace(shape, parameters=shape.depth * block + embedder + prompt + ends, block_parameters=block)
 
 
+def sd3_shape(config: Mapping[str, Any]) -> HostShape:
+    """``SD3Transformer2DModel``: text has what the picture has, in joint attention, and ends in the last block."""
+    tokens = int(config.get("text_tokens") or SD3_TEXT)
+    dual = config.get("dual_attention_layers") or ()
+    if list(dual) != list(range(len(dual))):
+        raise ValueError(f"dual_attention_layers {list(dual)}: the first blocks are known here")
+    shape = _common(config, "SD3")
+    shape = replace(shape, context_tokens=tokens, joint=True, normed=config.get("qk_norm") is not None, dual=len(dual))
+    d, size = shape.width, shape.width // shape.heads
+    norms = 4 * size if shape.normed else 0
+    perceptron = _linear(d, 4 * d) + _linear(4 * d, d)
+    block = 2 * (4 * _linear(d, d) + perceptron + _linear(d, 6 * d)) + norms
+    second = 4 * _linear(d, d) + _linear(d, 3 * d) + norms // 2
+    unread = _linear(d, d) + perceptron + _linear(d, 4 * d)  # of the text in the last block
+    embedder = _linear(EMBEDDING, d) + _linear(int(config["pooled_projection_dim"]), d) + 2 * _linear(d, d)
+    ends = _linear(shape.patch_channels, d) + _linear(d, 2 * d) + _linear(d, shape.out_channels)
+    ends += _linear(int(config["joint_attention_dim"]), int(config["caption_projection_dim"]))
+    parameters = shape.depth * block + shape.dual * second - unread + embedder + ends
+    return replace(shape, parameters=parameters, block_parameters=block)
+
+
 SHAPES: dict[str, Callable[[Mapping[str, Any]], HostShape]] = {
     "DiTTransformer2DModel": dit_shape,
     "PixArtTransformer2DModel": pixart_shape,
+    "SD3Transformer2DModel": sd3_shape,
 }
 """By diffusers' class."""
 LEGACY = {

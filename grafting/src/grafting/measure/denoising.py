@@ -1,20 +1,21 @@
 """Held-out denoising loss on fixed (image, timestep, noise) triples: seconds where FID takes minutes.
 
-Every model sees the very same triples, so the difference between two models is paired: what a hard triple does to both
-cancels, and models part long before their FIDs do. Shapes: z (n, C, H, W) clean latents, t (n,) int64, y labels (n,)
-or as in :mod:`grafting.conditions`.
+The error is that of the model's own target: of the noise, or of a flow's velocity. Every model sees the very same
+triples, so the difference between two models is paired: what a hard triple does to both cancels, and models part long
+before their FIDs do. Shapes: z (n, C, H, W) clean latents, t (n,) int64, y labels (n,) or as in
+:mod:`grafting.conditions`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..conditions import count, rows
-from ..diffusion import Denoiser, Diffusion
+from ..diffusion import Denoiser, Diffusion, Schedule
 from ..modes import evaluating
 from ..random import generator
 from .quality.evaluate import Estimate
@@ -22,19 +23,22 @@ from .quality.evaluate import Estimate
 
 @dataclass(frozen=True, kw_only=True)
 class Triples:
-    """Held-out samples with the timestep and the noise that each is judged at; image: which sample each is of."""
+    """Held-out samples with the timestep and the noise that each is judged at; image: which sample each is of;
+    schedule: whose levels the timesteps are."""
 
     z: torch.Tensor
     y: Any
     t: torch.Tensor
     noise: torch.Tensor
     image: torch.Tensor
+    schedule: Schedule = field(default_factory=Diffusion)
 
     @classmethod
-    def draw(cls, z: torch.Tensor, y: Any, *, n: int, seed: int = 0, steps: int = 1000) -> Triples:
+    def draw(cls, z: torch.Tensor, y: Any, *, n: int, seed: int = 0, schedule: Schedule | None = None) -> Triples:
         """n triples over the samples in turn, the k-th from the counter (seed, k) alone, so fewer are a prefix of more.
 
-        Timesteps are a shifted low-discrepancy sequence, so that every noise level is seen evenly at any n.
+        Timesteps are a shifted low-discrepancy sequence, so that every noise level is seen evenly at any n. schedule:
+        of the model that is judged (:func:`grafting.hosts.registry.schedule_of`); a DiT's noise by default.
 
         Raises:
             ValueError: no samples, conditions of another number, or n below 2.
@@ -46,10 +50,13 @@ class Triples:
         golden = 0.6180339887498949  # fractional parts of its multiples are evenly spread at every n
         sources = [generator(seed, "triple", k) for k in range(n)]
         offset = torch.rand(1, generator=generator(seed, "triples"), dtype=torch.float64)
-        t = ((torch.arange(n, dtype=torch.float64) * golden + offset) % 1 * steps).long().clamp(max=steps - 1)
+        schedule = schedule or Diffusion()
+        steps = schedule.steps
+        place = ((torch.arange(n, dtype=torch.float64) * golden + offset) % 1 * steps).long().clamp(max=steps - 1)
         noise = torch.stack([torch.randn(z.shape[1:], generator=source) for source in sources])
         image = images_of(n, len(z))
-        return cls(z=z[image], y=rows(y, image), t=t, noise=noise, image=image)
+        t = schedule.first + place
+        return cls(z=z[image], y=rows(y, image), t=t, noise=noise, image=image, schedule=schedule)
 
     def __len__(self) -> int:
         return len(self.t)
@@ -64,25 +71,27 @@ def images_of(triples: int, images: int) -> torch.Tensor:
 def denoising_losses(
     model: Denoiser,
     triples: Triples,
-    diffusion: Diffusion | None = None,
+    diffusion: Schedule | None = None,
     *,
     batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> torch.Tensor:
-    """(n,) float64 mean squared error of the predicted noise per triple; a variance half of the output is ignored.
+    """(n,) float64 mean squared error of the predicted noise or velocity per triple; a variance half of the output is
+    ignored.
 
-    model: (z_t, t, y) -> (B, C or 2C, H, W). A module is in evaluation mode meanwhile (in training mode DiT's embedders
-    drop labels); what a function closes over is the caller's to put there.
+    model: (z_t, t, y) -> (B, C or 2C, H, W). diffusion: the triples' own schedule by default. A module is in evaluation
+    mode meanwhile (in training mode DiT's embedders drop labels); what a function closes over is the caller's to put
+    there.
     """
-    diffusion = diffusion or Diffusion()
+    diffusion = diffusion or triples.schedule
     losses = []
     for start in range(0, len(triples), batch_size):
         part = slice(start, start + batch_size)
-        noise = triples.noise[part]
-        zt = diffusion.add_noise(triples.z[part], triples.t[part], noise)
+        z, noise = triples.z[part], triples.noise[part]
+        zt, target = diffusion.add_noise(z, triples.t[part], noise), diffusion.target(z, noise)
         with evaluating(model):
             out = model(zt, triples.t[part], rows(triples.y, part))[:, : noise.shape[1]].cpu()
-        losses.append((out.double() - noise.double()).square().flatten(1).mean(1))
+        losses.append((out.double() - target.double()).square().flatten(1).mean(1))
         if progress is not None:
             progress(min(start + batch_size, len(triples)), len(triples))
     return torch.cat(losses)

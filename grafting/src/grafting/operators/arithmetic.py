@@ -66,12 +66,17 @@ def nearest(given: str, allowed: Sequence[str]) -> str:
 
 
 class Arithmetic:
-    """Options and formulas of an operator: `count_parameters`, `count_flops` and `count_features`."""
+    """Options and formulas of an operator: `count_parameters`, `count_flops` and `count_features`.
+
+    lends: what of its own text reads beside the picture, in joint attention: ``all`` (queries, keys and values: an
+    operator of the kind of attention), the ``values``, or ``nothing``.
+    """
 
     name: ClassVar[str] = ""
     kind: ClassVar[Literal["mixer", "channel"]] = "mixer"
     needs_heads: ClassVar[bool] = False
     needs_tokens: ClassVar[bool] = False
+    lends: ClassVar[Literal["all", "values", "nothing"]] = "nothing"
     option_table: ClassVar[Mapping[str, Option]] = {}
 
     @classmethod
@@ -141,6 +146,12 @@ class Arithmetic:
     def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
         """The formula behind `flops`, of options that are resolved."""
         raise NotImplementedError
+
+    @classmethod
+    def count_text_flops(cls, width: int, heads: int | None, tokens: int, text: int, options: Mapping[str, Any]) -> int:
+        """What the picture's reading of `text` tokens beside it takes, projections aside: one key more than there are,
+        which stands for the picture."""
+        return 4 * tokens * (text + 1) * width
 
     @classmethod
     def count_features(cls, width: int, options: Mapping[str, Any]) -> int:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grafting.operators.base import QKV, Grid, Operator, Weights, assign
+from grafting.operators.base import QKV, Beside, Grid, Operator, Weights, assign
 from grafting.operators.convolution import grid_of
 from grafting.operators.formulas import (
     AttentionFormulas,
@@ -36,13 +36,29 @@ class Attention(AttentionFormulas, Operator):
         assert isinstance(layer, nn.Linear)
         return layer
 
-    def split_heads(self, x: Tensor, *, padding: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, H, N + padding, C), zero in the padding."""
-        qkv = F.pad(self.qkv_projection(x), (0, 0, 0, padding)) if padding else self.qkv_projection(x)
-        b, n, _ = qkv.shape
+    def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, N, H, C)."""
         assert self.heads is not None
-        q, k, v = qkv.view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv_projection(x).unflatten(2, (3, self.heads, -1)).unbind(2)
         return q, k, v
+
+    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        return self.mix(*self.split_heads(x), grid=grid)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, beside: Beside | None = None) -> Tensor:
+        """Queries, keys and values (B, N, H, C) to (B, N, D).
+
+        beside: keys and values of text, which every query sees beside those of the picture that it may see, under one
+        normaliser; its norms are applied to ``q`` and ``k`` already.
+        """
+        raise NotImplementedError
+
+    def joint(self, x: Tensor, beside: Beside, *, grid: Grid | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, N, D) of tokens that see text too, and the keys and values (B, N, H, C) that text may see."""
+        q, k, v = self.split_heads(x)
+        q = q if beside.norm_q is None else beside.norm_q(q)
+        k = k if beside.norm_k is None else beside.norm_k(k)
+        return self.mix(q, k, v, grid=grid, beside=beside), k, v
 
     def naive_softmax(self, x: Tensor, far: Tensor) -> Tensor:
         """Head by head over all pairs of tokens, those that are `far` (N, N) left out."""
@@ -74,8 +90,10 @@ class Attention(AttentionFormulas, Operator):
 class MultiHeadAttention(MultiHeadFormulas, Attention):
     """Softmax attention, the operator that DiT's blocks have."""
 
-    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
-        q, k, v = self.split_heads(x)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, beside: Beside | None = None) -> Tensor:
+        if beside is not None:
+            k, v = torch.cat([k, beside.keys], dim=1), torch.cat([v, beside.values], dim=1)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
@@ -93,22 +111,23 @@ class SlidingWindowAttention(SlidingWindowFormulas, Attention):
     qkv_name = "Wqkv"
     out_name = "out_proj"
 
-    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
-        n, window = x.shape[1], self.options["window"]
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, beside: Beside | None = None) -> Tensor:
+        n, window, device = q.shape[1], self.options["window"], q.device
         block = self.block_size(window)
         blocks = -(-n // block)
-        q, k, v = self.split_heads(x, padding=blocks * block - n)
-        q, k, v = (t.unflatten(2, (blocks, block)) for t in (q, k, v))  # (B, H, blocks, block, C)
-        scores = (q * q.shape[-1] ** -0.5) @ self.with_halo(k, window).transpose(-1, -2)
-        index = torch.arange(blocks * block, device=x.device).view(blocks, block, 1)
+        if padding := blocks * block - n:
+            q, k, v = (F.pad(t, (0, 0, 0, 0, 0, padding)) for t in (q, k, v))
+        q, k, v = (t.transpose(1, 2).unflatten(2, (blocks, block)) for t in (q, k, v))  # (B, H, blocks, block, C)
+        q = q * q.shape[-1] ** -0.5
+        scores = q @ self.with_halo(k, window).transpose(-1, -2)
+        index = torch.arange(blocks * block, device=device).view(blocks, block, 1)
         key = (
-            torch.arange(-window, block + window, device=x.device)
-            + block * torch.arange(blocks, device=x.device)[:, None]
+            torch.arange(-window, block + window, device=device) + block * torch.arange(blocks, device=device)[:, None]
         )
         key = key[:, None, :]
         hidden = ((index - key).abs() > window) | (key < 0) | ((key >= n) & (index < n))
-        bias = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill(hidden, -torch.inf)
-        y = torch.softmax(scores + bias, dim=-1) @ self.with_halo(v, window)
+        bias = torch.zeros(hidden.shape, dtype=q.dtype, device=device).masked_fill(hidden, -torch.inf)
+        y = _softmax_beside(q, scores + bias, self.with_halo(v, window), beside)
         return y.flatten(2, 3)[:, :, :n].transpose(1, 2).flatten(2)
 
     @staticmethod
@@ -131,28 +150,30 @@ class SquareWindowAttention(SquareWindowFormulas, Attention):
     work grows with N and not with N². Each frame of a video is a grid for itself.
     """
 
-    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
-        b, n, d = x.shape
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, beside: Beside | None = None) -> Tensor:
+        b, n, heads, size = q.shape
         frames, height, width = grid_of(n, grid)
         window, tile = self.options["window"], self.tile_size(self.options["window"])
         rows, columns = -(-height // tile), -(-width // tile)
-        qkv = self.qkv_projection(x).view(b * frames, height, width, 3, self.heads, -1)
-        qkv = F.pad(qkv, (0, 0, 0, 0, 0, 0, 0, columns * tile - width, 0, rows * tile - height))
-        q, k, v = qkv.unbind(3)  # (B, rows · tile, columns · tile, H, C)
+        around = (0, 0, 0, 0, 0, columns * tile - width, 0, rows * tile - height)
+        # (B, rows · tile, columns · tile, H, C)
+        q, k, v = (F.pad(t.reshape(b * frames, height, width, heads, size), around) for t in (q, k, v))
         q = q.unflatten(2, (columns, tile)).unflatten(1, (rows, tile)).permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5)
         k, v = (self.with_halo(t, window, tile) for t in (k, v))  # (B, rows, columns, H, C, keys)
-        scores = (q * q.shape[-1] ** -0.5) @ k
-        near = _near(height, tile, window, x.device)[:, None, :, None, :, None]
-        near = near & _near(width, tile, window, x.device)[None, :, None, :, None, :]
+        q = q * size**-0.5
+        near = _near(height, tile, window, q.device)[:, None, :, None, :, None]
+        near = near & _near(width, tile, window, q.device)[None, :, None, :, None, :]
         near = near.flatten(4, 5).flatten(2, 3).unsqueeze(2)  # (rows, columns, 1, queries, keys)
-        bias = torch.zeros(near.shape, dtype=x.dtype, device=x.device).masked_fill(~near, -torch.inf)
-        y = torch.softmax(scores + bias, dim=-1) @ v.transpose(-1, -2)
+        bias = torch.zeros(near.shape, dtype=q.dtype, device=q.device).masked_fill(~near, -torch.inf)
+        # Heads before the tiles, as text has them.
+        q, scores, v = (t.movedim(3, 1) for t in (q, q @ k + bias, v.transpose(-1, -2)))
+        y = _softmax_beside(q, scores, v, beside).movedim(1, 3)
         y = (
             y.unflatten(4, (tile, tile))
             .permute(0, 1, 4, 2, 5, 3, 6)
-            .reshape(b * frames, rows * tile, columns * tile, d)
+            .reshape(b * frames, rows * tile, columns * tile, -1)
         )
-        return y[:, :height, :width].reshape(b, n, d)
+        return y[:, :height, :width].reshape(b, n, -1)
 
     @staticmethod
     def with_halo(t: Tensor, window: int, tile: int) -> Tensor:
@@ -167,6 +188,23 @@ class SquareWindowAttention(SquareWindowFormulas, Attention):
         frame, row, column = index // (height * width), index // width % height, index % width
         apart = torch.stack([(place[:, None] - place[None, :]).abs() for place in (row, column)]).amax(0)
         return self.naive_softmax(x, (apart > self.options["window"]) | (frame[:, None] != frame[None, :]))
+
+
+def _softmax_beside(q: Tensor, scores: Tensor, v: Tensor, beside: Beside | None) -> Tensor:
+    """Softmax over ``scores`` (B, H, …, n, m) of values ``v`` (B, H, …, m, C), and over text where it is beside.
+
+    q: queries (B, H, …, n, C), scaled already. Frames of one sample, which B counts here, see the same text.
+    """
+    if beside is None:
+        return torch.softmax(scores, dim=-1) @ v
+    frames, between = len(q) // len(beside.keys), (1,) * (q.ndim - 4)
+    keys, values = (
+        t.repeat_interleave(frames, 0).transpose(1, 2).unflatten(2, (*between, -1))
+        for t in (beside.keys, beside.values)
+    )
+    m = scores.shape[-1]
+    shares = torch.softmax(torch.cat([scores, q @ keys.transpose(-1, -2)], dim=-1), dim=-1)
+    return shares[..., :m] @ v + shares[..., m:] @ values
 
 
 def _near(side: int, tile: int, window: int, device: torch.device) -> Tensor:

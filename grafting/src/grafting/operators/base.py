@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,17 @@ from grafting.operators.arithmetic import Arithmetic, OperatorError
 Grid = Sequence[int]
 Weights = tuple[Tensor, Tensor | None]  # weight (out, in) and bias (out,) of a linear layer
 QKV = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]  # wq, bq, wk, bk, wv, bv
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Keys and values of text tokens that stand beside the picture's, each (B, L, H, C), and what queries and keys of
+    the picture are normed by before they meet them; None where they are not."""
+
+    keys: Tensor
+    values: Tensor
+    norm_q: nn.Module | None = None
+    norm_k: nn.Module | None = None
 
 
 class Operator(Arithmetic, nn.Module):
@@ -54,6 +66,14 @@ class Operator(Arithmetic, nn.Module):
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         """What the last linear layer reads: (B, N, D) → (B, N, F)."""
         raise NotImplementedError
+
+    def lending(self, x: Tensor, *, grid: Grid | None = None) -> tuple[Tensor, Tensor | None]:
+        """The features, and, of an operator that lends them, the values (B, N, D) of each token by itself."""
+        return self.features(x, grid=grid), None
+
+    def regression(self, x: Tensor, y: Tensor, *, grid: Grid | None, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the last layer reads of x (B, N, D), and what it should give where the site gives y."""
+        return self.features(x, grid=grid), y
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         """The definition written out, slow and plain: the reference for `forward`."""

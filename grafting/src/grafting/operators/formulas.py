@@ -13,10 +13,20 @@ class AttentionFormulas(Arithmetic):
     """Four projections D → D with biases."""
 
     needs_heads = True
+    lends = "all"
 
     @classmethod
     def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
         return 4 * width * width + 4 * width
+
+    @classmethod
+    def count_text_flops(cls, width: int, heads: int | None, tokens: int, text: int, options: Mapping[str, Any]) -> int:
+        return 4 * cls.padded(tokens, options) * text * width
+
+    @classmethod
+    def padded(cls, tokens: int, options: Mapping[str, Any]) -> int:
+        """Tokens that are computed, those that fill up a last block among them."""
+        return tokens
 
 
 @known("mha")
@@ -41,9 +51,13 @@ class SlidingWindowFormulas(AttentionFormulas):
 
     @classmethod
     def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
+        keys = cls.block_size(options["window"]) + 2 * options["window"]
+        return 8 * tokens * width * width + 4 * cls.padded(tokens, options) * keys * width
+
+    @classmethod
+    def padded(cls, tokens: int, options: Mapping[str, Any]) -> int:
         block = cls.block_size(options["window"])
-        padded = -(-tokens // block) * block
-        return 8 * tokens * width * width + 4 * padded * (block + 2 * options["window"]) * width
+        return -(-tokens // block) * block
 
 
 @known("swa_2d")
@@ -60,9 +74,13 @@ class SquareWindowFormulas(AttentionFormulas):
     @classmethod
     def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
         """On a square grid, where the number of tokens makes one; else on the next larger."""
-        window, tile = options["window"], cls.tile_size(options["window"])
-        padded = (-(-math.ceil(math.sqrt(tokens)) // tile) * tile) ** 2
-        return 8 * tokens * width * width + 4 * padded * (tile + 2 * window) ** 2 * width
+        keys = (cls.tile_size(options["window"]) + 2 * options["window"]) ** 2
+        return 8 * tokens * width * width + 4 * cls.padded(tokens, options) * keys * width
+
+    @classmethod
+    def padded(cls, tokens: int, options: Mapping[str, Any]) -> int:
+        tile = cls.tile_size(options["window"])
+        return int(-(-math.ceil(math.sqrt(tokens)) // tile) * tile) ** 2
 
 
 @known("linear")
@@ -90,6 +108,12 @@ class LinearFormulas(AttentionFormulas):
         core = tokens * width * (12 * size + 4 if learned else 4 * size + 2)
         return 8 * tokens * width * width + core + 2 * tokens * width * options["local"] ** 2
 
+    @classmethod
+    def count_text_flops(cls, width: int, heads: int | None, tokens: int, text: int, options: Mapping[str, Any]) -> int:
+        """Its sums, and of learned features the map of its keys."""
+        assert heads is not None
+        return text * width * (width // heads) * (6 if options["feature_map"] == "learned" else 2)
+
 
 @known("local_mean")
 class LocalMeanFormulas(Arithmetic):
@@ -114,6 +138,7 @@ class HyenaFormulas(Arithmetic):
     """in_proj D → 3D, depthwise filters, out_proj D → D."""
 
     option_table: ClassVar[Mapping[str, Option]] = {"kernel": Option.integer(4)}
+    lends = "values"
     has_short: ClassVar[bool] = True
     has_inner: ClassVar[bool] = False
     dimensions: ClassVar[int] = 1

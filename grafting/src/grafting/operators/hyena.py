@@ -61,7 +61,14 @@ class Hyena(HyenaFormulas, Operator):
         return (naive_filter_1d if naive else filter_1d)(x, conv.weight, conv.bias, before=self.before)
 
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        return self.gated(self.in_proj(x), grid)
+
+    def lending(self, x: Tensor, *, grid: Grid | None = None) -> tuple[Tensor, Tensor | None]:
         h = self.in_proj(x)
+        return self.gated(h, grid), h[..., 2 * self.width :]
+
+    def gated(self, h: Tensor, grid: Grid | None) -> Tensor:
+        """From gates and values (B, N, 3D) to the features."""
         if self.has_short:
             h = self.filtered(h, self.short_filter, grid, naive=False)
         q, k, v = h.split(self.width, dim=-1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grafting.operators.attention import Attention
-from grafting.operators.base import QKV, Grid, Operator, Weights, assign
+from grafting.operators.base import QKV, Beside, Grid, Operator, Weights, assign
 from grafting.operators.convolution import filter_2d, make_identity, naive_filter_2d
 from grafting.operators.formulas import LinearFormulas, LocalMeanFormulas
 from grafting.operators.registry import register
@@ -37,19 +37,21 @@ class LinearAttention(LinearFormulas, Attention):
             for parameter in self.local.parameters():
                 nn.init.zeros_(parameter)
 
-    def mapped(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """φ(q), φ(k), v: each (B, H, N, C), or 2C for the learned map."""
-        q, k, v = self.split_heads(x)
+    def mapped(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """φ(q), φ(k): each (B, H, N, C), or 2C for the learned map."""
         if self.options["feature_map"] == "relu":
-            return F.relu(q), F.relu(k), v
+            return F.relu(q), F.relu(k)
         if self.options["feature_map"] == "elu+1":
-            return F.elu(q).add_(1), F.elu(k).add_(1), v
+            return F.elu(q).add_(1), F.elu(k).add_(1)
         q, k = q @ self.map_q, k @ self.map_k
-        return torch.cat([q, -q], -1).softmax(-1), torch.cat([k, -k], -1).softmax(-1), v
+        return torch.cat([q, -q], -1).softmax(-1), torch.cat([k, -k], -1).softmax(-1)
 
-    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
-        q, k, v = self.mapped(x)
-        kind = v.dtype
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, beside: Beside | None = None) -> Tensor:
+        near, kind = v, v.dtype
+        if beside is not None:
+            k, v = torch.cat([k, beside.keys], dim=1), torch.cat([v, beside.values], dim=1)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        q, k = self.mapped(q, k)
         if kind == torch.float16:  # which ends at 65,504: sums over some thousand tokens do not fit
             q, k, v = q.float(), k.float(), v.float()
         state = k.transpose(-1, -2) @ v
@@ -57,7 +59,7 @@ class LinearAttention(LinearFormulas, Attention):
         y = ((q @ state) / (total + SMALL)).transpose(1, 2).flatten(2).to(kind)
         if not self.options["local"]:
             return y
-        return y + filter_2d(v.transpose(1, 2).flatten(2).to(kind), self.local.weight, self.local.bias, grid=grid)
+        return y + filter_2d(near.flatten(2), self.local.weight, self.local.bias, grid=grid)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         assert self.heads is not None

@@ -17,6 +17,7 @@ from torch import nn
 from ..conditions import rows
 from ..graft import Grafted, ungraft
 from ..hosts import host_for
+from ..hosts.registry import schedule_of
 from ..measure.denoising import Triples, denoising_losses, paired_difference
 from ..measure.speed import latency
 from ..store.models import Model
@@ -58,7 +59,8 @@ def checked(
     material, network = Material(model, data), model.transformer
     z, y = material.latents(train=False), material.conditions(train=False)
     unseen = slice(scoring.triples if len(z) >= 2 * scoring.triples else 0, len(z))
-    triples = Triples.draw(z[unseen], rows(y, unseen), n=scoring.triples, seed=scoring.seed + 1)
+    seed, schedule = scoring.seed + 1, schedule_of(network)
+    triples = Triples.draw(z[unseen], rows(y, unseen), n=scoring.triples, seed=seed, schedule=schedule)
     theirs: list[torch.Tensor] = []
     shared = settings_of(scoring, model, material)
     found = []

@@ -7,7 +7,7 @@ enters the residual stream, relative to the mean square of that stream after the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from ..activations import visit
+from ..activations import visit, visit_spans
 from ..conditions import rows, to
-from ..diffusion import Diffusion
 from ..graft import Grafted, tensors_hash, ungraft
 from ..hosts import Site
+from ..hosts.registry import schedule_of
 from ..measure.denoising import Triples, denoising_losses, paired_difference
 from ..store.models import Model
 from ..study.parts import part
@@ -103,7 +103,8 @@ def score(
     def drawn() -> Triples:
         if not triples:
             z, y = material.latents(train=False), material.conditions(train=False)
-            triples.append(Triples.draw(z, y, n=scoring.triples, seed=scoring.seed))
+            seen = Triples.draw(z, y, n=scoring.triples, seed=scoring.seed, schedule=schedule_of(network))
+            triples.append(seen)
             losses.append(denoising_losses(denoiser(network), triples[0], batch_size=scoring.batch))
         return triples[0]
 
@@ -163,14 +164,15 @@ def only(handle: Grafted, site: Site) -> Iterator[None]:
 @torch.no_grad()
 def carried_errors(handle: Grafted, held: Triples, *, batch_size: int = 128) -> dict[Site, float]:
     """By site, sum of (gate x error)^2 over that of the residual stream after the block, of one teacher pass."""
-    host, model, diffusion = handle.host, handle.model, Diffusion()
+    host, model, diffusion = handle.host, handle.model, schedule_of(handle.model)
     device = next(model.parameters()).device
     errors = dict.fromkeys(handle.switches, 0.0)
     streams = dict.fromkeys(range(len(host.blocks(model))), 0.0)
     gates: dict[Site, torch.Tensor] = {}
 
-    def at_site(site: Site, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        error = gates[site] * (handle.switches[site].stand_in(inputs) - outputs)
+    def at_site(site: Any, inputs: torch.Tensor, outputs: torch.Tensor, call: Mapping[str, Any]) -> None:
+        switch = handle.switches[site]
+        error = gates[site] * (host.read(switch, switch.stand_in(inputs, **call)) - outputs)
         errors[site] += error.double().square().sum().item()
 
     def after_block(block: int, _: torch.Tensor, outputs: torch.Tensor) -> None:
@@ -178,8 +180,10 @@ def carried_errors(handle: Grafted, held: Triples, *, batch_size: int = 128) -> 
 
     with ExitStack() as stack:
         stack.enter_context(handle.teacher())
-        stack.enter_context(visit(handle.switches, at_site))
-        stack.enter_context(visit(dict(enumerate(host.blocks(model))), after_block))
+        stack.enter_context(
+            visit_spans({site: ((switch, switch),) for site, switch in handle.switches.items()}, at_site, host.read)
+        )
+        stack.enter_context(visit(dict(enumerate(host.blocks(model))), after_block, host.read))
         for start in range(0, len(held), batch_size):
             part = slice(start, start + batch_size)
             z, y, t, noise = (to(rows(x, part), device) for x in (held.z, held.y, held.t, held.noise))

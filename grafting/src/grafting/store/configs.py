@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import read_json
 from ..hosts.shapes import TEXT_TOKENS
 from ..teachers import prompt_tokens, teacher_folder, teachers
 from .manifest import MANIFEST, read_manifest
+
+if TYPE_CHECKING:
+    from ..diffusion import Schedule
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SCHEDULE = {
@@ -24,7 +27,9 @@ SCHEDULE = {
     "trained_betas": None,
     "rescale_betas_zero_snr": False,
 }
-"""The noise that everything here adds (Ho et al. 2020), in the words of a scheduler_config.json; its defaults too."""
+"""The noise that models of noise prediction are shown (Ho et al. 2020), in the words of a scheduler_config.json; its
+defaults too."""
+FLOWS = "FlowMatchEulerDiscreteScheduler"
 SCHEDULER = "scheduler/scheduler_config.json"
 CONFIGS = ("config.json", "transformer/config.json")
 
@@ -128,12 +133,28 @@ def hub_file(name: str, file: str) -> Path | None:
         raise ModelError(f"{name!r} is no folder here, and its {file} was not had from the hub: {reason}") from error
 
 
-def check_schedule(path: Path) -> None:
-    """Raises ModelError where a model was trained under other noise than the one that everything here adds."""
+def check_schedule(path: Path, own: Schedule) -> Schedule:
+    """``own``, the schedule of a model's family, as the scheduler_config.json at ``path`` describes it: a flow's shift.
+
+    Raises ModelError where the model was trained under other noise than that.
+    """
+    from ..diffusion import Flow
+
     content = read_json(path, error=ModelError)
+    name = str(content.get("_class_name"))
+    if isinstance(own, Flow):
+        if name != FLOWS:
+            raise ModelError(f"{path} has _class_name {name}: a flow's is {FLOWS}, and no other is known here")
+        try:
+            return own.told({"shift": 1.0, **content})  # diffusers' own default
+        except ValueError as error:
+            raise ModelError(f"{path} has {error}") from None
+    if name.startswith("FlowMatch"):
+        raise ModelError(f"{path} has _class_name {name}: this model predicts noise, and is no flow")
     odd = [f"{key} {content[key]}" for key, value in SCHEDULE.items() if (content.get(key) or value) != value]
     if odd:
         raise ModelError(
             f"{path} has {', '.join(odd)}: only linear noise from 0.0001 to 0.02 with epsilon is known here; "
             "another linear one goes into graft, distill and finetune in Python, as diffusion=Diffusion(beta_end=…)"
         )
+    return own

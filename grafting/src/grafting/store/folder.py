@@ -18,9 +18,11 @@ from torch import nn
 
 from .. import __version__
 from ..conventions import CONVENTIONS, conventions, restore, settings
+from ..diffusion import Flow
 from ..files import misfits, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
 from ..graft import Grafted, graft, remember, tensors_hash, ungraft
 from ..hosts import host_for
+from ..hosts.registry import schedule_of, set_schedule
 from ..lora import Lora, add_lora
 from ..plan import Edit, Plan
 from ..restructure import Group
@@ -60,12 +62,14 @@ def save(
     if everything:
         tensors |= {f"shared.{key}": value for key, value in shared_tensors(handle).items()}
     save_safetensors_atomic(folder / WEIGHTS, tensors)
+    schedule = schedule_of(handle.model)
     manifest = {
         "format": 1,
         "whole": everything,
         "base": {"name": base, "sha256": handle.source_hash},
         "class": type(handle.model).__name__,
         "config": settings(handle.model),
+        "schedule": {"shift": schedule.shift} if isinstance(schedule, Flow) else None,
         "conventions": handle.facts if handle.student_blocks is not None else conventions(handle.model),
         "plan": handle.plan.to_dict(),
         "lora": None if handle.adapters is None else asdict(handle.adapters.settings),
@@ -119,6 +123,8 @@ def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
         if not handle.private:
             ungraft(handle.model)
         raise
+    if manifest.get("schedule"):
+        set_schedule(handle.model, Flow(**manifest["schedule"]))
     handle.init, handle.seed, handle.source_hash = manifest["init"], manifest["seed"], wanted
     handle.explained = {s: manifest["explained"][s.name] for s in handle.switches if s.name in manifest["explained"]}
     return handle

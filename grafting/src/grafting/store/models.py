@@ -13,6 +13,8 @@ from torch import nn
 
 from ..files import read_json
 from ..graft import Grafted
+from ..hosts import host_for
+from ..hosts.registry import set_schedule
 from ..hosts.shapes import class_of, set_text_tokens, shape_of
 from ..teachers import PROMPTS, teacher_folder, teachers
 from ..text import Embedded
@@ -151,10 +153,9 @@ def _plain(folder: Path, name: str) -> Model:
     source = folder / "transformer" if (folder / "transformer").is_dir() else folder
     if not (source / "config.json").is_file():
         raise ModelError(f"{name}: neither {MANIFEST} nor config.json is in {folder}, so it holds no model")
-    if (folder / SCHEDULER).is_file():
-        check_schedule(folder / SCHEDULER)
     config = read_json(source / "config.json", error=ModelError)
-    return Model(name=name, transformer=_transformer(config, str(source)), **_companions(folder))
+    schedule = folder / SCHEDULER if (folder / SCHEDULER).is_file() else None
+    return Model(name=name, transformer=_transformer(config, schedule, str(source)), **_companions(folder))
 
 
 def _graft(folder: Path, base: str | None) -> Model:
@@ -165,10 +166,15 @@ def _graft(folder: Path, base: str | None) -> Model:
         # The companions are a convenience: a whole graft is readable where its teacher is gone.
         home = teacher_folder(wanted) if wanted in teachers() else Path(wanted or "")
         companions = _companions(home) if wanted and home.is_dir() else {}
+        if companions and (home / SCHEDULER).is_file():
+            with suppress(ModelError):
+                _tell(handle.model, home / SCHEDULER)
         # A relative path that is gone looks like an id, and is no business of the hub's.
         if not companions and HUB_ID.fullmatch(wanted or "") and not Path(wanted).parent.exists():
             with suppress(ModelError, OSError):
                 companions = {"autoencoder": own_autoencoder(wanted)}
+                if (schedule := hub_file(wanted, SCHEDULER)) is not None:
+                    _tell(handle.model, schedule)
         return Model(name=str(folder), transformer=handle.model, graft=handle, **companions)
     if not wanted:
         raise ModelError(f"{folder} holds the changes only and names no pretrained model: give it with --base")
@@ -209,15 +215,26 @@ def _companions(folder: Path) -> dict[str, Any]:
 def _hub(name: str) -> Model:
     """As a folder: the transformer, its autoencoder if there is one, and the same check of its noise."""
     schedule = hub_file(name, SCHEDULER)
-    if schedule is not None:
-        check_schedule(schedule)
-    transformer = _transformer(hub_config(name), name, subfolder="transformer")
+    transformer = _transformer(hub_config(name), schedule, name, subfolder="transformer")
     return Model(name=name, transformer=transformer, autoencoder=own_autoencoder(name))
 
 
-def _transformer(config: Mapping[str, Any], source: str, **where: str) -> nn.Module:
+def _transformer(config: Mapping[str, Any], schedule: Path | None, source: str, **where: str) -> nn.Module:
+    """The model of ``config`` at ``source``, under the noise that the file ``schedule`` describes."""
     import diffusers
 
     name = class_of(config)  # refuses a class that no descriptor knows
+    if schedule is not None:
+        check_schedule(schedule, host_for(config).schedule())  # before its weights are fetched
     model: nn.Module = getattr(diffusers, name).from_pretrained(source, **where)
+    if schedule is not None:
+        _tell(model, schedule)
     return model.float().eval()
+
+
+def _tell(model: nn.Module, schedule: Path) -> None:
+    """Keep on a model what the file ``schedule`` says beyond its family's own. Raises ModelError."""
+    own = host_for(model).schedule()
+    told = check_schedule(schedule, own)
+    if told != own:
+        set_schedule(model, told)

@@ -22,6 +22,7 @@ from ..conventions import conventions, restore
 from ..data.shards import is_encoded
 from ..files import save_safetensors_atomic, write_bytes_atomic
 from ..graft import Grafted, graft, tensors_hash, ungraft
+from ..hosts.registry import schedule_of, set_schedule
 from ..lora import MISSING
 from ..measure.denoising import Triples, denoising_losses, images_of, mean_loss
 from ..measure.quality import (
@@ -31,6 +32,7 @@ from ..measure.quality import (
 )
 from ..report import grid_png
 from ..scenes.scorer import SCORER
+from ..steps import check_walk
 from ..store.folder import load, save
 from ..store.models import open_model
 from ..tasks import Verdict
@@ -118,6 +120,11 @@ class Study:
         fine = self.recipe.stages[1]
         if fine is not None and fine.train == "grafted" and "procedure" in self.recipe.controls:
             problems.append("control procedure: with train: grafted nothing of the unchanged teacher trains")
+        schedule = schedule_of(self.teacher)
+        if fine is not None and fine.weight_power:
+            problems += _refusal(schedule.level_weights, fine.weight_cap, fine.weight_power)
+        if self.recipe.evaluate.drawn:
+            problems += _refusal(check_walk, schedule, self.recipe.evaluate.sampling)
         if fine is not None and fine.adapters is not None and find_spec("peft") is None:
             problems.append(f"train: {MISSING}")
         if problems:
@@ -236,9 +243,11 @@ class Study:
         elif entry.plan is None:
             model = type(self.teacher).from_pretrained(folder / "model").eval()  # type: ignore[attr-defined]
             restore(model, conventions(self.teacher))  # which its files do not hold
+            set_schedule(model, schedule_of(self.teacher))
             yield model.to(self.team.device), None
         else:
             handle = load(folder / "model", self.teacher)
+            set_schedule(handle.model, schedule_of(self.teacher))
             try:
                 yield handle.model.to(self.team.device), handle
             finally:
@@ -251,7 +260,8 @@ class Study:
     def triples(self) -> Triples:
         """The held-out triples that every model is judged on."""
         z, y = self.material.latents(train=False), self.material.conditions(train=False)
-        return Triples.draw(z, y, n=self.recipe.evaluate.triples, seed=self.recipe.seed)
+        n, seed = self.recipe.evaluate.triples, self.recipe.seed
+        return Triples.draw(z, y, n=n, seed=seed, schedule=schedule_of(self.teacher))
 
     @property
     def image(self) -> torch.Tensor:
@@ -512,3 +522,12 @@ def _claimed(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
             yield
         finally:
             lock.unlink()
+
+
+def _refusal(check: Callable[..., Any], *given: Any) -> list[str]:
+    """The sentence of a check that refuses what it is given, or nothing."""
+    try:
+        check(*given)
+    except ValueError as error:
+        return [str(error)]
+    return []

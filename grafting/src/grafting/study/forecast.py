@@ -12,6 +12,7 @@ import torch
 
 from ..conditions import count, rows
 from ..diffusion import draw
+from ..hosts.registry import schedule_of
 from ..precision import autocast
 from ..sampling import Pipeline
 from .rows import Row
@@ -72,7 +73,7 @@ def _training_rate(table: Table) -> float:
     """One step of stage 2 on a copy of the teacher, after one that warms up."""
     stage, model = table.recipe.finetune, copy.deepcopy(table.study.teacher).requires_grad_(True)
     batch, call = table.study.material.batches(stage.batch, table.recipe.seed)(0), denoiser(model)
-    noise, t = draw(batch["z"].shape, 1000, table.recipe.seed, 0)
+    noise, t = draw(batch["z"].shape, schedule_of(model), table.recipe.seed, 0)
     device = next(model.parameters()).device
     took = []
     for _ in range(2):

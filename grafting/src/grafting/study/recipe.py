@@ -80,7 +80,8 @@ class DistillStage:
 class FinetuneStage:
     """Stage 2: its length, its target and what it trains; the rest as in :class:`~grafting.training.loop.LoopConfig`.
 
-    target: ``teacher`` (the teacher's own output), ``noise`` (the paper's), or ``mixture`` (from the one to the other).
+    target: ``teacher`` (the teacher's own output), ``noise`` (the paper's, for a flow the velocity), or ``mixture``
+    (from the one to the other).
     train: ``all`` weights of a private copy, the ``grafted`` operators alone, or these and adapters on the rest, with
     the settings ``lora`` (:class:`~grafting.lora.Lora`). optimizer: ``adamw`` or ``muon``. features, fade,
     levels, weight_power, weight_cap, checkpointing: as in :class:`~grafting.training.finetune.FinetuneConfig`.

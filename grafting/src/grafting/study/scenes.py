@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..conditions import TEXT, together
+from ..conditions import as_row, each, together
 from ..data.encoders import encoders_of
 from ..report.results import Figure, TaskScores
 from ..sampling import pixels
@@ -74,8 +74,8 @@ def embedded(
     if encoders.condition == "labels":
         raise ModelError(f"{name} is conditioned on classes: prompts are for models of text")
     embed = encoders.text(device)
-    states = {line: embed([line])[0][0].float() for line in dict.fromkeys(["", *texts])}
-    return together([{TEXT: states[line][None]} for line in texts]), together([{TEXT: states[""][None]}])
+    found = {line: each(as_row(embed([line])[0][0]), torch.Tensor.float) for line in dict.fromkeys(["", *texts])}
+    return together([found[line] for line in texts]), together([found[""]])
 
 
 def judged(prompts: Sequence[Prompt], pictures: Iterable[torch.Tensor]) -> list[Verdict]:

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..conditions import TEXT, rows, to
+from ..conditions import rows, to
 from ..cost import PlanCost, adapter_cost, host_flops
 from ..data import Batches, LabelledImages, read_subset
 from ..data.encode import scaled
-from ..data.encoders import caption_width
+from ..data.encoders import misfit
 from ..data.shards import Encoded, Rows, is_encoded
-from ..diffusion import Denoiser, Diffusion
+from ..diffusion import Denoiser
 from ..files import sha256
 from ..graft import Grafted, graft, tensors_hash
 from ..hosts import host_for
+from ..hosts.registry import schedule_of
 from ..hosts.shapes import ROLES, shape_of
 from ..lora import add_lora
 from ..measure.denoising import Triples
@@ -99,13 +100,11 @@ class Material:
         wanted = "labels" if family == "DiT" else "captions"
         if encoded.condition not in (wanted, "none"):
             raise ModelError(f"data {self.path} has {encoded.condition}, {self.model.name} is conditioned on {wanted}")
-        if encoded.condition == "captions" and (takes := caption_width(config)) is not None:
-            width = encoded.null[TEXT].shape[-1]
-            if width != takes:
-                raise ModelError(
-                    f"data {self.path} has captions of width {width}, {self.model.name} takes {takes}: "
-                    "they were embedded for another model"
-                )
+        if encoded.condition == "captions" and (problem := misfit(encoded.null, config, "captions")) is not None:
+            raise ModelError(
+                f"data {self.path} has {problem[0]}, {self.model.name} takes {problem[1]}: "
+                "they were embedded for another model"
+            )
         if encoded.condition == "labels" and (there := encoded.manifest.get("known_classes")) is not None:
             classes = null_class(self.model.transformer)
             if there != classes:
@@ -352,7 +351,7 @@ def left_unexplained(
 
     handle: of a graft, whose switches may lie in ``teacher``; None for a plain model.
     """
-    host, schedule = host_for(teacher), Diffusion()
+    host, schedule = host_for(teacher), schedule_of(teacher)
     inner = handle is not None and not handle.private
     originals = list(handle.originals if handle is not None and inner else host.blocks(teacher))
     wanted = _inner_teacher(handle) if handle is not None and inner else denoiser(teacher)
@@ -364,9 +363,9 @@ def left_unexplained(
         zt, t = schedule.add_noise(triples.z[part], triples.t[part], triples.noise[part]), triples.t[part]
         y = rows(triples.y, part)
         with evaluating(model, teacher):
-            with returned(theirs) as shown:
+            with returned(theirs, host.read) as shown:
                 wanted(zt, t, y)
-            with returned(mine) as done:
+            with returned(mine, host.read) as done:
                 denoiser(model)(zt, t, y)
         for found, given, right in zip(sums, done, shown, strict=True):
             found.add(given, right)

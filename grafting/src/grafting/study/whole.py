@@ -348,7 +348,7 @@ def by_timestep(
     two images is 0 without interval."""
     found = []
     for k in range(BINS):
-        inside = (t * BINS // steps) == k
+        inside = (t * BINS // steps).clamp(max=BINS - 1) == k  # a flow's last level is ``steps`` itself
         few = len(image[inside].unique()) < 2
         apart = None if few else paired_difference(mine[inside], theirs[inside], image[inside])
         found.append(Figure(value=0.0) if apart is None else Figure(**asdict(apart)))

@@ -22,8 +22,9 @@ from torch import nn
 
 from ..activations import visit_spans
 from ..conditions import each
-from ..diffusion import Diffusion, Levels, draw, drop_labels
+from ..diffusion import Levels, Schedule, draw, drop_labels
 from ..graft import null_identity
+from ..hosts.registry import schedule_of
 from ..initialise import explained
 from ..modes import evaluating
 from ..precision import PRECISIONS, autocast
@@ -182,7 +183,7 @@ def distill(
     config: DistillConfig,
     out: Path | None = None,
     heldout: Batches | None = None,
-    diffusion: Diffusion | None = None,
+    diffusion: Schedule | None = None,
     team: Team | None = None,
 ) -> dict[str, SiteReport]:
     """Teach the operators of ``handle``; leave each at its best held-out step in the model.
@@ -190,13 +191,14 @@ def distill(
     batches, heldout: batch(step) giving ``z`` (B, C, H, W) and ``y``, labels (B,) or as :mod:`grafting.conditions` has
     it. Without ``heldout`` the error is measured on fresh noise over the images of ``batches``. null: what stands for a
     dropped condition, a class or a dictionary of one row. out: a folder for the state; a run found there is continued
-    to the same bits. team: the processes that share the work; alone on the model's device by default. Returns a report
-    by site name.
+    to the same bits. diffusion: by default what the model was taught under. team: the processes that share the work;
+    alone on the model's device by default. Returns a report by site name.
 
     Raises ValueError where no site can learn, or ``out`` holds a run with other settings, of another plan, model or
     start.
     """
-    return Distillation(handle, batches, null, config, out, heldout or batches, diffusion or Diffusion(), team).run()
+    schedule = diffusion or schedule_of(handle.model)
+    return Distillation(handle, batches, null, config, out, heldout or batches, schedule, team).run()
 
 
 class Distillation:
@@ -210,7 +212,7 @@ class Distillation:
         config: DistillConfig,
         out: Path | None,
         heldout: Batches,
-        diffusion: Diffusion,
+        diffusion: Schedule,
         team: Team | None = None,
     ) -> None:
         self.handle, self.batches, self.null, self.config = handle, batches, null, config
@@ -350,7 +352,7 @@ class Distillation:
         """A teacher pass over this process's part of noised ``z`` that calls ``visitor`` at every active site, with
         what the student gives there and what it should give, and the gate that weighs both."""
         handle, host = self.handle, self.handle.host
-        noise, t = draw(z.shape, self.diffusion.steps, self.config.seed, counter, self.shares)
+        noise, t = draw(z.shape, self.diffusion, self.config.seed, counter, self.shares)
         z, y, noise, t = (each(part, self.team.rows) for part in (z, y, noise, t))
         zt = self.diffusion.add_noise(z, t, noise)
         pupils = handle.pupils()
@@ -360,7 +362,7 @@ class Distillation:
 
         with handle.teacher(), autocast(self.team.device, self.config.precision):
             gates = host.gates(handle.model, z, t, y) if self.config.gate_weighted else {}
-            with visit_spans({site: pupils[site].spans for site in active}, at_site):
+            with visit_spans({site: pupils[site].spans for site in active}, at_site, host.read):
                 host.call(handle.model, zt, t, y)
 
     def _save(self) -> None:

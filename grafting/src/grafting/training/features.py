@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,14 +16,19 @@ Pairs = Sequence[tuple[nn.Module, nn.Module]]
 
 
 @contextmanager
-def returned(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
+def returned(
+    modules: Sequence[nn.Module], read: Callable[[nn.Module, Any], torch.Tensor] | None = None
+) -> Iterator[list[torch.Tensor]]:
     """While open, the list that it gives is filled with what ``modules`` return, (B, N, D) each, in their order.
 
+    read: makes one tensor of what a module returned, as a :class:`~grafting.hosts.Host` does.
     Each of them runs once meanwhile, in this order; one that stands twice in ``modules`` runs twice.
     """
     found: list[torch.Tensor] = []
 
-    def keep(_: nn.Module, args: Any, output: Any) -> None:
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        if read is not None:
+            output = read(module, output)
         found.append(output if isinstance(output, torch.Tensor) else output[0])
 
     handles = [module.register_forward_hook(keep) for module in dict.fromkeys(modules)]

@@ -1,8 +1,9 @@
 """Stage 2: finetune a grafted model end to end, on the noise, on the teacher's own output, or on a mixture.
 
-The noise target is the teacher's own objective and the paper's (arXiv 2506.05340). The teacher's output on the same
-input (after LiT, arXiv 2501.12976) carries less noise in its gradient, and an untouched model already is its optimum.
-What the teacher's blocks return says where an error began, which its output alone does not.
+The noise target is the teacher's own objective and the paper's (arXiv 2506.05340): of a flow it is the velocity. The
+teacher's output on the same input (after LiT, arXiv 2501.12976) carries less noise in its gradient, and an untouched
+model already is its optimum. What the teacher's blocks return says where an error began, which its output alone does
+not.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..conditions import each
-from ..diffusion import Denoiser, Diffusion, Levels, draw, drop_labels
+from ..diffusion import Denoiser, Levels, Schedule, draw, drop_labels
 from ..graft import Grafted, handle_of, null_identity
+from ..hosts.registry import host_for, schedule_of
 from ..modes import evaluating
 from ..precision import PRECISIONS, autocast
 from ..switch import Switch
@@ -43,14 +45,15 @@ class FinetuneConfig:
     """Stage 2's settings.
 
     teacher_share: weight of the teacher's output against the noise as target, at the first and at the last step, linear
-    in between: (1, 1) is the teacher's output alone, (0, 0) the noise alone. variance_weight: weight of the learned
-    variance's half in the match with the teacher's output. features: weight, beside the teacher's output and fading
-    with its share, of what the student's blocks leave unexplained of the teacher's; 0 for none. levels: how often each
-    noise level is drawn; None draws all alike. weight_power, weight_cap: the squared error of the noise, the teacher's
-    and the true one, is weighted by one over alpha_bar of the level to this power, up to this. checkpointing: keep the
-    input of every block alone and compute the rest again on the way back: the same gradients, a fraction of the
-    activation memory, one more forward pass of the student. fade: over this share of the steps what was replaced goes
-    out of the outputs of its sites, linearly, as the new operators come in; 0 replaces it at once.
+    in between: (1, 1) is the teacher's output alone, (0, 0) the noise alone, which for a flow is the velocity, here and
+    below. variance_weight: weight of the learned variance's half in the match with the teacher's output. features:
+    weight, beside the teacher's output and fading with its share, of what the student's blocks leave unexplained of the
+    teacher's; 0 for none. levels: how often each noise level is drawn; None draws all alike. weight_power, weight_cap:
+    the squared error of the noise, the teacher's and the true one, is weighted by one over alpha_bar of the level to
+    this power, up to this; the velocity's, which a flow has, by none. checkpointing: keep the input of every block
+    alone and compute the rest again on the way back: the same gradients, a fraction of the activation memory, one more
+    forward pass of the student. fade: over this share of the steps what was replaced goes out of the outputs of its
+    sites, linearly, as the new operators come in; 0 replaces it at once.
     """
 
     loop: LoopConfig
@@ -176,7 +179,7 @@ def finetune(
     null: Any,
     config: FinetuneConfig,
     out: Path | None = None,
-    diffusion: Diffusion | None = None,
+    diffusion: Schedule | None = None,
     team: Team | None = None,
     pairs: Pairs = (),
     replaced: Mapping[Switch, nn.Module] | None = None,
@@ -189,11 +192,12 @@ def finetune(
     it. null: what stands for a dropped condition, a class or a dictionary of one row. out: a folder for state and log;
     a run found there is continued to the same bits, one of other settings refused. team: the processes that share the
     work; alone on the model's device by default. pairs: (student's, teacher's) blocks in the order in which they run,
-    whose outputs are matched where the settings give ``features`` a weight. replaced: by switch of the student what it
-    stands for, which fades out where the settings say so.
+    whose outputs are matched where the settings give ``features`` a weight. diffusion: by default what the model was
+    taught under. replaced: by switch of the student what it stands for, which fades out where the settings say so.
 
     Raises ValueError where the settings need a teacher, pairs or what was replaced and none are given, weights that a
-    graft shares with its teacher would train, or ``out`` holds a run of other settings or of another graft.
+    graft shares with its teacher would train, a flow's error would be weighted by level, or ``out`` holds a run of
+    other settings or of another graft.
     """
     if teacher is None and any(config.teacher_share):
         raise ValueError(
@@ -208,7 +212,8 @@ def finetune(
         _refuse_shared(handle)
     switches = replaced if config.fade and replaced else {}
     watched = pairs if config.features else ()
-    schedule = diffusion or Diffusion()
+    read = host_for(model).read if watched else None
+    schedule = diffusion or schedule_of(model)
     workers = team or Team(device=next(model.parameters()).device)
     shares = schedule.level_shares(config.levels)
     weights = schedule.level_weights(config.weight_cap, config.weight_power) if config.weight_power else None
@@ -217,7 +222,7 @@ def finetune(
         batch, share = batches(step), config.share(step)
         for switch in switches:
             switch.fade = config.faded(step)
-        noise, t = draw(batch["z"].shape, schedule.steps, config.seed, step, shares)
+        noise, t = draw(batch["z"].shape, schedule, config.seed, step, shares)
         y = drop_labels(batch["y"], config.label_dropout, null, config.seed, step)
         z, t, y, noise = (each(part, workers.rows) for part in (batch["z"], t, y, noise))
         parts: dict[str, torch.Tensor] = {}
@@ -225,9 +230,9 @@ def finetune(
             if share == 0 or teacher is None:
                 return teacher_objective(student, schedule, z, t, y, noise, weights)
             zt = schedule.add_noise(z, t, noise)
-            with torch.no_grad(), returned([module for _, module in watched]) as shown:
+            with torch.no_grad(), returned([module for _, module in watched], read) as shown:
                 wanted = teacher(zt, t, y)
-            with returned([module for module, _ in watched]) as done:
+            with returned([module for module, _ in watched], read) as done:
                 given = student(zt, t, y)
             weighed = None if weights is None else schedule.at(weights, t, z)
             matched = match_teacher(given, wanted, z.shape[1], config.variance_weight, weighed)

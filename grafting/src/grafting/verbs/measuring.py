@@ -193,11 +193,13 @@ def _other(model: Model, against: nn.Module | None, arguments: argparse.Namespac
 def _denoising(model: Model, against: nn.Module | None, material: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from ..hosts.registry import schedule_of
     from ..measure.denoising import Triples, denoising_losses, mean_loss, paired_difference
     from ..study.stages import denoiser
 
     z, y = material.latents(train=False), material.conditions(train=False)
-    triples = Triples.draw(z, y, n=arguments.triples or TRIPLES, seed=arguments.seed)
+    schedule = schedule_of(model.transformer)
+    triples = Triples.draw(z, y, n=arguments.triples or TRIPLES, seed=arguments.seed, schedule=schedule)
 
     def losses(network: Any, name: str) -> torch.Tensor:
         show = progress(f"held-out loss of {name}")

@@ -129,7 +129,7 @@ def _geneval(arguments: argparse.Namespace) -> None:
     """The pictures of every prompt of ``evaluation_metadata.jsonl``, in the benchmark's own layout."""
     from dataclasses import asdict
 
-    from ..conditions import TEXT, together
+    from ..conditions import as_row, together
     from ..data.encoders import encoders_of
     from ..graft import tensors_hash
     from ..measure.geneval import read_prompts, write_pictures
@@ -148,8 +148,9 @@ def _geneval(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.model} is conditioned on classes: GenEval is for models of text")
     embed = encoders.text(device)
     settings = {"seed": arguments.seed, "sampling": asdict(sampling), "text": embed.identity}
-    states = [embed([prompt.text])[0][0] for prompt in prompts]  # alone: what is padded could differ in rounding
-    null = together([{TEXT: embed([""])[0][0][None]}])
+    # Alone: what is padded could differ in rounding.
+    asked = [as_row(embed([prompt.text])[0][0]) for prompt in prompts]
+    null = together([as_row(embed([""])[0][0])])
     del embed  # it can be larger than the model
     model = opened(arguments).to(device)
     _can_be_seen(model, arguments.model)
@@ -160,7 +161,7 @@ def _geneval(arguments: argparse.Namespace) -> None:
     def draw(index: int, text: str) -> list[bytes]:
         # A prompt's own batches, and its own stream of noise: the same pictures whatever else is drawn.
         images = pipeline(
-            together([{TEXT: states[index][None]}] * each),
+            together([asked[index]] * each),
             sampling=sampling,
             seed=generator(arguments.seed, "geneval", index).initial_seed(),
             batch_size=arguments.batch or each,

@@ -90,7 +90,7 @@ def text_tokens_option(made: argparse.ArgumentParser) -> None:
         "--text-tokens",
         type=at_least(1),
         metavar="N",
-        help="of a prompt, padding included (default: what the model's bundle or pipeline has, 300 or alpha's 120)",
+        help="of a prompt, with padding (default: as the model's bundle or pipeline has them; 300, alpha 120, SD3 333)",
     )
 
 
@@ -134,7 +134,12 @@ def vae_option(made: argparse.ArgumentParser) -> None:
 def text_options(made: argparse.ArgumentParser) -> None:
     """``--text`` and ``--tokens``, for what embeds prompts."""
     made.add_argument("--text", metavar="MODEL", help="a pipeline to take the text encoder of, where MODEL has none")
-    made.add_argument("--tokens", type=at_least(1), metavar="N", help="of a prompt at most (default: the model's)")
+    made.add_argument(
+        "--tokens",
+        type=at_least(1),
+        metavar="N",
+        help="of a prompt at most, SD3's with CLIP's 77 (default: the model's)",
+    )
 
 
 def opened(arguments: argparse.Namespace) -> Model:

@@ -56,7 +56,7 @@ def text_transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.
     def losses(step: int) -> dict[str, torch.Tensor]:
         batch = batches(step)
         clean = batch["z"].float()
-        noise, t = draw(clean.shape, diffusion.steps, recipe.seed, step, shares)
+        noise, t = draw(clean.shape, diffusion, recipe.seed, step, shares)
         text = drop_labels(prompts.rows(texts[batch["y"]]), recipe.label_dropout, prompts.null, recipe.seed, step)
         clean, t, noise, text = (each(part, team.rows) for part in (clean, t, noise, text))
         with autocast(team.device, recipe.precision):

@@ -35,7 +35,7 @@ def transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.Modul
 
     def losses(step: int) -> dict[str, torch.Tensor]:
         batch = batches(step)
-        noise, t = draw(batch["z"].shape, diffusion.steps, recipe.seed, step, shares)
+        noise, t = draw(batch["z"].shape, diffusion, recipe.seed, step, shares)
         labels = drop_labels(batch["y"], recipe.label_dropout, null, recipe.seed, step)
         z, t, labels, noise = (team.rows(tensor) for tensor in (batch["z"], t, labels, noise))
         with autocast(team.device, recipe.precision):

@@ -1,0 +1,101 @@
+"""``SD3Transformer2DModel``: Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv 2403.03206), of flow matching."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ..conditions import POOLED, TEXT
+from ..diffusion import Flow, Schedule
+from ..operators import Operator
+from .base import Host
+from .shapes import HostError, Kind, Site, shape_of
+
+
+class SD3(Host):
+    """A block has joint attention ``attn`` over picture and text, whose operator among the picture's tokens is a site,
+    and an MLP for each, of which ``ff``, the picture's, is one. The second attention ``attn2`` of some blocks of 3.5,
+    of the picture alone, is none.
+
+    The condition is a dictionary with ``encoder_hidden_states`` (B, L, D_text) and ``pooled_projections`` (B, P); there
+    is no mask, since these models were trained to read padding.
+    """
+
+    family = "SD3"
+    class_names = ("SD3Transformer2DModel",)
+    module_of = {"attn": "attn", "mlp": "ff"}  # noqa: RUF012 (a ClassVar of the base)
+
+    def schedule(self) -> Schedule:
+        return Flow()
+
+    def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
+        """c: as said above. Raises HostError without states or pooled projections of the text."""
+        if not isinstance(c, Mapping) or TEXT not in c or POOLED not in c:
+            raise HostError(
+                f"an SD3 model is conditioned on a dictionary with {TEXT} (B, L, D_text) and {POOLED} (B, P)"
+            )
+        return model(z, encoder_hidden_states=c[TEXT], pooled_projections=c[POOLED], timestep=t).sample
+
+    def example(self, model: nn.Module, batch: int) -> Any:
+        """Prompts of as many tokens as costs count (:func:`~grafting.hosts.shapes.set_text_tokens`)."""
+        like, config = next(model.parameters()), cast(Any, model.config)
+        side: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        return {
+            TEXT: torch.zeros(batch, shape_of(model).context_tokens, config.joint_attention_dim, **side),
+            POOLED: torch.zeros(batch, config.pooled_projection_dim, **side),
+        }
+
+    def gates(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
+        """Third and sixth of the vectors that each block's norm makes of timestep and pooled text; attention's are
+        (B, N + L, D) where text goes on, which has a gate of its own."""
+        embedder: Any = model.time_text_embed
+        embedded = embedder(t, c[POOLED])
+        height, width = self.grid(model, z)
+        gates = {}
+        for index, block in enumerate(self.blocks(model)):
+            b: Any = block
+            mine = b.norm1.linear(b.norm1.silu(embedded)).unflatten(1, (-1, self.width(model)))
+            gate = mine[:, 2:3]
+            if not b.context_pre_only:
+                theirs = b.norm1_context.linear(b.norm1_context.silu(embedded)).unflatten(1, (6, -1))
+                gate = torch.cat(
+                    [gate.expand(-1, height * width, -1), theirs[:, 2:3].expand(-1, c[TEXT].shape[1], -1)], 1
+                )
+            gates[Site(index, "attn")], gates[Site(index, "mlp")] = gate, mine[:, 5:6]
+        return gates
+
+    def read(self, module: nn.Module, output: Any) -> torch.Tensor:
+        if isinstance(output, torch.Tensor):
+            return output
+        # A block returns the text first, and none at the end; attention returns it second, unread at the end.
+        text, picture = output if type(module).__name__ == "JointTransformerBlock" else output[::-1]
+        ends = text is None or getattr(module, "context_pre_only", False)
+        found: torch.Tensor = picture if ends else torch.cat([picture, text], dim=1)
+        return found
+
+    def fitted(self, kind: Kind, operator: Operator | None, original: nn.Module) -> nn.Module | None:
+        if kind == "mlp":
+            return operator
+        from ..joint import Joint
+
+        return Joint(operator, original)
+
+    def queries_keys(self, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the picture's tokens alone."""
+        a: Any = module
+        q, k = (linear(x).unflatten(2, (a.heads, -1)).transpose(1, 2) for linear in (a.to_q, a.to_k))
+        q, k = q if a.norm_q is None else a.norm_q(q), k if a.norm_k is None else a.norm_k(k)
+        return q * a.scale, k
+
+    def modulation(self, blocks: Sequence[nn.Module], x: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
+        raise HostError("blocks of SD3 carry text beside the picture: they do not run side by side")
+
+    def norms(self, block: nn.Module) -> tuple[nn.LayerNorm, nn.LayerNorm]:
+        b: Any = block
+        return b.norm1.norm, b.norm2
+
+    def batchable(self, blocks: Sequence[nn.Module], call: Mapping[str, Any]) -> bool:
+        return False
