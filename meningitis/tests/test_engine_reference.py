@@ -7,9 +7,10 @@ import pytest
 from textbook import build
 
 from meningitis.analysis import outcomes
+from meningitis.analysis.runs import at_times
 from meningitis.engine import crossings, reduce, simulate
 from meningitis.engine.status import Status
-from meningitis.model import Compartment, Distribution, Flow, InitialState, Model, Parameter
+from meningitis.model import Compartment, Distribution, Flow, InitialState, Model, ModelError, Parameter
 from meningitis.models import BASIC
 
 
@@ -88,6 +89,30 @@ def test_dated_importations_are_met_by_steps_no_longer_than_they_last() -> None:
     assert swept["new_infections"] == pytest.approx([brought, 2 * brought], rel=1e-5)
     (half,) = crossings(SEASON, f"new_infections - {brought / 2}", parameters=given, days=365, max_step=2.0)
     assert half.time == pytest.approx(85, abs=1e-5)
+
+
+def test_a_declaration_says_how_long_what_it_has_lasts() -> None:
+    """Every run heeds it: of one set, of a sweep, of a crossing, and those that analyses make of a file."""
+    given, brought = {"c": 0.01, "w": 0.5}, 10 * np.sqrt(np.pi) / 0.5
+    dated = Model.from_yaml(SEASON.to_yaml() + "max_step: 2 days\n")
+    assert dated.max_step == 2.0 and Model.from_yaml(dated.to_yaml()).hash == dated.hash != SEASON.hash
+    assert "max_step" not in SEASON.to_dict()
+    passed = simulate(SEASON, parameters=given, days=365, times=[0.0, 365.0])["new_infections"][0, -1]
+    assert passed < 1e-3 * brought
+    for reference in (None, "DOP853"):
+        run = simulate(dated, parameters=given, days=365, times=[0.0, 365.0], reference=reference)
+        assert run["new_infections"][0, -1] == pytest.approx(brought, rel=1e-5)
+    free = simulate(dated, parameters=given, days=365, times=[0.0, 365.0], max_step=np.inf)
+    assert free["new_infections"][0, -1] == passed
+    swept = reduce(dated, {**given, "c": [0.01, 0.02]}, days=365)
+    assert swept["new_infections"] == pytest.approx([brought, 2 * brought], rel=1e-5)
+    analysed = at_times(dated, dated.values(overrides=given), [0.0, 365.0])
+    assert analysed["new_infections"][-1] == pytest.approx(brought, rel=1e-5)
+    (half,) = crossings(dated, f"new_infections - {brought / 2}", parameters=given, days=365)
+    assert half.time == pytest.approx(85, abs=1e-5)
+    for text, message in (("0", "must be above 0"), ("-1 day", "must be above 0"), ("2/day", "must be in day")):
+        with pytest.raises(ModelError, match=message):
+            Model.from_yaml(SEASON.to_yaml() + f"max_step: {text}\n")
 
 
 def test_an_analysis_names_the_set_that_failed() -> None:

@@ -37,6 +37,7 @@ def to_dict(model: Model) -> dict[str, Any]:
         "title": model.title,
         "description": model.description,
         "closed": model.closed,
+        **({} if model.max_step is None else {"max_step": model.max_step}),
         "compartments": [_plain(compartment) for compartment in model.compartments],
         "parameters": [
             {**_plain(p), "bounds": list(p.bounds), "distribution": _plain(p.distribution)} for p in model.parameters
@@ -90,6 +91,8 @@ class _Reader:
         ):
             if name in entries:
                 entries[name] = self.items(entries[name], name, read)
+        if "max_step" in entries:
+            entries["max_step"] = self.number(entries["max_step"], "max_step", "day")
         if "initial" in entries:
             values = entries["initial"]
             if isinstance(values, Mapping):

@@ -164,7 +164,8 @@ class Scenario:
 class Model:
     """A compartmental model. Construction checks everything and raises ModelError with all problems at once.
 
-    The first scenario is the default one. `closed` promises that no flow enters or leaves the population.
+    The first scenario is the default one. `closed` promises that no flow enters or leaves the population. `max_step`
+    (days) is the longest step of every run, for rates that do something on few days: what the shortest of it lasts.
     """
 
     name: str
@@ -176,6 +177,7 @@ class Model:
     description: str = ""
     scenarios: tuple[Scenario, ...] = ()
     closed: bool = False
+    max_step: float | None = None
 
     def __post_init__(self) -> None:
         from meningitis.validation import check

@@ -62,6 +62,9 @@ def check(model: Model) -> Checked:
     checked = Checked()
     _flows(model, units, checked, problems)
     _initial(model, units, checked, problems)
+    if model.max_step is not None and not (math.isfinite(model.max_step) and model.max_step > 0):
+        message = f"max_step is {model.max_step:g} days, but must be above 0"
+        problems.append(Problem(code="E005", where=f"model {model.name}", message=message))
     for scenario in model.scenarios:
         if not (math.isfinite(scenario.days) and scenario.days > 0):
             message = f"days is {scenario.days:g}, but must be above 0"

@@ -90,13 +90,14 @@ def simulate(
     reference: str | None = None,
     threads: int | None = None,
     max_steps: int = MAX_STEPS,
-    max_step: float = math.inf,
+    max_step: float | None = None,
 ) -> Ensemble:
     """Run a model from day 0 to `days` (the scenario's by default) for one or many parameter sets.
 
     `parameters` are values or (n,) arrays on top of the scenario's; `times` are output days (weekly and the last day
     by default); `atol` is in persons; `reference` names a scipy method (DOP853, Radau, LSODA, ...) instead of the
-    kernel; `max_step` (days) is for rates that depend on time: while nothing happens, steps grow longer than a pulse.
+    kernel; `max_step` (days; the declaration's by default, and none where it has none) is for rates that depend on
+    time: while nothing happens, steps grow longer than a pulse.
     A set's numbers do not depend on the other sets, their order or the threads.
     A start below zero is refused in single values of some of the parameters. In arrays, or where every parameter is
     given, its set alone fails, as any set may: NaN, status NEGATIVE, a sentence in `failures` and no warning.
@@ -118,7 +119,7 @@ def simulate(
         reference=reference,
         threads=threads,
         max_steps=max_steps,
-        max_step=max_step,
+        max_step=longest_step(model) if max_step is None else max_step,
     )
 
 
@@ -161,6 +162,11 @@ def solve_ode(
         max_steps=max_steps,
         max_step=max_step,
     )
+
+
+def longest_step(model: Model) -> float:
+    """The declaration's `max_step` in days; infinite where it has none."""
+    return math.inf if model.max_step is None else model.max_step
 
 
 def table(model: Model, scenario: str | None, parameters: Mapping[str, ArrayLike] | None) -> dict[str, Array]:

@@ -6,7 +6,6 @@ output: a bracket found on a coarse grid is narrowed by such calls until it is s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,7 +42,7 @@ def crossings(
     precision: float = 1e-7,
     rtol: float = 1e-9,
     atol: float = 1e-10,
-    max_step: float = math.inf,
+    max_step: float | None = None,
 ) -> list[Crossing]:
     """Find where `expression` (over states, integrals, parameters and t) crosses zero, for one parameter set.
 

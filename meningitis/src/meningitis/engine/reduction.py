@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import tempfile
 import time
@@ -16,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from meningitis import __version__
 from meningitis.engine.compile import kernel
-from meningitis.engine.ensemble import MAX_STEPS, Array, Ensemble, simulate, table
+from meningitis.engine.ensemble import MAX_STEPS, Array, Ensemble, longest_step, simulate, table
 from meningitis.engine.system import of_model
 from meningitis.model import Model
 
@@ -38,7 +37,7 @@ def reduce(
     atol: float = 1e-8,
     threads: int | None = None,
     max_steps: int = MAX_STEPS,
-    max_step: float = math.inf,
+    max_step: float | None = None,
 ) -> dict[str, Array]:
     """Run a model for n sets of parameters and keep, for each (n,):
 
@@ -54,6 +53,7 @@ def reduce(
     values = table(model, scenario, samples)
     n = len(next(iter(values.values())))
     end = float(model.scenario(scenario).days if days is None else days)
+    max_step = longest_step(model) if max_step is None else max_step
     times = np.unique(np.append(np.arange(0.0, end, 7.0), end))
     path = Path(checkpoint) if checkpoint is not None else None
     key = _key(model, values, end, rtol, atol, max_steps, max_step) if path else ""
