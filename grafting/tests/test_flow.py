@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -456,6 +458,39 @@ def test_finetuning_on_the_velocity_finds_the_known_best_slope(sign: int, monkey
     assert loss == pytest.approx(least, rel=0.02) if sign > 0 else loss > 2 * least
 
 
+def test_a_run_goes_on_under_another_shift_which_is_of_sampling_alone(tmp_path: Path) -> None:
+    """And under no other schedule."""
+    assert Flow(shift=2.0) != Flow() and repr(Flow(shift=2.0)) == repr(Flow()) == "Flow(steps=1000)"
+    plan, config = Plan.explicit(operator="swa", blocks=[1]), DistillConfig(steps=2, evaluate_every=1, save_every=1)
+
+    def one(schedule: Any) -> Any:
+        handle = graft(tiny(), plan, init="copy")
+        return distill(handle, batch, 10, config, tmp_path / "one", diffusion=schedule)
+
+    def two(schedule: Any, out: str, until: int = 4) -> float:
+        model = Slope()
+        set_schedule(model, schedule)
+        loop = LoopConfig(steps=4, lr=1e-2, save_every=1)
+        told = FinetuneConfig(loop=loop, teacher_share=(0.0, 0.0), label_dropout=0.0)
+
+        def batches(step: int) -> dict[str, torch.Tensor]:
+            if step == until:
+                raise KeyboardInterrupt
+            z = torch.randn(16, 1, 8, 8, generator=generator(0, "z", step))
+            return {"z": z, "y": torch.zeros(16, dtype=torch.int64)}
+
+        with suppress(KeyboardInterrupt):
+            finetune(model, model, None, batches, 1, told, tmp_path / out)
+        return model.slope.item()
+
+    assert one(Flow(shift=2.0)) == one(Flow())
+    cut = two(Flow(shift=2.0), "cut", 2)
+    assert two(Flow(), "cut") == two(Flow(), "whole") != cut
+    for again in (one, partial(two, out="cut")):
+        with pytest.raises(ValueError, match="schedule"):
+            again(Flow(steps=500))
+
+
 def test_weights_by_level_are_refused_before_a_step() -> None:
     config = FinetuneConfig(loop=LoopConfig(steps=1, lr=1e-3), teacher_share=(0.0, 0.0), weight_power=1.0)
     model = Slope()
@@ -516,6 +551,33 @@ def test_the_shift_of_a_pipelines_folder_is_kept_with_its_model_and_grafts(
         assert schedule_of(open_model(str(tmp_path / name)).transformer) == Flow(shift=2.5)
     sparse = stored(tmp_path / "sparse", _class_name=FLOWS)
     assert schedule_of(open_model(sparse).transformer) == Flow(shift=1.0)  # diffusers' own default
+
+
+def test_what_a_whole_graft_says_of_its_schedule_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pretrained model's folder, or the hub, is asked by a manifest of old alone, which says nothing of it."""
+    from grafting.store import models
+
+    monkeypatch.setattr(DiT, "schedule", lambda self: Flow())
+    home = stored(tmp_path / "home", _class_name=FLOWS, shift=2.0)
+    asked: list[str] = []
+
+    def hub_file(name: str, file: str) -> Path:
+        asked.append(f"{name} {file}")
+        return Path(home) / file
+
+    monkeypatch.setattr(models, "hub_file", hub_file)
+    monkeypatch.setattr(models, "own_autoencoder", lambda _: None)
+    for base in (home, "owner/name"):
+        for shift in (1.5, 3.0):  # the second is the family's own
+            network, folder = open_model(home).transformer, tmp_path / base.replace("/", " ") / str(shift)
+            set_schedule(network, Flow(shift=shift))
+            save(graft(network, Plan.interleaved(operator="swa"), init="copy"), folder, whole=True, base=base)
+            assert schedule_of(open_model(str(folder)).transformer) == Flow(shift=shift) and not asked
+        manifest = json.loads((folder / "graft.json").read_text())
+        del manifest["schedule"]
+        (folder / "graft.json").write_text(json.dumps(manifest))
+        assert schedule_of(open_model(str(folder)).transformer) == Flow(shift=2.0)
+    assert asked == ["owner/name scheduler/scheduler_config.json"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
+from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,7 +39,12 @@ SIZES: dict[str, Any] = {
 }
 CLASSES = {"num_embeds_ada_norm": 3}
 TEXT = {"cross_attention_dim": 16, "caption_channels": 6, "use_additional_conditions": False}
+JOINT = {"joint_attention_dim": 6, "caption_projection_dim": 16, "pooled_projection_dim": 10, "pos_embed_max_size": 8}
+JOINT |= {"out_channels": 2, "qk_norm": "rms_norm", "dual_attention_layers": (0, 1)}
 HALF = Plan.interleaved(operator="hyena_x")
+
+
+ATTENTION = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"]
 
 
 def dit() -> nn.Module:
@@ -52,7 +57,12 @@ def pixart() -> nn.Module:
     return PixArtTransformer2DModel(**SIZES, **TEXT).eval()
 
 
-hosts = pytest.mark.parametrize("make", [dit, pixart])
+def sd3() -> nn.Module:
+    torch.manual_seed(0)
+    return SD3Transformer2DModel(**SIZES | JOINT).eval()
+
+
+hosts = pytest.mark.parametrize("make", [dit, pixart, sd3])
 
 
 def condition(model: nn.Module) -> Any:
@@ -61,6 +71,8 @@ def condition(model: nn.Module) -> Any:
     mask = torch.ones(3, 5, dtype=torch.long)
     mask[1, 2:] = 0
     states = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(1))
+    if isinstance(model, SD3Transformer2DModel):
+        return {"encoder_hidden_states": states, "pooled_projections": states.flatten(1)[:, :10]}
     return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
 
@@ -188,6 +200,9 @@ def test_operators_and_adapters_learn_and_nothing_else(make: Callable[[], nn.Mod
         (pixart, None, {"attn1": 2 * 4, "attn2": 4 * 4, "ff": 3 * 2}),
         (pixart, ("cross",), {"attn2": 4 * 4}),
         (dit, ("mlp",), {"ff": 3 * 2}),
+        (sd3, None, {"attn": 2 * 8, "attn2": 2 * 4, "ff": 3 * 2, "ff_context": 3 * 2}),
+        (sd3, ("attn",), {"attn": 2 * 8, "attn2": 2 * 4}),
+        (sd3, ("mlp",), {"ff": 3 * 2, "ff_context": 3 * 2}),
     ],
 )
 def test_what_is_adapted_and_what_it_costs(
@@ -203,11 +218,42 @@ def test_what_is_adapted_and_what_it_costs(
         output(handle)
     found = [name.split(".")[1] for name in adapters.names]
     assert {module: found.count(module) for module in found} == wanted
-    assert not any(name.startswith(("1.attn1", "3.attn1", "0.ff")) for name in adapters.names)
-    cost = plan_cost(plan, replace(plan_cost(plan, handle.model).shape, context_tokens=5 if make is pixart else 0))
+    assert not any(name.startswith(("1.attn1", "3.attn1", "1.attn.", "3.attn.", "0.ff.")) for name in adapters.names)
+    cost = plan_cost(plan, replace(plan_cost(plan, handle.model).shape, context_tokens=0 if make is dit else 5))
     told = adapter_cost(cost, 3, targets or ("attn", "cross", "mlp"))
     assert told.parameters == sum(p.numel() for p in adapters.parameters().values())
     assert 3 * told.flops == after.get_total_flops() - before.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("plan", "last"),
+    [
+        (Plan(), ["attn.add_k_proj", "attn.add_v_proj", *ATTENTION, "ff.net.0.proj", "ff.net.2"]),
+        (Plan.all(operator="swa"), ["ff.net.0.proj", "ff.net.2"]),
+        (Plan.all(site="mlp", operator="mlp", ratio=2), ["attn.add_k_proj", "attn.add_v_proj", *ATTENTION]),
+    ],
+)
+def test_of_sd3_the_text_has_adapters_and_the_second_attention(plan: Plan, last: list[str]) -> None:
+    """Where a block has them, and where anything reads what they make: in the last block no queries of the text."""
+    handle = graft(sd3(), plan)
+    with FlopCounterMode(display=False) as before:
+        output(handle)
+    adapters = add_lora(handle, Lora(rank=3))
+    with FlopCounterMode(display=False) as after:
+        output(handle).square().mean()
+    cost = plan_cost(plan, replace(plan_cost(plan, handle.model).shape, context_tokens=5))
+    told = adapter_cost(cost, 3, ("attn", "cross", "mlp"))
+    assert told.parameters == sum(p.numel() for p in adapters.parameters().values())
+    assert 3 * told.flops == after.get_total_flops() - before.get_total_flops()
+    found = {block: [name[2:] for name in adapters.names if name[0] == block] for block in "0123"}
+    second = {f"attn2.{layer}" for layer in ("to_q", "to_k", "to_v", "to_out.0")}
+    assert sorted(found["3"]) == sorted(last) and second <= {*found["0"]} and not second & {*found["2"]}
+    assert {*found["0"]} == {*found["2"]} | second and {*found["0"]} == {*found["1"]}
+    assert {*found["2"]} - {*found["3"]} >= ({"attn.add_q_proj", "attn.to_add_out"} if "attn.to_q" in last else set())
+    assert ("ff.net.2" in found["2"]) == ("ff.net.2" in last) and "ff_context.net.2" in found["2"]
+    output(handle).square().mean().backward()
+    learnt = {name: p.grad for name, p in adapters.parameters().items() if "lora_B" in name}
+    assert all(grad is not None and grad.any() for grad in learnt.values())
 
 
 def test_a_step_costs_what_the_counter_says() -> None:
@@ -329,7 +375,7 @@ COMBINED = Plan(restructure=(Merge(groups=((0, 1),), train="combine"), Drop(bloc
 """Blocks 0 and 1 side by side with frozen branches, 2 in the place of 3 as well, which learns as a whole."""
 
 
-@hosts
+@pytest.mark.parametrize("make", [dit, pixart])
 @pytest.mark.parametrize(
     ("plan", "wanted"),
     [

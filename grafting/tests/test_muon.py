@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from test_hosts_table import dit, ready
 from torch.utils.flop_counter import FlopCounterMode
 
 from grafting.graft import graft
@@ -109,6 +110,35 @@ def test_of_a_graft_they_are_the_operators_and_the_adapters() -> None:
     names = [name for name, p in trained.items() if p in mine]
     adapted = 2 * (4 + 2 * 2)  # A and B of block 0's attention and of both MLPs
     assert len(names) == len(mine) == adapted + 2 and sum("lora_" in name for name in names) == adapted
+
+
+def test_a_dit_has_those_of_its_attention_and_mlps() -> None:
+    model, *_ = dit()
+    mine = hidden_matrices(model)
+    layers = {f"attn1.to_{part}.weight" for part in ("q", "k", "v", "out.0")} | {
+        "ff.net.0.proj.weight",
+        "ff.net.2.weight",
+    }
+    wanted = {f"transformer_blocks.{block}.{layer}" for block in (0, 1) for layer in layers}
+    assert {name for name, p in model.named_parameters() if p in mine} == wanted
+
+
+@pytest.mark.parametrize("row", ["SD3", "SD3.5, no square"])
+@pytest.mark.parametrize("operator", [None, "hyena_x", "mha", "none"])
+def test_of_sd3_they_are_those_of_picture_and_text(row: str, operator: str | None) -> None:
+    """All matrices of its blocks but their modulation's, what a graft keeps beside its operators among them."""
+    model, *_ = ready(row)
+    if operator is not None:
+        graft(model, Plan.explicit(operator=operator, blocks=[1, 2]), init="copy")
+    named = dict(model.named_parameters())
+    mine = {name for name, p in named.items() if p in hidden_matrices(model)}
+    inside = {name for name, p in named.items() if name.startswith("transformer_blocks.") and p.ndim == 2}
+    assert mine == {name for name in inside if ".norm1" not in name} | {"context_embedder.weight"}
+    places = {name.removeprefix("transformer_blocks.0.").removesuffix(".weight") for name in mine}
+    assert {"attn.add_q_proj", "attn.to_add_out", "attn.to_q", "ff_context.net.2", "ff.net.0.proj"} <= places
+    assert ("attn2.to_q" in places) == (row != "SD3")
+    if operator is not None:
+        assert any(".attn.operator.kept.to_q" in name for name in mine) == (operator != "mha")
 
 
 class Inside(torch.nn.Module):

@@ -105,6 +105,15 @@ def test_text_tokens_are_a_setting(capsys: pytest.CaptureFixture[str], tmp_path:
 PROFILE = {"model": "xl", "tokens": 1024, "batch": 4, "threads": 2, "milliseconds": 2000.0}
 
 
+def test_a_second_attention_is_told_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    n, d = 4096, 1536
+    each = (8 * n * d * d + 4 * n * n * d) / 1e9
+    assert main(["inspect", "sd3.5-medium-1024"]) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == f"  and a second attention, of the picture alone, in 13 of them: {each:.1f} GFLOPs each"
+    assert main(["inspect", "sd3-medium-1024"]) == 0 and "second" not in capsys.readouterr().out
+
+
 def test_a_measurement_gives_the_rate_and_the_time_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "profile.json"
     flops = planned(capsys)["flops_before"]

@@ -263,7 +263,7 @@ def test_the_target_is_the_update_of_the_blocks_one_after_the_other() -> None:
     call = {"timestep": torch.arange(8), "class_labels": torch.zeros(8, dtype=torch.int64)}
     with torch.no_grad():
         end = blocks[2](blocks[1](x, **call), **call)
-        given, wanted = pupil.answer(x, end, call)
+        ((given, wanted),) = pupil.answer(x, (end,), call)
         seen.append(blocks[1](x, **call) - x)
     assert torch.equal(wanted, end - x) and torch.equal(given, seen[0])
     ((first, last),) = pupil.spans

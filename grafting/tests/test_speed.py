@@ -78,6 +78,48 @@ def test_skipping_cores_of_chosen_modules_only():
     assert not first._forward_hooks and not first._forward_pre_hooks
 
 
+@pytest.mark.parametrize("row", ["SD3", "SD3.5, no square"])
+def test_of_joint_attention_only_what_the_picture_reads_of_itself_is_skipped(row: str) -> None:
+    """By hand, in a block where text goes on and in the last; its second attention stays."""
+    from test_hosts_table import ready
+    from test_joint import D, H, L, N, merged, parts
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from grafting.cost import plan_cost
+    from grafting.hosts import Site, host_for, shape_of
+    from grafting.plan import Plan
+
+    model, z, t, condition = ready(row)
+    host = host_for(model)
+    x, text = torch.randn(2, N, D), torch.randn(2, L, D)
+    for block in (1, 2):
+        attention = host.get(model, Site(block, "attn"))
+        q, _, _, _, tk, tv = parts(attention, x, text)
+        wanted = attention.to_out[0](merged((q @ tk.mT / (D // H) ** 0.5).softmax(-1) @ tv))
+        whole = attention(x, encoder_hidden_states=text)
+        with without_cores([attention]):
+            picture, told = attention(hidden_states=x, encoder_hidden_states=text)
+        torch.testing.assert_close(picture, wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(told[:, :, : D if block == 1 else 0], whole[1][:, :, : D if block == 1 else 0])
+        assert not torch.allclose(picture, whole[0], atol=1e-3)
+    sizes = shape_of({**model.config, "_class_name": "SD3Transformer2DModel", "text_tokens": L})
+    shape = sizes.at((z.shape[2] // 2, z.shape[3] // 2))
+    model, z, t = model.to("meta"), z.to("meta"), t.to("meta")
+    condition = {key: value.to("meta") for key, value in condition.items()}
+
+    def count(blocks: list[int], whole: bool = False) -> int:
+        inside = [host.blocks(model)[b] if whole else host.get(model, Site(b, "attn")) for b in blocks]
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), without_cores(inside):
+            host.call(model, z, t, condition)
+        return int(counter.get_total_flops())
+
+    core, every = 2 * 4 * N * N * D, count([])
+    assert [every - count(blocks) for blocks in ([0], [2], [0, 1, 2])] == [core, core, 3 * core]
+    assert every - count([0], whole=True) == (1 + (row != "SD3")) * core
+    cost = plan_cost(Plan.all(operator="swa"), shape)
+    assert 2 * cost.flops_before * (1 - 1 / cost.core_bound) == pytest.approx(3 * core)
+
+
 def test_the_time_bound_exceeds_one_where_the_core_dominates():
     model, x = Attention(8), torch.randn(1, 2048, 8)
     assert time_bound(lambda: model(x), [model], rounds=3).speedup > 2

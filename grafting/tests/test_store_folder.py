@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from test_graft import batch, output, tiny
+from test_hosts_table import ready
 
+from grafting.diffusion import Diffusion, Flow, Schedule
 from grafting.files import sha256
-from grafting.graft import graft, ungraft
+from grafting.graft import graft, handle_of, ungraft
+from grafting.hosts import schedule_of, set_schedule
 from grafting.plan import Plan
 from grafting.store.checkpoints import unshift_timesteps
 from grafting.store.folder import StoreError, load, save
@@ -124,6 +127,56 @@ def test_a_manifest_that_is_none_is_one_sentence(
         assert main(arguments) == 2
         error = capsys.readouterr().err
         assert word in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        (Diffusion(beta_end=0.012), {"class": "Diffusion", "steps": 1000, "beta_start": 1e-4, "beta_end": 0.012}),
+        (Flow(steps=500, shift=2.0), {"class": "Flow", "steps": 500, "shift": 2.0}),
+        (Flow(), {"class": "Flow", "steps": 1000, "shift": 3.0}),
+        (Diffusion(), None),
+    ],
+)
+def test_the_schedule_comes_back(whole: bool, schedule: Schedule, told: object, tmp_path: Path) -> None:
+    model = tiny()
+    set_schedule(model, schedule)
+    save(graft(model, PLAN), tmp_path, whole=whole)
+    assert json.loads((tmp_path / "graft.json").read_text())["schedule"] == told
+    assert schedule_of(load(tmp_path, None if whole else tiny()).model) == schedule
+
+
+def test_schedules_of_older_manifests_and_of_unknown_ones(tmp_path: Path) -> None:
+    save(graft(ready("SD3")[0], Plan.interleaved(operator="swa")), tmp_path)
+    manifest = json.loads((tmp_path / "graft.json").read_text())
+    assert manifest.pop("schedule") is None
+
+    def told(**schedule: object) -> Schedule:
+        (tmp_path / "graft.json").write_text(json.dumps(manifest | schedule))
+        return schedule_of(load(tmp_path, base).model)
+
+    base = ready("SD3")[0]
+    for given, word in (
+        ({"class": "Karras", "steps": 3}, r"graft\.json: schedule: class 'Karras': known are Diffusion, Flow$"),
+        ({"class": "Flow", "shft": 3}, "unexpected keyword argument 'shft'"),
+        ({"shift": -1}, "a finite shift above 0"),
+        (["Flow"], "must be a mapping"),
+    ):
+        with pytest.raises(StoreError, match=word) as caught:
+            told(schedule=given)
+        assert "\n" not in str(caught.value) and handle_of(base) is None
+    assert told() == Flow() and ungraft(base) is base
+    assert told(schedule=None) == Flow() and ungraft(base) is base
+    assert told(schedule={"shift": 1.5}) == Flow(shift=1.5)
+
+    class Other(Flow):
+        pass
+
+    set_schedule(base, Other(shift=2.0))
+    with pytest.raises(StoreError, match="schedule Other: a folder can name Diffusion or Flow alone"):
+        save(handle_of(base), tmp_path / "other")  # type: ignore[arg-type]
+    assert not (tmp_path / "other").exists()
 
 
 def test_manifest_names_everything(tmp_path: Path) -> None:

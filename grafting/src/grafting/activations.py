@@ -11,13 +11,15 @@ from torch import nn
 
 Key = TypeVar("Key")
 Visitor = Callable[[Any, torch.Tensor, torch.Tensor], None]
-Read = Callable[[nn.Module, Any], torch.Tensor]
-"""From a module and what it returned to one tensor (B, N, D): :meth:`grafting.hosts.Host.read`."""
+Streams = tuple[torch.Tensor, ...]
+"""The picture's tokens (B, N, D), and of a family whose blocks carry text beside them the text's (B, L, D)."""
+Read = Callable[[nn.Module, Any], Streams]
+"""From a module and what it returned to its streams: :meth:`grafting.hosts.Host.streams`."""
 
 
-def plain(_: nn.Module, output: torch.Tensor) -> torch.Tensor:
+def plain(_: nn.Module, output: torch.Tensor) -> Streams:
     """Of a module that returns one tensor."""
-    return output
+    return (output,)
 
 
 @contextmanager
@@ -28,14 +30,14 @@ def visit(
 ) -> Iterator[None]:
     """While open, ``visitor(key, inputs, outputs)`` is called after every pass through one of ``modules``.
 
-    Inputs and outputs (B, N, D) are detached and belong to the visitor for the length of the call only, so that what
-    a visit allocates is freed before the next site runs.
+    Inputs and outputs (B, N, D), of the picture, are detached and belong to the visitor for the length of the call
+    only, so that what a visit allocates is freed before the next site runs.
     """
 
     def watch(key: Key) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             inputs = args[0] if args else kwargs["hidden_states"]
-            visitor(key, inputs.detach(), read(module, output).detach())
+            visitor(key, inputs.detach(), read(module, output)[0].detach())
 
         return hook
 
@@ -50,13 +52,13 @@ def visit(
 @contextmanager
 def visit_spans(
     spans: Mapping[Key, Sequence[tuple[nn.Module, nn.Module]]],
-    visitor: Callable[[Key, torch.Tensor, torch.Tensor, Mapping[str, Any]], None],
+    visitor: Callable[[Key, torch.Tensor, Streams, Mapping[str, Any]], None],
     read: Read = plain,
 ) -> Iterator[None]:
     """While open, ``visitor(key, inputs, outputs, call)`` is called whenever the last module of a span has run.
 
-    inputs: what the span's first module was given (B, N, D); outputs: what its last one returned; call: the keyword
-    arguments of the last. Both are detached, and kept no longer than the span and its visit last.
+    inputs: what the span's first module was given (B, N, D); outputs: the streams that its last one returned; call: the
+    keyword arguments of the last. Both are detached, and kept no longer than the span and its visit last.
     """
 
     def watch(key: Key, first: nn.Module, last: nn.Module) -> list[Any]:
@@ -67,7 +69,7 @@ def visit_spans(
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             call = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-            visitor(key, entered.pop(), read(module, output).detach(), call)
+            visitor(key, entered.pop(), tuple(stream.detach() for stream in read(module, output)), call)
 
         return [
             first.register_forward_pre_hook(before, with_kwargs=True),

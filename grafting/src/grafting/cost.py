@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .hosts.shapes import EMBEDDING, HostShape, Site, shape_of
+from .hosts.shapes import EMBEDDING, HostShape, Site, kept, shape_of
 from .plan import CONTROLS, Plan, Resolved
 from .restructure import Group
 
@@ -58,7 +58,7 @@ def host_flops(shape: HostShape) -> int:
     ends = 2 * n * d * (shape.patch_channels + shape.out_channels)
     head = 4 * d * d + 2 * (EMBEDDING * d + d * d) if shape.family == "DiT" else 0
     if shape.joint:  # the second attentions, and the head, but not what the last block does without of the text
-        ends += shape.dual * (8 * n * d * d + 4 * n * n * d + 6 * d * d) + 4 * d * d - 18 * text * d * d - 8 * d * d
+        ends += shape.dual * (second_attention(shape) + 6 * d * d) + 4 * d * d - 18 * text * d * d - 8 * d * d
     return shape.depth * block_cost(shape).total + ends + head
 
 
@@ -81,16 +81,12 @@ def kept_beside(shape: HostShape, lends: str, reading: int, *, wide: bool, last:
     which is projected by itself where it is ``wide``. last: in the last block, where text is read and not written.
     """
     n, d, text, size = shape.tokens, shape.width, shape.context_tokens, shape.width // shape.heads
-    own = {"all": 0, "values": 2, "nothing": 3}[lends]
-    norms = 4
-    if last and own:
-        own, norms = 1, norms - 1  # neither the picture's keys nor its values are asked for
-    theirs = 2 if last else 4
-    projections = theirs + own + wide
-    parameters = (
-        projections * (d * d + d) + (norms - last) * size * shape.normed + (shape.heads if lends != "all" else 0)
-    )
-    flops = 2 * d * d * (theirs * text + (own + wide) * n) + reading
+    names = kept(lends, wide=wide, last=last)
+    norms = sum(name.startswith("norm") for name in names)
+    theirs = sum("add" in name and not name.startswith("norm") for name in names)
+    own = len(names) - norms - theirs
+    parameters = (theirs + own) * (d * d + d) + norms * size * shape.normed + (shape.heads if lends != "all" else 0)
+    flops = 2 * d * d * (theirs * text + own * n) + reading
     return Kept(parameters=parameters, flops=flops + (0 if last else 4 * text * (n + text) * d))
 
 
@@ -269,7 +265,7 @@ def adapter_cost(cost: PlanCost, rank: int, targets: Sequence[str]) -> AdapterCo
     # By role: inputs, outputs and tokens of every projection.
     layers: dict[str, list[tuple[int, int, int]]] = {
         "attn": [(d, d, n)] * 4,
-        "cross": [(d, d, n), (d, d, text), (d, d, text), (d, d, n)] if text else [],
+        "cross": [(d, d, n), (d, d, text), (d, d, text), (d, d, n)] if text and not shape.joint else [],
         "mlp": [(d, hidden, n), (hidden, d, n)],
     }
     whole = [group.group for group in cost.groups if group.group.train == "all"]
@@ -278,11 +274,24 @@ def adapter_cost(cost: PlanCost, rank: int, targets: Sequence[str]) -> AdapterCo
     parameters = flops = 0
     for block in range(shape.depth):
         for role in targets:
-            if block in taken or (block, role) in replaced:
+            if block in taken:
                 continue
-            parameters += sum(rank * (inputs + outputs) for inputs, outputs, _ in layers[role])
-            flops += sum(2 * tokens * rank * (inputs + outputs) for inputs, outputs, tokens in layers[role])
+            own, beside = layers[role], []
+            if shape.joint and role == "attn":  # the text's, of which the last block asks nothing, and the second's
+                own = own + [(d, d, text)] * (4 if block < shape.depth - 1 else 2)
+                beside = layers[role] if block < shape.dual else []
+            elif shape.joint and role == "mlp" and block < shape.depth - 1:
+                beside = [(d, hidden, text), (hidden, d, text)]
+            adapted = beside if (block, role) in replaced else own + beside
+            parameters += sum(rank * (inputs + outputs) for inputs, outputs, _ in adapted)
+            flops += sum(2 * tokens * rank * (inputs + outputs) for inputs, outputs, tokens in adapted)
     return AdapterCost(parameters=parameters, flops=flops)
+
+
+def second_attention(shape: HostShape) -> int:
+    """FLOPs of the second attention of a block that has one, of the picture alone."""
+    n, d = shape.tokens, shape.width
+    return 8 * n * d * d + 4 * n * n * d
 
 
 def _combination(group: Group, shape: HostShape) -> tuple[int, int]:
@@ -319,8 +328,8 @@ def _site_cost(entry: Resolved, shape: HostShape, block: BlockCost) -> SiteCost:
         flops_before -= 2 * shape.context_tokens * d * d if last else 0
     if joint and entry.operator == "none":
         reading = Arithmetic.count_text_flops(d, heads, n, shape.context_tokens, {})
-        kept = kept_beside(shape, "nothing", reading, wide=True, last=last)
-        parameters_after, flops_after, features = kept.parameters, kept.flops, 0
+        beside = kept_beside(shape, "nothing", reading, wide=True, last=last)
+        parameters_after, flops_after, features = beside.parameters, beside.flops, 0
     elif entry.operator in CONTROLS:
         same = entry.operator == "identity"
         parameters_after, flops_after = (parameters_before, flops_before) if same else (0, 0)

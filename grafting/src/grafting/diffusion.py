@@ -186,11 +186,12 @@ class Flow(Schedule):
     """Rectified flow: z_t = (1 - sigma) z + sigma noise with sigma = t / ``steps``, t from 1, and a model that returns
     the velocity dz_t / dsigma.
 
-    shift: of sampling alone, which then stays longer at much noise (:meth:`shifted`); 3 is SD3's and SANA's.
+    shift: where a sampler stays longer at much noise (:meth:`shifted`); 3 is SD3's and SANA's. How often training draws
+    a level is said by :class:`Levels`, so that ``repr``, by which what was trained is known, leaves the shift out.
     """
 
     steps: int = 1000
-    shift: float = 3.0
+    shift: float = field(default=3.0, repr=False)
     first: ClassVar[int] = 1
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .activations import Streams
 from .conventions import conventions
 from .diffusion import Schedule
 from .hosts import Host, Site, host_for
@@ -40,16 +41,21 @@ class GraftError(ValueError):
     """A graft, or its removal, that cannot be done; the model is as it was."""
 
 
+Answered = tuple[tuple[torch.Tensor, torch.Tensor], ...]
+"""By stream, what the student gives (B, N, D) and what it should give; the picture's first."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pupil:
     """What stage 1 teaches: ``parameters``, by what the teacher does on ``spans`` of its modules, first to last.
 
-    answer: of the span's inputs, outputs and further arguments, what the student gives and what it should give.
+    answer: of the span's inputs, streams of outputs and further arguments, by stream what the student gives and what it
+    should give, the picture's first.
     """
 
     parameters: dict[str, nn.Parameter]
     spans: tuple[tuple[nn.Module, nn.Module], ...]
-    answer: Callable[[torch.Tensor, torch.Tensor, Mapping[str, Any]], tuple[torch.Tensor, torch.Tensor]]
+    answer: Callable[[torch.Tensor, Streams, Mapping[str, Any]], Answered]
 
 
 @dataclass(kw_only=True)
@@ -251,13 +257,15 @@ class Grafted:
             self.student_blocks.forget()
 
 
-def _site_answer(host: Host, switch: Switch) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    return lambda inputs, outputs, call: (host.read(switch, switch.stand_in(inputs, **call)), outputs)
+def _site_answer(host: Host, switch: Switch) -> Callable[..., Answered]:
+    return lambda inputs, outputs, call: tuple(
+        zip(host.streams(switch, switch.stand_in(inputs, **call)), outputs, strict=True)
+    )
 
 
-def _group_answer(module: Parallel) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+def _group_answer(module: Parallel) -> Callable[..., Answered]:
     """Of updates: what is added to the residual stream."""
-    return lambda inputs, outputs, call: (module(inputs, **call) - inputs, outputs - inputs)
+    return lambda inputs, outputs, call: ((module(inputs, **call) - inputs, outputs[0] - inputs),)
 
 
 def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .activations import visit_spans
+from .activations import Streams, visit_spans
 from .conditions import rows, to
 from .diffusion import Schedule, draw
 from .hosts import Host, Site
@@ -129,7 +129,7 @@ class SolveAll:
     """Collects the moments of every site while one teacher pass runs, then solves all sites.
 
     operators: by site, the new operators. One that starts as the original exactly, a copied attention or a wider MLP,
-    is left alone: the moments of many features are large. A visitor of :func:`grafting.activations.visit_spans`.
+    is left alone: the moments of many features are large.
     """
 
     def __init__(self, operators: Mapping[Any, Solvable], grid: Any) -> None:
@@ -139,7 +139,7 @@ class SolveAll:
 
     @torch.no_grad()
     def __call__(self, site: Any, inputs: torch.Tensor, outputs: torch.Tensor, call: Mapping[str, Any]) -> None:
-        """Add one site's activations: ``inputs`` and ``outputs`` (B, N, D), and what else it was called with."""
+        """Add one site's activations of the picture (B, N, D), and what else it was called with."""
         if site in self.exact:
             return
         operator, context = self.operators[site], call.get("encoder_hidden_states")
@@ -215,12 +215,21 @@ def solve_all(
     room: samples of a pass at most, where a batch is too large for one.
     """
     operators: dict[Site, Solvable] = {site: made for site, made in stand_ins.items() if _solvable(made)}  # type: ignore[misc]
-    if not operators:
+    joint = {site: made for site, made in stand_ins.items() if isinstance(made, Joint)}
+    if not operators and not joint:
         return {}
     solver = SolveAll(operators, host.grid_of(model))
-    device = next(model.parameters()).device
-    spans = {site: ((originals[site], originals[site]),) for site in operators}
-    with evaluating(model), visit_spans(spans, solver, host.read):
+    device, weighed = next(model.parameters()).device, set[Site]()
+    spans = {site: ((originals[site], originals[site]),) for site in (*operators, *joint)}
+
+    def see(site: Site, inputs: torch.Tensor, outputs: Streams, call: Mapping[str, Any]) -> None:
+        if site in joint and site not in weighed:  # before its features are
+            weighed.add(site)
+            joint[site].weigh(*host.queries_keys(originals[site], inputs))
+        if site in operators:
+            solver(site, inputs, outputs[0], call)
+
+    with evaluating(model), visit_spans(spans, see, host.streams):
         for index in range(count):
             batch = calibration(index)
             # Negative counters: draws that no training step uses.

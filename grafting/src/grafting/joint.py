@@ -8,18 +8,31 @@ of C channels.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .hosts.shapes import kept
 from .operators import Operator
-from .operators.attention import Attention
-from .operators.base import Beside, Grid
+from .operators.attention import Attention, read_text
+from .operators.base import Grid, Text
 
-TEXT = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
+LOOKED_AT = 64
+"""Queries of a sample whose attention says at the start how much of it the picture has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the operator makes of the picture: features (B, N, F), what is added to their outputs, and keys and values
+    (B, N, H, C) for the text to see; None where the operator has none."""
+
+    features: Tensor | None
+    added: Tensor | float = 0.0
+    keys: Tensor | None = None
+    values: Tensor | None = None
 
 
 class Joint(nn.Module):
@@ -28,8 +41,8 @@ class Joint(nn.Module):
     operator: of the kind of attention, it sees text under one normaliser with the tokens that it may see, and lends the
     text its own projections. Of another kind, what the picture reads from text is added to its features (its outputs,
     where the features are wider than a token): softmax over the text and one key more, which stands for the picture as
-    N tokens of equal weight do, times ``balance``, a learned factor's logarithm for each head that starts at 0. None is
-    the control *none*: the picture's tokens see text alone. Whatever the operator has not is a copy of the original's.
+    N tokens of equal weight do, times ``balance``, a learned factor's logarithm for each head. None is the control
+    *none*: the picture's tokens see text alone. Whatever the operator has not is a copy of the original's.
     """
 
     def __init__(self, operator: Operator | None, original: nn.Module) -> None:
@@ -38,20 +51,14 @@ class Joint(nn.Module):
         self.operator, self.heads = operator, int(a.heads)
         self.context_pre_only = bool(a.context_pre_only)
         """Whether text ends here: it is read and not written, in a model's last block."""
-        wide = operator is not None and operator.out_projection.in_features != operator.out_projection.out_features
-        self.wide = operator is None or wide
-        kept = {*TEXT, *NORMS}
-        lent = "nothing" if operator is None else operator.lends
-        if lent != "all":
-            kept |= {"to_q", "to_k"} if lent == "values" else {"to_q", "to_k", "to_v"}
-            self.balance = nn.Parameter(torch.zeros(self.heads))
-        if self.context_pre_only:  # text asks for nothing, so that nothing answers it
-            kept -= {"add_q_proj", "norm_added_q", "to_add_out", "to_k", "to_v"}
-            kept -= set() if lent == "all" else {"norm_k"}
-        originals = {name: getattr(a, name, None) for name in sorted(kept)}
-        if self.wide:
+        last_layer = None if operator is None else operator.out_projection
+        self.wide = last_layer is None or last_layer.in_features != last_layer.out_features
+        lends = "nothing" if operator is None else operator.lends
+        originals = {name: getattr(a, name, None) for name in kept(lends, wide=self.wide, last=self.context_pre_only)}
+        if "to_out" in originals:
             originals["to_out"] = a.to_out[0]
         self.kept = nn.ModuleDict({name: copy.deepcopy(part) for name, part in originals.items() if part is not None})
+        self.balance = None if lends == "all" else nn.Parameter(torch.zeros(self.heads))
 
     @property
     def needs_tokens(self) -> bool:
@@ -70,55 +77,67 @@ class Joint(nn.Module):
         Text that ends here comes back as it was.
         """
         text = self.text(context)
-        features, added, k, v = self.picture(x, grid, text)
-        out = added if self.operator is None else self.out_projection(features) + added
+        seen = self.picture(x, grid, text)
+        out = seen.added if seen.features is None else self.out_projection(seen.features) + seen.added
+        assert isinstance(out, Tensor)
         if self.context_pre_only:
             return out, context
-        keys, values = (
-            torch.cat([mine, theirs], dim=1).transpose(1, 2) for mine, theirs in ((k, text[1]), (v, text[2]))
+        keys = self.project("to_k", x, "norm_k") if seen.keys is None else seen.keys
+        values = self.project("to_v", x) if seen.values is None else seen.values
+        told = F.scaled_dot_product_attention(
+            self.project("add_q_proj", context, "norm_added_q").transpose(1, 2),
+            torch.cat([keys, text.keys], dim=1).transpose(1, 2),
+            torch.cat([values, text.values], dim=1).transpose(1, 2),
         )
-        told = F.scaled_dot_product_attention(text[0].transpose(1, 2), keys, values)
         return out, self.kept["to_add_out"](told.transpose(1, 2).flatten(2))
 
     def regression(self, x: Tensor, y: Tensor, *, grid: Grid | None, context: Tensor) -> tuple[Tensor, Tensor]:
-        """What the operator's last layer reads, and what it should give where the site gives y (B, N + L, D)."""
-        features, added, _, _ = self.picture(x, grid, self.text(context))
-        return features, y[:, : x.shape[1]] - added
+        """What the operator's last layer reads, and what it should give where the picture's tokens get y (B, N, D)."""
+        seen = self.picture(x, grid, self.text(context))
+        assert seen.features is not None
+        return seen.features, y - seen.added
 
-    def picture(self, x: Tensor, grid: Grid | None, text: tuple[Any, Tensor, Tensor]) -> tuple[Any, Any, Any, Any]:
-        """Features (B, N, F), what is added to their outputs, and keys and values (B, N, H, C) for the text to read."""
-        _, keys, values = text
+    def picture(self, x: Tensor, grid: Grid | None, text: Text) -> Seen:
+        """What becomes of the picture's tokens x (B, N, D)."""
+        if self.operator is None:
+            return Seen(features=None, added=self.kept["to_out"](self.read(x, text)))
+        self.operator.check_input(x, grid)
         if isinstance(self.operator, Attention):
-            self.operator.check_input(x, grid)
-            norms = {name: self.kept[name] if name in self.kept else None for name in NORMS[:2]}  # noqa: SIM401
-            features, theirs, values = self.operator.joint(x, Beside(keys=keys, values=values, **norms), grid=grid)
-            return features, 0.0, theirs, values
-        told: Any = None
-        lent: Tensor | None = None
-        k: Tensor | None = None
-        v: Tensor | None = None
-        if self.operator is not None:
-            self.operator.check_input(x, grid)
-            told, lent = self.operator.lending(x, grid=grid)
-        read = self.read(self.project("to_q", x, "norm_q"), keys, values)
-        if not self.context_pre_only:
-            k = self.project("to_k", x, "norm_k")
-            v = self.project("to_v", x) if lent is None else lent.unflatten(2, (self.heads, -1))
-        return (told, self.kept["to_out"](read), k, v) if self.wide else (told + read, 0.0, k, v)
+            features, keys, values = self.operator.joint(x, text, grid=grid)
+            return Seen(features=features, keys=keys, values=values)
+        features, lent = self.operator.lending(x, grid=grid)
+        own = None if lent is None else lent.unflatten(2, (self.heads, -1))
+        if self.wide:
+            return Seen(features=features, added=self.kept["to_out"](self.read(x, text)), values=own)
+        return Seen(features=features + self.read(x, text), values=own)
 
-    def read(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(B, N, D) what queries (B, N, H, C) of the picture get from text, less the share that the picture has."""
-        picture = q.new_full((), q.shape[1]).log() + self.balance.to(q.dtype)
-        scores = torch.zeros(1, self.heads, 1, keys.shape[1] + 1, dtype=q.dtype, device=q.device)
-        scores = torch.cat([scores[..., 1:], picture.view(1, -1, 1, 1)], dim=-1)  # on top of the product with a key
-        keys, values = (F.pad(t, (0, 0, 0, 0, 0, 1)).transpose(1, 2) for t in (keys, values))  # which is zero
-        read = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=scores)
+    def read(self, x: Tensor, text: Text) -> Tensor:
+        """(B, N, D) what the picture's tokens get from text, which is less the more the picture counts."""
+        q = self.project("to_q", x, "norm_q").transpose(1, 2)
+        picture = q.new_full((1, 1, 1, 1), q.shape[2]).log()
+        read, share = read_text(q * q.shape[-1] ** -0.5, text, picture)
+        assert self.balance is not None
+        # The factor comes after, in float32: a key's weight in half precision would know it in steps of 6 %.
+        factor, share = self.balance.float().exp().view(1, -1, 1, 1), share.float()
+        read = (read.float() / (1 - share + share * factor)).to(read.dtype)
         return read.transpose(1, 2).flatten(2)
 
-    def text(self, context: Tensor) -> tuple[Any, Tensor, Tensor]:
-        """Queries (None where text ends here), keys and values (B, L, H, C) of the text."""
-        q = None if self.context_pre_only else self.project("add_q_proj", context, "norm_added_q")
-        return q, self.project("add_k_proj", context, "norm_added_k"), self.project("add_v_proj", context)
+    @torch.no_grad()
+    def weigh(self, q: Tensor, k: Tensor) -> None:
+        """Let ``balance`` start where the picture counts as it does in the original, in the mean over queries.
+
+        q, k: of the picture there (B, H, N, C), q scaled already. Nothing to do for an operator that lends its own.
+        """
+        if self.balance is not None:
+            some = q[:, :, :: max(1, q.shape[2] // LOOKED_AT)].float()
+            total = (some @ k.float().transpose(2, 3)).logsumexp(-1)
+            self.balance.copy_((total - torch.tensor(float(k.shape[2])).log()).mean((0, 2)))
+
+    def text(self, context: Tensor) -> Text:
+        """Keys and values of the text, and what the picture's queries and keys are normed by."""
+        norms = {name: self.kept[name] if name in self.kept else None for name in ("norm_q", "norm_k")}  # noqa: SIM401
+        keys = self.project("add_k_proj", context, "norm_added_k")
+        return Text(keys=keys, values=self.project("add_v_proj", context), **norms)
 
     def project(self, name: str, x: Tensor, norm: str = "") -> Tensor:
         """x (B, n, D) through one of the original's projections to (B, n, H, C), normed where it has that norm."""

@@ -45,8 +45,8 @@ MISSING = "LoRA needs the package peft: pip install 'dit-grafting[lora]'"
 class Lora:
     """rank: of every adapter. alpha: its scale times the rank; the rank itself, so a scale of 1, where None.
 
-    targets: of which projections, by role: ``attn`` (self-attention), ``cross`` (cross-attention), ``mlp``; all that
-    the host has where None.
+    targets: of which projections, by role: ``attn`` (self-attention, and joint attention's of picture and text),
+    ``cross`` (cross-attention), ``mlp``; all that the host has where None.
     """
 
     rank: int = 16
@@ -188,9 +188,10 @@ def _chosen(handle: Grafted, blocks: Mapping[int, nn.Module], settings: Lora) ->
     chosen: dict[str, Any] = {}
     for number, block in blocks.items():
         for role in settings.targets or there:
-            if role != "cross" and Site(number, role) in handle.switches:  # type: ignore[arg-type]
-                continue
-            for path in host.projections(role):  # type: ignore[arg-type]
+            swapped = role != "cross" and Site(number, role) in handle.switches  # type: ignore[arg-type]
+            for path in host.projections(role, block):  # type: ignore[arg-type]
+                if swapped and path.startswith(f"{host.module_of[role]}."):  # type: ignore[index]
+                    continue
                 layer = block.get_submodule(path)
                 if not isinstance(layer, nn.Linear):
                     raise LoraError(f"blocks.{number}.{path} is {type(layer).__name__}, and adapters are for nn.Linear")

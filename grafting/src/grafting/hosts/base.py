@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ..activations import Streams
 from ..diffusion import Diffusion, Schedule
 from ..operators import Operator, parallel
 from .shapes import KINDS, HostError, HostShape, Kind, Role, Site, shape_of
@@ -37,7 +38,7 @@ class Host(ABC):
     @abstractmethod
     def gates(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
         """By site, the factor (B, 1, D) that scales its output before it is added to the residual stream, in a pass
-        of the same arguments as :meth:`call`'s."""
+        of the same arguments as :meth:`call`'s; (B, S, D) where it gives S streams."""
 
     def schedule(self) -> Schedule:
         """What the family's models were trained under, where a model's own scheduler says no more."""
@@ -64,8 +65,9 @@ class Host(ABC):
         """A block itself, out of what :meth:`first_block` may have put around it."""
         return block
 
-    def projections(self, role: Role) -> tuple[str, ...]:
-        """Paths within a block of the linear layers of one role; empty where the family has none."""
+    def projections(self, role: Role, block: nn.Module | None = None) -> tuple[str, ...]:
+        """Paths within a block of the linear layers of one role; empty where the family has none. Of a family whose
+        blocks differ those of ``block``, where it is given."""
         module = self.cross_attention if role == "cross" else self.module_of[role]
         layers = ("net.0.proj", "net.2") if role == "mlp" else ("to_q", "to_k", "to_v", "to_out.0")
         return () if module is None else tuple(f"{module}.{layer}" for layer in layers)
@@ -93,11 +95,11 @@ class Host(ABC):
         """Put ``module`` into one block."""
         setattr(block, self.module_of[kind], module)
 
-    def read(self, module: nn.Module, output: Any) -> torch.Tensor:
-        """What a site's module or a block returned, as one tensor (B, N, D): of a family whose blocks carry text beside
-        the picture, the tokens of the picture and then those of the text, where that goes on."""
+    def streams(self, module: nn.Module, output: Any) -> Streams:
+        """What a site's module or a block returned: the picture's tokens (B, N, D), and of a family whose blocks carry
+        text beside them, where that goes on, the text's (B, L, D)."""
         assert isinstance(output, torch.Tensor)
-        return output
+        return (output,)
 
     def fitted(self, kind: Kind, operator: Operator | None, original: nn.Module) -> nn.Module | None:
         """``operator`` as it stands in the place of ``original`` at a site of this kind: by itself, or within what the

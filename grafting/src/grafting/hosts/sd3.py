@@ -8,11 +8,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..activations import Streams
 from ..conditions import POOLED, TEXT
 from ..diffusion import Flow, Schedule
 from ..operators import Operator
 from .base import Host
-from .shapes import HostError, Kind, Site, shape_of
+from .shapes import HostError, Kind, Role, Site, shape_of
 
 
 class SD3(Host):
@@ -48,33 +49,41 @@ class SD3(Host):
             POOLED: torch.zeros(batch, config.pooled_projection_dim, **side),
         }
 
+    def projections(self, role: Role, block: nn.Module | None = None) -> tuple[str, ...]:
+        """Those of picture and text; of ``block`` without what it lacks, and where text ends, without its queries,
+        which nothing reads."""
+        b: Any = block
+        ends, second = (False, True) if b is None else (b.context_pre_only, b.attn2 is not None)
+        paths = super().projections(role, block)
+        if role == "mlp":
+            return paths if ends else (*paths, *(path.replace("ff", "ff_context", 1) for path in paths))
+        if role == "attn":
+            asked = () if ends else ("attn.add_q_proj", "attn.to_add_out")
+            other = tuple(path.replace("attn", "attn2", 1) for path in paths) if second else ()
+            return (*paths, "attn.add_k_proj", "attn.add_v_proj", *asked, *other)
+        return paths
+
     def gates(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> dict[Site, torch.Tensor]:
-        """Third and sixth of the vectors that each block's norm makes of timestep and pooled text; attention's are
-        (B, N + L, D) where text goes on, which has a gate of its own."""
+        """Third and sixth of the vectors that each block's norms make of timestep and pooled text: of attention the
+        picture's, and the text's where that goes on."""
         embedder: Any = model.time_text_embed
         embedded = embedder(t, c[POOLED])
-        height, width = self.grid(model, z)
         gates = {}
         for index, block in enumerate(self.blocks(model)):
             b: Any = block
-            mine = b.norm1.linear(b.norm1.silu(embedded)).unflatten(1, (-1, self.width(model)))
-            gate = mine[:, 2:3]
-            if not b.context_pre_only:
-                theirs = b.norm1_context.linear(b.norm1_context.silu(embedded)).unflatten(1, (6, -1))
-                gate = torch.cat(
-                    [gate.expand(-1, height * width, -1), theirs[:, 2:3].expand(-1, c[TEXT].shape[1], -1)], 1
-                )
-            gates[Site(index, "attn")], gates[Site(index, "mlp")] = gate, mine[:, 5:6]
+            norms = [b.norm1, *([] if b.context_pre_only else [b.norm1_context])]
+            vectors = [norm.linear(norm.silu(embedded)).unflatten(1, (-1, self.width(model))) for norm in norms]
+            gates[Site(index, "attn")] = torch.stack([vector[:, 2] for vector in vectors], dim=1)
+            gates[Site(index, "mlp")] = vectors[0][:, 5:6]
         return gates
 
-    def read(self, module: nn.Module, output: Any) -> torch.Tensor:
+    def streams(self, module: nn.Module, output: Any) -> Streams:
         if isinstance(output, torch.Tensor):
-            return output
+            return (output,)
         # A block returns the text first, and none at the end; attention returns it second, unread at the end.
         text, picture = output if type(module).__name__ == "JointTransformerBlock" else output[::-1]
         ends = text is None or getattr(module, "context_pre_only", False)
-        found: torch.Tensor = picture if ends else torch.cat([picture, text], dim=1)
-        return found
+        return (picture,) if ends else (picture, text)
 
     def fitted(self, kind: Kind, operator: Operator | None, original: nn.Module) -> nn.Module | None:
         if kind == "mlp":

@@ -170,6 +170,20 @@ def sd3_shape(config: Mapping[str, Any]) -> HostShape:
     return replace(shape, parameters=parameters, block_parameters=block)
 
 
+def kept(lends: str, *, wide: bool, last: bool) -> tuple[str, ...]:
+    """Projections and norms of a joint attention that stay beside an operator which ``lends`` all of its own to the
+    text, the values or nothing (:class:`grafting.joint.Joint`).
+
+    wide: what the picture reads of the text has an output projection of its own. last: in the last block, where text
+    asks for nothing, so that nothing answers it.
+    """
+    own = {"all": (), "values": ("to_q", "to_k"), "nothing": ("to_q", "to_k", "to_v")}[lends]
+    names = [*own, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", *(["to_out"] if wide else [])]
+    names += ["norm_q", "norm_k", "norm_added_q", "norm_added_k"]
+    unasked = {"add_q_proj", "norm_added_q", "to_add_out", *(() if lends == "all" else ("to_k", "norm_k", "to_v"))}
+    return tuple(name for name in names if not (last and name in unasked))
+
+
 SHAPES: dict[str, Callable[[Mapping[str, Any]], HostShape]] = {
     "DiTTransformer2DModel": dit_shape,
     "PixArtTransformer2DModel": pixart_shape,

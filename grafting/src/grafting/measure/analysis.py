@@ -128,7 +128,7 @@ def analyze(
     watched = {site: host.get(model, site) for site in host.sites(model)}
     heard = model.register_forward_pre_hook(recorder.hear, with_kwargs=True)
     try:
-        with visit(watched, recorder, host.read):
+        with visit(watched, recorder, host.streams):
             pipeline.latents(labels, sampling=sampling, seed=seed, batch_size=batch, progress=progress)
     finally:
         heard.remove()

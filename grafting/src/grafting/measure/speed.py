@@ -135,12 +135,13 @@ def without_cores(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, softmax attention within ``modules`` returns its values untouched: projections stay, the core goes.
 
     The time of a model so treated is what no replacement of those cores that keeps the projections can beat. Only
-    calls whose queries and values have the same shape, that is self-attention, are skipped.
+    calls whose queries and values have the same shape, that is self-attention, are skipped. Of joint attention, over
+    a picture and then its text, only what the picture's tokens read of each other goes, for a graft keeps the rest.
     """
     mode = _SkipCores()
     hooks = []
     for module in modules:
-        hooks.append(module.register_forward_pre_hook(mode.enter_module))
+        hooks.append(module.register_forward_pre_hook(mode.enter_module, with_kwargs=True))
         hooks.append(module.register_forward_hook(mode.leave_module, always_call=True))
     try:
         with mode:
@@ -153,19 +154,25 @@ def without_cores(modules: Iterable[nn.Module]) -> Iterator[None]:
 class _SkipCores(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
-        self._depth = 0
+        self._joint: list[tuple[int, int]] = []
+        """Of each module that is entered: tokens of the picture and of the text, if it was given both to attend to."""
 
-    def enter_module(self, *_: Any) -> None:
-        self._depth += 1
+    def enter_module(self, _: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        picture, text = args[0] if args else kwargs.get("hidden_states"), kwargs.get("encoder_hidden_states")
+        self._joint.append((0, 0) if picture is None or text is None else (picture.shape[1], text.shape[1]))
 
     def leave_module(self, *_: Any) -> None:
-        self._depth -= 1
+        self._joint.pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._depth and func is nn.functional.scaled_dot_product_attention:
-            query, _, value = (*args, *(kwargs or {}).values())[:3]
+        if self._joint and func is nn.functional.scaled_dot_product_attention:
+            query, key, value = (*args, *(kwargs or {}).values())[:3]
             if query.shape == value.shape:
-                return value
+                n, text = self._joint[-1]
+                if not text or query.shape[-2] != n + text:
+                    return value
+                read = func(query[..., :n, :], key[..., n:, :], value[..., n:, :])
+                return torch.cat([read, func(query[..., n:, :], key, value)], dim=-2)
         return func(*args, **(kwargs or {}))
 
 

@@ -149,9 +149,10 @@ class Arithmetic:
 
     @classmethod
     def count_text_flops(cls, width: int, heads: int | None, tokens: int, text: int, options: Mapping[str, Any]) -> int:
-        """What the picture's reading of `text` tokens beside it takes, projections aside: one key more than there are,
-        which stands for the picture."""
-        return 4 * tokens * (text + 1) * width
+        """What the picture's reading of `text` tokens takes, projections aside: with one key more than these, which
+        stands for the picture, and eight channels more in each head."""
+        assert heads is not None
+        return 4 * tokens * (text + 1) * (width + 8 * heads)
 
     @classmethod
     def count_features(cls, width: int, options: Mapping[str, Any]) -> int:

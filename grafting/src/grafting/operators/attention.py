@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grafting.operators.base import QKV, Beside, Grid, Operator, Weights, assign
+from grafting.operators.base import QKV, Grid, Operator, Text, Weights, assign
 from grafting.operators.convolution import grid_of
 from grafting.operators.formulas import (
     AttentionFormulas,
@@ -45,20 +45,20 @@ class Attention(AttentionFormulas, Operator):
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         return self.mix(*self.split_heads(x), grid=grid)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, beside: Beside | None = None) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, text: Text | None = None) -> Tensor:
         """Queries, keys and values (B, N, H, C) to (B, N, D).
 
-        beside: keys and values of text, which every query sees beside those of the picture that it may see, under one
+        text: keys and values of text, which every query sees beside those of the picture that it may see, under one
         normaliser; its norms are applied to ``q`` and ``k`` already.
         """
         raise NotImplementedError
 
-    def joint(self, x: Tensor, beside: Beside, *, grid: Grid | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def joint(self, x: Tensor, text: Text, *, grid: Grid | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, N, D) of tokens that see text too, and the keys and values (B, N, H, C) that text may see."""
         q, k, v = self.split_heads(x)
-        q = q if beside.norm_q is None else beside.norm_q(q)
-        k = k if beside.norm_k is None else beside.norm_k(k)
-        return self.mix(q, k, v, grid=grid, beside=beside), k, v
+        q = q if text.norm_q is None else text.norm_q(q)
+        k = k if text.norm_k is None else text.norm_k(k)
+        return self.mix(q, k, v, grid=grid, text=text), k, v
 
     def naive_softmax(self, x: Tensor, far: Tensor) -> Tensor:
         """Head by head over all pairs of tokens, those that are `far` (N, N) left out."""
@@ -90,9 +90,9 @@ class Attention(AttentionFormulas, Operator):
 class MultiHeadAttention(MultiHeadFormulas, Attention):
     """Softmax attention, the operator that DiT's blocks have."""
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, beside: Beside | None = None) -> Tensor:
-        if beside is not None:
-            k, v = torch.cat([k, beside.keys], dim=1), torch.cat([v, beside.values], dim=1)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, text: Text | None = None) -> Tensor:
+        if text is not None:
+            k, v = torch.cat([k, text.keys], dim=1), torch.cat([v, text.values], dim=1)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
@@ -111,7 +111,7 @@ class SlidingWindowAttention(SlidingWindowFormulas, Attention):
     qkv_name = "Wqkv"
     out_name = "out_proj"
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, beside: Beside | None = None) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, text: Text | None = None) -> Tensor:
         n, window, device = q.shape[1], self.options["window"], q.device
         block = self.block_size(window)
         blocks = -(-n // block)
@@ -127,7 +127,7 @@ class SlidingWindowAttention(SlidingWindowFormulas, Attention):
         key = key[:, None, :]
         hidden = ((index - key).abs() > window) | (key < 0) | ((key >= n) & (index < n))
         bias = torch.zeros(hidden.shape, dtype=q.dtype, device=device).masked_fill(hidden, -torch.inf)
-        y = _softmax_beside(q, scores + bias, self.with_halo(v, window), beside)
+        y = _softmax(q, scores + bias, self.with_halo(v, window), text)
         return y.flatten(2, 3)[:, :, :n].transpose(1, 2).flatten(2)
 
     @staticmethod
@@ -150,7 +150,7 @@ class SquareWindowAttention(SquareWindowFormulas, Attention):
     work grows with N and not with N². Each frame of a video is a grid for itself.
     """
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, beside: Beside | None = None) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, text: Text | None = None) -> Tensor:
         b, n, heads, size = q.shape
         frames, height, width = grid_of(n, grid)
         window, tile = self.options["window"], self.tile_size(self.options["window"])
@@ -167,7 +167,7 @@ class SquareWindowAttention(SquareWindowFormulas, Attention):
         bias = torch.zeros(near.shape, dtype=q.dtype, device=q.device).masked_fill(~near, -torch.inf)
         # Heads before the tiles, as text has them.
         q, scores, v = (t.movedim(3, 1) for t in (q, q @ k + bias, v.transpose(-1, -2)))
-        y = _softmax_beside(q, scores, v, beside).movedim(1, 3)
+        y = _softmax(q, scores, v, text).movedim(1, 3)
         y = (
             y.unflatten(4, (tile, tile))
             .permute(0, 1, 4, 2, 5, 3, 6)
@@ -190,21 +190,35 @@ class SquareWindowAttention(SquareWindowFormulas, Attention):
         return self.naive_softmax(x, (apart > self.options["window"]) | (frame[:, None] != frame[None, :]))
 
 
-def _softmax_beside(q: Tensor, scores: Tensor, v: Tensor, beside: Beside | None) -> Tensor:
-    """Softmax over ``scores`` (B, H, …, n, m) of values ``v`` (B, H, …, m, C), and over text where it is beside.
+def _softmax(q: Tensor, scores: Tensor, v: Tensor, text: Text | None) -> Tensor:
+    """Softmax over ``scores`` (B, H, …, n, m) of values ``v`` (B, H, …, m, C), and over text where there is some.
 
     q: queries (B, H, …, n, C), scaled already. Frames of one sample, which B counts here, see the same text.
     """
-    if beside is None:
+    if text is None:
         return torch.softmax(scores, dim=-1) @ v
-    frames, between = len(q) // len(beside.keys), (1,) * (q.ndim - 4)
+    total = scores.logsumexp(dim=-1, keepdim=True)
+    read, share = read_text(q.flatten(2, -2), text, total.flatten(2, -2))
+    near = (scores - total).exp() @ v
+    return read.view_as(near) + share.view_as(total) * near
+
+
+def read_text(q: Tensor, text: Text, other: Tensor) -> tuple[Tensor, Tensor]:
+    """What queries q (B, H, n, C), scaled already, read of ``text``: (B, H, n, C); and the share (B, H, n, 1) of their
+    attention that goes elsewhere, to what has the logarithm ``other`` (B or 1, H or 1, n or 1, 1) of all its weights.
+
+    Attention over the text and one key more, as fused kernels have it: a channel of the queries holds ``other``, the
+    key is one there and nothing else, as its value is, of which that channel then says the share.
+    """
+    frames, size = len(q) // len(text.keys), q.shape[-1]
+    more = F.pad(other.to(q.dtype).expand(*q.shape[:-1], 1), (0, 7))  # kernels take multiples of eight
     keys, values = (
-        t.repeat_interleave(frames, 0).transpose(1, 2).unflatten(2, (*between, -1))
-        for t in (beside.keys, beside.values)
+        F.pad(t.repeat_interleave(frames, 0).transpose(1, 2), (0, 8, 0, 1)) for t in (text.keys, text.values)
     )
-    m = scores.shape[-1]
-    shares = torch.softmax(torch.cat([scores, q @ keys.transpose(-1, -2)], dim=-1), dim=-1)
-    return shares[..., :m] @ v + shares[..., m:] @ values
+    last = torch.zeros(keys.shape[-2:], dtype=q.dtype, device=q.device)
+    last[-1, size] = 1
+    found = F.scaled_dot_product_attention(torch.cat([q, more], dim=-1), keys + last, values + last, scale=1.0)
+    return found[..., :size], found[..., size : size + 1]
 
 
 def _near(side: int, tile: int, window: int, device: torch.device) -> Tensor:

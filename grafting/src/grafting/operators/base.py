@@ -18,7 +18,7 @@ QKV = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class Text:
     """Keys and values of text tokens that stand beside the picture's, each (B, L, H, C), and what queries and keys of
     the picture are normed by before they meet them; None where they are not."""
 

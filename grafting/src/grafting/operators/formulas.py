@@ -21,7 +21,7 @@ class AttentionFormulas(Arithmetic):
 
     @classmethod
     def count_text_flops(cls, width: int, heads: int | None, tokens: int, text: int, options: Mapping[str, Any]) -> int:
-        return 4 * cls.padded(tokens, options) * text * width
+        return super().count_text_flops(width, heads, cls.padded(tokens, options), text, options)
 
     @classmethod
     def padded(cls, tokens: int, options: Mapping[str, Any]) -> int:
@@ -36,6 +36,11 @@ class MultiHeadFormulas(AttentionFormulas):
     @classmethod
     def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
         return 8 * tokens * width * width + 4 * tokens * tokens * width
+
+    @classmethod
+    def count_text_flops(cls, width: int, heads: int | None, tokens: int, text: int, options: Mapping[str, Any]) -> int:
+        """Its keys are the picture's and the text's."""
+        return 4 * tokens * text * width
 
 
 @known("swa")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grafting.operators.attention import Attention
-from grafting.operators.base import QKV, Beside, Grid, Operator, Weights, assign
+from grafting.operators.base import QKV, Grid, Operator, Text, Weights, assign
 from grafting.operators.convolution import filter_2d, make_identity, naive_filter_2d
 from grafting.operators.formulas import LinearFormulas, LocalMeanFormulas
 from grafting.operators.registry import register
@@ -46,10 +46,10 @@ class LinearAttention(LinearFormulas, Attention):
         q, k = q @ self.map_q, k @ self.map_k
         return torch.cat([q, -q], -1).softmax(-1), torch.cat([k, -k], -1).softmax(-1)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, beside: Beside | None = None) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, text: Text | None = None) -> Tensor:
         near, kind = v, v.dtype
-        if beside is not None:
-            k, v = torch.cat([k, beside.keys], dim=1), torch.cat([v, beside.values], dim=1)
+        if text is not None:
+            k, v = torch.cat([k, text.keys], dim=1), torch.cat([v, text.values], dim=1)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         q, k = self.mapped(q, k)
         if kind == torch.float16:  # which ends at 65,504: sums over some thousand tokens do not fit

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..activations import visit, visit_spans
+from ..activations import Streams, visit, visit_spans
 from ..conditions import rows, to
 from ..graft import Grafted, tensors_hash, ungraft
 from ..hosts import Site
@@ -163,16 +163,18 @@ def only(handle: Grafted, site: Site) -> Iterator[None]:
 
 @torch.no_grad()
 def carried_errors(handle: Grafted, held: Triples, *, batch_size: int = 128) -> dict[Site, float]:
-    """By site, sum of (gate x error)^2 over that of the residual stream after the block, of one teacher pass."""
+    """By site, sum of (gate x error)^2 over that of the residual stream after the block, of one teacher pass; in the
+    tokens of the picture."""
     host, model, diffusion = handle.host, handle.model, schedule_of(handle.model)
     device = next(model.parameters()).device
     errors = dict.fromkeys(handle.switches, 0.0)
     streams = dict.fromkeys(range(len(host.blocks(model))), 0.0)
     gates: dict[Site, torch.Tensor] = {}
 
-    def at_site(site: Any, inputs: torch.Tensor, outputs: torch.Tensor, call: Mapping[str, Any]) -> None:
+    def at_site(site: Any, inputs: torch.Tensor, outputs: Streams, call: Mapping[str, Any]) -> None:
         switch = handle.switches[site]
-        error = gates[site] * (host.read(switch, switch.stand_in(inputs, **call)) - outputs)
+        given, *_ = host.streams(switch, switch.stand_in(inputs, **call))
+        error = gates[site][:, :1] * (given - outputs[0])
         errors[site] += error.double().square().sum().item()
 
     def after_block(block: int, _: torch.Tensor, outputs: torch.Tensor) -> None:
@@ -181,9 +183,9 @@ def carried_errors(handle: Grafted, held: Triples, *, batch_size: int = 128) -> 
     with ExitStack() as stack:
         stack.enter_context(handle.teacher())
         stack.enter_context(
-            visit_spans({site: ((switch, switch),) for site, switch in handle.switches.items()}, at_site, host.read)
+            visit_spans({site: ((switch, switch),) for site, switch in handle.switches.items()}, at_site, host.streams)
         )
-        stack.enter_context(visit(dict(enumerate(host.blocks(model))), after_block, host.read))
+        stack.enter_context(visit(dict(enumerate(host.blocks(model))), after_block, host.streams))
         for start in range(0, len(held), batch_size):
             part = slice(start, start + batch_size)
             z, y, t, noise = (to(rows(x, part), device) for x in (held.z, held.y, held.t, held.noise))

@@ -8,7 +8,7 @@ own ``from_pretrained`` stops with an error instead of dropping the graft.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from .. import __version__
 from ..conventions import CONVENTIONS, conventions, restore, settings
-from ..diffusion import Flow
+from ..diffusion import Diffusion, Flow, Schedule
 from ..files import misfits, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
 from ..graft import Grafted, graft, remember, tensors_hash, ungraft
 from ..hosts import host_for
@@ -33,6 +33,8 @@ from .checkpoints import read_checkpoint, translate, unshift_timesteps
 from .manifest import MANIFEST, StoreError, read_manifest
 
 WEIGHTS = "graft.safetensors"
+SCHEDULES: dict[str, type[Diffusion | Flow]] = {kind.__name__: kind for kind in (Diffusion, Flow)}
+"""That a manifest can name."""
 
 
 def save(
@@ -49,12 +51,13 @@ def save(
     whole: every weight, or the new operators and adapters only (the default, unless the graft has its own copy of all
     weights). A whole folder holds merged adapters, of a copy: ``handle`` stays as it is.
     base: what the pretrained model is called, for people. protocol, results: JSON data for the manifest and the card.
-    Raises StoreError where only the operators are asked for and the other weights were finetuned too.
+    Raises StoreError where only the operators are asked for and the other weights were finetuned too, or for a schedule
+    that is not this package's.
     """
     folder = Path(folder)
     if whole is False and handle.private:
         raise StoreError("this graft was finetuned as a whole: its delta is the whole model, save it with whole=True")
-    everything = handle.private or bool(whole)
+    everything, schedule = handle.private or bool(whole), _schedule_told(handle)
     if everything and handle.adapters is not None:
         handle = handle.own_copy()
     tensors = {f"{site.name}.{key}": value for site, op in handle.operators().items() for key, value in _state(op)}
@@ -62,14 +65,13 @@ def save(
     if everything:
         tensors |= {f"shared.{key}": value for key, value in shared_tensors(handle).items()}
     save_safetensors_atomic(folder / WEIGHTS, tensors)
-    schedule = schedule_of(handle.model)
     manifest = {
         "format": 1,
         "whole": everything,
         "base": {"name": base, "sha256": handle.source_hash},
         "class": type(handle.model).__name__,
         "config": settings(handle.model),
-        "schedule": {"shift": schedule.shift} if isinstance(schedule, Flow) else None,
+        "schedule": schedule,
         "conventions": handle.facts if handle.student_blocks is not None else conventions(handle.model),
         "plan": handle.plan.to_dict(),
         "lora": None if handle.adapters is None else asdict(handle.adapters.settings),
@@ -99,6 +101,7 @@ def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
         raise StoreError(f"{path} is not the file that {MANIFEST} names: it is missing or its hash differs")
     plan, tensors = Plan.from_dict(manifest["plan"]), load_file(path)
     wanted = manifest["base"]["sha256"]
+    schedule = _schedule(manifest["schedule"], folder) if manifest.get("schedule") else None
     lora = _lora(manifest["lora"], folder) if manifest.get("lora") else None  # older folders say nothing of it
     if manifest["whole"]:
         shared = {k.removeprefix("shared."): v for k, v in tensors.items() if k.startswith("shared.")}
@@ -123,8 +126,8 @@ def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
         if not handle.private:
             ungraft(handle.model)
         raise
-    if manifest.get("schedule"):
-        set_schedule(handle.model, Flow(**manifest["schedule"]))
+    if schedule is not None:
+        set_schedule(handle.model, schedule)
     handle.init, handle.seed, handle.source_hash = manifest["init"], manifest["seed"], wanted
     handle.explained = {s: manifest["explained"][s.name] for s in handle.switches if s.name in manifest["explained"]}
     return handle
@@ -220,6 +223,30 @@ def _adapters(handle: Grafted) -> dict[str, nn.Parameter]:
     """What a delta holds of adapters, by name."""
     found = {} if handle.adapters is None else handle.adapters.parameters()
     return {f"lora.{name}": parameter for name, parameter in found.items()}
+
+
+def _schedule_told(handle: Grafted) -> dict[str, Any] | None:
+    """The schedule of a graft's model as plain data; None where it is its family's own."""
+    schedule = schedule_of(handle.model)
+    if schedule == handle.host.schedule():
+        return None
+    name = type(schedule).__name__
+    if not isinstance(schedule, Diffusion | Flow) or name not in SCHEDULES:
+        raise StoreError(f"schedule {name}: a folder can name {' or '.join(SCHEDULES)} alone")
+    return {"class": name} | {f.name: getattr(schedule, f.name) for f in fields(schedule) if f.init}
+
+
+def _schedule(told: Any, folder: Path) -> Schedule:
+    where = f"{folder / MANIFEST}: schedule"
+    if not isinstance(told, Mapping):
+        raise StoreError(f"{where} is {told!r}, must be a mapping")
+    name = told.get("class", Flow.__name__)  # older folders say a flow's shift alone
+    if name not in SCHEDULES:
+        raise StoreError(f"{where}: class {name!r}: known are {', '.join(SCHEDULES)}")
+    try:
+        return SCHEDULES[name](**{key: value for key, value in told.items() if key != "class"})
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"{where}: {str(error).splitlines()[0]}") from None
 
 
 def _lora(told: Any, folder: Path) -> Lora:

@@ -166,14 +166,15 @@ def _graft(folder: Path, base: str | None) -> Model:
         # The companions are a convenience: a whole graft is readable where its teacher is gone.
         home = teacher_folder(wanted) if wanted in teachers() else Path(wanted or "")
         companions = _companions(home) if wanted and home.is_dir() else {}
-        if companions and (home / SCHEDULER).is_file():
+        asked = "schedule" not in manifest  # of older folders; what a manifest says of its schedule holds
+        if asked and companions and (home / SCHEDULER).is_file():
             with suppress(ModelError):
                 _tell(handle.model, home / SCHEDULER)
         # A relative path that is gone looks like an id, and is no business of the hub's.
         if not companions and HUB_ID.fullmatch(wanted or "") and not Path(wanted).parent.exists():
             with suppress(ModelError, OSError):
                 companions = {"autoencoder": own_autoencoder(wanted)}
-                if (schedule := hub_file(wanted, SCHEDULER)) is not None:
+                if asked and (schedule := hub_file(wanted, SCHEDULER)) is not None:
                     _tell(handle.model, schedule)
         return Model(name=str(folder), transformer=handle.model, graft=handle, **companions)
     if not wanted:

@@ -363,9 +363,9 @@ def left_unexplained(
         zt, t = schedule.add_noise(triples.z[part], triples.t[part], triples.noise[part]), triples.t[part]
         y = rows(triples.y, part)
         with evaluating(model, teacher):
-            with returned(theirs, host.read) as shown:
+            with returned(theirs, host.streams) as shown:
                 wanted(zt, t, y)
-            with returned(mine, host.read) as done:
+            with returned(mine, host.streams) as done:
                 denoiser(model)(zt, t, y)
         for found, given, right in zip(sums, done, shown, strict=True):
             found.add(given, right)

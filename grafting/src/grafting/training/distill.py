@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..activations import visit_spans
+from ..activations import Streams, visit_spans
 from ..conditions import each
 from ..diffusion import Levels, Schedule, draw, drop_labels
-from ..graft import null_identity
+from ..graft import Answered, null_identity
 from ..hosts.registry import schedule_of
 from ..initialise import explained
 from ..modes import evaluating
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 LOSSES = ("l1", "l2", "huber")
 Batches = Callable[[int], Mapping[str, Any]]
-Answer = Callable[[], tuple[torch.Tensor, torch.Tensor]]
-"""What the student gives at a site or group, and what it should give; computed when called."""
+Answer = Callable[[], Answered]
+"""By stream what the student gives at a site or group, and what it should give; computed when called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +133,12 @@ def distance(given: torch.Tensor, wanted: torch.Tensor, loss: str, gate: torch.T
     if gate is not None:
         given, wanted = gate.float() * given, gate.float() * wanted
     return functions[loss](given, wanted)
+
+
+def distances(answered: Answered, loss: str, gate: torch.Tensor | None = None) -> torch.Tensor:
+    """:func:`distance` of every stream, the picture's and the text's, added up; ``gate`` (B, S, D) has a row each."""
+    gates = [None] * len(answered) if gate is None else gate.split(1, dim=1)
+    return torch.stack([distance(*pair, loss, own) for pair, own in zip(answered, gates, strict=True)]).sum()
 
 
 @dataclass(kw_only=True)
@@ -286,8 +292,7 @@ class Distillation:
             learner = self.learners[site]
             parameters = list(learner.parameters.values())
             with torch.enable_grad():
-                given, wanted = answer()
-                loss = distance(given, wanted, learner.settings.loss, gate)
+                loss = distances(answer(), learner.settings.loss, gate)
                 # Not backward: operators within a group are taught at their own sites.
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -319,11 +324,12 @@ class Distillation:
         rows: dict[Any, int] = dict.fromkeys(active, 0)
 
         def measure(site: Any, answer: Answer, gate: torch.Tensor | None) -> None:
-            given, outputs = answer()
+            answered = answer()
+            given, outputs = answered[0]  # what is explained is said of the picture
             y = outputs.double().flatten(0, -2)
             rows[site] += len(y)
             visits[site] += 1
-            loss = distance(given, outputs, self.learners[site].settings.loss, gate).double()
+            loss = distances(answered, self.learners[site].settings.loss, gate).double()
             error = (given.double() - outputs.double()).square().sum()
             parts = (loss, error, y.sum(0), y.square().sum(0))
             sums[site] = [a + b for a, b in zip(sums[site], parts, strict=True)] if site in sums else list(parts)
@@ -357,12 +363,12 @@ class Distillation:
         zt = self.diffusion.add_noise(z, t, noise)
         pupils = handle.pupils()
 
-        def at_site(site: Any, inputs: torch.Tensor, outputs: torch.Tensor, call: Mapping[str, Any]) -> None:
+        def at_site(site: Any, inputs: torch.Tensor, outputs: Streams, call: Mapping[str, Any]) -> None:
             visitor(site, lambda: pupils[site].answer(inputs, outputs, call), gates.get(site))
 
         with handle.teacher(), autocast(self.team.device, self.config.precision):
             gates = host.gates(handle.model, z, t, y) if self.config.gate_weighted else {}
-            with visit_spans({site: pupils[site].spans for site in active}, at_site, host.read):
+            with visit_spans({site: pupils[site].spans for site in active}, at_site, host.streams):
                 host.call(handle.model, zt, t, y)
 
     def _save(self) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..activations import Read, plain
 from .team import Team
 
 Pairs = Sequence[tuple[nn.Module, nn.Module]]
@@ -16,20 +17,16 @@ Pairs = Sequence[tuple[nn.Module, nn.Module]]
 
 
 @contextmanager
-def returned(
-    modules: Sequence[nn.Module], read: Callable[[nn.Module, Any], torch.Tensor] | None = None
-) -> Iterator[list[torch.Tensor]]:
+def returned(modules: Sequence[nn.Module], read: Read = plain) -> Iterator[list[torch.Tensor]]:
     """While open, the list that it gives is filled with what ``modules`` return, (B, N, D) each, in their order.
 
-    read: makes one tensor of what a module returned, as a :class:`~grafting.hosts.Host` does.
-    Each of them runs once meanwhile, in this order; one that stands twice in ``modules`` runs twice.
+    read: what of it is whose; the picture's is taken. Each of them runs once meanwhile, in this order; one that stands
+    twice in ``modules`` runs twice.
     """
     found: list[torch.Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        if read is not None:
-            output = read(module, output)
-        found.append(output if isinstance(output, torch.Tensor) else output[0])
+        found.append(read(module, output)[0])
 
     handles = [module.register_forward_hook(keep) for module in dict.fromkeys(modules)]
     try:

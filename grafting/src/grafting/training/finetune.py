@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..activations import plain
 from ..conditions import each
 from ..diffusion import Denoiser, Levels, Schedule, draw, drop_labels
 from ..graft import Grafted, handle_of, null_identity
@@ -212,7 +213,7 @@ def finetune(
         _refuse_shared(handle)
     switches = replaced if config.fade and replaced else {}
     watched = pairs if config.features else ()
-    read = host_for(model).read if watched else None
+    read = host_for(model).streams if watched else plain
     schedule = diffusion or schedule_of(model)
     workers = team or Team(device=next(model.parameters()).device)
     shares = schedule.level_shares(config.levels)

@@ -20,7 +20,8 @@ ITERATIONS = 5
 AS_ADAMW = 0.2
 """Root mean square of AdamW's steps, by the rate."""
 
-INSIDE = ("attn1", "attn2", "ff", "caption_projection")
+INSIDE = ("attn", "attn1", "attn2", "ff", "ff_context", "caption_projection", "context_embedder")
+"""Components of the paths of its matrices, over all families; the last two are the projections of captions."""
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:

@@ -61,7 +61,7 @@ def operators(arguments: argparse.Namespace) -> None:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """A model's sizes, and what its blocks spend where."""
-    from ..cost import block_cost, host_flops
+    from ..cost import block_cost, host_flops, second_attention
 
     shape = _shape(arguments)
     block = block_cost(shape)
@@ -74,6 +74,9 @@ def inspect(arguments: argparse.Namespace) -> None:
     print(f"sites: blocks.0 to blocks.{shape.depth - 1}, attn and mlp each")
     for part in ("attn", "core", "mlp", "rest"):
         print(f"  {part:<6}{getattr(block, part) / block.total:>7.1%} of a block")
+    if shape.dual:
+        each = f"{second_attention(shape) / 1e9:.1f} GFLOPs each"
+        print(f"  and a second attention, of the picture alone, in {shape.dual} of them: {each}")
 
 
 def plan(arguments: argparse.Namespace) -> None:
