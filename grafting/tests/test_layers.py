@@ -15,9 +15,9 @@ ROOT = Path(grafting.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("files", "settings", "claims", "random", "tasks", "conditions", "precision", "modes", "operators"),
-    ("hosts", "cost", "expect", "activations", "diffusion"),
+    ("hosts", "joint", "cost", "expect", "activations", "diffusion"),
     ("plan", "graft", "lora", "restructure", "parallel", "switch", "conventions", "initialise"),
-    ("classifier", "teachers", "store", "data", "scenes", "text", "sampling"),
+    ("classifier", "teachers", "store", "data", "scenes", "text", "sampling", "steps"),
     ("training",),
     ("measure",),
     ("study", "report", "searching"),
