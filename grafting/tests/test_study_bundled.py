@@ -22,14 +22,14 @@ RECIPES = Path(__file__).resolve().parents[1] / "src" / "grafting" / "recipes"
 
 def test_demo_in_small_on_the_bundled_teacher(tmp_path: Path) -> None:
     """Few and small steps of the demo: from a solved start it beats an untrained graft beyond the interval."""
-    changes = ["budget=0.05", "finetune.lr=2e-5", "controls=[untrained]", "evaluate.triples=200"]
-    changes += ["evaluate.samples=40", "evaluate.steps=10", "speed.rounds=2", "speed.sides=[8]"]
+    changes = ["budget=0.05", "finetune.lr=2e-5", "calibration=64", "controls=[untrained]", "evaluate.triples=100"]
+    changes += ["evaluate.samples=24", "evaluate.steps=10", "speed.rounds=2", "speed.sides=[8]"]
     results = run(RunRecipe.from_yaml(RECIPES / "demo.yaml", changes), tmp_path, say=lambda line: None)
     assert read_results(tmp_path / "results.json") == results
     teacher, hybrid, untrained = results.models[:3]
     assert [m.name for m in (teacher, hybrid, untrained)] == ["teacher", "hybrid", "untrained"]
     assert "beats untrained" in results.summary
-    assert teacher.figures["recognised"].value > 0.5  # of 40 samples in few steps; the card has the real figure
+    assert teacher.figures["recognised"].value > 0.5  # of 24 samples in few steps; the card has the real figure
     assert results.costs and results.costs[0].share < 0.05
     assert hybrid.denoising_difference is not None and hybrid.denoising_difference.value > 0
 
