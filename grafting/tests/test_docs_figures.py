@@ -312,6 +312,11 @@ def test_searched_halves() -> None:
         wanted = [f"{row['stages']['start']['value']:+.4f}", told(row["differences"]["loss"])]
         wanted += [told(over["loss"]) if over else "–", told(none["differences"]["loss"])]
         assert [cell.replace("−", "-") for cell in cells[3:]] == wanted, cells[0]
+    page, other = (HOME / "docs" / "search.md").read_text(encoding="utf-8"), rows["searched-2d"]
+    assert f"by `loss` ends at {told(other['differences']['loss'])}" in page
+    assert abs(other["over_none"]["loss"]["value"]) < 0.0003  # no operator is worth more there
+    more = other["figures"]["fid_minus_floor"]["value"] / rows["teacher"]["figures"]["fid_minus_floor"]["value"] - 1
+    assert f"FID − floor {more:.0%}".replace("%", " %") in page.replace("\n", " ")
 
 
 def test_the_table_so_far() -> None:
