@@ -9,7 +9,6 @@ of the fastest rounds, its range that of the rounds one by one. Beside it stands
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import time
@@ -20,6 +19,7 @@ import torch
 
 from grafting import Plan
 from grafting.cost import block_cost, plan_cost
+from grafting.files import write_json_atomic
 from grafting.graft import graft
 from grafting.hosts import bundled_config, host_for, shape_of
 
@@ -32,7 +32,11 @@ def measure(config: dict[str, Any], names: list[str], *, side: int, rounds: int)
     # Three blocks: one that is like most of the model's, between one with a second attention and the last.
     dual = [0] if config.get("dual_attention_layers") else []
     made = {**{k: v for k, v in config.items() if k != "_class_name"}, "num_layers": 3, "dual_attention_layers": dual}
-    model = SD3Transformer2DModel(**made | {"sample_size": 2 * side, "pos_embed_max_size": side}).eval()
+
+    def fresh() -> SD3Transformer2DModel:
+        return SD3Transformer2DModel(**made | {"sample_size": 2 * side, "pos_embed_max_size": side}).eval()
+
+    model = fresh()
     shape, host, plain = shape_of(model), host_for(model), "as it is"
     whole = block_cost(shape)
     picture = torch.randn(1, shape.tokens, shape.width)
@@ -41,11 +45,9 @@ def measure(config: dict[str, Any], names: list[str], *, side: int, rounds: int)
         "temb": torch.randn(1, shape.width),
     }
     plans = {name: Plan.explicit(operator=name, blocks=[1]) for name in names}
-    blocks: dict[str, torch.nn.Module] = {}
+    blocks: dict[str, torch.nn.Module] = {plain: host.blocks(model)[1]}
     for name, plan in plans.items():
-        blocks[name] = host.blocks(graft(model, plan, init="copy").own_copy().model)[1]
-        model = SD3Transformer2DModel(**made | {"sample_size": 2 * side, "pos_embed_max_size": side}).eval()
-    blocks[plain] = host.blocks(model)[1]
+        blocks[name] = host.blocks(graft(fresh(), plan, init="copy").own_copy().model)[1]
     seconds: dict[str, list[float]] = {name: [] for name in blocks}
     for turn in range(rounds + 1):
         for name, block in blocks.items():
@@ -104,9 +106,7 @@ def main() -> None:
             "cores": os.cpu_count(),
             "what": "one block forward, rounds interleaved after one to warm up; ratio of the fastest rounds",
         }
-        beside = asked.out.with_name(asked.out.name + ".part")
-        beside.write_text(json.dumps({"protocol": protocol, "rows": rows}, indent=1) + "\n")
-        beside.replace(asked.out)
+        write_json_atomic(asked.out, {"protocol": protocol, "rows": rows})
 
 
 if __name__ == "__main__":
