@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
+from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, SanaTransformer2DModel
 from torch import nn
 
 from grafting.hosts import HostError, Site, host_for
@@ -59,8 +59,26 @@ def _alpha() -> tuple[nn.Module, Any]:
     return _pixart(sized=True)
 
 
+def _sana() -> tuple[nn.Module, Any]:
+    model = SanaTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        in_channels=3,
+        out_channels=3,
+        num_layers=2,
+        sample_size=6,
+        patch_size=2,
+        cross_attention_dim=16,
+        caption_channels=12,
+        timestep_scale=0.5,
+    )
+    return model, _pixart()[1]
+
+
 @pytest.mark.parametrize("size", [(6, 6), (4, 8)])
-@pytest.mark.parametrize("make", [_dit, _pixart, _alpha])
+@pytest.mark.parametrize("make", [_dit, _pixart, _alpha, _sana])
 @pytest.mark.parametrize("site", [Site(0, "attn"), Site(0, "mlp"), Site(1, "attn"), Site(1, "mlp")])
 def test_gate_is_what_a_unit_output_adds(make: Any, size: tuple[int, int], site: Site) -> None:
     if make is _dit and size[0] != size[1]:

@@ -70,6 +70,17 @@ def sd3(*, size: tuple[int, int] = (8, 8), large: bool = False) -> Parts:
     return model, {"encoder_hidden_states": torch.randn(2, 5, 12), "pooled_projections": torch.randn(2, 10)}, size
 
 
+def sana(*, size: tuple[int, int] = (4, 4), normed: bool = False) -> Parts:
+    """1, or 1.5 as ``normed``: with normed queries and keys."""
+    from diffusers import SanaTransformer2DModel
+
+    more: dict[str, Any] = {"caption_channels": 12, "cross_attention_dim": 32, "out_channels": 3, "sample_size": 4}
+    more |= {"num_cross_attention_heads": 4, "cross_attention_head_dim": 8, "patch_size": 1}
+    model = SanaTransformer2DModel(**SIZES | more, qk_norm="rms_norm_across_heads" if normed else None)
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
+    return model, {"encoder_hidden_states": torch.randn(2, 5, 12), "encoder_attention_mask": mask}, size
+
+
 HOSTS: dict[str, Callable[[], Parts]] = {
     "DiT": dit,
     "PixArt-Sigma": pixart,
@@ -77,6 +88,8 @@ HOSTS: dict[str, Callable[[], Parts]] = {
     "PixArt-Sigma, no square": partial(pixart, size=(4, 16)),  # as many tokens as mlp_hyena_x is tied to
     "SD3": sd3,
     "SD3.5, no square": partial(sd3, size=(4, 16), large=True),
+    "SANA": sana,
+    "SANA 1.5, no square": partial(sana, size=(2, 8), normed=True),
 }
 SITES = [(name, "attn" if arithmetic(name).kind == "mixer" else "mlp") for name in list_operators()]
 
@@ -87,7 +100,12 @@ def ready(host: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor, Any]:
     model, condition, (height, width) = HOSTS[host]()
     # Random models start with gates near zero; these let every site be seen.
     for name, parameter in model.named_parameters():
-        if "adaln_single.linear" in name or "norm1.linear" in name or "norm1_context.linear" in name:
+        if (
+            "adaln_single.linear" in name
+            or "time_embed.linear" in name
+            or "norm1.linear" in name
+            or "norm1_context.linear" in name
+        ):
             nn.init.normal_(parameter, std=0.5)
     return model.eval(), torch.randn(2, 3, height, width), torch.tensor([10, 900]), condition
 

@@ -33,6 +33,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in NAMES] + [
     ("mamba2", {"state": 8, "head_dim": 8, "chunk": 16, "expand": 1, "kernel": 2}),
     ("mlp", {"ratio": 2.5}),
     ("mlp_hyena_x", {"ratio": 1, "kernel": 3}),
+    ("mix_ffn", {"ratio": 1.5, "kernel": 5}),
 ]
 IDS = [name + "".join(f"-{k}={v}" for k, v in options.items()) for name, options in VARIANTS]
 each = pytest.mark.parametrize("name", NAMES)

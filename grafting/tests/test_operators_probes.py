@@ -61,6 +61,8 @@ VIEWS: list[tuple[str, dict[str, Any], set[int]]] = [
     ("mamba2", {"direction": "both"}, EVERYTHING),
     ("mlp", {}, {HERE}),
     ("mlp_hyena_x", {}, {HERE}),
+    ("mix_ffn", {}, square(1)),
+    ("mix_ffn", {"kernel": 5}, square(2)),
 ]
 
 
@@ -71,14 +73,14 @@ def test_a_token_sees_what_the_definition_says(name: str, options: dict[str, Any
     assert seen_from(made(name, **options), HERE) == view
 
 
-@pytest.mark.parametrize("name", ["swa", "hyena_x", "hyena_se", "hyena_x_2d"])
+@pytest.mark.parametrize("name", ["swa", "hyena_x", "hyena_se", "hyena_x_2d", "mix_ffn"])
 def test_nothing_wraps_around_the_edges(name: str) -> None:
     operator = made(name)
     assert max(seen_from(operator, 0)) < 2 * GRID[1]
     assert min(seen_from(operator, N - 1)) > N - 1 - 2 * GRID[1]
 
 
-@pytest.mark.parametrize("name", ["hyena_x_2d", "swa_2d"])
+@pytest.mark.parametrize("name", ["hyena_x_2d", "swa_2d", "mix_ffn"])
 def test_frames_do_not_mix_in_two_dimensions(name: str) -> None:
     x = torch.randn(1, N, WIDTH, dtype=torch.float64)
     operator = made(name)
@@ -329,7 +331,7 @@ def test_an_mlp_without_biases_is_copied_as_one(ratio: int) -> None:
 
 def test_says_when_nothing_was_copied() -> None:
     weights = attention_weights(made("mha"))
-    for name in ("mamba2", "mlp", "mlp_hyena_x"):
+    for name in ("mamba2", "mlp", "mlp_hyena_x", "mix_ffn"):
         student = made(name)
         before = {key: t.clone() for key, t in student.state_dict().items()}
         assert student.copy_from_attention(*weights) is False
@@ -353,6 +355,61 @@ def test_a_narrower_mlp_keeps_the_units_that_matter() -> None:
     assert student.copy_from_mlp((teacher.fc1.weight, teacher.fc1.bias), (teacher.fc2.weight, teacher.fc2.bias))
     x = torch.randn(2, N, WIDTH, dtype=torch.float64)
     torch.testing.assert_close(student(x), teacher(x))
+
+
+def mix_ffn(width: int = WIDTH) -> Any:
+    """SANA's own, random, and its weights as a start takes them."""
+    from diffusers.models.transformers.sana_transformer import GLUMBConv
+
+    torch.manual_seed(3)
+    made: Any = GLUMBConv(width, width, 2.5, residual_connection=False).double()
+    first, filters, last = made.conv_inverted, made.conv_depth, made.conv_point
+    weights = (
+        (first.weight.flatten(1), first.bias),
+        (filters.weight, filters.bias),
+        (last.weight.flatten(1), last.bias),
+    )
+    return made, weights
+
+
+def on_grid(module: Any, x: Tensor) -> Tensor:
+    """A convolution's output as tokens."""
+    image = x.transpose(1, 2).unflatten(2, GRID)
+    return module(image).flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("ratio", [2.5, 3, 4])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_mix_ffn_of_sana_s_size_or_wider_is_sana_s(ratio: float, kernel: int) -> None:
+    module, weights = mix_ffn()
+    student = made("mix_ffn", ratio=ratio, kernel=kernel)
+    assert student.copy_from_mix_ffn(*weights) is True
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(student(x, grid=GRID), on_grid(module, x))
+
+
+def test_a_narrower_mix_ffn_keeps_the_units_that_matter() -> None:
+    module, weights = mix_ffn()
+    hidden = module.conv_point.in_channels
+    module.conv_point.weight.data[:, torch.randperm(hidden)[: hidden - 2 * WIDTH]] = 0
+    student = made("mix_ffn", ratio=2)
+    assert student.copy_from_mix_ffn(*weights) is True
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(student(x, grid=GRID), on_grid(module, x))
+    assert made("mix_ffn", width=48).copy_from_mix_ffn(*weights) is False
+    assert made("mlp").copy_from_mix_ffn(*weights) is False
+
+
+def test_a_mix_ffn_starts_near_a_perceptron() -> None:
+    """Through open gates it is the perceptron with silu in the place of gelu, which differs by 0.021 of a unit."""
+    teacher, student = made("mlp", shake=1.0), made("mix_ffn", ratio=4)
+    assert student.copy_from_mlp((teacher.fc1.weight, teacher.fc1.bias), (teacher.fc2.weight, teacher.fc2.bias))
+    x = torch.randn(2, N, WIDTH, dtype=torch.float64)
+    units = F.linear(x, teacher.fc1.weight, teacher.fc1.bias)
+    sigmoid = F.linear(units * torch.sigmoid(1.702 * units), teacher.fc2.weight, teacher.fc2.bias)
+    torch.testing.assert_close(student(x, grid=GRID), sigmoid, rtol=1e-6, atol=1e-6)
+    bound = 0.021 * teacher.fc2.weight.abs().sum(1)
+    assert ((student(x, grid=GRID) - teacher(x)).abs() <= bound).all()
 
 
 # Sabotage: the comparison with the definition must notice each of these

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -22,6 +23,11 @@ def plain(_: nn.Module, output: torch.Tensor) -> Streams:
     return (output,)
 
 
+def as_tokens(x: torch.Tensor) -> torch.Tensor:
+    """(B, N, D), of what a convolution reads or gives on the grid too: (B, D, H, W), in raster order."""
+    return x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
+
+
 @contextmanager
 def visit(
     modules: Mapping[Key, nn.Module],
@@ -37,7 +43,7 @@ def visit(
     def watch(key: Key) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             inputs = args[0] if args else kwargs["hidden_states"]
-            visitor(key, inputs.detach(), read(module, output)[0].detach())
+            visitor(key, as_tokens(inputs).detach(), read(module, output)[0].detach())
 
         return hook
 
@@ -57,8 +63,9 @@ def visit_spans(
 ) -> Iterator[None]:
     """While open, ``visitor(key, inputs, outputs, call)`` is called whenever the last module of a span has run.
 
-    inputs: what the span's first module was given (B, N, D); outputs: the streams that its last one returned; call: the
-    keyword arguments of the last. Both are detached, and kept no longer than the span and its visit last.
+    inputs: what the span's first module was given, (B, N, D) or on the grid; outputs: the streams that its last one
+    returned; call: the further arguments of the last, by name. Both are detached, and kept no longer than the span and
+    its visit last.
     """
 
     def watch(key: Key, first: nn.Module, last: nn.Module) -> list[Any]:
@@ -68,7 +75,9 @@ def visit_spans(
             entered.append((args[0] if args else kwargs["hidden_states"]).detach())
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            call = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            names = [*inspect.signature(module.forward).parameters][: len(args)]
+            call = dict(zip(names, args, strict=False)) | kwargs
+            call.pop("hidden_states", None)
             visitor(key, entered.pop(), tuple(stream.detach() for stream in read(module, output)), call)
 
         return [

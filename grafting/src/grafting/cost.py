@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockCost:
-    """FLOPs of one block of the host. ``core`` is the part of ``attn`` that grows with N squared."""
+    """FLOPs of one block of the host. ``core`` is the part of ``attn`` between its projections, which grows with N
+    squared unless the host's own attention is linear."""
 
     attn: int
     core: int
@@ -40,6 +41,11 @@ def block_cost(shape: HostShape) -> BlockCost:
     own MLP, and where each block makes its own modulation, that. Of joint attention a block in which text goes on."""
     n, d, text = shape.tokens, shape.width, shape.context_tokens
     core = 4 * n * n * d
+    if shape.linear:
+        core, hidden = 4 * n * d * (d // shape.heads + 1), int(shape.mlp_ratio * d)
+        cross = 4 * n * d * d + 4 * text * d * d + 4 * n * text * d
+        mlp = n * hidden * (6 * d + 4 * 9)
+        return BlockCost(attn=8 * n * d * d + core, core=core, mlp=mlp, rest=cross)
     if shape.joint:
         attn = 8 * (n + text) * d * d + 4 * (n + text) ** 2 * d
         return BlockCost(attn=attn, core=core, mlp=16 * n * d * d, rest=16 * text * d * d + 24 * d * d)
@@ -63,7 +69,10 @@ def host_flops(shape: HostShape) -> int:
 
 
 def site_parameters(shape: HostShape, kind: str) -> int:
-    """Parameters of the host's own operator at a site, with biases."""
+    """Parameters of the host's own operator at a site."""
+    own = shape.attn_parameters if kind == "attn" else shape.mlp_parameters
+    if own:
+        return own
     d, hidden = shape.width, int(shape.mlp_ratio * shape.width)
     return 4 * (d * d + d) if kind == "attn" else 2 * d * hidden + hidden + d
 

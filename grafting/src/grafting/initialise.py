@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .activations import Streams, visit_spans
+from .activations import Streams, as_tokens, visit_spans
 from .conditions import rows, to
 from .diffusion import Schedule, draw
 from .hosts import Host, Site
@@ -190,7 +190,7 @@ def make_stand_in(
             (wq, bq, wk, bk, wv, bv), out = host.attention_weights(original)
             operator.copy_from_attention((wq, bq, wk, bk, wv, bv), out)
         else:
-            operator.copy_from_mlp(*host.mlp_weights(original))
+            host.copy_mlp(original, operator)
     like = next(original.parameters())
     fitted = host.fitted(entry.site.kind, operator, original)
     assert fitted is not None
@@ -227,7 +227,7 @@ def solve_all(
             weighed.add(site)
             joint[site].weigh(*host.queries_keys(originals[site], inputs))
         if site in operators:
-            solver(site, inputs, outputs[0], call)
+            solver(site, as_tokens(inputs), outputs[0], call)
 
     with evaluating(model), visit_spans(spans, see, host.streams):
         for index in range(count):

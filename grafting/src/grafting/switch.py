@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .activations import as_tokens
 from .hosts import Host
 from .joint import Joint
 from .operators import Operator
@@ -18,7 +19,7 @@ class Nothing(nn.Module):
     """The control *none*: the site's output is zero."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Zeros of the input's shape (B, N, D), still on the graph of the input."""
+        """Zeros of the input's shape, still on the graph of the input."""
         return hidden_states * 0
 
 
@@ -89,7 +90,8 @@ class Switch(nn.Module):
         return bool(getattr(self.operator if self.original is None else self.original, "context_pre_only", False))
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """(B, N, D) to (B, N, D) through the chosen side; further arguments reach modules of the host's own kind.
+        """(B, N, D) to (B, N, D), or (B, D, H, W) on the grid to as much, through the chosen side; further arguments
+        reach modules of the host's own kind.
 
         At a site of joint attention it gives two tensors, of the picture and of its text.
         """
@@ -114,5 +116,8 @@ class Switch(nn.Module):
                 raise ValueError(
                     f"attention_mask: {type(self.operator).__name__} reads every token of the picture; leave it out"
                 )
-            return self.operator(hidden_states, grid=self.raster.grid)
+            result = self.operator(as_tokens(hidden_states), grid=self.raster.grid)
+            if hidden_states.ndim == 3:
+                return result
+            return result.transpose(1, 2).unflatten(2, hidden_states.shape[2:])
         return self.operator(hidden_states, *args, **kwargs)

@@ -145,17 +145,25 @@ class Host(ABC):
         first, second = m.net[0].proj, m.net[2]
         return (first.weight, first.bias), (second.weight, second.bias)
 
+    def copy_mlp(self, original: nn.Module, operator: Operator) -> bool:
+        """Let ``operator`` start from the original channel mixer; returns whether anything was copied."""
+        return operator.copy_from_mlp(*self.mlp_weights(original))
+
     def queries_keys(self, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys (B, heads, N, C) of a diffusers attention on x (B, N, D); queries are scaled already."""
         a: Any = module
         q, k = (linear(x).unflatten(2, (a.heads, -1)).transpose(1, 2) for linear in (a.to_q, a.to_k))
         return q * a.scale, k
 
+    def weighed(self, scores: torch.Tensor) -> torch.Tensor:
+        """The attention that products (…, N) of queries and keys stand for, which sums to 1 over keys."""
+        return scores.softmax(-1)
+
     @torch.no_grad()
     def attention_map(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Attention probabilities (B, heads, N, N) of a site's module on its input x (B, N, D)."""
         q, k = self.queries_keys(module, x)
-        return (q @ k.transpose(2, 3)).softmax(-1)
+        return self.weighed(q @ k.transpose(2, 3))
 
     # -- blocks side by side: see grafting.parallel ---------------------------------------------------------------
 

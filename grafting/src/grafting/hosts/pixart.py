@@ -47,10 +47,14 @@ class PixArt(Host):
         adaln: Any = model.adaln_single
         added = (c.get(SIZES) if isinstance(c, Mapping) else None) or _sizes(model, len(z), z.shape[-2], z.shape[-1])
         embedded, _ = adaln(t, added, batch_size=len(t), hidden_dtype=adaln.linear.weight.dtype)
+        return self.table_gates(model, embedded)
+
+    def table_gates(self, model: nn.Module, embedded: torch.Tensor) -> dict[Site, torch.Tensor]:
+        """Of the timestep's embedding (B, 6D), to which each block adds its table."""
         gates = {}
         for index, block in enumerate(self.blocks(model)):
             table: Any = block.scale_shift_table
-            six = table[None] + embedded.reshape(len(t), 6, -1)
+            six = table[None] + embedded.reshape(len(embedded), 6, -1)
             gates[Site(index, "attn")], gates[Site(index, "mlp")] = six[:, 2:3], six[:, 5:6]
         return gates
 

@@ -11,10 +11,11 @@ from ..diffusion import Diffusion, Schedule
 from .base import Host
 from .dit import DiT
 from .pixart import PixArt
+from .sana import Sana
 from .sd3 import SD3
 from .shapes import HostError, class_of
 
-HOSTS: dict[str, Host] = {name: host for host in (DiT(), PixArt(), SD3()) for name in host.class_names}
+HOSTS: dict[str, Host] = {name: host for host in (DiT(), PixArt(), SD3(), Sana()) for name in host.class_names}
 """By diffusers' class."""
 
 

@@ -47,7 +47,8 @@ class HostShape:
     block_parameters: of a block. first_parameters: of what the model reads of its first block beside running it, and
     keeps where that runs no longer. joint: text runs through the blocks beside the picture, in joint attention, and
     ends in the last; normed: whose queries and keys are normed. dual: how many blocks, the first, have a second
-    attention, of the picture alone.
+    attention, of the picture alone. linear: attention is linear in the tokens, and the MLP a Mix-FFN. attn_parameters,
+    mlp_parameters: of the host's own operators, where they are not the plain ones with a bias everywhere.
     """
 
     family: str
@@ -65,6 +66,9 @@ class HostShape:
     joint: bool = False
     normed: bool = False
     dual: int = 0
+    linear: bool = False
+    attn_parameters: int = 0
+    mlp_parameters: int = 0
 
     @property
     def tokens(self) -> int:
@@ -114,12 +118,14 @@ def dit_shape(config: Mapping[str, Any]) -> HostShape:
 
 
 ALPHA_TEXT, SIGMA_TEXT = 120, 300
+SANA_TEXT = 300
 SD3_TEXT = 77 + 256
 """Tokens of a prompt of SD3: CLIP's and T5's, one after the other, as the pipeline of diffusers pads them."""
 TEXT_TOKENS = {
     "PixArtAlphaPipeline": ALPHA_TEXT,
     "PixArtSigmaPipeline": SIGMA_TEXT,
     "StableDiffusion3Pipeline": SD3_TEXT,
+    "SanaPipeline": SANA_TEXT,
 }
 """Tokens that a prompt is padded to, by the pipeline of diffusers: its own default."""
 
@@ -170,6 +176,29 @@ def sd3_shape(config: Mapping[str, Any]) -> HostShape:
     return replace(shape, parameters=parameters, block_parameters=block)
 
 
+def sana_shape(config: Mapping[str, Any]) -> HostShape:
+    """``SanaTransformer2DModel``: as PixArt, but for linear attention and an MLP that is convolved on the grid."""
+    shape = replace(_common(config, "SANA"), context_tokens=int(config.get("text_tokens") or SANA_TEXT), linear=True)
+    d, text, ratio = shape.width, int(config["cross_attention_dim"]), float(config.get("mlp_ratio", 2.5))
+    hidden, norms = int(ratio * d), 2 * d if config.get("qk_norm") is not None else 0
+    attn = 3 * (_linear(d, d) if config.get("attention_bias") else d * d) + _linear(d, d) + norms
+    cross = 2 * _linear(d, d) + 2 * _linear(text, d) + norms
+    mlp = _linear(d, 2 * hidden) + 2 * hidden * (9 + 1) + hidden * d
+    block = attn + cross + mlp + 6 * d + (2 * d if config.get("norm_elementwise_affine") else 0)
+    embedder = _linear(EMBEDDING, d) + _linear(d, d) + _linear(d, 6 * d)
+    prompt = _linear(int(config["caption_channels"]), d) + _linear(d, d) + d
+    ends = _linear(shape.patch_channels, d) + 2 * d + _linear(d, shape.out_channels)
+    return replace(
+        shape,
+        mlp_ratio=ratio,
+        normed=norms > 0,
+        parameters=shape.depth * block + embedder + prompt + ends,
+        block_parameters=block,
+        attn_parameters=attn,
+        mlp_parameters=mlp,
+    )
+
+
 def kept(lends: str, *, wide: bool, last: bool) -> tuple[str, ...]:
     """Projections and norms of a joint attention that stay beside an operator which ``lends`` all of its own to the
     text, the values or nothing (:class:`grafting.joint.Joint`).
@@ -188,6 +217,7 @@ SHAPES: dict[str, Callable[[Mapping[str, Any]], HostShape]] = {
     "DiTTransformer2DModel": dit_shape,
     "PixArtTransformer2DModel": pixart_shape,
     "SD3Transformer2DModel": sd3_shape,
+    "SanaTransformer2DModel": sana_shape,
 }
 """By diffusers' class."""
 LEGACY = {

@@ -170,7 +170,7 @@ class _Recorder:
         if n <= WHOLE and block not in self.whole:
             self.whole[block] = torch.zeros(n, n, dtype=torch.float64, device=x.device)
         q, k = self.host.queries_keys(module, x)
-        mass = len(x) * offset_mass(q, k, self.grid, whole=self.whole.get(block))
+        mass = len(x) * offset_mass(q, k, self.grid, whole=self.whole.get(block), weighed=self.host.weighed)
         found = [by_raster(mass, self.grid), by_grid(mass, self.grid)]
         before = self.mass.get((block, self.now))
         self.mass[block, self.now] = found if before is None else [a + b for a, b in zip(before, found, strict=True)]

@@ -9,19 +9,26 @@ k.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import isqrt
 
 import torch
 import torch.nn.functional as F
 
 Grid = tuple[int, int]
+Weighed = Callable[[torch.Tensor], torch.Tensor]
+"""From products of queries and keys (…, N) to attention: :meth:`grafting.hosts.Host.weighed`."""
 SLAB = 1 << 20
 """Attention probabilities held at a time: 4 MiB in float32, which caches hold; four times as many take longer."""
 
 
+def softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Over keys (…, N)."""
+    return scores.softmax(-1)
+
+
 def slabs(
-    q: torch.Tensor, k: torch.Tensor, width: int, limit: int = SLAB
+    q: torch.Tensor, k: torch.Tensor, width: int, limit: int = SLAB, weighed: Weighed = softmax
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
     """(heads, queries, probabilities summed over samples (heads, n, N)), about ``limit`` probabilities at a time.
 
@@ -44,7 +51,7 @@ def slabs(
             for part in range(0, samples, together):
                 some = slice(part, part + together)
                 scores = q[some, chosen, queries].float() @ k[some, chosen].float().transpose(2, 3)
-                total += scores.softmax(-1).sum(0)
+                total += weighed(scores).sum(0)
             yield chosen, queries, total
 
 
@@ -57,7 +64,13 @@ def diagonal_sums(p: torch.Tensor) -> torch.Tensor:
 
 
 def offset_mass(
-    q: torch.Tensor, k: torch.Tensor, grid: Grid, limit: int = SLAB, *, whole: torch.Tensor | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    grid: Grid,
+    limit: int = SLAB,
+    *,
+    whole: torch.Tensor | None = None,
+    weighed: Weighed = softmax,
 ) -> torch.Tensor:
     """(heads, 2H - 1, 2W - 1) float64: attention mass by offset, mean over samples and queries; sums to 1 per head.
 
@@ -69,7 +82,7 @@ def offset_mass(
     if height * width != tokens:
         raise ValueError(f"a grid of {height} x {width} for {tokens} tokens: they must be as many")
     mass = torch.zeros(heads, 2 * height - 1, 2 * width - 1, dtype=torch.float64, device=q.device)
-    for chosen, queries, summed in slabs(q, k, width, limit):
+    for chosen, queries, summed in slabs(q, k, width, limit, weighed):
         add_slab(mass[chosen], queries, summed, grid)
         if whole is not None:
             whole[queries] += summed.sum(0)

@@ -108,6 +108,11 @@ class Operator(Arithmetic, nn.Module):
         """Start from an MLP's two layers; returns whether anything was copied."""
         return False
 
+    def copy_from_mix_ffn(self, in_proj: Weights, filters: Weights, out_proj: Weights) -> bool:
+        """Start from a Mix-FFN's input (2F, D), filters (2F, 1, K, K) and output (D, F); returns whether anything was
+        copied."""
+        return False
+
     @classmethod
     def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
         """Counted on a shapes-only copy; built-in operators give a formula instead."""

@@ -300,3 +300,28 @@ class MlpHyenaXFormulas(Arithmetic):
     @classmethod
     def count_features(cls, width: int, options: Mapping[str, Any]) -> int:
         return width * options["ratio"]
+
+
+@known("mix_ffn")
+class MixFfnFormulas(Arithmetic):
+    """in_proj D → 2·r·D, a square filter on the grid, a gate, out_proj r·D → D."""
+
+    kind = "channel"
+    option_table: ClassVar[Mapping[str, Option]] = {
+        "ratio": Option.positive(2.5),
+        "kernel": Option.integer(3, odd=True),
+    }
+
+    @classmethod
+    def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
+        hidden = hidden_size(width, options["ratio"])
+        return 3 * width * hidden + 2 * hidden + width + 2 * hidden * (options["kernel"] ** 2 + 1)
+
+    @classmethod
+    def count_flops(cls, width: int, heads: int | None, tokens: int, options: Mapping[str, Any]) -> int:
+        hidden = hidden_size(width, options["ratio"])
+        return tokens * hidden * (6 * width + 4 * options["kernel"] ** 2)
+
+    @classmethod
+    def count_features(cls, width: int, options: Mapping[str, Any]) -> int:
+        return hidden_size(width, options["ratio"])

@@ -1,4 +1,4 @@
-"""Channel mixers: the two-layer perceptron of any ratio, and its gated replacement whose filter runs over features."""
+"""Channel mixers: the two-layer perceptron of any ratio, and gated ones, filtered over features or the grid."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grafting.operators.base import Grid, Operator, Weights
-from grafting.operators.convolution import naive_filter_1d
-from grafting.operators.formulas import MlpFormulas, MlpHyenaXFormulas, hidden_size
+from grafting.operators.base import Grid, Operator, Weights, assign
+from grafting.operators.convolution import filter_2d, make_identity, naive_filter_1d, naive_filter_2d
+from grafting.operators.formulas import MixFfnFormulas, MlpFormulas, MlpHyenaXFormulas, hidden_size
 from grafting.operators.registry import register
 
 
@@ -77,3 +77,78 @@ class MlpHyenaX(MlpHyenaXFormulas, Operator):
         h = naive_filter_1d(h.transpose(1, 2), weight, bias, before=self.options["kernel"] - 1).transpose(1, 2)
         hidden = h.shape[-1] // 3
         return self.out_proj(h[..., :hidden] * h[..., hidden : 2 * hidden] * h[..., 2 * hidden :])
+
+
+SLOPE = 1.702  # gelu(u) is silu(1.702 u) / 1.702 within 0.021 (Hendrycks & Gimpel, arXiv 1606.08415)
+OPEN = 1.2784645  # silu of it is 1
+
+
+@register("mix_ffn")
+class MixFfn(MixFfnFormulas, Operator):
+    """y = out_proj(h ⊙ silu(g)), [h, g] = f(silu(in_proj x)), f a depthwise square filter on the grid.
+
+    The Mix-FFN of SANA (Xie et al., arXiv 2410.10629), ratio 2.5 there and the filter 3 x 3, for any host.
+    """
+
+    def make_layers(self) -> None:
+        hidden, taps = hidden_size(self.width, self.options["ratio"]), self.options["kernel"]
+        self.in_proj = nn.Linear(self.width, 2 * hidden)
+        self.filter = nn.Conv2d(2 * hidden, 2 * hidden, taps, groups=2 * hidden)
+        self.out_proj = nn.Linear(hidden, self.width)
+
+    def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        h, g = filter_2d(F.silu(self.in_proj(x)), self.filter.weight, self.filter.bias, grid=grid).chunk(2, dim=-1)
+        return h * F.silu(g)
+
+    def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
+        u = x @ self.in_proj.weight.T + self.in_proj.bias
+        u = naive_filter_2d(u / (1 + (-u).exp()), self.filter.weight, self.filter.bias, grid=grid)
+        h, g = u[..., : u.shape[-1] // 2], u[..., u.shape[-1] // 2 :]
+        return (h * g / (1 + (-g).exp())) @ self.out_proj.weight.T + self.out_proj.bias
+
+    @torch.no_grad()
+    def copy_from_mlp(self, fc1: Weights, fc2: Weights) -> bool:
+        """Each unit looks at its own token, through an open gate: the source's units, with GELU to within 0.021.
+
+        Fewer or more units as in `Mlp`.
+        """
+        units = Mlp(width=self.width, ratio=self.options["ratio"]).to(self.in_proj.weight)
+        if not units.copy_from_mlp(fc1, fc2):
+            return False
+        hidden = units.fc1.out_features
+        assign(self.in_proj, SLOPE * units.fc1.weight, SLOPE * units.fc1.bias, slice(hidden))
+        assign(self.in_proj, torch.zeros_like(units.fc1.weight), None, slice(hidden, None))
+        make_identity(self.filter, at=self.options["kernel"] // 2)
+        assert self.filter.bias is not None
+        self.filter.bias[hidden:] = OPEN
+        assign(self.out_proj, units.fc2.weight / SLOPE, units.fc2.bias)
+        return True
+
+    @torch.no_grad()
+    def copy_from_mix_ffn(self, in_proj: Weights, filters: Weights, out_proj: Weights) -> bool:
+        """A wider one contains the source exactly, through extra units of no output; a narrower one keeps the units of
+        the largest product of input, filter and output norms. Filters of another size are laid on one centre."""
+        (w1, b1), (taps, b2), (w3, b3) = in_proj, filters, out_proj
+        if w1.shape[1] != self.width or w3.shape != (self.width, len(w1) // 2):
+            return False
+        importance = (w1.norm(dim=1) * taps.flatten(1).norm(dim=1)).view(2, -1).prod(0) * w3.norm(dim=0)
+        there, own = len(w1) // 2, self.out_proj.in_features
+        kept = importance.topk(min(there, own)).indices.sort().values
+        for half in range(2):  # the units, and their gates
+            mine, theirs = slice(half * own, half * own + len(kept)), kept + half * there
+            assign(self.in_proj, w1[theirs], None if b1 is None else b1[theirs], mine)
+            self.filter.weight[mine] = _centred(taps[theirs], self.options["kernel"]).to(self.filter.weight)
+            assert self.filter.bias is not None
+            self.filter.bias[mine] = 0.0 if b2 is None else b2[theirs].to(self.filter.bias)
+        self.out_proj.weight.zero_()
+        self.out_proj.weight[:, : len(kept)] = w3[:, kept].to(self.out_proj.weight)
+        self.out_proj.bias.zero_()
+        if b3 is not None:
+            self.out_proj.bias.copy_(b3)
+        return True
+
+
+def _centred(taps: Tensor, size: int) -> Tensor:
+    """Filters (C, 1, K, K) as (C, 1, size, size): cut to the middle, or with zeros around; both sizes are odd."""
+    more = (size - taps.shape[-1]) // 2
+    return F.pad(taps, (more,) * 4)
