@@ -309,7 +309,7 @@ def test_an_autoencoder_of_the_hub_goes_with_a_transformer(hub: Path) -> None:
             assert all(torch.equal(wanted[key], tensor) for key, tensor in found.state_dict().items())
     (hub / "some" / "pixels").mkdir()
     (hub / "some" / "pixels" / "config.json").write_text('{"_class_name": "VQModel"}')
-    with pytest.raises(ModelError, match="pixels is VQModel: an AutoencoderKL is needed"):
+    with pytest.raises(ModelError, match="pixels is VQModel: an AutoencoderKL or an AutoencoderDC is needed"):
         given_autoencoder("some/pixels")
     with pytest.raises(ModelError, match="gives latents of 3 channels: 4 are needed"):
         given_autoencoder("some/shared", channels=4)

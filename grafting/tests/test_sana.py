@@ -13,7 +13,7 @@ from torch import nn
 
 from grafting.activations import as_tokens, visit
 from grafting.conditions import MASK, TEXT, each, rows
-from grafting.cost import adapter_cost, host_flops, plan_cost, site_parameters
+from grafting.cost import adapter_cost, block_cost, host_flops, plan_cost, site_parameters
 from grafting.diffusion import Denoiser, Flow
 from grafting.graft import Grafted, graft
 from grafting.hosts import HostError, Site, host_for, schedule_of, shape_of
@@ -21,7 +21,7 @@ from grafting.hosts.shapes import bundled_config
 from grafting.lora import Lora, LoraError, add_lora
 from grafting.measure.analysis import analyze
 from grafting.measure.denoising import Triples, denoising_losses
-from grafting.measure.speed import flops
+from grafting.measure.speed import flops, without_cores
 from grafting.operators import arithmetic, list_operators
 from grafting.plan import Plan
 from grafting.sampling import Pipeline, Sampling
@@ -89,8 +89,7 @@ def test_a_graft_of_its_mlp_works_on_the_tokens_of_the_grid(row: str) -> None:
     model, z, t, condition = ready(row)
     handle = graft(model, Plan.all(site="mlp", operator="mix_ffn", kernel=5), init="random")
     seen: dict[Site, Any] = {}
-    sites = {site: switch for site, switch in handle.switches.items()}
-    with visit(sites, lambda site, x, y: seen.update({site: (x, y)}), handle.host.streams), torch.no_grad():
+    with visit(handle.switches, lambda site, x, y: seen.update({site: (x, y)}), handle.host.streams), torch.no_grad():
         handle.host.call(model, z, t, condition)
     grid = (z.shape[2], z.shape[3])
     for site, (x, y) in seen.items():
@@ -143,6 +142,22 @@ def test_flops_at_true_sizes(name: str) -> None:
     left_out = 2 * (256 * d + d * d + 6 * d * d) + 2 * text * (2304 * d + d * d)
     assert flops(Called(model, host), z, t, host.example(model, 1)) == host_flops(shape) + left_out
     assert site_parameters(shape, "mlp") == sum(p.numel() for p in host.get(model, Site(0, "mlp")).parameters())
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_without_its_core_it_gives_its_values(row: str) -> None:
+    """What the time bound is measured by: every FLOP of the core goes, and no other."""
+    model, z, t, condition = ready(row)
+    host, shape = host_for(model), shape_of(model)
+    modules: list[Any] = [host.get(model, Site(block, "attn")) for block in (0, 1)]
+    asked = (Called(model, host), z[:1], t[:1], rows(condition, slice(1)))
+    before = flops(*asked)
+    with without_cores(modules):
+        assert before - flops(*asked) == 2 * block_cost(shape).core
+        x = torch.randn(2, 16, 32)
+        a = modules[0]
+        torch.testing.assert_close(a(x), a.to_out[0](a.to_v(x)), rtol=1e-5, atol=1e-6)
+    assert flops(*asked) == before
 
 
 def test_most_of_its_cost_is_in_its_mlp() -> None:

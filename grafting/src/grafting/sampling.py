@@ -115,9 +115,10 @@ class Text(Protocol):
 
 
 def pixels_per_latent(vae: nn.Module) -> int:
-    """Pixels along a side for one of an AutoencoderKL's latents."""
+    """Pixels along a side for one of an autoencoder's latents: an AutoencoderKL's, or SANA's AutoencoderDC's."""
     config: Any = vae.config
-    return 2 ** int(len(config.block_out_channels) - 1)
+    levels = getattr(config, "block_out_channels", None) or config.encoder_block_out_channels
+    return 2 ** (len(levels) - 1)
 
 
 def pixels(pictures: torch.Tensor) -> Any:

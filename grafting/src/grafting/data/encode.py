@@ -102,6 +102,8 @@ class _Run:
             count=encoders.config.get("num_embeds_ada_norm") if self.condition == "labels" else None,
         )
         self.autoencoder = encoders.autoencoder()
+        if config.posterior == "sample" and type(self.autoencoder).__name__ == "AutoencoderDC":
+            raise ValueError("posterior sample: an AutoencoderDC gives one latent and no distribution; leave it out")
         self.size, self.shape = self._sizes()
         self.vae_hash = None if self.autoencoder is None else tensors_hash(self.autoencoder.state_dict())
         self.shards = ShardFolder(out, self._settings(), count=len(self.source), shard=config.shard)
@@ -278,7 +280,10 @@ class _Run:
         if network is None:
             return x
         with autocast(self.device, self.config.precision):
-            posterior = network.encode(x).latent_dist
+            found = network.encode(x)
+        posterior = getattr(found, "latent_dist", None)
+        if posterior is None:  # an AutoencoderDC has one latent and no distribution
+            return scaled(network, found.latent.float())
         z = posterior.mean.float()
         if self.config.posterior == "sample":
             noise = [

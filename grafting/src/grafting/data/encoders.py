@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,16 @@ from ..conditions import POOLED, TEXT
 from ..files import read_json, sha256
 from ..graft import tensors_hash
 from ..hosts import host_for
-from ..hosts.shapes import ALPHA_TEXT, SD3_TEXT, SIGMA_TEXT, TEXT_TOKENS, class_of, told_sizes
+from ..hosts.shapes import (
+    ALPHA_TEXT,
+    PIPELINES,
+    SANA_TEXT,
+    SD3_TEXT,
+    SIGMA_TEXT,
+    TEXT_TOKENS,
+    class_of,
+    told_sizes,
+)
 from ..store.configs import ModelError, config_of, home_of, hub_file, pipeline_of
 from ..store.models import given_autoencoder, own_autoencoder
 from ..teachers import PROMPTS
@@ -29,7 +39,7 @@ UNREAD: dict[str, Any] = {"vae": None, "transformer": None, "scheduler": None}
 """Parts of a pipeline that embed no text: what is None is neither read nor fetched."""
 NEEDED = {"transformers": "transformers", "sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
 """Packages that read a T5 and a tokenizer as it is published, by module."""
-SD3_PIPELINE = "StableDiffusion3Pipeline"
+(SANA_PIPELINE,), (SD3_PIPELINE,) = PIPELINES["SANA"], PIPELINES["SD3"]
 CLIPS, T5, T5_WORDS = ("text_encoder", "text_encoder_2"), "text_encoder_3", "tokenizer_3"
 """Parts of SD3's pipeline; the CLIPs' tokenizers are called as theirs are."""
 CLIP_TOKENS, T5_MOST = 77, 512
@@ -82,7 +92,7 @@ def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | 
     if not isinstance(model, (str, Path)):
         pipe: Any = model
         config = {**pipe.transformer.config, "_class_name": type(pipe.transformer).__name__}
-        own = SD3Text if host_for(config).family == "SD3" else PipelineText
+        own = {"SD3": SD3Text, "SANA": SanaText}.get(host_for(config).family, PipelineText)
         return Encoders(
             name=type(pipe).__name__,
             config=config,
@@ -167,6 +177,49 @@ class PipelineText:
         whole = self.pipe.tokenizer([caption.lower().strip() for caption in captions])["input_ids"]
         own = [row[kept.bool()].cpu() for row, kept in zip(states, mask, strict=True)]
         return own, sum(len(ids) > self.tokens for ids in whole)
+
+
+class SanaText(PipelineText):
+    """Captions as diffusers' SanaPipeline embeds them: by a language model that reads an instruction before each, of
+    which the states are left out. The empty caption, which stands for none, has no instruction."""
+
+    def __init__(self, pipe: Any, tokens: int | None, device: torch.device) -> None:
+        super().__init__(pipe, tokens or SANA_TEXT, device)
+
+    @property
+    def instruction(self) -> list[str]:
+        """Lines of the pipeline's own default."""
+        return list(inspect.signature(type(self.pipe).__call__).parameters["complex_human_instruction"].default)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """With the instruction."""
+        return super().identity | {"instruction": _digest("\n".join(self.instruction))}
+
+    @torch.no_grad()
+    def __call__(self, captions: Sequence[str]) -> tuple[list[torch.Tensor], int]:
+        """See :class:`Embedder`."""
+        told = [place for place, caption in enumerate(captions) if caption.strip()]
+        rest = [place for place, caption in enumerate(captions) if not caption.strip()]
+        states, cut = dict[int, torch.Tensor](), 0
+        for places, instruction in ((told, self.instruction), (rest, [])):
+            if not places:
+                continue
+            some = [captions[place] for place in places]
+            text, mask, _, _ = self.pipe.encode_prompt(
+                some,
+                do_classifier_free_guidance=False,
+                device=self.device,
+                max_sequence_length=self.tokens,
+                complex_human_instruction=instruction,
+            )
+            states |= {place: row[kept.bool()].cpu() for place, row, kept in zip(places, text, mask, strict=True)}
+            before = "\n".join(instruction)
+            # The pipeline's own room: the instruction's tokens and as many more, two of which are counted twice.
+            room = len(self.pipe.tokenizer.encode(before)) + self.tokens - 2 if instruction else self.tokens
+            whole = self.pipe.tokenizer([before + caption.lower().strip() for caption in some])["input_ids"]
+            cut += sum(len(ids) > room for ids in whole)
+        return [states[place] for place in range(len(captions))], cut
 
 
 class SD3Text:
@@ -306,7 +359,7 @@ class StoredText:
             if part.startswith("text_encoder"):
                 _frozen(getattr(pipe, part))
         if self.kind != SD3_PIPELINE:
-            return PipelineText(pipe, self.tokens, self.device)
+            return (SanaText if self.kind == SANA_PIPELINE else PipelineText)(pipe, self.tokens, self.device)
         # Of the transformer, which is not read, ``encode_prompt`` asks how wide T5's zeros are.
         pipe.__dict__["transformer"] = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=self.width))
         return SD3Text(pipe, self.tokens, self.device)
@@ -357,22 +410,23 @@ def _frozen(network: nn.Module | None) -> nn.Module | None:
 
 def _text(home: str, asked: int | None, config: Mapping[str, Any], device: torch.device) -> Embedder:
     """What embeds captions for the transformer of ``config``, from ``home``; ``asked`` tokens, where any were."""
-    folder, of_sd3 = Path(home), host_for(config).family == "SD3"
-    if not of_sd3 and (folder / "teacher.json").is_file() and not (folder / "text_encoder").is_dir():
+    folder, family = Path(home), host_for(config).family
+    if family == "PixArt" and (folder / "teacher.json").is_file() and not (folder / "text_encoder").is_dir():
         if asked is not None:
             raise ModelError(f"tokens {asked}: {home} takes as many as a caption has, up to {LIMIT}; leave tokens out")
         prompts = folder / PROMPTS
         return BundledText(Embedded.load(prompts) if prompts.is_file() else None, device)
     kind = pipeline_of(home)
-    known = [name for name in TEXT_TOKENS if (name == SD3_PIPELINE) == of_sd3]
+    known = PIPELINES[family]
     if kind is None or kind not in known:
         lacks = f"whose captions {class_of(config)} does not read" if kind in TEXT_TOKENS else UNKNOWN
         raise ModelError(
             f"{home} is {kind or 'no pipeline'}, {lacks}: name the folder or hub id of a {' or '.join(known)} as text"
         )
-    if of_sd3:
+    if family == "SD3":
         return StoredText(home, kind, sd3_tokens(asked), device, config.get("joint_attention_dim"))
-    return StoredText(home, kind, asked or prompt_tokens(config) or TEXT_TOKENS[kind], device)
+    trained = prompt_tokens(config) if family == "PixArt" else None
+    return StoredText(home, kind, asked or trained or TEXT_TOKENS[kind], device)
 
 
 def _installed(module: str) -> bool:

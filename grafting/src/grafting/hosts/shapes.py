@@ -128,6 +128,12 @@ TEXT_TOKENS = {
     "SanaPipeline": SANA_TEXT,
 }
 """Tokens that a prompt is padded to, by the pipeline of diffusers: its own default."""
+PIPELINES = {
+    "PixArt": ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+    "SD3": ("StableDiffusion3Pipeline",),
+    "SANA": ("SanaPipeline",),
+}
+"""Whose captions a family reads."""
 
 
 def told_sizes(config: Mapping[str, Any]) -> bool:

@@ -132,9 +132,9 @@ class _LiveStorages(TorchDispatchMode):
 
 @contextmanager
 def without_cores(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, softmax attention within ``modules`` returns its values untouched: projections stay, the core goes.
+    """Inside, attention within ``modules`` returns its values untouched: projections stay, the core goes.
 
-    The time of a model so treated is what no replacement of those cores that keeps the projections can beat. Only
+    The core is softmax attention's, or the two products of SANA's linear attention. The time of a model so treated is what no replacement of those cores that keeps the projections can beat. Only
     calls whose queries and values have the same shape, that is self-attention, are skipped. Of joint attention, over
     a picture and then its text, only what the picture's tokens read of each other goes, for a graft keeps the rest.
     """
@@ -156,6 +156,8 @@ class _SkipCores(TorchFunctionMode):
         super().__init__()
         self._joint: list[tuple[int, int]] = []
         """Of each module that is entered: tokens of the picture and of the text, if it was given both to attend to."""
+        self._linear: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Of linear attention: what stands for its sums, and its values."""
 
     def enter_module(self, _: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         picture, text = args[0] if args else kwargs.get("hidden_states"), kwargs.get("encoder_hidden_states")
@@ -173,6 +175,14 @@ class _SkipCores(TorchFunctionMode):
                     return value
                 read = func(query[..., :n, :], key[..., n:, :], value[..., n:, :])
                 return torch.cat([read, func(query[..., n:, :], key, value)], dim=-2)
+        if self._joint and func is torch.matmul:
+            left, right = args
+            if self._linear is not None and left is self._linear[0]:
+                return self._linear[1]
+            # Values, with a row of ones that becomes the normaliser, times keys.
+            if left.ndim == 4 and left.shape[-1] == right.shape[-2] and left.shape[-2] == right.shape[-1] + 1:
+                self._linear = left.new_zeros(*left.shape[:-1], right.shape[-1]), left
+                return self._linear[0]
         return func(*args, **(kwargs or {}))
 
 

@@ -30,6 +30,8 @@ SCHEDULE = {
 """The noise that models of noise prediction are shown (Ho et al. 2020), in the words of a scheduler_config.json; its
 defaults too."""
 FLOWS = "FlowMatchEulerDiscreteScheduler"
+SOLVER = "DPMSolverMultistepScheduler"
+"""Which says with use_flow_sigmas that it walks a flow, as SANA's does."""
 SCHEDULER = "scheduler/scheduler_config.json"
 CONFIGS = ("config.json", "transformer/config.json")
 
@@ -143,8 +145,14 @@ def check_schedule(path: Path, own: Schedule) -> Schedule:
     content = read_json(path, error=ModelError)
     name = str(content.get("_class_name"))
     if isinstance(own, Flow):
-        if name != FLOWS:
-            raise ModelError(f"{path} has _class_name {name}: a flow's is {FLOWS}, and no other is known here")
+        if name == SOLVER and content.get("use_flow_sigmas"):
+            told = {key: value for key, value in content.items() if not key.startswith("beta")}  # which it leaves alone
+            content = {**told, "shift": content.get("flow_shift", 1.0)}
+        elif name != FLOWS:
+            raise ModelError(
+                f"{path} has _class_name {name}: a flow's is {FLOWS}, or {SOLVER} with use_flow_sigmas, and no other is "
+                "known here"
+            )
         try:
             return own.told({"shift": 1.0, **content})  # diffusers' own default
         except ValueError as error:

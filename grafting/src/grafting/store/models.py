@@ -25,6 +25,8 @@ from .manifest import MANIFEST, read_manifest
 if TYPE_CHECKING:
     from ..classifier import Classifier
 
+KINDS = ("AutoencoderKL", "AutoencoderDC")
+"""Classes of autoencoders; the second is SANA's."""
 AUTOENCODERS = ("vae", "autoencoder")
 """Subfolders that hold an autoencoder: that of diffusers' pipelines, and ours."""
 
@@ -108,7 +110,7 @@ def with_autoencoder(model: Model, name: str) -> Model:
 
 
 def own_autoencoder(home: str) -> nn.Module | None:
-    """The AutoencoderKL in a subfolder of a folder or hub id, in eval mode, float32; None where there is none.
+    """The autoencoder in a subfolder of a folder or hub id, in eval mode, float32; None where there is none.
 
     Raises ModelError for one of another class, or where the hub cannot be reached.
     """
@@ -128,7 +130,7 @@ def given_autoencoder(name: str, *, channels: int | None = None) -> nn.Module:
 
 def _autoencoder(home: str, parts: Sequence[str], channels: int | None = None) -> nn.Module | None:
     """From the first of ``parts`` that is there, "" for ``home`` itself."""
-    from diffusers import AutoencoderKL
+    import diffusers
 
     local = Path(home).exists()
     if not local and not HUB_ID.fullmatch(home):
@@ -140,11 +142,11 @@ def _autoencoder(home: str, parts: Sequence[str], channels: int | None = None) -
             continue
         config = read_json(path, error=ModelError)
         kind, latent = config.get("_class_name"), config.get("latent_channels")
-        if kind != "AutoencoderKL":
-            raise ModelError(f"autoencoder {path.parent} is {kind}: an AutoencoderKL is needed")
+        if kind not in KINDS:
+            raise ModelError(f"autoencoder {path.parent} is {kind}: an {' or an '.join(KINDS)} is needed")
         if channels not in (None, latent):
             raise ModelError(f"autoencoder {path.parent} gives latents of {latent} channels: {channels} are needed")
-        made: nn.Module = AutoencoderKL.from_pretrained(home, **({"subfolder": part} if part else {}))
+        made: nn.Module = getattr(diffusers, kind).from_pretrained(home, **({"subfolder": part} if part else {}))
         return made.float().eval()
     return None
 

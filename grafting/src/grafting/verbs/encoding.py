@@ -30,7 +30,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument(
         "--out", type=Path, required=True, help="the folder of the shards; a run found there is continued"
     )
-    made.add_argument("--vae", metavar="MODEL", help="an AutoencoderKL's folder or hub id, where the model brings none")
+    made.add_argument("--vae", metavar="MODEL", help="an autoencoder's folder or hub id, where the model brings none")
     text_options(made)
     made.add_argument("--size", type=_size, metavar="HxW", help="pixels, N for a square; default: the model's own")
     made.add_argument(

@@ -127,7 +127,7 @@ def alone(arguments: argparse.Namespace) -> Team:
 def vae_option(made: argparse.ArgumentParser) -> None:
     """``--vae``, for :func:`opened`."""
     made.add_argument(
-        "--vae", metavar="MODEL", help="an AutoencoderKL's folder or hub id, for a model of latents that brings none"
+        "--vae", metavar="MODEL", help="an autoencoder's folder or hub id, for a model of latents that brings none"
     )
 
 
