@@ -60,7 +60,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     config["sample_size"] = arguments.side * config["patch_size"]
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     model = made(config, device, dtype)
-    plan = Plan.interleaved(operator=arguments.operator, ratio=0.5)
+    plan = Plan.interleaved(operator=arguments.operator, share=0.5)
     if arguments.whole:
         plan = Plan.explicit(site="attn", operator=arguments.operator, blocks=BLOCKS)
     handle = graft(model, plan, init="copy")

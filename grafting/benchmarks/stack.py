@@ -57,7 +57,7 @@ def main() -> None:
     }
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     model = DiTTransformer2DModel(**config).eval().to(device, dtype)
-    host, plan = host_for(model), Plan.interleaved(operator=arguments.operator, ratio=0.5)
+    host, plan = host_for(model), Plan.interleaved(operator=arguments.operator, share=0.5)
     handle = graft(model, plan, init="copy")
     z = torch.randn(1, 4, 2 * arguments.side, 2 * arguments.side, device=device, dtype=dtype)
     t, y = torch.tensor([500], device=device), torch.tensor([7], device=device)

@@ -37,7 +37,7 @@ SMALL = {
 )
 def test_bounds(name: str, side: int, whole: float, half: float) -> None:
     for ratio, bound in ((1.0, whole), (0.5, half)):
-        plan = Plan.interleaved(operator="hyena_x", ratio=ratio)
+        plan = Plan.interleaved(operator="hyena_x", share=ratio)
         cost = plan_cost(plan, bundled_config(name), grid=(side, side))
         assert cost.core_bound == cost.flop_bound == pytest.approx(bound, abs=0.006)
         # hyena_x adds two short filters and two products to its projections: next to nothing.

@@ -28,7 +28,7 @@ def model(tiny_teacher: Path) -> Model:
 
 
 def hybrid(model: Model, operator: str = "swa") -> Grafted:
-    return graft(model.transformer, Plan.interleaved(operator=operator, ratio=0.5), init="random")
+    return graft(model.transformer, Plan.interleaved(operator=operator, share=0.5), init="random")
 
 
 def test_shares_by_step() -> None:
@@ -94,7 +94,7 @@ def test_operators_alone_fade_in_too(model: Model) -> None:
 
 
 def test_what_fades_is_paid_for(model: Model) -> None:
-    cost = plan_cost(Plan.interleaved(operator="swa", ratio=0.5), model.transformer)
+    cost = plan_cost(Plan.interleaved(operator="swa", share=0.5), model.transformer)
     there = sum(site.flops_before for site in cost.sites)
     apart = stage_two_flops(cost, STAGE) - stage_two_flops(cost, replace(STAGE, fade=0.0))
     assert apart == pytest.approx(5 * 4 * 3 * there)

@@ -63,7 +63,7 @@ def returned(network: nn.Module, block: nn.Module, held: Triples) -> torch.Tenso
 
 
 PLANS = {
-    "delta": Plan.interleaved(operator="hyena_x", ratio=0.5),
+    "delta": Plan.interleaved(operator="hyena_x", share=0.5),
     "merged": Plan(restructure=(Merge(groups="pairs", combine="scale"),)),
     "dropped": Plan(restructure=(Drop(blocks=(1,)),)),
 }

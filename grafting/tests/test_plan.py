@@ -48,3 +48,9 @@ def test_a_sentence_or_a_plan_that_resolves(entries: list[dict[str, object]]) ->
     chosen = plan.resolve(DIT)
     assert chosen and len({choice.site for choice in chosen}) == len(chosen)
     assert Plan.from_yaml(plan.to_yaml()).digest == plan.digest
+
+
+def test_a_share_of_the_blocks_leaves_an_operator_its_own_options() -> None:
+    plan = Plan.interleaved(site="mlp", operator="mlp", share=0.25, ratio=3)
+    (edit,) = plan.edits
+    assert edit.blocks == "interleaved 25%" and edit.options == {"ratio": 3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,47 @@ def test_most_of_its_cost_is_in_its_mlp() -> None:
     mixed = plan_cost(Plan.all(operator="hyena_x_2d"), config)
     narrower = plan_cost(Plan.all(site="mlp", operator="mix_ffn", ratio=1.25), config)
     assert mixed.core_bound < 1.01 and narrower.flop_ratio > 1.35
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "sana.md").read_text()
+TABLE: dict[str, Plan] = {
+    "`hyena_x_2d` in attention": Plan.all(operator="hyena_x_2d"),
+    "`mha` in attention": Plan.all(operator="mha"),
+    "no attention at all (`none`)": Plan.all(operator="none"),
+    "`mix_ffn`, ratio 2 for 2.5": Plan.all(site="mlp", operator="mix_ffn", ratio=2),
+    "`mix_ffn`, ratio 1.25": Plan.all(site="mlp", operator="mix_ffn", ratio=1.25),
+    "`mlp`, ratio 2.5": Plan.all(site="mlp", operator="mlp", ratio=2.5),
+    "no MLP at all (`none`)": Plan.all(site="mlp", operator="none"),
+}
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_the_page_s_table_is_the_formulas(row: str) -> None:
+    (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| {row} |")]
+    told = [cell.strip() for cell in line.split("|")[2:-1]]
+    wanted = []
+    for name, side in (("sana-600m-1024", 32), ("sana-1600m-1024", 32), ("sana-1600m-1024", 128)):
+        half = Plan(edits=tuple(replace(edit, blocks="interleaved 50%") for edit in TABLE[row].edits))
+        whole, some = (
+            plan_cost(plan, bundled_config(name), grid=(side, side)).flop_ratio for plan in (TABLE[row], half)
+        )
+        wanted.append(f"{whole:.2f}x ({some:.2f}x)")
+    assert told == wanted
+
+
+def test_the_page_s_shares_are_the_formulas() -> None:
+    shares = []
+    for name in ("sana-600m-1024", "sana-1600m-1024"):
+        cost = block_cost(shape_of(bundled_config(name)))
+        assert 0.5 < cost.mlp / cost.total < 0.55
+        shares.append(f"{cost.core / cost.total:.1%}".replace("%", " %"))
+    small, large = shares
+    assert f"{small} of a block of 0.6B and {large} of one of 1.6B" in PAGE
+
+
+def test_sizes_are_the_published_ones() -> None:
+    for name, millions in (("sana-600m-1024", 592), ("sana-1600m-1024", 1604), ("sana1.5-4800m-1024", 4_720)):
+        assert shape_of(bundled_config(name)).parameters / 1e6 == pytest.approx(millions, rel=0.01)
 
 
 def stage_one(handle: Grafted, out: Path | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""SANA in diffusers' own pipeline: its captions behind their instruction, its autoencoder, and what learns from them."""
+"""SANA in diffusers' own pipeline: captions behind their instruction, its autoencoder, and what learns from them."""
 
 from __future__ import annotations
 
@@ -157,9 +157,9 @@ def test_captions_are_those_that_the_pipeline_draws_by(sana: Path, live: Any) ->
 
 def test_what_cannot_embed_for_sana_is_refused(sana: Path, live: Any, tmp_path: Path) -> None:
     pixart_pipeline().save_pretrained(tmp_path / "pixart")
-    with pytest.raises(ModelError, match="whose captions SanaTransformer2DModel does not read: .* a SanaPipeline as"):
+    with pytest.raises(ModelError, match=r"whose captions SanaTransformer2DModel does not read: .* a SanaPipeline as"):
         encoders_of(str(sana), vae=None, text=str(tmp_path / "pixart"), tokens=None).text(CPU)
-    with pytest.raises(ModelError, match="whose captions PixArtTransformer2DModel does not read: .* PixArtSigma"):
+    with pytest.raises(ModelError, match=r"whose captions PixArtTransformer2DModel does not read: .* PixArtSigma"):
         encoders_of(str(tmp_path / "pixart"), vae=None, text=str(sana), tokens=None).text(CPU)
 
 
@@ -176,7 +176,7 @@ def test_a_scheduler_of_flow_sigmas_says_the_shift(sana: Path, tmp_path: Path) -
     other = sana_pipeline()
     other.scheduler.register_to_config(use_flow_sigmas=False, prediction_type="epsilon")
     other.save_pretrained(tmp_path / "noise")
-    with pytest.raises(ModelError, match="DPMSolverMultistepScheduler: a flow's is .* with use_flow_sigmas"):
+    with pytest.raises(ModelError, match=r"DPMSolverMultistepScheduler: a flow's is .* with use_flow_sigmas"):
         open_model(str(tmp_path / "noise"))
     other.scheduler.register_to_config(use_flow_sigmas=True)
     other.save_pretrained(tmp_path / "odd")

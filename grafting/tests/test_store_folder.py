@@ -103,7 +103,7 @@ def test_weights_of_another_shape_are_named_with_their_file(tmp_path: Path, whol
 def test_a_delta_of_a_bundled_teacher_finds_it_by_itself(tmp_path: Path) -> None:
     from grafting.teachers import load_teacher
 
-    handle = graft(load_teacher("fashion"), Plan.last(site="attn", operator="swa", ratio=0.1), init="random")
+    handle = graft(load_teacher("fashion"), Plan.last(site="attn", operator="swa", share=0.1), init="random")
     save(handle, str(tmp_path), base="fashion")
     again = load(str(tmp_path))
     assert again.source_hash == handle.source_hash

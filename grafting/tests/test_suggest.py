@@ -32,9 +32,9 @@ LOCALITY = (0.3, 0.9, 0.5, 0.1)
 
 def test_most_and_least_local_are_lists_of_blocks() -> None:
     assert Plan.most_local(LOCALITY, operator="swa").edits[0].blocks == (1, 2)
-    assert Plan.least_local(LOCALITY, operator="swa", ratio=0.25, window=2).edits[0].blocks == (3,)
+    assert Plan.least_local(LOCALITY, operator="swa", share=0.25, window=2).edits[0].blocks == (3,)
     plan = Plan.from_dict({"edits": [{"site": "attn", "blocks": "most local 75%", "operator": "swa"}]})
-    mixed = plan + Plan.last(site="mlp", operator="mlp", ratio=0.5)
+    mixed = plan + Plan.last(site="mlp", operator="mlp", share=0.5)
     assert mixed.by_locality and not mixed.located(LOCALITY).by_locality
     assert [edit.blocks for edit in mixed.located(LOCALITY).edits] == [(0, 1, 2), "last 50%"]
     assert Plan.most_local((0.5,) * 4, operator="swa").edits[0].blocks == (0, 1), "ties go to the first"
@@ -46,14 +46,14 @@ def test_what_is_picked_is_more_local_than_what_is_left(locality: list[float], s
     count = len(locality) * share // 100
     if count == 0:
         with pytest.raises(PlanError, match="picks none"):
-            Plan.most_local(locality, operator="swa", ratio=share / 100)
+            Plan.most_local(locality, operator="swa", share=share / 100)
         return
-    most = Plan.most_local(locality, operator="swa", ratio=share / 100).edits[0].blocks
+    most = Plan.most_local(locality, operator="swa", share=share / 100).edits[0].blocks
     assert len(most) == count
     left = [value for block, value in enumerate(locality) if block not in most]
     assert not left or min(locality[int(block)] for block in most) > max(left)
     if len(locality) * (100 - share) // 100:
-        least = Plan.least_local(locality, operator="swa", ratio=1 - share / 100).edits[0].blocks
+        least = Plan.least_local(locality, operator="swa", share=1 - share / 100).edits[0].blocks
         assert set(least).isdisjoint(most)
 
 

@@ -138,33 +138,33 @@ class Plan:
     restructure: tuple[Step, ...] = ()
 
     @classmethod
-    def interleaved(cls, *, site: str = "attn", operator: str, ratio: float = 0.5, **options: Any) -> Plan:
-        """Every second block, three of four, … : a share ``ratio`` spread evenly."""
-        return cls._patterned("interleaved", site, operator, ratio, options)
+    def interleaved(cls, *, site: str = "attn", operator: str, share: float = 0.5, **options: Any) -> Plan:
+        """Every second block, three of four, … : a ``share`` spread evenly."""
+        return cls._patterned("interleaved", site, operator, share, options)
 
     @classmethod
-    def first(cls, *, site: str = "attn", operator: str, ratio: float = 0.5, **options: Any) -> Plan:
-        """The first share ``ratio`` of the blocks."""
-        return cls._patterned("first", site, operator, ratio, options)
+    def first(cls, *, site: str = "attn", operator: str, share: float = 0.5, **options: Any) -> Plan:
+        """The first ``share`` of the blocks."""
+        return cls._patterned("first", site, operator, share, options)
 
     @classmethod
-    def last(cls, *, site: str = "attn", operator: str, ratio: float = 0.5, **options: Any) -> Plan:
-        """The last share ``ratio`` of the blocks."""
-        return cls._patterned("last", site, operator, ratio, options)
+    def last(cls, *, site: str = "attn", operator: str, share: float = 0.5, **options: Any) -> Plan:
+        """The last ``share`` of the blocks."""
+        return cls._patterned("last", site, operator, share, options)
 
     @classmethod
     def most_local(
-        cls, locality: Sequence[float], *, site: str = "attn", operator: str, ratio: float = 0.5, **options: Any
+        cls, locality: Sequence[float], *, site: str = "attn", operator: str, share: float = 0.5, **options: Any
     ) -> Plan:
-        """The share ``ratio`` of the blocks whose attention is most local, by one figure per block, as a list."""
-        return cls._patterned("most local", site, operator, ratio, options).located(locality)
+        """The ``share`` of the blocks whose attention is most local, by one figure per block, as a list."""
+        return cls._patterned("most local", site, operator, share, options).located(locality)
 
     @classmethod
     def least_local(
-        cls, locality: Sequence[float], *, site: str = "attn", operator: str, ratio: float = 0.5, **options: Any
+        cls, locality: Sequence[float], *, site: str = "attn", operator: str, share: float = 0.5, **options: Any
     ) -> Plan:
-        """The share ``ratio`` of the blocks whose attention is least local."""
-        return cls._patterned("least local", site, operator, ratio, options).located(locality)
+        """The ``share`` of the blocks whose attention is least local."""
+        return cls._patterned("least local", site, operator, share, options).located(locality)
 
     @classmethod
     def all(cls, *, site: str = "attn", operator: str, **options: Any) -> Plan:
@@ -177,8 +177,8 @@ class Plan:
         return cls(edits=(Edit(site=_kind(site), blocks=tuple(blocks), operator=operator, options=options),))
 
     @classmethod
-    def _patterned(cls, pattern: str, site: str, operator: str, ratio: float, options: Mapping[str, Any]) -> Plan:
-        percent = Fraction(ratio).limit_denominator(10_000) * 100
+    def _patterned(cls, pattern: str, site: str, operator: str, share: float, options: Mapping[str, Any]) -> Plan:
+        percent = Fraction(share).limit_denominator(10_000) * 100
         text = str(int(percent)) if percent.denominator == 1 else repr(float(percent))
         return cls(edits=(Edit(site=_kind(site), blocks=f"{pattern} {text}%", operator=operator, options=options),))
 

@@ -92,7 +92,7 @@ def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | 
     if not isinstance(model, (str, Path)):
         pipe: Any = model
         config = {**pipe.transformer.config, "_class_name": type(pipe.transformer).__name__}
-        own = {"SD3": SD3Text, "SANA": SanaText}.get(host_for(config).family, PipelineText)
+        own = READERS.get(host_for(config).family, PipelineText)
         return Encoders(
             name=type(pipe).__name__,
             config=config,
@@ -278,6 +278,10 @@ class SD3Text:
         room = self.tokens - CLIP_TOKENS if self.has_t5 else self.pipe.tokenizer_max_length
         whole = getattr(self.pipe, self.tokenizers[-1])(list(captions))["input_ids"]
         return rows, sum(len(ids) > room for ids in whole)
+
+
+READERS: dict[str, Callable[[Any, int | None, torch.device], Embedder]] = {"SD3": SD3Text, "SANA": SanaText}
+"""By family, what embeds captions with a live pipeline, where :class:`PipelineText` does not."""
 
 
 def sd3_tokens(asked: int | None) -> int:

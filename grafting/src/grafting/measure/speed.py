@@ -134,9 +134,10 @@ class _LiveStorages(TorchDispatchMode):
 def without_cores(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, attention within ``modules`` returns its values untouched: projections stay, the core goes.
 
-    The core is softmax attention's, or the two products of SANA's linear attention. The time of a model so treated is what no replacement of those cores that keeps the projections can beat. Only
-    calls whose queries and values have the same shape, that is self-attention, are skipped. Of joint attention, over
-    a picture and then its text, only what the picture's tokens read of each other goes, for a graft keeps the rest.
+    The core is softmax, or the two products of SANA's linear attention. The time of a model so treated is what no
+    replacement of those cores that keeps the projections can beat. Only calls whose queries and values have the same
+    shape, that is self-attention, are skipped. Of joint attention, over a picture and then its text, only what the
+    picture's tokens read of each other goes, for a graft keeps the rest.
     """
     mode = _SkipCores()
     hooks = []

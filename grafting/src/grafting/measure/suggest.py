@@ -94,7 +94,7 @@ def suggested_plans(ranking: Ranking, operator: str = "hyena_x") -> dict[str, st
     for share in SHARES:
         if depth * share // 100 == 0:
             continue
-        plan = Plan.most_local(ranking.values, operator=operator, ratio=share / 100)
+        plan = Plan.most_local(ranking.values, operator=operator, share=share / 100)
         (blocks,) = (edit.blocks for edit in plan.edits)
         assert not isinstance(blocks, str)
         chosen = sorted(blocks, key=ranking.order.index)

@@ -150,8 +150,8 @@ def check_schedule(path: Path, own: Schedule) -> Schedule:
             content = {**told, "shift": content.get("flow_shift", 1.0)}
         elif name != FLOWS:
             raise ModelError(
-                f"{path} has _class_name {name}: a flow's is {FLOWS}, or {SOLVER} with use_flow_sigmas, and no other is "
-                "known here"
+                f"{path} has _class_name {name}: a flow's is {FLOWS}, or {SOLVER} with use_flow_sigmas, and no other "
+                "is known here"
             )
         try:
             return own.told({"shift": 1.0, **content})  # diffusers' own default
