@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,10 @@ from grafting.activations import as_tokens, visit
 from grafting.conditions import MASK, TEXT, each, rows
 from grafting.cost import adapter_cost, block_cost, host_flops, plan_cost, site_parameters
 from grafting.diffusion import Denoiser, Flow
-from grafting.graft import Grafted, graft
+from grafting.graft import Grafted, graft, ungraft
 from grafting.hosts import HostError, Site, host_for, schedule_of, shape_of
-from grafting.hosts.shapes import bundled_config
+from grafting.hosts.shapes import bundled_config, with_text
+from grafting.initialise import make_stand_in
 from grafting.lora import Lora, LoraError, add_lora
 from grafting.measure.analysis import analyze
 from grafting.measure.denoising import Triples, denoising_losses
@@ -67,6 +69,28 @@ def test_its_own_operators_are_the_original() -> None:
     )
     torch.testing.assert_close(call(), before, rtol=1e-4, atol=1e-5)
     assert set(handle.explained.values()) == {1.0}
+
+
+def test_of_normed_queries_and_keys_the_norms_weights_are_copied() -> None:
+    """What is left is what each key is divided by: with keys of one length, the copy is the original."""
+    model, *_ = ready("SANA 1.5, no square")
+    attention: Any = host_for(model).get(model, Site(1, "attn"))
+    for norm in (attention.norm_q, attention.norm_k):
+        nn.init.uniform_(norm.weight, 0.2, 3.0)
+    (entry,) = Plan.explicit(operator="linear", blocks=[1], feature_map="relu").resolve(model)
+    made = make_stand_in(host_for(model), model, attention, entry, "copy", 0)
+    x = torch.randn(2, 40, 32)
+    lengths = attention.to_k(x).square().mean(-1, keepdim=True).sqrt()
+    near = (lengths - lengths.mean()).abs().flatten().topk(16, largest=False).indices % 40
+    x = x[:, near[:1].repeat(16)] + 0.0  # one token again and again: keys of one length
+    torch.testing.assert_close(made(x), attention(x), rtol=1e-4, atol=1e-5)
+    x = torch.randn(2, 40, 32)
+    wanted, whole = attention(x), made(x)
+    plain = copy.deepcopy(attention)
+    nn.init.ones_(plain.norm_q.weight)
+    nn.init.ones_(plain.norm_k.weight)
+    without = make_stand_in(host_for(model), model, plain, entry, "copy", 0)(x)
+    assert (whole - wanted).square().mean() < 0.2 * (without - wanted).square().mean()
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -162,7 +186,7 @@ def test_without_its_core_it_gives_its_values(row: str) -> None:
 
 
 def test_most_of_its_cost_is_in_its_mlp() -> None:
-    """Half of the attention sites without their cores: next to nothing. What a narrower MLP saves is much."""
+    """All attention without its cores: next to nothing. What a narrower MLP saves is much."""
     config = bundled_config("sana-1600m-1024")
     mixed = plan_cost(Plan.all(operator="hyena_x_2d"), config)
     narrower = plan_cost(Plan.all(site="mlp", operator="mix_ffn", ratio=1.25), config)
@@ -271,6 +295,33 @@ def test_blocks_side_by_side_are_taught_with_all_that_a_block_is_called_with(com
     reports = stage_one(handle)
     held = reports[next(iter(handle.groups)).name].heldout
     assert held[-1][1] < held[0][1]
+
+
+@pytest.mark.parametrize(
+    ("steps", "calls"),
+    [
+        ([{"drop": [0]}], [1]),
+        ([{"reorder": [1, 0]}], [1, 0]),
+        ([{"share": [[0, 1]]}], [0, 0]),
+    ],
+)
+def test_blocks_are_dropped_reordered_and_shared(steps: list[Any], calls: list[int]) -> None:
+    """With what the blocks are called by position, as many FLOPs as the formula says, and undone."""
+    model, z, t, condition = ready("SANA")
+    host, plan = host_for(model), Plan.from_dict({"restructure": steps})
+    asked = (Called(model, host), z[:1], t[:1], rows(condition, slice(1)))
+    own, before, count = list(host.blocks(model)), host.call(model, z, t, condition), flops(*asked)
+    handle = graft(model, plan, init="copy")
+    cost = plan_cost(plan, with_text(model, 5))
+    assert cost.flops_before - cost.flops_after == count - flops(*asked)
+    with torch.no_grad():
+        made = host.call(model, z, t, condition)
+        blocks = nn.ModuleList([own[block] for block in calls])
+        host.set_blocks(model, blocks)
+        torch.testing.assert_close(made, host.call(model, z, t, condition), rtol=1e-5, atol=1e-6)
+        host.set_blocks(model, handle.student_blocks)  # type: ignore[arg-type]
+    ungraft(model)
+    assert torch.equal(host.call(model, z, t, condition), before)
 
 
 @pytest.mark.parametrize("share", [(1.0, 1.0), (0.0, 0.0)])
@@ -396,5 +447,8 @@ def test_what_is_no_flow_or_brings_no_text_is_refused() -> None:
     sprint = SanaTransformer2DModel(**{**told, "guidance_embeds": True})
     with pytest.raises(HostError, match="Sprint"):
         host_for(sprint).call(sprint, z, t, condition)
+
+
+def test_a_grid_is_read_row_by_row() -> None:
     x = torch.randn(2, 3, 4, 5)
     assert as_tokens(x).shape == (2, 20, 3) and torch.equal(as_tokens(x)[:, 7], x[:, :, 1, 2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,8 @@ def test_captions_are_those_that_the_pipeline_draws_by(sana: Path, live: Any) ->
     for model in (str(sana), live):
         embed = encoders_of(model, vae=None, text=None, tokens=TOKENS).text(CPU)
         assert embed.identity["tokens"] == TOKENS and embed.identity["pipeline"] == "SanaPipeline"
+        lines = list(inspect.signature(type(live).__call__).parameters["complex_human_instruction"].default)
+        assert embed.identity["instruction"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
         found, cut = embed(CAPTIONS)
         assert cut == 1
         for mine, theirs in zip(found, truth, strict=True):

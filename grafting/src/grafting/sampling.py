@@ -32,9 +32,9 @@ Scheduler = Literal["ddpm", "ddim", "dpm++"]
 Spacing = Literal["linspace", "leading"]
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all), a step being one pass over one batch."""
-DECODED = 2**14
-"""Positions of latents that are decoded at once: a decoder takes more memory than the transformer that drew them. One
-picture of 1,024 x 1,024 where a latent stands for 8 x 8 pixels."""
+DECODED = 2**20
+"""Pixels that are decoded at once: a decoder takes more memory than the transformer that drew them. One picture of
+1,024 x 1,024."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +235,7 @@ class Pipeline:
         like = next(self.vae.parameters())
         z = z / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         vae: Any = self.vae
-        room = max(1, DECODED // (z.shape[-2] * z.shape[-1]))
+        room = max(1, DECODED // (z.shape[-2] * z.shape[-1] * pixels_per_latent(vae) ** 2))
         with evaluating(self.vae):
             return torch.cat([vae.decode(part.to(like)).sample.float().cpu() for part in z.split(room)])
 

@@ -186,10 +186,10 @@ class SanaText(PipelineText):
     def __init__(self, pipe: Any, tokens: int | None, device: torch.device) -> None:
         super().__init__(pipe, tokens or SANA_TEXT, device)
 
-    @property
+    @cached_property
     def instruction(self) -> list[str]:
-        """Lines of the pipeline's own default."""
-        return list(inspect.signature(type(self.pipe).__call__).parameters["complex_human_instruction"].default)
+        """Of the pipeline's class."""
+        return instruction_of(type(self.pipe))
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -220,6 +220,11 @@ class SanaText(PipelineText):
             whole = self.pipe.tokenizer([before + caption.lower().strip() for caption in some])["input_ids"]
             cut += sum(len(ids) > room for ids in whole)
         return [states[place] for place in range(len(captions))], cut
+
+
+def instruction_of(pipeline: type) -> list[str]:
+    """Lines that a pipeline of SANA puts before a prompt by default, which diffusers may change."""
+    return list(inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default)  # type: ignore[attr-defined]
 
 
 class SD3Text:
@@ -350,6 +355,10 @@ class StoredText:
             if file.is_file() and not file.name.startswith(".")
         ]
         found = {"pipeline": self.kind, "sha256": _digest("\n".join(told)), "tokens": self.tokens}
+        if self.kind == SANA_PIPELINE:
+            import diffusers
+
+            found["instruction"] = _digest("\n".join(instruction_of(getattr(diffusers, self.kind))))
         return found | ({"zeros": self.width} if self.kind == SD3_PIPELINE and not self.has_t5 else {})
 
     @cached_property

@@ -63,6 +63,18 @@ class Sana(PixArt):
         """Also of the MLP, which gives (B, D, H, W)."""
         return (as_tokens(output),)
 
+    def attention_weights(self, module: nn.Module) -> tuple[Any, Any]:
+        """With the norms' own weights in the rows of queries and keys, where 1.5 has them.
+
+        Of a query that leaves its length, which the normaliser of linear attention cancels; of a key not.
+        """
+        a: Any = module
+        (wq, bq, wk, bk, wv, bv), out = super().attention_weights(module)
+        if a.norm_q is not None:
+            wq, bq = wq * a.norm_q.weight[:, None], None if bq is None else bq * a.norm_q.weight
+            wk, bk = wk * a.norm_k.weight[:, None], None if bk is None else bk * a.norm_k.weight
+        return (wq, bq, wk, bk, wv, bv), out
+
     def copy_mlp(self, original: nn.Module, operator: Operator) -> bool:
         m: Any = original
         first, filters, last = m.conv_inverted, m.conv_depth, m.conv_point
