@@ -186,8 +186,9 @@ class Flow(Schedule):
     """Rectified flow: z_t = (1 - sigma) z + sigma noise with sigma = t / ``steps``, t from 1, and a model that returns
     the velocity dz_t / dsigma.
 
-    shift: where a sampler stays longer at much noise (:meth:`shifted`); 3 is SD3's, and SANA's but for 4K, whose is 6. How often training draws
-    a level is said by :class:`Levels`, so that ``repr``, by which what was trained is known, leaves the shift out.
+    shift: where a sampler stays longer at much noise (:meth:`shifted`); 3 is SD3's, and SANA's but for 4K, whose is 6.
+    How often training draws a level is said by :class:`Levels`, so that ``repr``, by which what was trained is known,
+    leaves the shift out.
     """
 
     steps: int = 1000

@@ -224,7 +224,7 @@ class SanaText(PipelineText):
 
 def instruction_of(pipeline: type) -> list[str]:
     """Lines that a pipeline of SANA puts before a prompt by default, which diffusers may change."""
-    return list(inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default)  # type: ignore[attr-defined]
+    return list(inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default)
 
 
 class SD3Text:
