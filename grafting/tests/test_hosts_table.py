@@ -70,6 +70,19 @@ def sd3(*, size: tuple[int, int] = (8, 8), large: bool = False) -> Parts:
     return model, {"encoder_hidden_states": torch.randn(2, 5, 12), "pooled_projections": torch.randn(2, 10)}, size
 
 
+def flux(*, size: tuple[int, int] = (8, 8), dev: bool = False) -> Parts:
+    """schnell, or ``dev``, which is told a guidance: two blocks of two streams, and three of one."""
+    from diffusers import FluxTransformer2DModel
+
+    more: dict[str, Any] = {"patch_size": 1, "in_channels": 12, "out_channels": None, "guidance_embeds": dev}
+    more |= {"num_single_layers": 3, "joint_attention_dim": 12, "pooled_projection_dim": 10}
+    sizes = {key: value for key, value in (SIZES | more).items() if key != "sample_size"}
+    model = FluxTransformer2DModel(**sizes, axes_dims_rope=(4, 6, 6))
+    model.register_to_config(sample_size=8)
+    condition = {"encoder_hidden_states": torch.randn(2, 5, 12), "pooled_projections": torch.randn(2, 10)}
+    return model, condition | ({"guidance": torch.tensor([1.0, 4.0])} if dev else {}), size
+
+
 HOSTS: dict[str, Callable[[], Parts]] = {
     "DiT": dit,
     "PixArt-Sigma": pixart,
@@ -77,6 +90,8 @@ HOSTS: dict[str, Callable[[], Parts]] = {
     "PixArt-Sigma, no square": partial(pixart, size=(4, 16)),  # as many tokens as mlp_hyena_x is tied to
     "SD3": sd3,
     "SD3.5, no square": partial(sd3, size=(4, 16), large=True),
+    "Flux": flux,
+    "Flux dev, no square": partial(flux, size=(4, 16), dev=True),
 }
 SITES = [(name, "attn" if arithmetic(name).kind == "mixer" else "mlp") for name in list_operators()]
 
@@ -87,7 +102,8 @@ def ready(host: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor, Any]:
     model, condition, (height, width) = HOSTS[host]()
     # Random models start with gates near zero; these let every site be seen.
     for name, parameter in model.named_parameters():
-        if "adaln_single.linear" in name or "norm1.linear" in name or "norm1_context.linear" in name:
+        opened = ("adaln_single.linear", "norm1.linear", "norm1_context.linear", ".norm.linear")
+        if any(part in name for part in opened):
             nn.init.normal_(parameter, std=0.5)
     return model.eval(), torch.randn(2, 3, height, width), torch.tensor([10, 900]), condition
 

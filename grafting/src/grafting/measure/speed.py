@@ -131,14 +131,15 @@ class _LiveStorages(TorchDispatchMode):
 
 
 @contextmanager
-def without_cores(modules: Iterable[nn.Module]) -> Iterator[None]:
+def without_cores(modules: Iterable[nn.Module], text_first: bool = False) -> Iterator[None]:
     """Inside, softmax attention within ``modules`` returns its values untouched: projections stay, the core goes.
 
     The time of a model so treated is what no replacement of those cores that keeps the projections can beat. Only
     calls whose queries and values have the same shape, that is self-attention, are skipped. Of joint attention, over
-    a picture and then its text, only what the picture's tokens read of each other goes, for a graft keeps the rest.
+    a picture and then its text, or the reverse where ``text_first``, only what the picture's tokens read of each other
+    goes, for a graft keeps the rest.
     """
-    mode = _SkipCores()
+    mode = _SkipCores(text_first)
     hooks = []
     for module in modules:
         hooks.append(module.register_forward_pre_hook(mode.enter_module, with_kwargs=True))
@@ -152,8 +153,9 @@ def without_cores(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 class _SkipCores(TorchFunctionMode):
-    def __init__(self) -> None:
+    def __init__(self, text_first: bool) -> None:
         super().__init__()
+        self.text_first = text_first
         self._joint: list[tuple[int, int]] = []
         """Of each module that is entered: tokens of the picture and of the text, if it was given both to attend to."""
 
@@ -171,8 +173,11 @@ class _SkipCores(TorchFunctionMode):
                 n, text = self._joint[-1]
                 if not text or query.shape[-2] != n + text:
                     return value
-                read = func(query[..., :n, :], key[..., n:, :], value[..., n:, :])
-                return torch.cat([read, func(query[..., n:, :], key, value)], dim=-2)
+                before = text if self.text_first else 0
+                own, other = slice(before, before + n), slice(text) if self.text_first else slice(n, None)
+                read = func(query[..., own, :], key[..., other, :], value[..., other, :])
+                told = func(query[..., other, :], key, value)
+                return torch.cat([told, read] if self.text_first else [read, told], dim=-2)
         return func(*args, **(kwargs or {}))
 
 
@@ -188,8 +193,10 @@ class TimeBound:
         return self.without.speedup_over(self.whole)
 
 
-def time_bound(call: Callable[[], object], modules: Iterable[nn.Module], *, rounds: int = 10) -> TimeBound:
-    """Measure ``call`` as it is and without the attention cores of ``modules``.
+def time_bound(
+    call: Callable[[], object], modules: Iterable[nn.Module], *, rounds: int = 10, text_first: bool = False
+) -> TimeBound:
+    """Measure ``call`` as it is and without the attention cores of ``modules``, as :func:`without_cores` does it.
 
     The plain run goes through the same interception (over no module), so its cost is on both sides.
     """
@@ -200,7 +207,7 @@ def time_bound(call: Callable[[], object], modules: Iterable[nn.Module], *, roun
             call()
 
     def bare() -> None:
-        with without_cores(listed):
+        with without_cores(listed, text_first):
             call()
 
     timed = latency({"whole": plain, "without": bare}, rounds=rounds)

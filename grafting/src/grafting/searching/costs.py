@@ -110,9 +110,8 @@ def timed(
 def whole_pass(model: nn.Module, grid: tuple[int, int], batch: int) -> Callable[[], object]:
     """One pass of a model over ``batch`` random samples of ``grid`` tokens, each time that it is called."""
     host, device = host_for(model), next(model.parameters()).device
-    config: Mapping[str, int] = dict(model.config)  # type: ignore[arg-type]
-    size = [length * config["patch_size"] for length in grid]
-    z = torch.randn(batch, config["in_channels"], *size, device=device)
+    shape = shape_of(model).at(grid)
+    z = torch.randn(batch, shape.channels, *shape.latents, device=device)
     t = torch.full((batch,), 500, device=device)
     y = host.example(model, batch)
     return lambda: host.call(model, z, t, y)

@@ -18,7 +18,7 @@ from torch import nn
 
 from .. import __version__
 from ..conventions import CONVENTIONS, conventions, restore, settings
-from ..diffusion import Diffusion, Flow, Schedule
+from ..diffusion import BySize, Diffusion, Flow, Schedule
 from ..files import misfits, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
 from ..graft import Grafted, graft, remember, tensors_hash, ungraft
 from ..hosts import host_for
@@ -233,7 +233,10 @@ def _schedule_told(handle: Grafted) -> dict[str, Any] | None:
     name = type(schedule).__name__
     if not isinstance(schedule, Diffusion | Flow) or name not in SCHEDULES:
         raise StoreError(f"schedule {name}: a folder can name {' or '.join(SCHEDULES)} alone")
-    return {"class": name} | {f.name: getattr(schedule, f.name) for f in fields(schedule) if f.init}
+    told: dict[str, Any] = {"class": name} | {f.name: getattr(schedule, f.name) for f in fields(schedule) if f.init}
+    if isinstance(told.get("shift"), BySize):
+        told["shift"] = asdict(told["shift"])
+    return told if told.get("even", True) else {key: value for key, value in told.items() if key != "even"}
 
 
 def _schedule(told: Any, folder: Path) -> Schedule:
@@ -244,7 +247,10 @@ def _schedule(told: Any, folder: Path) -> Schedule:
     if name not in SCHEDULES:
         raise StoreError(f"{where}: class {name!r}: known are {', '.join(SCHEDULES)}")
     try:
-        return SCHEDULES[name](**{key: value for key, value in told.items() if key != "class"})
+        given = {key: value for key, value in told.items() if key != "class"}
+        if isinstance(given.get("shift"), Mapping):
+            given["shift"] = BySize(**given["shift"])
+        return SCHEDULES[name](**given)
     except (TypeError, ValueError) as error:
         raise StoreError(f"{where}: {str(error).splitlines()[0]}") from None
 
