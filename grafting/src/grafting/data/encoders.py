@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,21 +17,30 @@ from ..conditions import POOLED, TEXT
 from ..files import read_json, sha256
 from ..graft import tensors_hash
 from ..hosts import host_for
-from ..hosts.shapes import ALPHA_TEXT, SD3_TEXT, SIGMA_TEXT, TEXT_TOKENS, class_of, told_sizes
+from ..hosts.shapes import ALPHA_TEXT, SIGMA_TEXT, TEXT_TOKENS, class_of, told_sizes
 from ..store.configs import ModelError, config_of, home_of, hub_file, pipeline_of
 from ..store.models import given_autoencoder, own_autoencoder
 from ..teachers import PROMPTS
 from ..text import LIMIT, Embedded, TextEncoder, minilm
+from .joint_text import (
+    CLIPS,
+    FLUX_PIPELINE,
+    SD3_PIPELINE,
+    T5,
+    T5_WORDS,
+    FluxText,
+    SD3Text,
+    digest,
+    flux_tokens,
+    sd3_tokens,
+)
 
 UNREAD: dict[str, Any] = {"vae": None, "transformer": None, "scheduler": None}
 """Parts of a pipeline that embed no text: what is None is neither read nor fetched."""
 NEEDED = {"transformers": "transformers", "sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
 """Packages that read a T5 and a tokenizer as it is published, by module."""
-SD3_PIPELINE = "StableDiffusion3Pipeline"
-CLIPS, T5, T5_WORDS = ("text_encoder", "text_encoder_2"), "text_encoder_3", "tokenizer_3"
-"""Parts of SD3's pipeline; the CLIPs' tokenizers are called as theirs are."""
-CLIP_TOKENS, T5_MOST = 77, 512
-"""Of a prompt of SD3: those that both CLIPs share, and T5's at most, in diffusers."""
+OWN = {"SD3": SD3_PIPELINE, "Flux": FLUX_PIPELINE}
+"""By family, the only pipeline whose captions it reads; any of the others serves PixArt."""
 UNKNOWN = "which brings no text encoder that is known here"
 
 
@@ -82,7 +89,7 @@ def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | 
     if not isinstance(model, (str, Path)):
         pipe: Any = model
         config = {**pipe.transformer.config, "_class_name": type(pipe.transformer).__name__}
-        own = SD3Text if host_for(config).family == "SD3" else PipelineText
+        own = text_of(OWN.get(host_for(config).family))
         return Encoders(
             name=type(pipe).__name__,
             config=config,
@@ -97,6 +104,11 @@ def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | 
         autoencoder=lambda: _frozen(given_autoencoder(vae) if vae else own_autoencoder(home)),
         text=lambda device: _text(text or home, tokens, config, device),
     )
+
+
+def text_of(kind: str | None) -> Callable[[Any, int | None, torch.device], Embedder]:
+    """What embeds captions with a live pipeline of class ``kind``."""
+    return {SD3_PIPELINE: SD3Text, FLUX_PIPELINE: FluxText}.get(kind or "", PipelineText)
 
 
 def prompt_tokens(config: Mapping[str, Any]) -> int | None:
@@ -151,7 +163,7 @@ class PipelineText:
             "pipeline": type(self.pipe).__name__,
             "class": type(self.pipe.text_encoder).__name__,
             "sha256": tensors_hash(self.pipe.text_encoder.state_dict()),
-            "tokenizer": None if words is None else _digest(words.to_str()),
+            "tokenizer": None if words is None else digest(words.to_str()),
             "tokens": self.tokens,
         }
 
@@ -169,74 +181,6 @@ class PipelineText:
         return own, sum(len(ids) > self.tokens for ids in whole)
 
 
-class SD3Text:
-    """Captions as diffusers' StableDiffusion3Pipeline embeds them, by its own ``encode_prompt``: rows of a condition,
-    with states (1, L, D) of the CLIPs' tokens and then T5's, and pooled projections (1, P). What they are padded with
-    is read by the transformer, and stays. Without T5 its part is zeros.
-
-    pipe: with both CLIPs; where it has no T5, with a transformer, whose width the zeros have. tokens: L. Raises
-    ModelError where a part is missing, or for tokens that leave T5 none or more than it takes.
-    """
-
-    def __init__(self, pipe: Any, tokens: int | None, device: torch.device) -> None:
-        self.has_t5 = getattr(pipe, T5, None) is not None
-        self.encoders = [*CLIPS, T5] if self.has_t5 else [*CLIPS]
-        self.tokenizers = [part.replace("text_encoder", "tokenizer") for part in self.encoders]
-        lacks = [part for part in (*self.encoders, *self.tokenizers) if getattr(pipe, part, None) is None]
-        if lacks:
-            raise ModelError(f"{type(pipe).__name__} has no {' and no '.join(lacks)}: only T5 may be left out of it")
-        self.pipe, self.tokens, self.device = pipe, sd3_tokens(tokens), device
-        for part in self.encoders:
-            getattr(pipe, part).to(device).eval()
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """Of the weights and vocabularies, the pipeline and the length; without T5 of the zeros' width."""
-        weights = [tensors_hash(getattr(self.pipe, part).state_dict()) for part in self.encoders]
-        words = [_words(getattr(self.pipe, part)) for part in self.tokenizers]
-        found = {
-            "pipeline": type(self.pipe).__name__,
-            "sha256": _digest("\n".join(f"{part} {told}" for part, told in zip(self.encoders, weights, strict=True))),
-            "tokenizer": _digest(
-                "\n".join(f"{part} {told}" for part, told in zip(self.tokenizers, words, strict=True))
-            ),
-            "tokens": self.tokens,
-        }
-        return found if self.has_t5 else found | {"zeros": self.pipe.transformer.config.joint_attention_dim}
-
-    @torch.no_grad()
-    def __call__(self, captions: Sequence[str]) -> tuple[list[dict[str, torch.Tensor]], int]:
-        """See :class:`Embedder`. A caption is cut where no encoder reads all of it."""
-        log = logging.getLogger(type(self.pipe).__module__)
-        before = log.level
-        log.setLevel(logging.ERROR)  # it prints what CLIP cuts of every longer caption, which T5 reads
-        try:
-            states, _, pooled, _ = self.pipe.encode_prompt(
-                list(captions),
-                None,
-                None,
-                do_classifier_free_guidance=False,
-                device=self.device,
-                max_sequence_length=self.tokens - CLIP_TOKENS,
-            )
-        finally:
-            log.setLevel(before)
-        rows = [{TEXT: text[None].cpu(), POOLED: sums[None].cpu()} for text, sums in zip(states, pooled, strict=True)]
-        room = self.tokens - CLIP_TOKENS if self.has_t5 else self.pipe.tokenizer_max_length
-        whole = getattr(self.pipe, self.tokenizers[-1])(list(captions))["input_ids"]
-        return rows, sum(len(ids) > room for ids in whole)
-
-
-def sd3_tokens(asked: int | None) -> int:
-    """Tokens of a prompt of SD3, the CLIPs' and T5's. Raises ModelError where T5 would have none or too many."""
-    if asked is not None and not CLIP_TOKENS < asked <= CLIP_TOKENS + T5_MOST:
-        raise ModelError(
-            f"tokens {asked}: a prompt of {SD3_PIPELINE} has {CLIP_TOKENS} of CLIP and 1 to {T5_MOST} of T5, "
-            f"so {CLIP_TOKENS + 1} to {CLIP_TOKENS + T5_MOST} in all"
-        )
-    return asked or SD3_TEXT
-
-
 class StoredText:
     """The same from a folder or hub id ``home`` of a pipeline of class ``kind``, which is read for the first caption.
 
@@ -247,7 +191,7 @@ class StoredText:
     def __init__(self, home: str, kind: str, tokens: int, device: torch.device, width: int | None = None) -> None:
         self.home, self.kind, self.tokens, self.device, self.width = home, kind, tokens, device, width
         if missing := [package for module, package in NEEDED.items() if not _installed(module)]:
-            of_t5 = T5_WORDS if kind == SD3_PIPELINE else "tokenizer"
+            of_t5 = {SD3_PIPELINE: T5_WORDS, FLUX_PIPELINE: "tokenizer_2"}.get(kind, "tokenizer")
             read = of_t5 not in self.parts or self._file(f"{of_t5}/tokenizer.json") is not None
             if "transformers" in missing or not read:
                 raise ModelError(
@@ -264,7 +208,8 @@ class StoredText:
     def parts(self) -> tuple[str, ...]:
         """Encoders and tokenizers; of SD3 those that the pipeline's index has."""
         if self.kind != SD3_PIPELINE:
-            return "text_encoder", "tokenizer"
+            both = ("text_encoder", "tokenizer")
+            return both if self.kind != FLUX_PIPELINE else (*both, *(f"{part}_2" for part in both))
         path = self._file("model_index.json")
         index = {} if path is None else read_json(path, error=ModelError)
         encoders = [part for part in (*CLIPS, T5) if any(index.get(part) or ())]
@@ -292,7 +237,7 @@ class StoredText:
             for file in files
             if file.is_file() and not file.name.startswith(".")
         ]
-        found = {"pipeline": self.kind, "sha256": _digest("\n".join(told)), "tokens": self.tokens}
+        found = {"pipeline": self.kind, "sha256": digest("\n".join(told)), "tokens": self.tokens}
         return found | ({"zeros": self.width} if self.kind == SD3_PIPELINE and not self.has_t5 else {})
 
     @cached_property
@@ -305,11 +250,10 @@ class StoredText:
         for part in self.parts:
             if part.startswith("text_encoder"):
                 _frozen(getattr(pipe, part))
-        if self.kind != SD3_PIPELINE:
-            return PipelineText(pipe, self.tokens, self.device)
-        # Of the transformer, which is not read, ``encode_prompt`` asks how wide T5's zeros are.
-        pipe.__dict__["transformer"] = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=self.width))
-        return SD3Text(pipe, self.tokens, self.device)
+        if self.kind == SD3_PIPELINE:
+            # Of the transformer, which is not read, ``encode_prompt`` asks how wide T5's zeros are.
+            pipe.__dict__["transformer"] = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=self.width))
+        return text_of(self.kind)(pipe, self.tokens, self.device)
 
     def __call__(self, captions: Sequence[str]) -> tuple[Sequence[torch.Tensor | Mapping[str, Any]], int]:
         """See :class:`Embedder`."""
@@ -357,21 +301,24 @@ def _frozen(network: nn.Module | None) -> nn.Module | None:
 
 def _text(home: str, asked: int | None, config: Mapping[str, Any], device: torch.device) -> Embedder:
     """What embeds captions for the transformer of ``config``, from ``home``; ``asked`` tokens, where any were."""
-    folder, of_sd3 = Path(home), host_for(config).family == "SD3"
-    if not of_sd3 and (folder / "teacher.json").is_file() and not (folder / "text_encoder").is_dir():
+    folder, own = Path(home), OWN.get(host_for(config).family)
+    if own is None and (folder / "teacher.json").is_file() and not (folder / "text_encoder").is_dir():
         if asked is not None:
             raise ModelError(f"tokens {asked}: {home} takes as many as a caption has, up to {LIMIT}; leave tokens out")
         prompts = folder / PROMPTS
         return BundledText(Embedded.load(prompts) if prompts.is_file() else None, device)
     kind = pipeline_of(home)
-    known = [name for name in TEXT_TOKENS if (name == SD3_PIPELINE) == of_sd3]
+    every = [*TEXT_TOKENS, FLUX_PIPELINE]
+    known = [name for name in every if name not in OWN.values()] if own is None else [own]
     if kind is None or kind not in known:
-        lacks = f"whose captions {class_of(config)} does not read" if kind in TEXT_TOKENS else UNKNOWN
+        lacks = f"whose captions {class_of(config)} does not read" if kind in every else UNKNOWN
         raise ModelError(
             f"{home} is {kind or 'no pipeline'}, {lacks}: name the folder or hub id of a {' or '.join(known)} as text"
         )
-    if of_sd3:
+    if kind == SD3_PIPELINE:
         return StoredText(home, kind, sd3_tokens(asked), device, config.get("joint_attention_dim"))
+    if kind == FLUX_PIPELINE:
+        return StoredText(home, kind, flux_tokens(asked, config), device)
     return StoredText(home, kind, asked or prompt_tokens(config) or TEXT_TOKENS[kind], device)
 
 
@@ -381,16 +328,3 @@ def _installed(module: str) -> bool:
     except ImportError:
         return False
     return True
-
-
-def _words(tokenizer: Any) -> str:
-    """A vocabulary and what it is padded with, whatever was last asked of the tokenizer."""
-    words = getattr(tokenizer, "backend_tokenizer", None)
-    told = {} if words is None else json.loads(words.to_str()) | {"truncation": None, "padding": None}
-    return json.dumps([told, tokenizer.pad_token, tokenizer.model_max_length], sort_keys=True)
-
-
-def _digest(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()

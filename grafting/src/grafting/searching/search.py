@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..hosts import host_for
+from ..hosts import host_for, shape_of
 from ..hosts.shapes import KINDS, Kind
 from ..store.models import Model, open_model
 from .candidates import DEFAULT, Candidate, candidates
@@ -129,6 +129,11 @@ def search(
             raise SearchError(f"{name} {value}: at least {least}")
     chosen = candidates(operators, kinds)
     opened = open_model(model) if isinstance(model, str) else model
+    if shape_of(opened.transformer).single:
+        raise SearchError(
+            f"{opened.name}: its blocks are of two kinds, at which an operator spares unlike amounts, and a search knows "
+            "one cost for each kind of site"
+        )
     with ExitStack() as stack:
         home = Path(out or stack.enter_context(TemporaryDirectory()))
         scores = score(opened, chosen, home, scoring=scoring, data=data, progress=progress)

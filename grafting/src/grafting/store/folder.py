@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .. import __version__
-from ..conventions import CONVENTIONS, conventions, restore, settings
+from ..conventions import CONVENTIONS, conventions, described, remade, restore
 from ..diffusion import BySize, Diffusion, Flow, Schedule
 from ..files import misfits, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
 from ..graft import Grafted, graft, remember, tensors_hash, ungraft
@@ -70,7 +70,7 @@ def save(
         "whole": everything,
         "base": {"name": base, "sha256": handle.source_hash},
         "class": type(handle.model).__name__,
-        "config": settings(handle.model),
+        "config": described(handle.model),
         "schedule": schedule,
         "conventions": handle.facts if handle.student_blocks is not None else conventions(handle.model),
         "plan": handle.plan.to_dict(),
@@ -148,7 +148,7 @@ def assemble(
     import diffusers
 
     host_for({"_class_name": class_name, **config})  # refuses a class that no descriptor knows
-    model = getattr(diffusers, class_name)(**config).eval()
+    model: Any = remade(getattr(diffusers, class_name), config).eval()
     for path in facts:
         if path.rpartition(".")[2] not in CONVENTIONS:
             raise StoreError(f"convention {path!r}: known are {', '.join(CONVENTIONS)}")
