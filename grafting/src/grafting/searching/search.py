@@ -130,10 +130,7 @@ def search(
     chosen = candidates(operators, kinds)
     opened = open_model(model) if isinstance(model, str) else model
     if shape_of(opened.transformer).single:
-        raise SearchError(
-            f"{opened.name}: its blocks are of two kinds, at which an operator spares unlike amounts, and a search knows "
-            "one cost for each kind of site"
-        )
+        raise SearchError(f"{opened.name}: its blocks are of two kinds, and a search knows one cost for all of them")
     with ExitStack() as stack:
         home = Path(out or stack.enter_context(TemporaryDirectory()))
         scores = score(opened, chosen, home, scoring=scoring, data=data, progress=progress)
