@@ -1,4 +1,4 @@
-"""Flux from a plan to a saved model, on tiny weights: taught, finetuned, adapted, analysed, walked as diffusers does."""
+"""Flux from a plan to a saved model, on tiny weights: taught, finetuned, adapted, analysed, and walked as diffusers."""
 
 from __future__ import annotations
 

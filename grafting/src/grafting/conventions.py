@@ -45,7 +45,8 @@ def remade(kind: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
     besides = {} if SIDE in inspect.signature(kind.__init__).parameters or SIDE not in config else {SIDE: config[SIDE]}
     model: Any = kind(**{key: value for key, value in config.items() if key not in besides})
     model.register_to_config(**besides)
-    return model  # type: ignore[no-any-return]
+    assert isinstance(model, nn.Module)
+    return model
 
 
 def settings(model: Any) -> dict[str, Any]:
