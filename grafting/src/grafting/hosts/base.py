@@ -173,9 +173,9 @@ class Host(ABC):
         return q * a.scale, k
 
     @torch.no_grad()
-    def attention_map(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Attention probabilities (B, heads, N, N) of a site's module on its input x (B, N, D)."""
-        q, k = self.queries_keys(module, x)
+    def attention_map(self, module: nn.Module, x: torch.Tensor, call: Mapping[str, Any] | None = None) -> torch.Tensor:
+        """Attention probabilities (B, heads, N, N) of a site's module on its input, as :meth:`queries_keys` has it."""
+        q, k = self.queries_keys(module, x, call)
         return (q @ k.transpose(2, 3)).softmax(-1)
 
     # -- blocks side by side: see grafting.parallel ---------------------------------------------------------------

@@ -124,7 +124,7 @@ class Flux(Host):
         of what it adds, where errors of channels are independent.
         """
         embedder, guidance = cast(Any, model.time_text_embed), _guidance(model, c, z)
-        told = (t / LEVELS * LEVELS, *(() if guidance is None else (guidance * LEVELS,)))
+        told = (t, *(() if guidance is None else (guidance * LEVELS,)))
         embedded, gates, d = embedder(*told, c[POOLED]), dict[Site, torch.Tensor](), self.width(model)
         for index, block in enumerate(self.blocks(model)):
             b: Any = block
@@ -173,7 +173,7 @@ class Flux(Host):
         ids = ids[0] if ids.ndim == 3 else ids
         if ids.is_meta:
             raise HostError("img_ids on the meta device say no positions: a graft reads its grid there, leave them out")
-        height, width = (int(side) + 1 for side in ids[-1, 1:] - ids[0, 1:])
+        height, width = (int(side) + 1 for side in (ids[-1, 1:] - ids[0, 1:]).tolist())
         if height * width != len(ids):
             raise HostError(f"img_ids of {len(ids)} tokens end at {height} x {width}: one picture is known, row by row")
         return height, width
