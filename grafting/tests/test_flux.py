@@ -242,8 +242,9 @@ def test_parameters_and_flops_are_those_that_formulas_say(operator: str) -> None
 
     # Embedders of text, time and guidance, once a call.
     shared = 2 * (L * 12 * D + 10 * D + D * D + (1 + ("dev" in row)) * (256 * D + D * D))
-    assert host_flops(shape) == count(copy.deepcopy(model)) - shared
-    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    if operator == "identity":
+        assert host_flops(shape) == count(copy.deepcopy(model)) - shared
+        assert shape.parameters == sum(p.numel() for p in model.parameters())
     plan = Plan.explicit(operator=operator, blocks=[DOUBLE, SINGLE, 4])
     cost, handle = plan_cost(plan, shape), graft(model, plan, init="random")
     made = handle.operators()

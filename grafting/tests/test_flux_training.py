@@ -110,7 +110,7 @@ def test_stage_two_learns_from_its_teacher_and_is_saved_whole(tmp_path: Path) ->
         return (denoiser(mine.model)(*asked) - teacher(*asked)).square().mean().item()
 
     before = off()
-    loop = LoopConfig(steps=24, lr=2e-4, clip=1.0, ema=0.5, warmup=0.0, save_every=10)
+    loop = LoopConfig(steps=16, lr=2e-4, clip=1.0, ema=0.5, warmup=0.0, save_every=10)
     config = FinetuneConfig(
         loop=loop, checkpointing=True, teacher_share=(1.0, 1.0), features=1.0, fade=0.5, label_dropout=0.0
     )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from . import joint_cost as joint
+from . import joint_cost
 from .hosts.shapes import EMBEDDING, HostShape, Site, shape_of
 from .plan import CONTROLS, Plan, Resolved
 from .restructure import Group
@@ -45,7 +45,7 @@ def block_cost(shape: HostShape, block: int = 0) -> BlockCost:
     n, d, text = shape.tokens, shape.width, shape.context_tokens
     core = 4 * n * n * d
     if shape.joint:
-        attn, mlp, rest = joint.block_flops(shape, block)
+        attn, mlp, rest = joint_cost.block_flops(shape, block)
         return BlockCost(attn=attn, core=core, mlp=mlp, rest=rest)
     rest = 12 * d * d + 2 * (EMBEDDING * d + d * d) if shape.family == "DiT" else 0
     if text:
@@ -62,7 +62,7 @@ def host_flops(shape: HostShape) -> int:
     ends = 2 * n * d * (shape.patch_channels + shape.out_channels)
     head = 4 * d * d + 2 * (EMBEDDING * d + d * d) if shape.family == "DiT" else 0
     if shape.joint:
-        ends += joint.other_flops(shape)
+        ends += joint_cost.other_flops(shape)
     blocks = (shape.depth - shape.single) * block_cost(shape).total
     return blocks + shape.single * block_cost(shape, shape.depth - 1).total + ends + head
 
@@ -246,7 +246,7 @@ def adapter_cost(cost: PlanCost, rank: int, targets: Sequence[str]) -> AdapterCo
     n, text = shape.tokens, shape.context_tokens
     hidden = int(shape.mlp_ratio * d)
     # By role: inputs, outputs and tokens of every projection.
-    layers: dict[str, list[joint.Layer]] = {
+    layers: dict[str, list[joint_cost.Layer]] = {
         "attn": [(d, d, n)] * 4,
         "cross": [(d, d, n), (d, d, text), (d, d, text), (d, d, n)] if text else [],
         "mlp": [(d, hidden, n), (hidden, d, n)],
@@ -259,7 +259,7 @@ def adapter_cost(cost: PlanCost, rank: int, targets: Sequence[str]) -> AdapterCo
         for role in targets:
             if block in taken:
                 continue
-            own, beside = joint.layers(shape, block, role) if shape.joint else (layers[role], [])
+            own, beside = joint_cost.layers(shape, block, role) if shape.joint else (layers[role], [])
             adapted = beside if (block, role) in replaced else own + beside
             parameters += sum(rank * (inputs + outputs) for inputs, outputs, _ in adapted)
             flops += sum(2 * tokens * rank * (inputs + outputs) for inputs, outputs, tokens in adapted)
@@ -295,7 +295,7 @@ def _site_cost(entry: Resolved, shape: HostShape) -> SiteCost:
     block, text = block_cost(shape, number), shape.joint and kind == "attn"
     flops_before, parameters_before = block.attn if kind == "attn" else block.mlp, site_parameters(shape, kind)
     if text:
-        before = joint.original(shape, number)
+        before = joint_cost.original(shape, number)
         parameters_before, flops_before = before.parameters, before.flops
     parameters_after = flops_after = features = 0
     if entry.operator == "identity":
@@ -308,7 +308,7 @@ def _site_cost(entry: Resolved, shape: HostShape) -> SiteCost:
         features = operator.count_features(d, options)
     if text and entry.operator != "identity":
         made = None if entry.operator == "none" else operator
-        beside = joint.beside(shape, number, made, {} if made is None else options)
+        beside = joint_cost.beside(shape, number, made, {} if made is None else options)
         parameters_after, flops_after = parameters_after + beside.parameters, flops_after + beside.flops
     least = flops_after
     if kind == "attn" and entry.operator not in KEEPS_CORE:
