@@ -161,6 +161,26 @@ def test_data_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out.startswith("20 (")
 
 
+def test_the_page_of_flux_runs_and_says_what_plans_cost() -> None:
+    (code,) = blocks("docs/flux.md", "python")
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert tuple(scope["latents"].shape) == (1, 96, 64)
+    model, said = "", 0
+    for line in re.findall(r"^\| .*x\) \|$", (ROOT / "docs/flux.md").read_text(), re.MULTILINE):
+        name, *cells = (cell.strip() for cell in line.strip("| ").split("|"))
+        model = f"flux-{found[1]}-1024" if (found := re.match(r"\*\*(\w+)\*\*", name)) else model
+        for cell, side in zip(cells, (64, 128), strict=True):
+            figures = [float(figure) for figure in re.findall(r"([\d.]+)x", cell)]
+            for operator in re.findall(r"`(\w+)`", name):
+                for share, figure in zip(("all", "interleaved 50%"), figures, strict=True):
+                    plan = Plan.from_dict({"edits": [{"site": "attn", "blocks": share, "operator": operator}]})
+                    cost = plan_cost(plan, bundled_config(model), grid=(side, side))
+                    assert figure == pytest.approx(cost.flop_ratio, abs=0.0055), (model, operator, side, share)
+                    said += 1
+    assert said == 40
+
+
 def test_the_page_of_stable_diffusion_3_runs_and_says_what_plans_cost() -> None:
     (code,) = blocks("docs/sd3.md", "python")
     scope: dict[str, Any] = {}

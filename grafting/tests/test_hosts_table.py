@@ -16,6 +16,8 @@ from grafting.hosts import host_for
 from grafting.hosts.registry import HOSTS as FAMILIES
 from grafting.operators import arithmetic, list_operators
 from grafting.plan import Plan
+from grafting.searching.candidates import candidates
+from grafting.searching.costs import timed
 from grafting.store.folder import load, save
 
 SIZES: dict[str, Any] = {
@@ -81,6 +83,19 @@ def sana(*, size: tuple[int, int] = (4, 4), normed: bool = False) -> Parts:
     return model, {"encoder_hidden_states": torch.randn(2, 5, 12), "encoder_attention_mask": mask}, size
 
 
+def flux(*, size: tuple[int, int] = (8, 8), dev: bool = False) -> Parts:
+    """schnell, or ``dev``, which is told a guidance: two blocks of two streams, and three of one."""
+    from diffusers import FluxTransformer2DModel
+
+    more: dict[str, Any] = {"patch_size": 1, "in_channels": 12, "out_channels": None, "guidance_embeds": dev}
+    more |= {"num_single_layers": 3, "joint_attention_dim": 12, "pooled_projection_dim": 10}
+    sizes = {key: value for key, value in (SIZES | more).items() if key != "sample_size"}
+    model = FluxTransformer2DModel(**sizes, axes_dims_rope=(4, 6, 6))
+    model.register_to_config(sample_size=8)
+    condition = {"encoder_hidden_states": torch.randn(2, 5, 12), "pooled_projections": torch.randn(2, 10)}
+    return model, condition | ({"guidance": torch.tensor([1.0, 4.0])} if dev else {}), size
+
+
 HOSTS: dict[str, Callable[[], Parts]] = {
     "DiT": dit,
     "PixArt-Sigma": pixart,
@@ -90,6 +105,8 @@ HOSTS: dict[str, Callable[[], Parts]] = {
     "SD3.5, no square": partial(sd3, size=(4, 16), large=True),
     "SANA": sana,
     "SANA 1.5, no square": partial(sana, size=(2, 8), normed=True),
+    "Flux": flux,
+    "Flux dev, no square": partial(flux, size=(4, 16), dev=True),
 }
 SITES = [(name, "attn" if arithmetic(name).kind == "mixer" else "mlp") for name in list_operators()]
 
@@ -100,12 +117,8 @@ def ready(host: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor, Any]:
     model, condition, (height, width) = HOSTS[host]()
     # Random models start with gates near zero; these let every site be seen.
     for name, parameter in model.named_parameters():
-        if (
-            "adaln_single.linear" in name
-            or "time_embed.linear" in name
-            or "norm1.linear" in name
-            or "norm1_context.linear" in name
-        ):
+        opened = ("adaln_single.linear", "time_embed.linear", "norm1.linear", "norm1_context.linear", ".norm.linear")
+        if any(part in name for part in opened):
             nn.init.normal_(parameter, std=0.5)
     return model.eval(), torch.randn(2, 3, height, width), torch.tensor([10, 900]), condition
 
@@ -135,6 +148,21 @@ def test_every_operator_on_every_host(host: str, operator: str, kind: str, tmp_p
     assert ungraft(model) is model and dict(model.named_modules()) == modules and torch.equal(call(), before)
     load(tmp_path / "graft", model)
     assert torch.equal(call(), after)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_host_s_sites_are_timed_as_the_model_calls_them(host: str) -> None:
+    """Beside text, on the grid, at another number of tokens than the model's own."""
+    model, *_ = ready(host)
+    found = timed(model, candidates(("swa", "mlp_hyena_x", "mix_ffn", "none")), side=6, batch=1, rounds=2)
+    assert set(found.changes) == {
+        ("attn", "swa"),
+        ("mlp", "mlp_hyena_x"),
+        ("mlp", "mix_ffn"),
+        ("attn", "none"),
+        ("mlp", "none"),
+    }
+    assert found.changes["mlp", "none"] < 0 < found.whole
 
 
 @pytest.mark.parametrize("host", HOSTS)

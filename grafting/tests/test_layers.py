@@ -15,7 +15,7 @@ ROOT = Path(grafting.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("files", "settings", "claims", "random", "tasks", "conditions", "precision", "modes", "operators"),
-    ("hosts", "joint", "cost", "expect", "activations", "diffusion"),
+    ("hosts", "joint", "joint_cost", "cost", "expect", "activations", "diffusion"),
     ("plan", "graft", "lora", "restructure", "parallel", "switch", "conventions", "initialise"),
     ("classifier", "teachers", "store", "data", "scenes", "text", "sampling", "steps"),
     ("training",),

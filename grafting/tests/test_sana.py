@@ -19,7 +19,7 @@ from grafting.cost import adapter_cost, block_cost, host_flops, plan_cost, site_
 from grafting.diffusion import Denoiser, Flow
 from grafting.graft import Grafted, graft, ungraft
 from grafting.hosts import HostError, Site, host_for, schedule_of, shape_of
-from grafting.hosts.shapes import bundled_config, with_text
+from grafting.hosts.shapes import ROLES, bundled_config, with_text
 from grafting.initialise import make_stand_in
 from grafting.lora import Lora, LoraError, add_lora
 from grafting.measure.analysis import analyze
@@ -432,7 +432,10 @@ def test_adapters_are_of_attention_and_the_text_s() -> None:
     handle = graft(ready("SANA")[0], Plan.explicit(operator="swa", blocks=[1]), init="copy")
     with pytest.raises(LoraError, match="targets mlp: the blocks of a SANA have attn, cross"):
         add_lora(handle, Lora(rank=2, targets=("attn", "mlp")))
-    adapters = add_lora(handle, Lora(rank=2, targets=("attn", "cross")))
+    adapters = add_lora(handle, Lora(rank=2))
+    assert adapter_cost(plan_cost(handle.plan, handle.model), 2, ROLES) == adapter_cost(
+        plan_cost(handle.plan, handle.model), 2, ("attn", "cross")
+    ), "roles that it has not cost nothing"
     cost = adapter_cost(plan_cost(handle.plan, handle.model), 2, ("attn", "cross"))
     assert cost.parameters == sum(p.numel() for p in adapters.parameters().values())
 

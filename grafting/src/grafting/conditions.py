@@ -3,8 +3,9 @@
 The dictionary is what a text-to-image host takes: ``encoder_hidden_states`` (B, L, D_text) and
 ``encoder_attention_mask`` (B, L), 1 where a token counts; and, where the model asks for them, ``added_cond_kwargs``, a
 dictionary of rows itself: the sizes of the pictures. Captions of other lengths are padded with zeros that the mask
-leaves out. SD3 has ``pooled_projections`` (B, D_pooled) of the prompt as a whole, and no mask: what its encoders pad a
-prompt with is read, so all are of one length and nothing is padded here.
+leaves out. SD3 and Flux have ``pooled_projections`` (B, D_pooled) of the prompt as a whole, and no mask: what their
+encoders pad a prompt with is read, so all are of one length and nothing is padded here. FLUX.1-dev may be told a
+``guidance`` (B,), which is a number that the model reads and no second pass.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 
 Condition: TypeAlias = "torch.Tensor | Mapping[str, Any]"
 TEXT, MASK, SIZES = "encoder_hidden_states", "encoder_attention_mask", "added_cond_kwargs"
-POOLED = "pooled_projections"
+POOLED, GUIDANCE = "pooled_projections", "guidance"
 
 
 def picture_sizes(batch: int, height: int, width: int) -> dict[str, torch.Tensor]:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .hosts.shapes import EMBEDDING, HostShape, Site, kept, shape_of
+from . import joint_cost
+from .hosts.shapes import EMBEDDING, HostShape, Site, shape_of
 from .plan import CONTROLS, Plan, Resolved
 from .restructure import Group
 
@@ -36,9 +37,12 @@ class BlockCost:
         return self.attn + self.mlp + self.rest
 
 
-def block_cost(shape: HostShape) -> BlockCost:
+def block_cost(shape: HostShape, block: int = 0) -> BlockCost:
     """FLOPs of one block at the shape's grid: attention, the picture's MLP, and the rest: cross-attention, the text's
-    own MLP, and where each block makes its own modulation, that. Of joint attention a block in which text goes on."""
+    own MLP, and where each block makes its own modulation, that. Of joint attention a block in which text goes on.
+
+    block: which, where there are blocks of two kinds.
+    """
     n, d, text = shape.tokens, shape.width, shape.context_tokens
     core = 4 * n * n * d
     if shape.linear:
@@ -47,8 +51,8 @@ def block_cost(shape: HostShape) -> BlockCost:
         mlp = n * hidden * (6 * d + 4 * 9)
         return BlockCost(attn=8 * n * d * d + core, core=core, mlp=mlp, rest=cross)
     if shape.joint:
-        attn = 8 * (n + text) * d * d + 4 * (n + text) ** 2 * d
-        return BlockCost(attn=attn, core=core, mlp=16 * n * d * d, rest=16 * text * d * d + 24 * d * d)
+        attn, mlp, rest = joint_cost.block_flops(shape, block)
+        return BlockCost(attn=attn, core=core, mlp=mlp, rest=rest)
     rest = 12 * d * d + 2 * (EMBEDDING * d + d * d) if shape.family == "DiT" else 0
     if text:
         rest += 4 * n * d * d + 4 * text * d * d + 4 * n * text * d
@@ -60,12 +64,13 @@ def host_flops(shape: HostShape) -> int:
 
     Shared embedders of text and timestep, once a call, are left out.
     """
-    n, d, text = shape.tokens, shape.width, shape.context_tokens
+    n, d = shape.tokens, shape.width
     ends = 2 * n * d * (shape.patch_channels + shape.out_channels)
     head = 4 * d * d + 2 * (EMBEDDING * d + d * d) if shape.family == "DiT" else 0
-    if shape.joint:  # the second attentions, and the head, but not what the last block does without of the text
-        ends += shape.dual * (second_attention(shape) + 6 * d * d) + 4 * d * d - 18 * text * d * d - 8 * d * d
-    return shape.depth * block_cost(shape).total + ends + head
+    if shape.joint:
+        ends += joint_cost.other_flops(shape)
+    blocks = (shape.depth - shape.single) * block_cost(shape).total
+    return blocks + shape.single * block_cost(shape, shape.depth - 1).total + ends + head
 
 
 def site_parameters(shape: HostShape, kind: str) -> int:
@@ -77,30 +82,8 @@ def site_parameters(shape: HostShape, kind: str) -> int:
     return 4 * (d * d + d) if kind == "attn" else 2 * d * hidden + hidden + d
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kept:
-    """What a site of joint attention holds of the original beside its operator (:class:`grafting.joint.Joint`)."""
-
-    parameters: int
-    flops: int
-
-
-def kept_beside(shape: HostShape, lends: str, reading: int, *, wide: bool, last: bool) -> Kept:
-    """Of an operator that ``lends`` all, the values or nothing. reading: FLOPs of what the picture reads of the text,
-    which is projected by itself where it is ``wide``. last: in the last block, where text is read and not written.
-    """
-    n, d, text, size = shape.tokens, shape.width, shape.context_tokens, shape.width // shape.heads
-    names = kept(lends, wide=wide, last=last)
-    norms = sum(name.startswith("norm") for name in names)
-    theirs = sum("add" in name and not name.startswith("norm") for name in names)
-    own = len(names) - norms - theirs
-    parameters = (theirs + own) * (d * d + d) + norms * size * shape.normed + (shape.heads if lends != "all" else 0)
-    flops = 2 * d * d * (theirs * text + own * n) + reading
-    return Kept(parameters=parameters, flops=flops + (0 if last else 4 * text * (n + text) * d))
-
-
 KEEPS_CORE = ("identity", "mha")
-"""Operators that attend over all tokens, as the host's own do: with these a core is not swapped but kept."""
+"""Operators that attend over all tokens, as most hosts' own do: with these a core is not swapped but kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +123,8 @@ class PlanCost:
     core_bound: the speed-up if the swapped attention sites lost their cores and nothing else changed: what a mixer
     with four D x D projections can reach at most, and what the time bound is in FLOPs. groups: of a restructured
     model; flops_spared: by its blocks that run no longer, less what its combinations cost. parameters_after: of the
-    model alone, 0 where the host's were not counted. cores_after: FLOPs of the softmax cores that are left, those of
-    cross-attention among them.
+    model alone, 0 where the host's were not counted. cores_after: FLOPs of the cores of attention that are left, those
+    of cross-attention among them.
     """
 
     shape: HostShape
@@ -220,7 +203,7 @@ def plan_cost(plan: Plan, source: Source, *, grid: tuple[int, int] | None = None
     if not plan.bare:
         plan.check(shape).raise_if_any()
     block, before = block_cost(shape), host_flops(shape)
-    sites = tuple(_site_cost(entry, shape, block) for entry in plan.resolve(shape))
+    sites = tuple(_site_cost(entry, shape) for entry in plan.resolve(shape))
     layout = plan.layout(shape)
     groups: tuple[GroupCost, ...] = ()
     spared = removed = 0
@@ -272,10 +255,10 @@ def adapter_cost(cost: PlanCost, rank: int, targets: Sequence[str]) -> AdapterCo
     n, text = shape.tokens, shape.context_tokens
     hidden = int(shape.mlp_ratio * d)
     # By role: inputs, outputs and tokens of every projection.
-    layers: dict[str, list[tuple[int, int, int]]] = {
+    layers: dict[str, list[joint_cost.Layer]] = {
         "attn": [(d, d, n)] * 4,
-        "cross": [(d, d, n), (d, d, text), (d, d, text), (d, d, n)] if text and not shape.joint else [],
-        "mlp": [(d, hidden, n), (hidden, d, n)],
+        "cross": [(d, d, n), (d, d, text), (d, d, text), (d, d, n)] if text else [],
+        "mlp": [] if shape.linear else [(d, hidden, n), (hidden, d, n)],  # a Mix-FFN's are convolutions
     }
     whole = [group.group for group in cost.groups if group.group.train == "all"]
     taken = {block for group in whole for first, last in group.spans for block in range(first, last + 1)}
@@ -285,22 +268,11 @@ def adapter_cost(cost: PlanCost, rank: int, targets: Sequence[str]) -> AdapterCo
         for role in targets:
             if block in taken:
                 continue
-            own, beside = layers[role], []
-            if shape.joint and role == "attn":  # the text's, of which the last block asks nothing, and the second's
-                own = own + [(d, d, text)] * (4 if block < shape.depth - 1 else 2)
-                beside = layers[role] if block < shape.dual else []
-            elif shape.joint and role == "mlp" and block < shape.depth - 1:
-                beside = [(d, hidden, text), (hidden, d, text)]
+            own, beside = joint_cost.layers(shape, block, role) if shape.joint else (layers[role], [])
             adapted = beside if (block, role) in replaced else own + beside
             parameters += sum(rank * (inputs + outputs) for inputs, outputs, _ in adapted)
             flops += sum(2 * tokens * rank * (inputs + outputs) for inputs, outputs, tokens in adapted)
     return AdapterCost(parameters=parameters, flops=flops)
-
-
-def second_attention(shape: HostShape) -> int:
-    """FLOPs of the second attention of a block that has one, of the picture alone."""
-    n, d = shape.tokens, shape.width
-    return 8 * n * d * d + 4 * n * n * d
 
 
 def _combination(group: Group, shape: HostShape) -> tuple[int, int]:
@@ -325,34 +297,28 @@ def _group_cost(group: Group, shape: HostShape, block: BlockCost, sites: Sequenc
     )
 
 
-def _site_cost(entry: Resolved, shape: HostShape, block: BlockCost) -> SiteCost:
-    from .operators.arithmetic import Arithmetic, arithmetic
+def _site_cost(entry: Resolved, shape: HostShape) -> SiteCost:
+    from .operators.arithmetic import arithmetic
 
-    kind, d, heads, n = entry.site.kind, shape.width, shape.heads, shape.tokens
-    flops_before = block.attn if kind == "attn" else block.mlp
-    parameters_before = site_parameters(shape, kind)
-    joint, last = shape.joint and kind == "attn", entry.site.block == shape.depth - 1
-    if joint:
-        parameters_before += (3 if last else 4) * (d * d + d) + 4 * shape.normed * (d // heads)
-        flops_before -= 2 * shape.context_tokens * d * d if last else 0
-    if joint and entry.operator == "none":
-        reading = Arithmetic.count_text_flops(d, heads, n, shape.context_tokens, {})
-        beside = kept_beside(shape, "nothing", reading, wide=True, last=last)
-        parameters_after, flops_after, features = beside.parameters, beside.flops, 0
-    elif entry.operator in CONTROLS:
-        same = entry.operator == "identity"
-        parameters_after, flops_after = (parameters_before, flops_before) if same else (0, 0)
-        features = 0
-    else:
+    kind, number, d, heads, n = entry.site.kind, entry.site.block, shape.width, shape.heads, shape.tokens
+    block, text = block_cost(shape, number), shape.joint and kind == "attn"
+    flops_before, parameters_before = block.attn if kind == "attn" else block.mlp, site_parameters(shape, kind)
+    if text:
+        before = joint_cost.original(shape, number)
+        parameters_before, flops_before = before.parameters, before.flops
+    parameters_after = flops_after = features = 0
+    if entry.operator == "identity":
+        parameters_after, flops_after = parameters_before, flops_before
+    elif entry.operator not in CONTROLS:
         operator = arithmetic(entry.operator)
         parameters_after = operator.parameters_count(d, heads, n, **entry.options)
         flops_after = operator.flops(d, heads, n, **entry.options)
         options = operator.resolve(width=d, heads=heads, tokens=n, **entry.options)
         features = operator.count_features(d, options)
-        if joint:
-            reading = operator.count_text_flops(d, heads, n, shape.context_tokens, options)
-            beside = kept_beside(shape, operator.lends, reading, wide=features != d, last=last)
-            parameters_after, flops_after = parameters_after + beside.parameters, flops_after + beside.flops
+    if text and entry.operator != "identity":
+        made = None if entry.operator == "none" else operator
+        beside = joint_cost.beside(shape, number, made, {} if made is None else options)
+        parameters_after, flops_after = parameters_after + beside.parameters, flops_after + beside.flops
     least = flops_after
     if kind == "attn" and entry.operator not in KEEPS_CORE:
         least = min(flops_after, flops_before - block.core)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -181,22 +181,49 @@ class Diffusion(Schedule):
         return per_sample / math.log(2)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BySize:
+    """A shift that grows with the tokens of a picture, by diffusers' names: its logarithm lies on the line from
+    ``base_shift`` at ``base_image_seq_len`` tokens to ``max_shift`` at ``max_image_seq_len``; by default FLUX.1-dev's.
+    """
+
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+
+    def __post_init__(self) -> None:
+        if not self.base_image_seq_len < self.max_image_seq_len:
+            raise ValueError(
+                f"base_image_seq_len {self.base_image_seq_len}, max_image_seq_len {self.max_image_seq_len}: the first "
+                "is less"
+            )
+
+    def at(self, tokens: int) -> float:
+        """The shift of a picture of so many tokens."""
+        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
+        return math.exp(self.base_shift + slope * (tokens - self.base_image_seq_len))
+
+
 @dataclass(frozen=True)
 class Flow(Schedule):
     """Rectified flow: z_t = (1 - sigma) z + sigma noise with sigma = t / ``steps``, t from 1, and a model that returns
     the velocity dz_t / dsigma.
 
-    shift: where a sampler stays longer at much noise (:meth:`shifted`); 3 is SD3's, and SANA's but for 4K, whose is 6.
-    How often training draws a level is said by :class:`Levels`, so that ``repr``, by which what was trained is known,
-    leaves the shift out.
+    shift: where a sampler stays longer at much noise (:meth:`shifted`); 3 is SD3's, and SANA's but for 4K, whose is 6;
+    Flux's is by size. How often training draws a level is said by :class:`Levels`, so that ``repr``, by which what was
+    trained is known, leaves the shift out, and what else is a sampler's. even: whether the steps of a sampler are of
+    one length before the shift, the last, to the sample, among them, as Flux is walked; else they go from noise to the
+    lowest level.
     """
 
     steps: int = 1000
-    shift: float = field(default=3.0, repr=False)
+    shift: float | BySize = field(default=3.0, repr=False)
+    even: bool = field(default=False, repr=False)
     first: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.shift < math.inf:
+        if self.steps < 1 or not (isinstance(self.shift, BySize) or 0 < self.shift < math.inf):
             raise ValueError(f"steps {self.steps}, shift {self.shift}: at least 1 level, and a finite shift above 0")
 
     def add_noise(self, z: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -228,20 +255,33 @@ class Flow(Schedule):
         return (1 - levels.uniform) * (upto[:-1] - upto[1:]) + levels.uniform / self.steps
 
     def shifted(self, sigma: torch.Tensor) -> torch.Tensor:
-        """Where a sampler is that would be at ``sigma`` without the shift (Esser et al. 2024, eq. 23)."""
+        """Where a sampler is that would be at ``sigma`` without the shift (Esser et al. 2024, eq. 23).
+
+        Of a flow of one size: :meth:`of_size`.
+        """
+        assert not isinstance(self.shift, BySize)
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
 
+    def of_size(self, tokens: int) -> Flow:
+        """This flow with the one shift that it has for pictures of so many tokens."""
+        return replace(self, shift=self.shift.at(tokens)) if isinstance(self.shift, BySize) else self
+
     def told(self, scheduler: Mapping[str, Any]) -> Flow:
-        """This flow as a scheduler in diffusers' keys describes it: with its shift, where it has one.
+        """This flow as a scheduler in diffusers' keys describes it: with its shift, where it has one; of a family that
+        is walked evenly, also with one by size.
 
         Raises ValueError for another flow, or noise of another kind.
         """
-        odd = [f"{key} {scheduler[key]}" for key, value in FLOW.items() if scheduler.get(key) not in (None, [], value)]
+        by_size = self.even and bool(scheduler.get("use_dynamic_shifting"))
+        fits = {**FLOW, **({"use_dynamic_shifting": True, "time_shift_type": "exponential"} if by_size else {})}
+        odd = [f"{key} {scheduler[key]}" for key, value in fits.items() if scheduler.get(key) not in (None, [], value)]
         if odd:
-            raise ValueError(
-                f"{', '.join(odd)}: of flows only those of 1000 levels with one shift for all sizes are known here"
-            )
-        return replace(self, shift=float(scheduler.get("shift", self.shift)))
+            shift = "one shift for all sizes" + (", or one that grows as diffusers' mu," if self.even else "")
+            raise ValueError(f"{', '.join(odd)}: of flows only those of 1000 levels with {shift} are known here")
+        if by_size:
+            names = [one.name for one in fields(BySize)]
+            return replace(self, shift=BySize(**{name: scheduler[name] for name in names if name in scheduler}))
+        return replace(self, shift=float(scheduler["shift"])) if "shift" in scheduler else self
 
 
 def _discretised_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:

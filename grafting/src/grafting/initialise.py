@@ -11,6 +11,7 @@ does not grow with their number. Shapes: F features, D outputs, n rows (tokens o
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -39,7 +40,7 @@ class Solvable(Protocol):
     def out_projection(self) -> nn.Linear: ...
 
     def regression(
-        self, x: torch.Tensor, y: torch.Tensor, *, grid: Any, context: torch.Tensor | None
+        self, x: torch.Tensor, y: torch.Tensor, *, grid: Any, call: Mapping[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
@@ -139,11 +140,11 @@ class SolveAll:
 
     @torch.no_grad()
     def __call__(self, site: Any, inputs: torch.Tensor, outputs: torch.Tensor, call: Mapping[str, Any]) -> None:
-        """Add one site's activations of the picture (B, N, D), and what else it was called with."""
+        """Add what one site was given, the picture's outputs (B, N, D), and what else it was called with."""
         if site in self.exact:
             return
-        operator, context = self.operators[site], call.get("encoder_hidden_states")
-        features, outputs = operator.regression(inputs, outputs, grid=self.grid, context=context)
+        operator = self.operators[site]
+        features, outputs = operator.regression(inputs, outputs, grid=self.grid, call=call)
         if site not in self.moments:
             if _equal(operator.out_projection(features), outputs):
                 self.exact.add(site)
@@ -168,10 +169,17 @@ def _equal(given: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 
 def make_stand_in(
-    host: Host, model: nn.Module, original: nn.Module, entry: Resolved, init: str, seed: int
+    host: Host,
+    model: nn.Module,
+    original: nn.Module,
+    entry: Resolved,
+    init: str,
+    seed: int,
+    *,
+    tokens: int | None = None,
 ) -> nn.Module:
     """What ``entry`` puts in the place of ``original``, on its device and in its type; copied from it as far as
-    shapes fit, unless ``init`` is ``random``."""
+    shapes fit, unless ``init`` is ``random``; ``tokens``: N, where it is not the model's own."""
     if entry.operator == "none":
         return host.fitted(entry.site.kind, None, original) or Nothing()
     if entry.operator == "identity":
@@ -182,7 +190,7 @@ def make_stand_in(
             entry.operator,
             width=host.width(model),
             heads=host.heads(model),
-            tokens=host.tokens(model),
+            tokens=tokens or host.tokens(model),
             **entry.options,
         )
     if init != "random":
@@ -223,11 +231,12 @@ def solve_all(
     spans = {site: ((originals[site], originals[site]),) for site in (*operators, *joint)}
 
     def see(site: Site, inputs: torch.Tensor, outputs: Streams, call: Mapping[str, Any]) -> None:
+        picture = slice(-math.prod(solver.grid), None)  # of the tokens, where text comes with them
         if site in joint and site not in weighed:  # before its features are
             weighed.add(site)
-            joint[site].weigh(*host.queries_keys(originals[site], inputs))
+            joint[site].weigh(*host.queries_keys(originals[site], inputs[:, picture], call))
         if site in operators:
-            solver(site, as_tokens(inputs), outputs[0], call)
+            solver(site, as_tokens(inputs), outputs[0][:, picture], call)
 
     with evaluating(model), visit_spans(spans, see, host.streams):
         for index in range(count):

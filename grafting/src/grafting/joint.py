@@ -8,8 +8,10 @@ of C channels.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from .hosts.shapes import kept
 from .operators import Operator
 from .operators.attention import Attention, read_text
-from .operators.base import Grid, Text
+from .operators.base import Grid, Places, Text
 
 LOOKED_AT = 64
 """Queries of a sample whose attention says at the start how much of it the picture has."""
@@ -35,6 +37,12 @@ class Seen:
     values: Tensor | None = None
 
 
+def beside(call: Mapping[str, Any]) -> dict[str, Any]:
+    """What a joint attention reads of the further arguments of diffusers' own: its text, and where tokens stand."""
+    turns = call.get("image_rotary_emb")
+    return {"context": call.get("encoder_hidden_states"), "places": turns and Places(cosines=turns[0], sines=turns[1])}
+
+
 class Joint(nn.Module):
     """An operator among the picture's tokens, within what else the joint attention ``original`` of diffusers does.
 
@@ -43,7 +51,12 @@ class Joint(nn.Module):
     where the features are wider than a token): softmax over the text and one key more, which stands for the picture as
     N tokens of equal weight do, times ``balance``, a learned factor's logarithm for each head. None is the control
     *none*: the picture's tokens see text alone. Whatever the operator has not is a copy of the original's.
+
+    Where positions are told by turning queries and keys, each is turned by its own token's, whatever window it is in.
     """
+
+    single: ClassVar[bool] = False
+    """Whether picture and text come as one, through the same projections."""
 
     def __init__(self, operator: Operator | None, original: nn.Module) -> None:
         super().__init__()
@@ -54,7 +67,8 @@ class Joint(nn.Module):
         last_layer = None if operator is None else operator.out_projection
         self.wide = last_layer is None or last_layer.in_features != last_layer.out_features
         lends = "nothing" if operator is None else operator.lends
-        originals = {name: getattr(a, name, None) for name in kept(lends, wide=self.wide, last=self.context_pre_only)}
+        names = kept(lends, wide=self.wide, last=self.context_pre_only, single=self.single)
+        originals = {name: getattr(a, name, None) for name in names}
         if "to_out" in originals:
             originals["to_out"] = a.to_out[0]
         self.kept = nn.ModuleDict({name: copy.deepcopy(part) for name, part in originals.items() if part is not None})
@@ -71,36 +85,46 @@ class Joint(nn.Module):
         assert self.operator is not None
         return self.operator.out_projection
 
-    def forward(self, x: Tensor, *, grid: Grid | None = None, context: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, *, grid: Grid | None = None, context: Tensor, places: Places | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Tokens x (B, N, D) of the picture and ``context`` (B, L, D) of its text, to as many of both.
 
         Text that ends here comes back as it was.
         """
-        text = self.text(context)
+        out, told = self.both(x, grid, self.text(context, places))
+        return out, context if told is None else self.kept["to_add_out"](told)
+
+    def both(self, x: Tensor, grid: Grid | None, text: Text) -> tuple[Tensor, Tensor | None]:
+        """(B, N, D) of the picture, and what its text gets (B, L, D), to be projected; None where it asks nothing."""
         seen = self.picture(x, grid, text)
         out = seen.added if seen.features is None else self.out_projection(seen.features) + seen.added
         assert isinstance(out, Tensor)
-        if self.context_pre_only:
-            return out, context
-        keys = self.project("to_k", x, "norm_k") if seen.keys is None else seen.keys
+        if text.asked is None:
+            return out, None
+        keys = text.placed(self.project("to_k", x, "norm_k")) if seen.keys is None else seen.keys
         values = self.project("to_v", x) if seen.values is None else seen.values
         told = F.scaled_dot_product_attention(
-            self.project("add_q_proj", context, "norm_added_q").transpose(1, 2),
-            torch.cat([keys, text.keys], dim=1).transpose(1, 2),
+            text.asked.transpose(1, 2),
+            torch.cat([keys, text.seen], dim=1).transpose(1, 2),
             torch.cat([values, text.values], dim=1).transpose(1, 2),
         )
-        return out, self.kept["to_add_out"](told.transpose(1, 2).flatten(2))
+        return out, told.transpose(1, 2).flatten(2)
 
-    def regression(self, x: Tensor, y: Tensor, *, grid: Grid | None, context: Tensor) -> tuple[Tensor, Tensor]:
-        """What the operator's last layer reads, and what it should give where the picture's tokens get y (B, N, D)."""
-        seen = self.picture(x, grid, self.text(context))
+    def regression(self, x: Tensor, y: Tensor, *, grid: Grid | None, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """What the operator's last layer reads, and what it should give where the picture's tokens get y (B, N, D).
+
+        call: what else the original was given.
+        """
+        told = beside(call)
+        seen = self.picture(x, grid, self.text(told["context"], told["places"]))
         assert seen.features is not None
         return seen.features, y - seen.added
 
     def picture(self, x: Tensor, grid: Grid | None, text: Text) -> Seen:
         """What becomes of the picture's tokens x (B, N, D)."""
         if self.operator is None:
-            return Seen(features=None, added=self.kept["to_out"](self.read(x, text)))
+            return Seen(features=None, added=self.projected(self.read(x, text)))
         self.operator.check_input(x, grid)
         if isinstance(self.operator, Attention):
             features, keys, values = self.operator.joint(x, text, grid=grid)
@@ -108,12 +132,17 @@ class Joint(nn.Module):
         features, lent = self.operator.lending(x, grid=grid)
         own = None if lent is None else lent.unflatten(2, (self.heads, -1))
         if self.wide:
-            return Seen(features=features, added=self.kept["to_out"](self.read(x, text)), values=own)
+            return Seen(features=features, added=self.projected(self.read(x, text)), values=own)
         return Seen(features=features + self.read(x, text), values=own)
+
+    def projected(self, read: Tensor) -> Tensor:
+        """What the picture reads (B, N, D), as the original projects what it gives."""
+        out: Tensor = self.kept["to_out"](read) if "to_out" in self.kept else read
+        return out
 
     def read(self, x: Tensor, text: Text) -> Tensor:
         """(B, N, D) what the picture's tokens get from text, which is less the more the picture counts."""
-        q = self.project("to_q", x, "norm_q").transpose(1, 2)
+        q = text.placed(self.project("to_q", x, "norm_q")).transpose(1, 2)
         picture = q.new_full((1, 1, 1, 1), q.shape[2]).log()
         read, share = read_text(q * q.shape[-1] ** -0.5, text, picture)
         assert self.balance is not None
@@ -133,13 +162,63 @@ class Joint(nn.Module):
             total = (some @ k.float().transpose(2, 3)).logsumexp(-1)
             self.balance.copy_((total - torch.tensor(float(k.shape[2])).log()).mean((0, 2)))
 
-    def text(self, context: Tensor) -> Text:
-        """Keys and values of the text, and what the picture's queries and keys are normed by."""
-        norms = {name: self.kept[name] if name in self.kept else None for name in ("norm_q", "norm_k")}  # noqa: SIM401
-        keys = self.project("add_k_proj", context, "norm_added_k")
-        return Text(keys=keys, values=self.project("add_v_proj", context), **norms)
+    def text(self, context: Tensor, places: Places | None = None) -> Text:
+        """What the text has to say and to ask, and what the picture's queries and keys are normed by."""
+        return Text(
+            queries=None if self.context_pre_only else self.project("add_q_proj", context, "norm_added_q"),
+            keys=self.project("add_k_proj", context, "norm_added_k"),
+            values=self.project("add_v_proj", context),
+            places=places,
+            **self.norms,
+        )
+
+    @property
+    def norms(self) -> dict[str, Any]:
+        """Of the picture's queries and keys."""
+        return {name: self.kept[name] if name in self.kept else None for name in ("norm_q", "norm_k")}  # noqa: SIM401
 
     def project(self, name: str, x: Tensor, norm: str = "") -> Tensor:
         """x (B, n, D) through one of the original's projections to (B, n, H, C), normed where it has that norm."""
         heads: Tensor = self.kept[name](x).unflatten(2, (self.heads, -1))
         return self.kept[norm](heads) if norm in self.kept else heads
+
+
+class SingleStream(Joint):
+    """The same where text and picture come as one, the text first, through projections that both share, and go out
+    without one of the output: the block that is around projects them together with its MLP.
+
+    An operator of the kind of attention lends the text its own projections; its last layer, which is for the picture
+    alone, is the only one that the original has not.
+    """
+
+    single = True
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, *, grid: Grid, context: Tensor | None = None, places: Places | None = None
+    ) -> Tensor:
+        """Tokens x (B, L + N, D) to as many; ``grid`` says how many are the picture's."""
+        text, picture = self.apart(x, grid)
+        out, told = self.both(picture, grid, self.text(text, places))
+        assert told is not None
+        return torch.cat([told, out], dim=1)
+
+    def regression(self, x: Tensor, y: Tensor, *, grid: Grid | None, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """x: of text and picture (B, L + N, D); all else is the picture's."""
+        assert grid is not None
+        text, picture = self.apart(x, grid)
+        return super().regression(picture, y, grid=grid, call={**call, "encoder_hidden_states": text})
+
+    @staticmethod
+    def apart(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """The text's tokens (B, L, D) and the picture's (B, N, D)."""
+        tokens = math.prod(grid)
+        return x[:, :-tokens], x[:, -tokens:]
+
+    def text(self, context: Tensor, places: Places | None = None) -> Text:
+        if isinstance(self.operator, Attention):
+            q, k, v = self.operator.split_heads(context)
+        else:
+            q, k, v = (self.project(name, context) for name in ("to_q", "to_k", "to_v"))
+        shared = Text(keys=k, values=v, places=places, **self.norms)
+        q, k = shared.normed(q, k)
+        return replace(shared, queries=q, keys=k)

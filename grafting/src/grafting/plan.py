@@ -4,10 +4,11 @@
       - {site: attn, blocks: interleaved 50%, operator: hyena_x}
       - {site: mlp, blocks: [0, 1, 2], operator: mlp, options: {ratio: 3}}
 
-``blocks`` is a list of indices or a pattern over the model's depth: ``interleaved 50%`` (every second block: 1, 3, …),
-``interleaved 75%`` (three of four), ``first 50%``, ``last 50%``, ``all``. ``most local 50%`` and ``least local 50%``
-name blocks once the locality of their attention is given: :meth:`Plan.located`. ``restructure`` merges, drops, reorders
-and shares blocks (:mod:`grafting.restructure`); edits go on naming blocks by their numbers in the pretrained model.
+``blocks`` is a list of indices or a pattern over the blocks that have the site, nearly always all: ``interleaved 50%``
+(every second: 1, 3, …), ``interleaved 75%`` (three of four), ``first 50%``, ``last 50%``, ``all``. ``most local 50%``
+and ``least local 50%`` name blocks once the locality of their attention is given: :meth:`Plan.located`. ``restructure``
+merges, drops, reorders and shares blocks (:mod:`grafting.restructure`); edits go on naming blocks by their numbers in
+the pretrained model.
 """
 
 from __future__ import annotations
@@ -208,7 +209,7 @@ class Plan:
         entries = [
             Resolved(site=Site(block, edit.site), operator=edit.operator, options=edit.options)
             for edit in self.edits
-            for block in edit.indices(shape.depth)
+            for block in edit.indices(shape.having(edit.site))
         ]
         return sorted(entries, key=lambda entry: (entry.site.block, KINDS.index(entry.site.kind)))
 
@@ -238,7 +239,7 @@ class Plan:
         for number, edit in enumerate(self.edits):
             where = f"edit {number} ({edit.site}, {edit.operator})"
             try:
-                blocks = edit.indices(shape.depth)
+                blocks = edit.indices(shape.having(edit.site))
             except PlanError as error:
                 problems += [f"{where}: {text}" for text in error.problems]
                 continue
@@ -247,6 +248,11 @@ class Plan:
             for block in blocks:
                 if type(block) is not int or not 0 <= block < shape.depth:
                     problems.append(f"{where}: block {block!r}; the model has 0 to {shape.depth - 1}")
+                    continue
+                if block >= shape.having(edit.site):
+                    problems.append(
+                        f"{where}: block {block}: its MLP shares a projection with attention and is no site"
+                    )
                     continue
                 site = Site(block, edit.site)
                 if site in taken:

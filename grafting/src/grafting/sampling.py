@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from .conditions import SIZES, Condition, count, each, picture_sizes, replaced, rows, together
-from .diffusion import Diffusion, Flow, Schedule
-from .hosts import HostError, host_for
+from .diffusion import BySize, Diffusion, Flow, Schedule
+from .hosts import HostError, host_for, shape_of
 from .hosts.registry import schedule_of
 from .modes import evaluating
 from .precision import PRECISIONS, autocast
@@ -153,8 +153,7 @@ class Pipeline:
         self.scheduler = dict(scheduler or {})
         self.schedule = _trained_under(schedule_of(transformer), self.scheduler)
         config: Any = transformer.config
-        self.channels: int = config.in_channels
-        self.size: int = config.sample_size
+        self.channels, self.size = _latents(transformer)
         self.learned_variance: bool = config.out_channels == 2 * config.in_channels
         self.reads_text = _reads_text(transformer)
         classes: int = getattr(config, "num_embeds_ada_norm", None) or 0
@@ -295,7 +294,10 @@ class Pipeline:
 
     def _stepper(self, sampling: Sampling, device: torch.device) -> Stepper:
         if isinstance(self.schedule, Flow):
-            return flow_stepper(self.schedule, sampling, device)
+            flow = self.schedule
+            if isinstance(flow.shift, BySize):
+                flow = flow.of_size(shape_of(self.transformer).tokens)
+            return flow_stepper(flow, sampling, device)
         return noise_stepper(self._noise() | self.scheduler, sampling, self.learned_variance, device)
 
     def _noise(self) -> dict[str, Any]:
@@ -331,6 +333,16 @@ def _reads_text(model: nn.Module) -> bool:
         return host_for(model).family != "DiT"
     except HostError:
         return False
+
+
+def _latents(model: nn.Module) -> tuple[int, int]:
+    """Channels and side of the latents that a model draws; by its configuration where it is of no family."""
+    try:
+        shape = shape_of(model)
+    except HostError:
+        config: Any = model.config
+        return config.in_channels, config.sample_size
+    return shape.channels, shape.latents[0]
 
 
 def _trained_under(own: Schedule, scheduler: Mapping[str, Any]) -> Schedule:

@@ -112,7 +112,8 @@ def noise_stepper(
 
 
 def flow_stepper(flow: Flow, sampling: Sampling, device: torch.device) -> Stepper:
-    """Of diffusers' sigmas: from 1 to what the shift makes of the lowest level, evenly, and then shifted.
+    """Of diffusers' sigmas: from 1 to what the shift makes of the lowest level, evenly, and then shifted; of an even
+    flow, whose shift is one number here, from 1 to a step above 0.
 
     Raises ValueError for a walk that a flow does not have.
     """
@@ -130,5 +131,8 @@ def flow_stepper(flow: Flow, sampling: Sampling, device: torch.device) -> Steppe
         solver.set_begin_index(0)  # its whole timesteps may repeat, so that they do not tell where the walk is
         return _DpmSolver(solver)
     euler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=flow.steps, shift=flow.shift)
-    euler.set_timesteps(sampling.steps, device=device)
+    if flow.even:
+        euler.set_timesteps(sigmas=[1 - step / sampling.steps for step in range(sampling.steps)], device=device)
+    else:
+        euler.set_timesteps(sampling.steps, device=device)
     return _Euler(euler)

@@ -11,7 +11,7 @@ from torch import nn
 
 from .activations import as_tokens
 from .hosts import Host
-from .joint import Joint
+from .joint import Joint, beside
 from .operators import Operator
 
 
@@ -24,7 +24,7 @@ class Nothing(nn.Module):
 
 
 class Raster:
-    """The token grid (H, W) of the pass that a model is in, read from the latents that the model is called with.
+    """The token grid (H, W) of the pass that a model is in, read from what the model is called with.
 
     A checkpointed block runs again on the way back, when the model may have seen other latents since: the grid of its
     own pass goes with it. The model's own resolution counts until the first pass.
@@ -44,7 +44,7 @@ class Raster:
             hook.remove()
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.grid = self.host.grid(model, args[0] if args else kwargs["hidden_states"])
+        self.grid = self.host.grid_called(model, args, kwargs)
         checkpoint: Any = getattr(model, "_gradient_checkpointing_func", None)
         if checkpoint is not None:
             self._checkpoint = checkpoint
@@ -93,7 +93,8 @@ class Switch(nn.Module):
         """(B, N, D) to (B, N, D), or (B, D, H, W) on the grid to as much, through the chosen side; further arguments
         reach modules of the host's own kind.
 
-        At a site of joint attention it gives two tensors, of the picture and of its text.
+        At a site of joint attention it gives two tensors, of the picture and of its text; in a single stream, where it
+        is given both as one, it gives one (B, L + N, D), text first.
         """
         if not self.grafted:
             assert self.original is not None
@@ -110,7 +111,9 @@ class Switch(nn.Module):
     def stand_in(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The new operator's output, whatever the switch says."""
         if isinstance(self.operator, Joint):
-            return self.operator(hidden_states, grid=self.raster.grid, context=kwargs["encoder_hidden_states"])
+            if kwargs.get("ip_hidden_states") is not None:
+                raise ValueError("ip_hidden_states: a grafted attention reads no picture prompts; leave them out")
+            return self.operator(hidden_states, grid=self.raster.grid, **beside(kwargs))
         if isinstance(self.operator, Operator):
             if kwargs.get("attention_mask") is not None:
                 raise ValueError(

@@ -23,6 +23,7 @@ from torch import nn
 from ..claims import ClaimError, differing
 from ..files import read_json
 from ..graft import tensors_hash
+from ..hosts import shape_of
 from ..modes import evaluating
 from ..precision import autocast
 from ..random import generator
@@ -110,8 +111,8 @@ class _Run:
 
     def _sizes(self) -> tuple[tuple[int, int], tuple[int, int, int]]:
         """(H, W) of a prepared picture, and (C, h, w) of its latents. Raises ValueError where they fit no model."""
-        wanted = self.encoders.config
-        channels, factor = int(wanted["in_channels"]), 1
+        wanted = shape_of(self.encoders.config)
+        channels, factor = wanted.channels, 1
         if self.autoencoder is not None:
             own: Any = self.autoencoder.config
             factor = pixels_per_latent(self.autoencoder)
@@ -123,9 +124,8 @@ class _Run:
             raise ValueError(
                 f"{self.encoders.name} takes latents of {channels} channels and brings no autoencoder: name one as vae"
             )
-        side = int(wanted["sample_size"]) * factor
-        height, width = self.config.size or (side, side)
-        step = factor * int(wanted.get("patch_size", 1))
+        height, width = self.config.size or (wanted.latents[0] * factor, wanted.latents[1] * factor)
+        step = factor * wanted.patch
         if height % step or width % step:
             raise ValueError(f"size {height} x {width}: multiples of {step}, for this model's patches")
         return (height, width), (channels, height // factor, width // factor)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,32 +15,30 @@ from torch import nn
 
 from ..conditions import POOLED, TEXT
 from ..files import read_json, sha256
-from ..graft import tensors_hash
 from ..hosts import host_for
-from ..hosts.shapes import (
-    ALPHA_TEXT,
-    PIPELINES,
-    SANA_TEXT,
-    SD3_TEXT,
-    SIGMA_TEXT,
-    TEXT_TOKENS,
-    class_of,
-    told_sizes,
-)
+from ..hosts.shapes import PIPELINES, TEXT_TOKENS, class_of, told_sizes
 from ..store.configs import ModelError, config_of, home_of, hub_file, pipeline_of
 from ..store.models import given_autoencoder, own_autoencoder
 from ..teachers import PROMPTS
 from ..text import LIMIT, Embedded, TextEncoder, minilm
+from .joint_text import (
+    CLIPS,
+    FLUX_PIPELINE,
+    SD3_PIPELINE,
+    T5,
+    T5_WORDS,
+    FluxText,
+    SD3Text,
+    digest,
+    flux_tokens,
+    sd3_tokens,
+)
+from .masked_text import SANA_PIPELINE, PipelineText, SanaText, instruction_of, prompt_tokens
 
 UNREAD: dict[str, Any] = {"vae": None, "transformer": None, "scheduler": None}
 """Parts of a pipeline that embed no text: what is None is neither read nor fetched."""
 NEEDED = {"transformers": "transformers", "sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
 """Packages that read a T5 and a tokenizer as it is published, by module."""
-(SANA_PIPELINE,), (SD3_PIPELINE,) = PIPELINES["SANA"], PIPELINES["SD3"]
-CLIPS, T5, T5_WORDS = ("text_encoder", "text_encoder_2"), "text_encoder_3", "tokenizer_3"
-"""Parts of SD3's pipeline; the CLIPs' tokenizers are called as theirs are."""
-CLIP_TOKENS, T5_MOST = 77, 512
-"""Of a prompt of SD3: those that both CLIPs share, and T5's at most, in diffusers."""
 UNKNOWN = "which brings no text encoder that is known here"
 
 
@@ -92,7 +87,7 @@ def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | 
     if not isinstance(model, (str, Path)):
         pipe: Any = model
         config = {**pipe.transformer.config, "_class_name": type(pipe.transformer).__name__}
-        own = READERS.get(host_for(config).family, PipelineText)
+        own = text_of(*PIPELINES.get(host_for(config).family, ())[:1])
         return Encoders(
             name=type(pipe).__name__,
             config=config,
@@ -109,16 +104,10 @@ def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | 
     )
 
 
-def prompt_tokens(config: Mapping[str, Any]) -> int | None:
-    """Tokens of a prompt at most, as the PixArt of ``config`` was trained; None where it does not say.
-
-    It is an alpha where it is told the size of its pictures, and a Sigma where it says that it is not. Alphas of 512 px
-    and below say nothing: there the class of the pipeline that the text encoder comes from has to tell, which elsewhere
-    it could not, as the T5 that Sigma's transformers share is published as an alpha's.
-    """
-    if told_sizes(config):
-        return ALPHA_TEXT
-    return None if config.get("use_additional_conditions") is None else SIGMA_TEXT
+def text_of(kind: str = "") -> Callable[[Any, int | None, torch.device], Embedder]:
+    """What embeds captions with a live pipeline of class ``kind``."""
+    own: dict[str, Any] = {SD3_PIPELINE: SD3Text, FLUX_PIPELINE: FluxText, SANA_PIPELINE: SanaText}
+    return own.get(kind, PipelineText)
 
 
 def misfit(row: Mapping[str, Any], config: Mapping[str, Any], what: str) -> tuple[str, str] | None:
@@ -138,167 +127,6 @@ def misfit(row: Mapping[str, Any], config: Mapping[str, Any], what: str) -> tupl
     return None
 
 
-class PipelineText:
-    """Captions as diffusers' PixArt pipelines embed them, by the pipeline's own ``encode_prompt``.
-
-    pipe: one with tokenizer and text encoder. Raises ModelError where it has none.
-    """
-
-    def __init__(self, pipe: Any, tokens: int | None, device: torch.device) -> None:
-        if getattr(pipe, "text_encoder", None) is None or getattr(pipe, "tokenizer", None) is None:
-            raise ModelError(f"{type(pipe).__name__} has no text encoder to embed captions with")
-        self.pipe, self.device = pipe, device
-        if tokens is None and getattr(pipe, "transformer", None) is not None:
-            tokens = prompt_tokens(pipe.transformer.config)
-        self.tokens = tokens or TEXT_TOKENS.get(type(pipe).__name__, SIGMA_TEXT)
-        pipe.text_encoder.to(device).eval()
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """Of the weights, the vocabulary, the pipeline and the length."""
-        words = getattr(self.pipe.tokenizer, "backend_tokenizer", None)
-        return {
-            "pipeline": type(self.pipe).__name__,
-            "class": type(self.pipe.text_encoder).__name__,
-            "sha256": tensors_hash(self.pipe.text_encoder.state_dict()),
-            "tokenizer": None if words is None else _digest(words.to_str()),
-            "tokens": self.tokens,
-        }
-
-    @torch.no_grad()
-    def __call__(self, captions: Sequence[str]) -> tuple[list[torch.Tensor], int]:
-        """See :class:`Embedder`; what an embedding is padded with is left out, as the mask says."""
-        states, mask, _, _ = self.pipe.encode_prompt(
-            list(captions),
-            do_classifier_free_guidance=False,
-            device=self.device,
-            max_sequence_length=self.tokens,
-        )
-        whole = self.pipe.tokenizer([caption.lower().strip() for caption in captions])["input_ids"]
-        own = [row[kept.bool()].cpu() for row, kept in zip(states, mask, strict=True)]
-        return own, sum(len(ids) > self.tokens for ids in whole)
-
-
-class SanaText(PipelineText):
-    """Captions as diffusers' SanaPipeline embeds them: by a language model that reads an instruction before each, of
-    which the states are left out. The empty caption, which stands for none, has no instruction."""
-
-    def __init__(self, pipe: Any, tokens: int | None, device: torch.device) -> None:
-        super().__init__(pipe, tokens or SANA_TEXT, device)
-
-    @cached_property
-    def instruction(self) -> list[str]:
-        """Of the pipeline's class."""
-        return instruction_of(type(self.pipe))
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """With the instruction."""
-        return super().identity | {"instruction": _digest("\n".join(self.instruction))}
-
-    @torch.no_grad()
-    def __call__(self, captions: Sequence[str]) -> tuple[list[torch.Tensor], int]:
-        """See :class:`Embedder`."""
-        told = [place for place, caption in enumerate(captions) if caption.strip()]
-        rest = [place for place, caption in enumerate(captions) if not caption.strip()]
-        states, cut = dict[int, torch.Tensor](), 0
-        for places, instruction in ((told, self.instruction), (rest, [])):
-            if not places:
-                continue
-            some = [captions[place] for place in places]
-            text, mask, _, _ = self.pipe.encode_prompt(
-                some,
-                do_classifier_free_guidance=False,
-                device=self.device,
-                max_sequence_length=self.tokens,
-                complex_human_instruction=instruction,
-            )
-            states |= {place: row[kept.bool()].cpu() for place, row, kept in zip(places, text, mask, strict=True)}
-            before = "\n".join(instruction)
-            # The pipeline's own room: the instruction's tokens and as many more, two of which are counted twice.
-            room = len(self.pipe.tokenizer.encode(before)) + self.tokens - 2 if instruction else self.tokens
-            whole = self.pipe.tokenizer([before + caption.lower().strip() for caption in some])["input_ids"]
-            cut += sum(len(ids) > room for ids in whole)
-        return [states[place] for place in range(len(captions))], cut
-
-
-def instruction_of(pipeline: type) -> list[str]:
-    """Lines that a pipeline of SANA puts before a prompt by default, which diffusers may change."""
-    return list(inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default)
-
-
-class SD3Text:
-    """Captions as diffusers' StableDiffusion3Pipeline embeds them, by its own ``encode_prompt``: rows of a condition,
-    with states (1, L, D) of the CLIPs' tokens and then T5's, and pooled projections (1, P). What they are padded with
-    is read by the transformer, and stays. Without T5 its part is zeros.
-
-    pipe: with both CLIPs; where it has no T5, with a transformer, whose width the zeros have. tokens: L. Raises
-    ModelError where a part is missing, or for tokens that leave T5 none or more than it takes.
-    """
-
-    def __init__(self, pipe: Any, tokens: int | None, device: torch.device) -> None:
-        self.has_t5 = getattr(pipe, T5, None) is not None
-        self.encoders = [*CLIPS, T5] if self.has_t5 else [*CLIPS]
-        self.tokenizers = [part.replace("text_encoder", "tokenizer") for part in self.encoders]
-        lacks = [part for part in (*self.encoders, *self.tokenizers) if getattr(pipe, part, None) is None]
-        if lacks:
-            raise ModelError(f"{type(pipe).__name__} has no {' and no '.join(lacks)}: only T5 may be left out of it")
-        self.pipe, self.tokens, self.device = pipe, sd3_tokens(tokens), device
-        for part in self.encoders:
-            getattr(pipe, part).to(device).eval()
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """Of the weights and vocabularies, the pipeline and the length; without T5 of the zeros' width."""
-        weights = [tensors_hash(getattr(self.pipe, part).state_dict()) for part in self.encoders]
-        words = [_words(getattr(self.pipe, part)) for part in self.tokenizers]
-        found = {
-            "pipeline": type(self.pipe).__name__,
-            "sha256": _digest("\n".join(f"{part} {told}" for part, told in zip(self.encoders, weights, strict=True))),
-            "tokenizer": _digest(
-                "\n".join(f"{part} {told}" for part, told in zip(self.tokenizers, words, strict=True))
-            ),
-            "tokens": self.tokens,
-        }
-        return found if self.has_t5 else found | {"zeros": self.pipe.transformer.config.joint_attention_dim}
-
-    @torch.no_grad()
-    def __call__(self, captions: Sequence[str]) -> tuple[list[dict[str, torch.Tensor]], int]:
-        """See :class:`Embedder`. A caption is cut where no encoder reads all of it."""
-        log = logging.getLogger(type(self.pipe).__module__)
-        before = log.level
-        log.setLevel(logging.ERROR)  # it prints what CLIP cuts of every longer caption, which T5 reads
-        try:
-            states, _, pooled, _ = self.pipe.encode_prompt(
-                list(captions),
-                None,
-                None,
-                do_classifier_free_guidance=False,
-                device=self.device,
-                max_sequence_length=self.tokens - CLIP_TOKENS,
-            )
-        finally:
-            log.setLevel(before)
-        rows = [{TEXT: text[None].cpu(), POOLED: sums[None].cpu()} for text, sums in zip(states, pooled, strict=True)]
-        room = self.tokens - CLIP_TOKENS if self.has_t5 else self.pipe.tokenizer_max_length
-        whole = getattr(self.pipe, self.tokenizers[-1])(list(captions))["input_ids"]
-        return rows, sum(len(ids) > room for ids in whole)
-
-
-READERS: dict[str, Callable[[Any, int | None, torch.device], Embedder]] = {"SD3": SD3Text, "SANA": SanaText}
-"""By family, what embeds captions with a live pipeline, where :class:`PipelineText` does not."""
-
-
-def sd3_tokens(asked: int | None) -> int:
-    """Tokens of a prompt of SD3, the CLIPs' and T5's. Raises ModelError where T5 would have none or too many."""
-    if asked is not None and not CLIP_TOKENS < asked <= CLIP_TOKENS + T5_MOST:
-        raise ModelError(
-            f"tokens {asked}: a prompt of {SD3_PIPELINE} has {CLIP_TOKENS} of CLIP and 1 to {T5_MOST} of T5, "
-            f"so {CLIP_TOKENS + 1} to {CLIP_TOKENS + T5_MOST} in all"
-        )
-    return asked or SD3_TEXT
-
-
 class StoredText:
     """The same from a folder or hub id ``home`` of a pipeline of class ``kind``, which is read for the first caption.
 
@@ -309,7 +137,7 @@ class StoredText:
     def __init__(self, home: str, kind: str, tokens: int, device: torch.device, width: int | None = None) -> None:
         self.home, self.kind, self.tokens, self.device, self.width = home, kind, tokens, device, width
         if missing := [package for module, package in NEEDED.items() if not _installed(module)]:
-            of_t5 = T5_WORDS if kind == SD3_PIPELINE else "tokenizer"
+            of_t5 = {SD3_PIPELINE: T5_WORDS, FLUX_PIPELINE: "tokenizer_2"}.get(kind, "tokenizer")
             read = of_t5 not in self.parts or self._file(f"{of_t5}/tokenizer.json") is not None
             if "transformers" in missing or not read:
                 raise ModelError(
@@ -326,7 +154,8 @@ class StoredText:
     def parts(self) -> tuple[str, ...]:
         """Encoders and tokenizers; of SD3 those that the pipeline's index has."""
         if self.kind != SD3_PIPELINE:
-            return "text_encoder", "tokenizer"
+            both = ("text_encoder", "tokenizer")
+            return both if self.kind != FLUX_PIPELINE else (*both, *(f"{part}_2" for part in both))
         path = self._file("model_index.json")
         index = {} if path is None else read_json(path, error=ModelError)
         encoders = [part for part in (*CLIPS, T5) if any(index.get(part) or ())]
@@ -354,11 +183,11 @@ class StoredText:
             for file in files
             if file.is_file() and not file.name.startswith(".")
         ]
-        found = {"pipeline": self.kind, "sha256": _digest("\n".join(told)), "tokens": self.tokens}
+        found = {"pipeline": self.kind, "sha256": digest("\n".join(told)), "tokens": self.tokens}
         if self.kind == SANA_PIPELINE:
             import diffusers
 
-            found["instruction"] = _digest("\n".join(instruction_of(getattr(diffusers, self.kind))))
+            found["instruction"] = digest("\n".join(instruction_of(getattr(diffusers, self.kind))))
         return found | ({"zeros": self.width} if self.kind == SD3_PIPELINE and not self.has_t5 else {})
 
     @cached_property
@@ -371,11 +200,10 @@ class StoredText:
         for part in self.parts:
             if part.startswith("text_encoder"):
                 _frozen(getattr(pipe, part))
-        if self.kind != SD3_PIPELINE:
-            return (SanaText if self.kind == SANA_PIPELINE else PipelineText)(pipe, self.tokens, self.device)
-        # Of the transformer, which is not read, ``encode_prompt`` asks how wide T5's zeros are.
-        pipe.__dict__["transformer"] = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=self.width))
-        return SD3Text(pipe, self.tokens, self.device)
+        if self.kind == SD3_PIPELINE:
+            # Of the transformer, which is not read, ``encode_prompt`` asks how wide T5's zeros are.
+            pipe.__dict__["transformer"] = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=self.width))
+        return text_of(self.kind)(pipe, self.tokens, self.device)
 
     def __call__(self, captions: Sequence[str]) -> tuple[Sequence[torch.Tensor | Mapping[str, Any]], int]:
         """See :class:`Embedder`."""
@@ -432,12 +260,15 @@ def _text(home: str, asked: int | None, config: Mapping[str, Any], device: torch
     kind = pipeline_of(home)
     known = PIPELINES[family]
     if kind is None or kind not in known:
-        lacks = f"whose captions {class_of(config)} does not read" if kind in TEXT_TOKENS else UNKNOWN
+        served = any(kind in names for names in PIPELINES.values())
+        lacks = f"whose captions {class_of(config)} does not read" if served else UNKNOWN
         raise ModelError(
             f"{home} is {kind or 'no pipeline'}, {lacks}: name the folder or hub id of a {' or '.join(known)} as text"
         )
-    if family == "SD3":
+    if kind == SD3_PIPELINE:
         return StoredText(home, kind, sd3_tokens(asked), device, config.get("joint_attention_dim"))
+    if kind == FLUX_PIPELINE:
+        return StoredText(home, kind, flux_tokens(asked, config), device)
     trained = prompt_tokens(config) if family == "PixArt" else None
     return StoredText(home, kind, asked or trained or TEXT_TOKENS[kind], device)
 
@@ -448,16 +279,3 @@ def _installed(module: str) -> bool:
     except ImportError:
         return False
     return True
-
-
-def _words(tokenizer: Any) -> str:
-    """A vocabulary and what it is padded with, whatever was last asked of the tokenizer."""
-    words = getattr(tokenizer, "backend_tokenizer", None)
-    told = {} if words is None else json.loads(words.to_str()) | {"truncation": None, "padding": None}
-    return json.dumps([told, tokenizer.pad_token, tokenizer.model_max_length], sort_keys=True)
-
-
-def _digest(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +22,8 @@ class Host(ABC):
     class_names: ClassVar[tuple[str, ...]]
     module_of: ClassVar[Mapping[Kind, str]]
     cross_attention: ClassVar[str | None] = None
+    text_first: ClassVar[bool] = False
+    """Whether the tokens of the text stand before the picture's in joint attention."""
 
     def shape(self, config: Mapping[str, Any]) -> HostShape:
         """Sizes from a diffusers configuration."""
@@ -91,13 +93,21 @@ class Host(ABC):
             raise HostError(f"{type(block).__name__} has no site {kind}: the model's blocks were restructured")
         return module
 
+    def cores(self, model: nn.Module, sites: Iterable[Site]) -> list[nn.Module]:
+        """Of attention sites the modules that softmax runs in, which are told of their text where they read some."""
+        return [self.get(model, site) for site in sites if site.kind == "attn"]
+
     def set_in(self, block: nn.Module, kind: Kind, module: nn.Module) -> None:
         """Put ``module`` into one block."""
         setattr(block, self.module_of[kind], module)
 
     def streams(self, module: nn.Module, output: Any) -> Streams:
         """What a site's module or a block returned: the picture's tokens (B, N, D), and of a family whose blocks carry
-        text beside them, where that goes on, the text's (B, L, D)."""
+        text beside them, where that goes on, the text's (B, L, D).
+
+        Of a module of diffusers that takes both as one, and does not know where the text ends, both as one: the picture
+        stands last.
+        """
         assert isinstance(output, torch.Tensor)
         return (output,)
 
@@ -133,6 +143,14 @@ class Host(ABC):
         patch = int(_config(model)["patch_size"])
         return z.shape[-2] // patch, z.shape[-1] // patch
 
+    def level(self, timestep: torch.Tensor) -> int:
+        """Of the first sample of a pass, from what the model is called with."""
+        return int(timestep.flatten()[0])
+
+    def grid_called(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        """The same of a pass of the model with these arguments."""
+        return self.grid(model, args[0] if args else kwargs["hidden_states"])
+
     def attention_weights(self, module: nn.Module) -> tuple[Any, Any]:
         """((wq, bq, wk, bk, wv, bv), (wo, bo)) of a diffusers attention; weights (D, D), biases (D,) or None."""
         a: Any = module
@@ -149,8 +167,11 @@ class Host(ABC):
         """Let ``operator`` start from the original channel mixer; returns whether anything was copied."""
         return operator.copy_from_mlp(*self.mlp_weights(original))
 
-    def queries_keys(self, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys (B, heads, N, C) of a diffusers attention on x (B, N, D); queries are scaled already."""
+    def queries_keys(
+        self, module: nn.Module, x: torch.Tensor, call: Mapping[str, Any] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys (B, heads, N, C) of a diffusers attention on x (B, N, D), the picture's tokens; queries are
+        scaled already. call: what else the attention was given."""
         a: Any = module
         q, k = (linear(x).unflatten(2, (a.heads, -1)).transpose(1, 2) for linear in (a.to_q, a.to_k))
         return q * a.scale, k
@@ -160,9 +181,9 @@ class Host(ABC):
         return scores.softmax(-1)
 
     @torch.no_grad()
-    def attention_map(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Attention probabilities (B, heads, N, N) of a site's module on its input x (B, N, D)."""
-        q, k = self.queries_keys(module, x)
+    def attention_map(self, module: nn.Module, x: torch.Tensor, call: Mapping[str, Any] | None = None) -> torch.Tensor:
+        """Attention probabilities (B, heads, N, N) of a site's module on its input, as :meth:`queries_keys` has it."""
+        q, k = self.queries_keys(module, x, call)
         return self.weighed(q @ k.transpose(2, 3))
 
     # -- blocks side by side: see grafting.parallel ---------------------------------------------------------------

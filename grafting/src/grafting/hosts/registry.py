@@ -10,12 +10,13 @@ from torch import nn
 from ..diffusion import Diffusion, Schedule
 from .base import Host
 from .dit import DiT
+from .flux import Flux
 from .pixart import PixArt
 from .sana import Sana
 from .sd3 import SD3
 from .shapes import HostError, class_of
 
-HOSTS: dict[str, Host] = {name: host for host in (DiT(), PixArt(), SD3(), Sana()) for name in host.class_names}
+HOSTS: dict[str, Host] = {name: host for host in (DiT(), PixArt(), SD3(), Sana(), Flux()) for name in host.class_names}
 """By diffusers' class."""
 
 

@@ -84,7 +84,9 @@ class Sana(PixArt):
             (last.weight.flatten(1), last.bias),
         )
 
-    def queries_keys(self, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def queries_keys(
+        self, module: nn.Module, x: torch.Tensor, call: Mapping[str, Any] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Through norm and feature map."""
         a: Any = module
         q, k = a.to_q(x), a.to_k(x)

@@ -92,7 +92,9 @@ class SD3(Host):
 
         return Joint(operator, original)
 
-    def queries_keys(self, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def queries_keys(
+        self, module: nn.Module, x: torch.Tensor, call: Mapping[str, Any] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the picture's tokens alone."""
         a: Any = module
         q, k = (linear(x).unflatten(2, (a.heads, -1)).transpose(1, 2) for linear in (a.to_q, a.to_k))

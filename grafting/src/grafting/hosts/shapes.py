@@ -45,9 +45,11 @@ class HostShape:
     tokens: N of the model's own resolution, on ``grid`` (H, W). context_tokens: text tokens that cross-attention reads,
     padding included, 0 where there is none. parameters: of the whole model, 0 where they were not counted.
     block_parameters: of a block. first_parameters: of what the model reads of its first block beside running it, and
-    keeps where that runs no longer. joint: text runs through the blocks beside the picture, in joint attention, and
-    ends in the last; normed: whose queries and keys are normed. dual: how many blocks, the first, have a second
-    attention, of the picture alone. linear: attention is linear in the tokens, and the MLP a Mix-FFN. attn_parameters,
+    keeps where that runs no longer. patch: latents along a side of a token. joint: text runs through the blocks beside
+    the picture, in joint attention, and ends in the last; normed: whose queries and keys are normed. dual: how many
+    blocks, the first, have a second attention, of the picture alone. single: how many blocks, the last, run picture and
+    text through the same layers, and have one projection for attention and MLP, which is no site there; where there are
+    such, text does not end. linear: attention is linear in the tokens, and the MLP a Mix-FFN. attn_parameters,
     mlp_parameters: of the host's own operators, where they are not the plain ones with a bias everywhere.
     """
 
@@ -69,11 +71,31 @@ class HostShape:
     linear: bool = False
     attn_parameters: int = 0
     mlp_parameters: int = 0
+    single: int = 0
+    patch: int = 1
 
     @property
     def tokens(self) -> int:
         """N = H x W."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def channels(self) -> int:
+        """C of the latents."""
+        return self.patch_channels // self.patch**2
+
+    @property
+    def latents(self) -> tuple[int, int]:
+        """(H, W) of the latents."""
+        return self.grid[0] * self.patch, self.grid[1] * self.patch
+
+    def having(self, kind: Kind) -> int:
+        """How many blocks, the first, have a site of ``kind``."""
+        return self.depth - (self.single if kind == "mlp" else 0)
+
+    def is_single(self, block: int) -> bool:
+        """Whether the block of this number is one of the last, of a single stream."""
+        return block >= self.depth - self.single
 
     def at(self, grid: tuple[int, int]) -> HostShape:
         """The same model over another grid of tokens."""
@@ -102,6 +124,7 @@ def _common(config: Mapping[str, Any], family: str) -> HostShape:
         mlp_ratio=4.0,
         patch_channels=channels * patch,
         out_channels=int(config.get("out_channels") or channels) * patch,
+        patch=int(config["patch_size"]),
     )
 
 
@@ -121,6 +144,8 @@ ALPHA_TEXT, SIGMA_TEXT = 120, 300
 SANA_TEXT = 300
 SD3_TEXT = 77 + 256
 """Tokens of a prompt of SD3: CLIP's and T5's, one after the other, as the pipeline of diffusers pads them."""
+FLUX_TEXT = {True: 512, False: 256}
+"""Tokens of a prompt of Flux, which are T5's, by whether the model is told a guidance: of dev, and of schnell."""
 TEXT_TOKENS = {
     "PixArtAlphaPipeline": ALPHA_TEXT,
     "PixArtSigmaPipeline": SIGMA_TEXT,
@@ -132,6 +157,7 @@ PIPELINES = {
     "PixArt": ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
     "SD3": ("StableDiffusion3Pipeline",),
     "SANA": ("SanaPipeline",),
+    "Flux": ("FluxPipeline",),
 }
 """Whose captions a family reads."""
 
@@ -205,13 +231,55 @@ def sana_shape(config: Mapping[str, Any]) -> HostShape:
     )
 
 
-def kept(lends: str, *, wide: bool, last: bool) -> tuple[str, ...]:
+FLUX_LATENTS, FLUX_PATCH = 128, 2
+"""Latents along a side, where a configuration of Flux says no ``sample_size``, and those along a side of a token, into
+which the pipeline packs them."""
+
+
+def flux_shape(config: Mapping[str, Any]) -> HostShape:
+    """``FluxTransformer2DModel``: blocks of two streams, then of one; text runs through all of them.
+
+    A configuration may say ``text_tokens``; else prompts are of dev's length where the model is told a guidance, of
+    schnell's elsewhere. Its ``in_channels`` are those of a token.
+    """
+    channels, guided = int(config["in_channels"]), bool(config.get("guidance_embeds"))
+    if int(config.get("out_channels") or channels) != channels:
+        raise ValueError(
+            f"in_channels {channels}, out_channels {config['out_channels']}: a Flux that is shown another picture, as "
+            "Fill, Canny and Depth are, is not known here"
+        )
+    single = int(config["num_single_layers"])
+    if int(config.get("patch_size") or 1) != 1 or channels % FLUX_PATCH**2 or single < 1:
+        raise ValueError(
+            f"patch_size {config.get('patch_size')}, in_channels {channels}, num_single_layers {single}: a patch of 1, "
+            f"a multiple of {FLUX_PATCH**2}, at least one block of a single stream"
+        )
+    side = int(config.get("sample_size") or FLUX_LATENTS)
+    of_latents = {"sample_size": side, "patch_size": FLUX_PATCH, "in_channels": channels // FLUX_PATCH**2}
+    shape = _common({**config, **of_latents, "out_channels": None}, "Flux")
+    tokens, depth = int(config.get("text_tokens") or FLUX_TEXT[guided]), shape.depth + single
+    d, norms = shape.width, 2 * (shape.width // shape.heads)
+    perceptron = _linear(d, 4 * d) + _linear(4 * d, d)
+    double = 2 * (4 * _linear(d, d) + perceptron + _linear(d, 6 * d) + norms)
+    alone = 3 * _linear(d, d) + norms + _linear(d, 4 * d) + _linear(5 * d, d) + _linear(d, 3 * d)
+    embedder = (1 + guided) * (_linear(EMBEDDING, d) + _linear(d, d))
+    embedder += _linear(int(config["pooled_projection_dim"]), d) + _linear(d, d)
+    ends = _linear(channels, d) + _linear(int(config["joint_attention_dim"]), d) + _linear(d, 2 * d)
+    parameters = shape.depth * double + single * alone + embedder + ends + _linear(d, channels)
+    sizes: dict[str, Any] = {"depth": depth, "single": single, "context_tokens": tokens, "parameters": parameters}
+    return replace(shape, **sizes, joint=True, normed=True, block_parameters=double)
+
+
+def kept(lends: str, *, wide: bool, last: bool, single: bool = False) -> tuple[str, ...]:
     """Projections and norms of a joint attention that stay beside an operator which ``lends`` all of its own to the
     text, the values or nothing (:class:`grafting.joint.Joint`).
 
     wide: what the picture reads of the text has an output projection of its own. last: in the last block, where text
-    asks for nothing, so that nothing answers it.
+    asks for nothing, so that nothing answers it. single: where picture and text share the projections, and neither has
+    one of the output.
     """
+    if single:
+        return (*(() if lends == "all" else ("to_q", "to_k", "to_v")), "norm_q", "norm_k")
     own = {"all": (), "values": ("to_q", "to_k"), "nothing": ("to_q", "to_k", "to_v")}[lends]
     names = [*own, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", *(["to_out"] if wide else [])]
     names += ["norm_q", "norm_k", "norm_added_q", "norm_added_k"]
@@ -224,6 +292,7 @@ SHAPES: dict[str, Callable[[Mapping[str, Any]], HostShape]] = {
     "PixArtTransformer2DModel": pixart_shape,
     "SD3Transformer2DModel": sd3_shape,
     "SanaTransformer2DModel": sana_shape,
+    "FluxTransformer2DModel": flux_shape,
 }
 """By diffusers' class."""
 LEGACY = {

@@ -6,6 +6,7 @@ no attention matrix of more than :data:`WHOLE` tokens is ever held, and no activ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..activations import visit
+from ..activations import Streams, as_tokens, visit_spans
 from ..conditions import Condition, lengths, rows
 from ..hosts import Host, Site, host_for
 from ..sampling import Pipeline, Sampling, draw_labels
@@ -35,7 +36,7 @@ class AnalysisError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """What :func:`analyze` found; L blocks with softmax attention, T steps, N = H x W tokens.
+    """What :func:`analyze` found; L blocks with attention of the host's own, T steps, N = H x W tokens.
 
     blocks: the L blocks' indices (a grafted site has no attention to look at). timesteps: in the order of the walk.
     raster (L, T, heads, N) and square (L, T, heads, max(H, W)): attention mass by distance. maps (L, 2H - 1, 2W - 1):
@@ -128,7 +129,7 @@ def analyze(
     watched = {site: host.get(model, site) for site in host.sites(model)}
     heard = model.register_forward_pre_hook(recorder.hear, with_kwargs=True)
     try:
-        with visit(watched, recorder, host.streams):
+        with visit_spans({site: ((module, module),) for site, module in watched.items()}, recorder, host.streams):
             pipeline.latents(labels, sampling=sampling, seed=seed, batch_size=batch, progress=progress)
     finally:
         heard.remove()
@@ -149,11 +150,12 @@ class _Recorder:
     def hear(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a pass of the model: which step it is of."""
         z, t = args[0] if args else kwargs["hidden_states"], kwargs["timestep"]
-        self.now = int(t.flatten()[0])
+        self.now = self.host.level(t)
         self.seen[self.now] = self.seen.get(self.now, 0) + len(z)
 
-    def __call__(self, site: Site, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        both: dict[Side, torch.Tensor] = {"input": inputs, "output": outputs}
+    def __call__(self, site: Site, inputs: torch.Tensor, outputs: Streams, call: Mapping[str, Any]) -> None:
+        picture = slice(-math.prod(self.grid), None)  # of the tokens, where text comes with them
+        both: dict[Side, torch.Tensor] = {"input": as_tokens(inputs)[:, picture], "output": outputs[0][:, picture]}
         for side, x in both.items():
             key = (site, side, self.now)
             try:
@@ -162,14 +164,14 @@ class _Recorder:
                 raise AnalysisError(f"{site.name}, {side}, timestep {self.now}: {error}") from None
         module = self.host.get(self.model, site)
         if site.kind == "attn" and not isinstance(module, Switch):
-            self._attention(site.block, module, inputs)
+            self._attention(site.block, module, both["input"], call)
 
     @torch.no_grad()
-    def _attention(self, block: int, module: nn.Module, x: torch.Tensor) -> None:
+    def _attention(self, block: int, module: nn.Module, x: torch.Tensor, call: Mapping[str, Any]) -> None:
         n = x.shape[1]
         if n <= WHOLE and block not in self.whole:
             self.whole[block] = torch.zeros(n, n, dtype=torch.float64, device=x.device)
-        q, k = self.host.queries_keys(module, x)
+        q, k = self.host.queries_keys(module, x, call)
         mass = len(x) * offset_mass(q, k, self.grid, whole=self.whole.get(block), weighed=self.host.weighed)
         found = [by_raster(mass, self.grid), by_grid(mass, self.grid)]
         before = self.mass.get((block, self.now))

@@ -19,6 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+LINEAR = "SanaLinearAttnProcessor2_0"
+"""diffusers' linear attention, which calls no fused kernel."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
@@ -131,34 +134,50 @@ class _LiveStorages(TorchDispatchMode):
 
 
 @contextmanager
-def without_cores(modules: Iterable[nn.Module]) -> Iterator[None]:
+def without_cores(modules: Iterable[nn.Module], text_first: bool = False) -> Iterator[None]:
     """Inside, attention within ``modules`` returns its values untouched: projections stay, the core goes.
 
-    The core is softmax, or the two products of SANA's linear attention. The time of a model so treated is what no
-    replacement of those cores that keeps the projections can beat. Only calls whose queries and values have the same
-    shape, that is self-attention, are skipped. Of joint attention, over a picture and then its text, only what the
-    picture's tokens read of each other goes, for a graft keeps the rest.
+    The core is softmax, or all that SANA's linear attention does between its projections. The time of a model so
+    treated is what no replacement of those cores that keeps the projections can beat. Only calls whose queries and
+    values have the same shape, that is self-attention, are skipped. Of joint attention, over a picture and then its
+    text, or the reverse where ``text_first``, only what the picture's tokens read of each other goes, for a graft keeps
+    the rest.
     """
-    mode = _SkipCores()
-    hooks = []
+    mode = _SkipCores(text_first)
+    hooks, linear = [], dict[Any, Any]()
     for module in modules:
         hooks.append(module.register_forward_pre_hook(mode.enter_module, with_kwargs=True))
         hooks.append(module.register_forward_hook(mode.leave_module, always_call=True))
+        parts: list[Any] = [part for part in module.modules() if hasattr(part, "processor")]
+        linear |= {part: part.processor for part in parts if type(part.processor).__name__ == LINEAR}
     try:
+        for part in linear:
+            part.processor = _values_alone
         with mode:
             yield
     finally:
+        for part, own in linear.items():
+            part.processor = own
         for hook in hooks:
             hook.remove()
 
 
+def _values_alone(attn: Any, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
+    """In the place of diffusers' :data:`LINEAR`: the projections and norms, and nothing between them."""
+    for project, norm in ((attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k)):
+        projected = project(hidden_states)
+        if norm is not None:
+            norm(projected)
+    out: torch.Tensor = attn.to_out[1](attn.to_out[0](attn.to_v(hidden_states)))
+    return out
+
+
 class _SkipCores(TorchFunctionMode):
-    def __init__(self) -> None:
+    def __init__(self, text_first: bool) -> None:
         super().__init__()
+        self.text_first = text_first
         self._joint: list[tuple[int, int]] = []
         """Of each module that is entered: tokens of the picture and of the text, if it was given both to attend to."""
-        self._linear: tuple[torch.Tensor, torch.Tensor] | None = None
-        """Of linear attention: what stands for its sums, and its values."""
 
     def enter_module(self, _: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         picture, text = args[0] if args else kwargs.get("hidden_states"), kwargs.get("encoder_hidden_states")
@@ -174,16 +193,11 @@ class _SkipCores(TorchFunctionMode):
                 n, text = self._joint[-1]
                 if not text or query.shape[-2] != n + text:
                     return value
-                read = func(query[..., :n, :], key[..., n:, :], value[..., n:, :])
-                return torch.cat([read, func(query[..., n:, :], key, value)], dim=-2)
-        if self._joint and func is torch.matmul:
-            left, right = args
-            if self._linear is not None and left is self._linear[0]:
-                return self._linear[1]
-            # Values, with a row of ones that becomes the normaliser, times keys.
-            if left.ndim == 4 and left.shape[-1] == right.shape[-2] and left.shape[-2] == right.shape[-1] + 1:
-                self._linear = left.new_zeros(*left.shape[:-1], right.shape[-1]), left
-                return self._linear[0]
+                before = text if self.text_first else 0
+                own, other = slice(before, before + n), slice(text) if self.text_first else slice(n, None)
+                read = func(query[..., own, :], key[..., other, :], value[..., other, :])
+                told = func(query[..., other, :], key, value)
+                return torch.cat([told, read] if self.text_first else [read, told], dim=-2)
         return func(*args, **(kwargs or {}))
 
 
@@ -199,8 +213,10 @@ class TimeBound:
         return self.without.speedup_over(self.whole)
 
 
-def time_bound(call: Callable[[], object], modules: Iterable[nn.Module], *, rounds: int = 10) -> TimeBound:
-    """Measure ``call`` as it is and without the attention cores of ``modules``.
+def time_bound(
+    call: Callable[[], object], modules: Iterable[nn.Module], *, rounds: int = 10, text_first: bool = False
+) -> TimeBound:
+    """Measure ``call`` as it is and without the attention cores of ``modules``, as :func:`without_cores` does it.
 
     The plain run goes through the same interception (over no module), so its cost is on both sides.
     """
@@ -211,7 +227,7 @@ def time_bound(call: Callable[[], object], modules: Iterable[nn.Module], *, roun
             call()
 
     def bare() -> None:
-        with without_cores(listed):
+        with without_cores(listed, text_first):
             call()
 
     timed = latency({"whole": plain, "without": bare}, rounds=rounds)

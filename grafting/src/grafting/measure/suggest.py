@@ -81,7 +81,7 @@ def rank(analysis: Analysis, distance: Distance = "raster", k: int | None = None
     """Blocks by locality. Raises AnalysisError where a block's attention was grafted away."""
     missing = sorted(set(range(analysis.depth)) - set(analysis.blocks))
     if missing:
-        raise AnalysisError(f"{analysis.model}: blocks {missing} have no softmax attention to rank")
+        raise AnalysisError(f"{analysis.model}: blocks {missing} have no attention of their own left to rank")
     values = analysis.local(distance, k).mean((1, 2)).tolist()
     return Ranking(
         model=analysis.model, distance=distance, reach=analysis.reach(distance, k), values=tuple(map(float, values))

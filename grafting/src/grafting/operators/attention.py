@@ -49,15 +49,14 @@ class Attention(AttentionFormulas, Operator):
         """Queries, keys and values (B, N, H, C) to (B, N, D).
 
         text: keys and values of text, which every query sees beside those of the picture that it may see, under one
-        normaliser; its norms are applied to ``q`` and ``k`` already.
+        normaliser; ``q`` and ``k`` are normed and placed already.
         """
         raise NotImplementedError
 
     def joint(self, x: Tensor, text: Text, *, grid: Grid | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, N, D) of tokens that see text too, and the keys and values (B, N, H, C) that text may see."""
         q, k, v = self.split_heads(x)
-        q = q if text.norm_q is None else text.norm_q(q)
-        k = k if text.norm_k is None else text.norm_k(k)
+        q, k = (text.placed(t) for t in text.normed(q, k))
         return self.mix(q, k, v, grid=grid, text=text), k, v
 
     def naive_softmax(self, x: Tensor, far: Tensor) -> Tensor:
@@ -92,7 +91,7 @@ class MultiHeadAttention(MultiHeadFormulas, Attention):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, text: Text | None = None) -> Tensor:
         if text is not None:
-            k, v = torch.cat([k, text.keys], dim=1), torch.cat([v, text.values], dim=1)
+            k, v = torch.cat([k, text.seen], dim=1), torch.cat([v, text.values], dim=1)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
@@ -213,7 +212,7 @@ def read_text(q: Tensor, text: Text, other: Tensor) -> tuple[Tensor, Tensor]:
     frames, size = len(q) // len(text.keys), q.shape[-1]
     more = F.pad(other.to(q.dtype).expand(*q.shape[:-1], 1), (0, 7))  # kernels take multiples of eight
     keys, values = (
-        F.pad(t.repeat_interleave(frames, 0).transpose(1, 2), (0, 8, 0, 1)) for t in (text.keys, text.values)
+        F.pad(t.repeat_interleave(frames, 0).transpose(1, 2), (0, 8, 0, 1)) for t in (text.seen, text.values)
     )
     last = torch.zeros(keys.shape[-2:], dtype=q.dtype, device=q.device)
     last[-1, size] = 1

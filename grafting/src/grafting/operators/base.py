@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -18,14 +19,65 @@ QKV = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where tokens stand, as rotary positions say it (Su et al. 2021, arXiv 2104.09864): cosines and sines (L + N, C),
+    the text's rows first, of which every two channels share an angle."""
+
+    cosines: Tensor
+    sines: Tensor
+
+    def of_text(self, x: Tensor) -> Tensor:
+        """Queries or keys (B, L, H, C) of the text, turned by their angles."""
+        return turned(x, self.cosines[: x.shape[1]], self.sines[: x.shape[1]])
+
+    def of_picture(self, x: Tensor) -> Tensor:
+        """The same of the picture's (B, N, H, C)."""
+        return turned(x, self.cosines[-x.shape[1] :], self.sines[-x.shape[1] :])
+
+
+def turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """x (B, n, H, C or a multiple) with every two channels as a point of the plane, turned by an angle; angles (n, C)
+    go round where there are more channels. In float32, as diffusers does it."""
+    times = x.shape[-1] // cosines.shape[-1]
+    cosines, sines = (t.to(x.device).repeat(1, times)[:, None] for t in (cosines, sines))
+    across, up = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return (full(x) * cosines + full(torch.stack([-up, across], dim=-1).flatten(-2)) * sines).to(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Text:
     """Keys and values of text tokens that stand beside the picture's, each (B, L, H, C), and what queries and keys of
-    the picture are normed by before they meet them; None where they are not."""
+    the picture are normed by before they meet them; None where they are not.
+
+    queries: of the text itself, where it asks; of the same shape. places: of the tokens of both, where these are told
+    by turning queries and keys; the text's are not turned yet.
+    """
 
     keys: Tensor
     values: Tensor
+    queries: Tensor | None = None
     norm_q: nn.Module | None = None
     norm_k: nn.Module | None = None
+    places: Places | None = None
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """The keys as queries that are placed meet them: turned."""
+        return self.keys if self.places is None else self.places.of_text(self.keys)
+
+    @cached_property
+    def asked(self) -> Tensor | None:
+        """The text's own queries, turned."""
+        turns = self.queries is not None and self.places is not None
+        return self.places.of_text(self.queries) if turns else self.queries  # type: ignore[union-attr, arg-type]
+
+    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, N, H, C) of the picture, normed."""
+        return q if self.norm_q is None else self.norm_q(q), k if self.norm_k is None else self.norm_k(k)
+
+    def placed(self, x: Tensor) -> Tensor:
+        """Queries or keys (B, N, H, C) of the picture, turned."""
+        return x if self.places is None else self.places.of_picture(x)
 
 
 class Operator(Arithmetic, nn.Module):
@@ -71,8 +123,13 @@ class Operator(Arithmetic, nn.Module):
         """The features, and, of an operator that lends them, the values (B, N, D) of each token by itself."""
         return self.features(x, grid=grid), None
 
-    def regression(self, x: Tensor, y: Tensor, *, grid: Grid | None, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the last layer reads of x (B, N, D), and what it should give where the site gives y."""
+    def regression(
+        self, x: Tensor, y: Tensor, *, grid: Grid | None, call: Mapping[str, Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the last layer reads of x (B, N, D), and what it should give where the site gives y.
+
+        call: what else the site was given, of which these operators read nothing.
+        """
         return self.features(x, grid=grid), y
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:

@@ -46,16 +46,29 @@ class LinearAttention(LinearFormulas, Attention):
         q, k = q @ self.map_q, k @ self.map_k
         return torch.cat([q, -q], -1).softmax(-1), torch.cat([k, -k], -1).softmax(-1)
 
+    def joint(self, x: Tensor, text: Text, *, grid: Grid | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """As of every attention, but that features of queries and keys are placed, not these themselves."""
+        q, k, v = self.split_heads(x)
+        q, k = text.normed(q, k)
+        return self.mix(q, k, v, grid=grid, text=text), text.placed(k), v
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor, *, grid: Grid | None = None, text: Text | None = None) -> Tensor:
-        near, kind = v, v.dtype
+        """See :class:`Attention`. Where positions turn, they turn φ, and the normaliser sums what is not turned, which
+        keeps it positive (Su et al. 2021, arXiv 2104.09864, eq. 19)."""
+        near, kind, places = v, v.dtype, None if text is None else text.places
         if text is not None:
             k, v = torch.cat([k, text.keys], dim=1), torch.cat([v, text.values], dim=1)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         q, k = self.mapped(q, k)
         if kind == torch.float16:  # which ends at 65,504: sums over some thousand tokens do not fit
             q, k, v = q.float(), k.float(), v.float()
-        state = k.transpose(-1, -2) @ v
         total = q @ k.sum(dim=-2).unsqueeze(-1)  # a product and not a sum: no temporary of the size of q
+        if places is not None:
+            q, k = q.transpose(1, 2), k.transpose(1, 2)
+            parts = k.split([q.shape[1], k.shape[1] - q.shape[1]], dim=1)
+            k = torch.cat([places.of_picture(parts[0]), places.of_text(parts[1])], dim=1).transpose(1, 2)
+            q = places.of_picture(q).transpose(1, 2)
+        state = k.transpose(-1, -2) @ v
         y = ((q @ state) / (total + SMALL)).transpose(1, 2).flatten(2).to(kind)
         if not self.options["local"]:
             return y

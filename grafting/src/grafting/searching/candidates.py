@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..hosts.shapes import KINDS, Kind, Site
+from ..hosts.shapes import KINDS, HostShape, Kind, Site
 from ..operators import arithmetic
 from ..plan import Edit, Plan, named_operator
 from .solve import SearchError
 
 DEFAULT = ("hyena_x", "hyena_x_2d", "swa", "local_mean", "linear", "mlp:ratio=3", "none")
+LINEAR = ("hyena_x_2d", "local_mean", "mix_ffn:ratio=1.25", "mix_ffn:ratio=2", "mlp:ratio=2.5", "none")
+"""Of a host whose attention is linear already: what there is to spare is in its MLP."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,11 @@ class Candidate:
         """This operator in these blocks."""
         taken = blocks if isinstance(blocks, str) else tuple(blocks)
         return Plan(edits=(Edit(site=self.kind, blocks=taken, operator=self.operator, options=self.options),))
+
+
+def usual(shape: HostShape) -> tuple[str, ...]:
+    """What is tried at a host's sites where nothing is named."""
+    return LINEAR if shape.linear else DEFAULT
 
 
 def candidates(names: Iterable[str] = DEFAULT, kinds: Sequence[Kind] = KINDS) -> tuple[Candidate, ...]:

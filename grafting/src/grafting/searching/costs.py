@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..cost import plan_cost
 from ..hosts import Site, host_for, shape_of
+from ..initialise import make_stand_in
 from ..measure.speed import latency
-from ..operators import build
+from ..switch import Nothing, Raster, Switch
 from .candidates import Candidate
 from .solve import SearchError
 
@@ -80,25 +83,39 @@ def counted(model: nn.Module, operators: Sequence[Candidate], *, side: int | Non
 def timed(
     model: nn.Module, operators: Sequence[Candidate], *, side: int | None = None, batch: int = 8, rounds: int = 10
 ) -> Costs:
-    """``latency``: minima of interleaved rounds of every operator, of block 0's originals, and of the model.
+    """``latency``: minima of interleaved rounds of every operator at block 0's sites, of what is there, and of the model.
 
-    An operator that is bound to a number of tokens is made for this one.
+    All are called as the model calls its site, with a text's tokens and on the grid where it does so. An operator that
+    is bound to a number of tokens is made for this one.
     """
-    host, shape = host_for(model), shape_of(model)
-    grid = (side, side) if side else shape.grid
-    like = next(model.parameters())
-    x = torch.randn(batch, grid[0] * grid[1], shape.width, device=like.device, dtype=like.dtype)
+    host, shape = host_for(model), shape_of(model).at((side, side) if side else shape_of(model).grid)
+    whole, raster = whole_pass(model, shape.grid, batch), Raster(host, model)
+    sites = {kind: host.get(model, Site(0, kind)) for kind in sorted({one.kind for one in operators})}
+    given: dict[str, tuple[Any, Any]] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, args, kwargs, kind=kind: given.update({kind: (args, kwargs)}),
+            with_kwargs=True,
+        )
+        for kind, module in sites.items()
+    ]
+    try:
+        with torch.no_grad():
+            whole()
+    finally:
+        raster.detach()
+        for hook in hooks:
+            hook.remove()
     calls: dict[str, Callable[[], object]] = {}
-    for kind in sorted({one.kind for one in operators}):
-        original = host.get(model, Site(0, kind))
-        calls[f"original {kind}"] = lambda original=original: original(x)  # type: ignore[misc]
+    for kind, module in sites.items():
+        calls[f"original {kind}"] = partial(module, *given[kind][0], **given[kind][1])
     for one in operators:
-        if one.operator == "none":
-            continue
-        made = build(one.operator, width=shape.width, heads=shape.heads, tokens=x.shape[1], **one.options)
-        made = made.to(like.device, like.dtype).eval()
-        calls[f"{one.kind} {one.name}"] = lambda made=made: made(x, grid=grid)  # type: ignore[misc]
-    calls["whole"] = whole_pass(model, grid, batch)
+        (entry,) = one.plan([0]).resolve(model)
+        made = make_stand_in(host, model, sites[one.kind], entry, "random", 0, tokens=shape.tokens).eval()
+        if not isinstance(made, Nothing):
+            args, kwargs = given[one.kind]
+            calls[f"{one.kind} {one.name}"] = partial(Switch(None, made, raster).stand_in, *args, **kwargs)
+    calls["whole"] = whole
     seconds = {name: found.minimum for name, found in latency(calls, rounds=rounds).items()}
     changes: dict[tuple[str, str], float] = {
         (one.kind, one.name): seconds.get(f"{one.kind} {one.name}", 0.0) - seconds[f"original {one.kind}"]
@@ -110,9 +127,8 @@ def timed(
 def whole_pass(model: nn.Module, grid: tuple[int, int], batch: int) -> Callable[[], object]:
     """One pass of a model over ``batch`` random samples of ``grid`` tokens, each time that it is called."""
     host, device = host_for(model), next(model.parameters()).device
-    config: Mapping[str, int] = dict(model.config)  # type: ignore[arg-type]
-    size = [length * config["patch_size"] for length in grid]
-    z = torch.randn(batch, config["in_channels"], *size, device=device)
+    shape = shape_of(model).at(grid)
+    z = torch.randn(batch, shape.channels, *shape.latents, device=device)
     t = torch.full((batch,), 500, device=device)
     y = host.example(model, batch)
     return lambda: host.call(model, z, t, y)

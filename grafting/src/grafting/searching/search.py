@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..hosts import host_for
+from ..hosts import host_for, shape_of
 from ..hosts.shapes import KINDS, Kind
 from ..store.models import Model, open_model
-from .candidates import DEFAULT, Candidate, candidates
+from .candidates import Candidate, candidates, usual
 from .check import checked, spread
 from .costs import KINDS as COSTS
 from .costs import Budget, Costs, counted, timed
@@ -83,7 +83,7 @@ class Front:
 
 def search(
     model: Model | str,
-    operators: Iterable[str] = DEFAULT,
+    operators: Iterable[str] = (),
     *,
     kinds: Sequence[Kind] = KINDS,
     cost: str = "flops",
@@ -104,7 +104,8 @@ def search(
 
     Args:
         model: as :func:`grafting.open_model` takes or returns it; a pretrained one, which is the same afterwards.
-        operators: ``name`` or ``name:option=value``; each stands at the sites that it fits.
+        operators: ``name`` or ``name:option=value``; each stands at the sites that it fits. Some of
+            each kind, where none is named.
         kinds: of sites, ``attn`` and ``mlp``.
         cost: ``flops`` and ``parameters`` by formula per sample, ``latency`` by measurement of ``batch`` samples.
         by: what predicts quality, ``loss`` or ``carried``: see :mod:`grafting.searching.scores`.
@@ -127,8 +128,13 @@ def search(
     for name, value, least in (("side", side, 1), ("batch", batch, 1), ("points", points, 2), ("check", check, 0)):
         if value is not None and value < least:
             raise SearchError(f"{name} {value}: at least {least}")
-    chosen = candidates(operators, kinds)
+    names = tuple(operators)
+    if names:
+        candidates(names, kinds)  # refused before the model is read
     opened = open_model(model) if isinstance(model, str) else model
+    chosen = candidates(names or usual(shape_of(opened.transformer)), kinds)
+    if shape_of(opened.transformer).single:
+        raise SearchError(f"{opened.name}: its blocks are of two kinds, and a search knows one cost for all of them")
     with ExitStack() as stack:
         home = Path(out or stack.enter_context(TemporaryDirectory()))
         scores = score(opened, chosen, home, scoring=scoring, data=data, progress=progress)

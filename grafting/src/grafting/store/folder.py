@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .. import __version__
-from ..conventions import CONVENTIONS, conventions, restore, settings
-from ..diffusion import Diffusion, Flow, Schedule
+from ..conventions import CONVENTIONS, conventions, described, remade, restore
+from ..diffusion import BySize, Diffusion, Flow, Schedule
 from ..files import misfits, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
 from ..graft import Grafted, graft, remember, tensors_hash, ungraft
 from ..hosts import host_for
@@ -70,7 +70,7 @@ def save(
         "whole": everything,
         "base": {"name": base, "sha256": handle.source_hash},
         "class": type(handle.model).__name__,
-        "config": settings(handle.model),
+        "config": described(handle.model),
         "schedule": schedule,
         "conventions": handle.facts if handle.student_blocks is not None else conventions(handle.model),
         "plan": handle.plan.to_dict(),
@@ -148,7 +148,7 @@ def assemble(
     import diffusers
 
     host_for({"_class_name": class_name, **config})  # refuses a class that no descriptor knows
-    model = getattr(diffusers, class_name)(**config).eval()
+    model: Any = remade(getattr(diffusers, class_name), config).eval()
     for path in facts:
         if path.rpartition(".")[2] not in CONVENTIONS:
             raise StoreError(f"convention {path!r}: known are {', '.join(CONVENTIONS)}")
@@ -233,7 +233,10 @@ def _schedule_told(handle: Grafted) -> dict[str, Any] | None:
     name = type(schedule).__name__
     if not isinstance(schedule, Diffusion | Flow) or name not in SCHEDULES:
         raise StoreError(f"schedule {name}: a folder can name {' or '.join(SCHEDULES)} alone")
-    return {"class": name} | {f.name: getattr(schedule, f.name) for f in fields(schedule) if f.init}
+    told: dict[str, Any] = {"class": name} | {f.name: getattr(schedule, f.name) for f in fields(schedule) if f.init}
+    if isinstance(told.get("shift"), BySize):
+        told["shift"] = asdict(told["shift"])
+    return told if told.get("even", True) else {key: value for key, value in told.items() if key != "even"}
 
 
 def _schedule(told: Any, folder: Path) -> Schedule:
@@ -244,7 +247,10 @@ def _schedule(told: Any, folder: Path) -> Schedule:
     if name not in SCHEDULES:
         raise StoreError(f"{where}: class {name!r}: known are {', '.join(SCHEDULES)}")
     try:
-        return SCHEDULES[name](**{key: value for key, value in told.items() if key != "class"})
+        given = {key: value for key, value in told.items() if key != "class"}
+        if isinstance(given.get("shift"), Mapping):
+            given["shift"] = BySize(**given["shift"])
+        return SCHEDULES[name](**given)
     except (TypeError, ValueError) as error:
         raise StoreError(f"{where}: {str(error).splitlines()[0]}") from None
 

@@ -105,7 +105,7 @@ def with_autoencoder(model: Model, name: str) -> Model:
     """
     if model.autoencoder is not None:
         raise ModelError(f"{model.name} brings its own autoencoder: another is for a transformer without one")
-    drawn = getattr(model.transformer.config, "in_channels", None)
+    drawn = shape_of(model.transformer).channels
     return replace(model, autoencoder=given_autoencoder(name, channels=drawn))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..data.stream import ImageStream
+from ..hosts import shape_of
 from ..measure.quality import (
     KID_LEAST,
     Estimate,
@@ -172,8 +173,8 @@ class Judge:
 
 def pictures_of(model: Model) -> tuple[int, int]:
     """Channels and side, in pixels, of what a model draws."""
-    config: Any = model.transformer.config
-    channels, side = int(config.in_channels), int(config.sample_size)
+    shape = shape_of(model.transformer)
+    channels, side = shape.channels, shape.latents[0]
     if model.autoencoder is None:
         return channels, side
     drawn: Any = model.autoencoder.config

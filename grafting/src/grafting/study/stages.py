@@ -111,10 +111,10 @@ class Material:
                 raise ModelError(
                     f"data {self.path} was made for a model of {there} classes, {self.model.name} knows {classes}"
                 )
-        channels, side = encoded.shape[0], config.sample_size
-        if channels != config.in_channels or (family == "DiT" and encoded.shape[1:] != (side, side)):
+        shape = shape_of(self.model.transformer)
+        if encoded.shape[0] != shape.channels or (family == "DiT" and encoded.shape[1:] != shape.latents):
             raise ModelError(
-                f"{self.path}: latents of {encoded.shape}, the transformer takes {(config.in_channels, side, side)}"
+                f"{self.path}: latents of {encoded.shape}, the transformer takes {(shape.channels, *shape.latents)}"
             )
         made, network = encoded.manifest["encoders"]["autoencoder"], self.model.autoencoder
         if made and network is not None and made["sha256"] != tensors_hash(network.state_dict()):
@@ -164,8 +164,8 @@ class Material:
                 return self._latents[train]
             images, autoencoder = self.images(train=train).images, self.model.autoencoder
             z = images if autoencoder is None else scaled(autoencoder, encode(autoencoder, images))
-            config = self.model.transformer.config
-            wanted = (config.in_channels, config.sample_size, config.sample_size)  # type: ignore[union-attr]
+            shape = shape_of(self.model.transformer)
+            wanted = (shape.channels, *shape.latents)
             if tuple(z.shape[1:]) != wanted:
                 raise ModelError(f"{self.path}: latents of {tuple(z.shape[1:])}, the transformer takes {wanted}")
             self._latents[train] = z

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..cost import plan_cost
 from ..graft import Grafted
+from ..hosts import shape_of
 from ..measure.speed import latency, without_cores
 from .recipe import SpeedStage
 
@@ -24,14 +25,13 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
     timed in turn, so that a busy moment hits the bound as it hits both models, and all go through the interception
     that the bound needs.
     """
-    host, config = handle.host, handle.model.config
+    host, shape = handle.host, shape_of(handle.model)
     device, own = next(handle.model.parameters()).device, host.grid_of(handle.model)[0]
     found = []
     for side in speed.sides or (own,):
         if handle.tied and side != own:
             continue
-        size = side * config.patch_size  # type: ignore[union-attr, operator]
-        z = torch.randn(speed.batch, config.in_channels, size, size).to(device)  # type: ignore[union-attr, arg-type]
+        z = torch.randn(speed.batch, shape.channels, *shape.at((side, side)).latents).to(device)
         t = torch.full((speed.batch,), 500, device=device)
         y = host.example(teacher, speed.batch)
 
@@ -40,12 +40,12 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
                 host.call(handle.model, z, t, y)
 
         def original(skipped: Sequence[nn.Module], z: torch.Tensor = z, t: torch.Tensor = t, y: Any = y) -> None:
-            with nullcontext() if handle.private else handle.teacher(), without_cores(skipped):
+            with nullcontext() if handle.private else handle.teacher(), without_cores(skipped, host.text_first):
                 host.call(teacher, z, t, y)
 
         calls: dict[str, Callable[[], None]] = {"teacher": partial(original, ()), "hybrid": hybrid}
         if handle.switches and all(site.kind == "attn" for site in handle.switches) and not handle.plan.restructure:
-            calls["bound"] = partial(original, [host.get(teacher, site) for site in handle.switches])
+            calls["bound"] = partial(original, host.cores(teacher, handle.switches))
         timed = latency(calls, rounds=speed.rounds)
         cost = plan_cost(handle.plan, handle.model, grid=(side, side))
         bound = timed["bound"].speedup_over(timed["teacher"]) if "bound" in timed else None

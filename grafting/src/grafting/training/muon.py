@@ -20,8 +20,9 @@ ITERATIONS = 5
 AS_ADAMW = 0.2
 """Root mean square of AdamW's steps, by the rate."""
 
-INSIDE = ("attn", "attn1", "attn2", "ff", "ff_context", "caption_projection", "context_embedder")
-"""Components of the paths of its matrices, over all families; the last two are the projections of captions."""
+INSIDE = ("attn", "attn1", "attn2", "ff", "ff_context", "proj_mlp", "caption_projection", "context_embedder")
+"""Components of the paths of its matrices, over all families; the last two are the projections of captions. Besides
+``proj_out``, where it is of a block: the model's own last layer may be called so too."""
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
@@ -85,6 +86,7 @@ def hidden_matrices(model: nn.Module) -> set[torch.Tensor]:
     """
     found: set[torch.Tensor] = set()
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and any(f".{part}." in f".{name}." for part in INSIDE):
+        inside = any(f".{part}." in f".{name}." for part in INSIDE) or ".proj_out." in f"{name}."
+        if isinstance(module, nn.Linear) and inside:
             found |= {p for p in module.parameters() if p.ndim == 2 and p.requires_grad}
     return found

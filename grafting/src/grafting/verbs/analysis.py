@@ -97,7 +97,10 @@ def _table(content: dict[str, Any], page: Path) -> str:
     for block in order:
         tails = []
         for kind in ("attn", "mlp"):
-            site = sites[f"blocks.{block}.{kind}"]
+            site = sites.get(f"blocks.{block}.{kind}")
+            if site is None:  # not every block has both
+                tails.append("–")
+                continue
             kurtosis = site["output"]["kurtosis"]
             tails.append(f"{site['loss']} (tails {'–' if kurtosis is None else format(kurtosis, '.3g')})")
         entry = blocks[block]

@@ -270,11 +270,9 @@ def profile(arguments: argparse.Namespace) -> None:
     if handle is not None and merged:
         handle = handle.own_copy()
         network, teacher = handle.model, ungraft(network)
-    config: Any = network.config
     shape = shape_of(network)
     host, side = host_for(network), arguments.side or shape.grid[0]
-    size = side * config["patch_size"]
-    z = torch.randn(arguments.batch, config["in_channels"], size, size).to(device)
+    z = torch.randn(arguments.batch, shape.channels, *shape.at((side, side)).latents).to(device)
     t = torch.full((arguments.batch,), 500, device=device)
     y = host.example(network, arguments.batch)
 
@@ -298,10 +296,12 @@ def profile(arguments: argparse.Namespace) -> None:
         "peak MiB": peak_bytes(call, device) / 2**20,
     }
     if handle is None:
-        cores = [host.get(network, site) for site in host.sites(network) if site.kind == "attn"]
+        cores = host.cores(network, host.sites(network))
         found |= {
             "GFLOPs per sample": host_flops(shape.at((side, side))) / 1e9,
-            "time bound of every core": time_bound(call, cores, rounds=arguments.rounds).speedup,
+            "time bound of every core": time_bound(
+                call, cores, rounds=arguments.rounds, text_first=host.text_first
+            ).speedup,
         }
     elif teacher is not network or not handle.private:
         speed = SpeedStage(batch=arguments.batch, rounds=arguments.rounds, sides=(side,))

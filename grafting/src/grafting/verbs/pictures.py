@@ -175,7 +175,9 @@ def _geneval(arguments: argparse.Namespace) -> None:
 
 def _can_be_seen(model: Model, name: str) -> None:
     """Raises ValueError for a model of latents without an autoencoder."""
-    drawn: Any = getattr(model.transformer.config, "in_channels", None)
+    from ..hosts import shape_of
+
+    drawn = shape_of(model.transformer).channels
     if model.autoencoder is None and drawn not in (1, 3):
         raise ValueError(
             f"{name} draws latents of {drawn} channels and brings no autoencoder to make images of them: "

@@ -61,7 +61,8 @@ def operators(arguments: argparse.Namespace) -> None:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """A model's sizes, and what its blocks spend where."""
-    from ..cost import block_cost, host_flops, second_attention
+    from ..cost import block_cost, host_flops
+    from ..joint_cost import second_attention
 
     shape = _shape(arguments)
     block = block_cost(shape)
@@ -71,9 +72,14 @@ def inspect(arguments: argparse.Namespace) -> None:
         f"{shape.tokens} tokens ({shape.grid[0]} x {shape.grid[1]}){text}, "
         f"{host_flops(shape) / 1e9:.1f} GFLOPs per forward"
     )
-    print(f"sites: blocks.0 to blocks.{shape.depth - 1}, attn and mlp each")
+    print(f"sites: blocks.0 to blocks.{shape.having('mlp') - 1}, attn and mlp each")
     for part in ("attn", "core", "mlp", "rest"):
         print(f"  {part:<6}{getattr(block, part) / block.total:>7.1%} of a block")
+    if shape.single:
+        alone = block_cost(shape, shape.depth - 1)
+        print(f"and blocks.{shape.depth - shape.single} to blocks.{shape.depth - 1}, of a single stream, attn alone")
+        for part in ("attn", "core", "rest"):
+            print(f"  {part:<6}{getattr(alone, part) / alone.total:>7.1%} of a block")
     if shape.dual:
         each = f"{second_attention(shape) / 1e9:.1f} GFLOPs each"
         print(f"  and a second attention, of the picture alone, in {shape.dual} of them: {each}")

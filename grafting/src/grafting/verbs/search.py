@@ -47,7 +47,6 @@ def search(arguments: argparse.Namespace) -> None:
     """Score every operator at every site once, then solve for the plan and the front."""
     from ..hosts.shapes import KINDS, set_text_tokens
     from ..report.search import FILE, write_search
-    from ..searching.candidates import DEFAULT
     from ..searching.check import checked, spread
     from ..searching.costs import Budget
     from ..searching.scores import Scoring
@@ -68,7 +67,7 @@ def search(arguments: argparse.Namespace) -> None:
     }
     front = find(
         model,
-        arguments.operators or DEFAULT,
+        arguments.operators or (),
         kinds=KINDS if arguments.site == "both" else (arguments.site,),
         cost=budget.kind,
         by=arguments.by,

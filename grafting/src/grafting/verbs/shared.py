@@ -90,7 +90,7 @@ def text_tokens_option(made: argparse.ArgumentParser) -> None:
         "--text-tokens",
         type=at_least(1),
         metavar="N",
-        help="of a prompt, with padding (default: as the model's bundle or pipeline has them; 300, alpha 120, SD3 333)",
+        help="of a prompt, with padding (default: its bundle's or pipeline's; 300, alpha 120, SD3 333, Flux dev 512)",
     )
 
 
