@@ -4,9 +4,9 @@ A folder holds ``encoded.json`` (the manifest, written last), ``latents-00000.sa
 (n, C, h, w), ``items`` (n,) and, for classes, ``labels`` (n,), and for captions ``captions-00000.safetensors`` … with
 the ``states`` (tokens of all captions, D), unpadded where the model has a mask, and where each begins, ``starts``
 (m + 1,); for SD3 and Flux also what stands for each as a whole, ``pooled`` (m, P). A model that is told the size of its
-pictures is told the manifest's ``told_size``, (H, W) in pixels; of labels it says how many classes the model they are for knows,
-``known_classes``. Shard k holds the items k * size … (k + 1) * size - 1 of the source, less the pictures that could not
-be read. ``null.safetensors`` has the empty prompt, ``states`` (L, D) and for these two ``pooled`` (1, P).
+pictures is told the manifest's ``told_size``, (H, W) in pixels; of labels it says how many classes the model they are
+for knows, ``known_classes``. Shard k holds the items k * size … (k + 1) * size - 1 of the source, less the pictures
+that could not be read. ``null.safetensors`` has the empty prompt, ``states`` (L, D) and for these ``pooled`` (1, P).
 """
 
 from __future__ import annotations
