@@ -287,10 +287,10 @@ def test_sizes_are_those_of_diffusers(name: str, more: dict[str, Any]) -> None:
 def test_plans_count_the_blocks_that_have_the_site() -> None:
     config = bundled_config("flux-dev-1024")
     for plan, blocks in (
-        (Plan.interleaved(site="mlp", operator="mlp", ratio=0.5), list(range(1, 19, 2))),
+        (Plan.interleaved(site="mlp", operator="mlp", share=0.5), list(range(1, 19, 2))),
         (Plan.all(site="mlp", operator="mlp"), list(range(19))),
-        (Plan.last(site="mlp", operator="mlp", ratio=0.25), [15, 16, 17, 18]),
-        (Plan.interleaved(operator="swa", ratio=0.5), list(range(1, 57, 2))),
+        (Plan.last(site="mlp", operator="mlp", share=0.25), [15, 16, 17, 18]),
+        (Plan.interleaved(operator="swa", share=0.5), list(range(1, 57, 2))),
     ):
         assert [entry.site.block for entry in plan.resolve(config)] == blocks
         assert plan.check(config).problems == ()

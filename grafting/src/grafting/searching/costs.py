@@ -83,7 +83,7 @@ def counted(model: nn.Module, operators: Sequence[Candidate], *, side: int | Non
 def timed(
     model: nn.Module, operators: Sequence[Candidate], *, side: int | None = None, batch: int = 8, rounds: int = 10
 ) -> Costs:
-    """``latency``: minima of interleaved rounds of every operator at block 0's sites, of what is there, and of the model.
+    """``latency``: minima of interleaved rounds of every operator at block 0's sites, of the originals and the model.
 
     All are called as the model calls its site, with a text's tokens and on the grid where it does so. An operator that
     is bound to a number of tokens is made for this one.
