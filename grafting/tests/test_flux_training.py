@@ -167,7 +167,7 @@ def test_a_delta_comes_back_and_the_first_screen_of_python_works_on_it(tmp_path:
     model, z, t, condition = ready("Flux dev, no square")
     call = denoiser(model)
     before = call(z, t, condition)
-    handle = grafting.graft(model, grafting.Plan.interleaved(operator="linear", ratio=0.6), init="random")
+    handle = grafting.graft(model, grafting.Plan.interleaved(operator="linear", share=0.6), init="random")
     after = call(z, t, condition)
     save(handle, tmp_path)
     assert json.loads((tmp_path / "graft.json").read_text())["schedule"] is None
