@@ -179,6 +179,14 @@ def test_the_page_of_flux_runs_and_says_what_plans_cost() -> None:
                     assert figure == pytest.approx(cost.flop_ratio, abs=0.0055), (model, operator, side, share)
                     said += 1
     assert said == 40
+    every = Plan.from_dict({"edits": [{"site": "attn", "blocks": "all", "operator": "swa"}]})
+    bounds = [plan_cost(every, bundled_config("flux-dev-1024"), grid=(side, side)).core_bound for side in (64, 128)]
+    assert f"dev would gain {bounds[0]:.2f}x and {bounds[1]:.2f}x" in (ROOT / "docs/flux.md").read_text()
+    half = Plan.from_dict({"edits": [{"site": "attn", "blocks": "interleaved 50%", "operator": "swa_2d"}]})
+    new = plan_cost(half, bundled_config("flux-dev-1024")).new_parameters / 1e9
+    assert f"{new:.1f} billion numbers, come to {48 + 16 * new:.0f} GB and {48 + 20 * new:.0f} GB" in (
+        (ROOT / "docs/flux.md").read_text()
+    )
 
 
 def test_the_page_of_stable_diffusion_3_runs_and_says_what_plans_cost() -> None:

@@ -345,6 +345,46 @@ def test_a_graft_knows_the_grid_of_every_pass_and_refuses_what_it_would_not_read
         model.to("meta")(tokens.to("meta"), **{k: v.to("meta") for k, v in given.items()}, img_ids=ids.to("meta"))
 
 
+@pytest.mark.parametrize("row", ["SD3.5, no square", "Flux dev, no square"])
+def test_a_mask_that_a_graft_would_not_heed_is_refused(row: str) -> None:
+    model, *_ = ready(row)
+    handle = graft(model, Plan.all(operator="mha"), init="copy")
+    x, text = torch.randn(2, 16, 32), torch.randn(2, 5, 32)
+    for block in (0, len(handle.switches) - 1):
+        with pytest.raises(ValueError, match="attention_mask"):
+            handle.switches[Site(block, "attn")](x, encoder_hidden_states=text, attention_mask=torch.ones(2, 1, 1, 21))
+
+
+@pytest.mark.parametrize("row", ["SD3.5, no square", "Flux dev, no square"])
+def test_a_grafted_block_compiles_whole(row: str) -> None:
+    """As diffusers compiles the blocks of a model one by one, without a break."""
+    model, z, t, condition = ready(row)
+    host = host_for(model)
+    graft(model, Plan.all(operator="swa"), init="random")
+    with torch.no_grad():
+        before = host.call(model, z, t, condition)
+        for block in host.blocks(model):
+            block.compile(backend="eager", fullgraph=True)
+        torch.testing.assert_close(host.call(model, z, t, condition), before)
+
+
+def test_windows_beside_text_are_exact_to_half_precision() -> None:
+    """The logarithm of a window's weights goes through a channel of queries in bfloat16, in two parts."""
+    torch.manual_seed(0)
+    model, *_ = ready("Flux dev, no square")
+    (entry,) = Plan.explicit(operator="swa_2d", blocks=[1], window=16).resolve(model)
+    made = make_stand_in(host_for(model), model, host_for(model).get(model, entry.site), entry, "copy", 0)
+    x, text = 4 * torch.randn(2, 256, 32), 4 * torch.randn(2, 64, 32)
+    with torch.no_grad():
+        wanted = made(x, grid=(16, 16), context=text)[0]
+        given = copy.deepcopy(made).bfloat16()(x.bfloat16(), grid=(16, 16), context=text.bfloat16())[0].float()
+    (full,) = Plan.explicit(operator="mha", blocks=[1]).resolve(model)
+    plain = make_stand_in(host_for(model), model, host_for(model).get(model, full.site), full, "copy", 0).bfloat16()
+    with torch.no_grad():
+        own = plain(x.bfloat16(), context=text.bfloat16())[0].float()
+    assert (given - wanted).norm() < 2 * (own - wanted).norm()
+
+
 def test_dev_is_told_a_guidance_of_three_and_a_half_where_none_is_said() -> None:
     model, z, t, condition = ready("Flux dev, no square")
     call, said = partial(host_for(model).call, model, z, t), condition.pop("guidance")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -98,6 +99,22 @@ def test_weights_of_another_shape_are_named_with_their_file(tmp_path: Path, whol
         (tmp_path / "graft.json").write_text(json.dumps(manifest))
         with pytest.raises(StoreError, match=rf"graft\.safetensors does not fit .*{words}"):
             load(tmp_path, None if whole else tiny())
+
+
+def test_a_delta_goes_into_its_model_in_half_precision(tmp_path: Path) -> None:
+    """As a pipeline of diffusers holds it: the numbers are the same in float32, in which the delta was made."""
+    half = tiny().to(torch.bfloat16)
+    handle = graft(copy.deepcopy(half).float(), PLAN, init="random")
+    save(handle, tmp_path)
+    again = load(tmp_path, half)
+    for site, operator in handle.operators().items():
+        mine = again.operators()[site].state_dict()
+        assert all(torch.equal(mine[name], t.bfloat16()) for name, t in operator.state_dict().items())
+    other = tiny().to(torch.bfloat16)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.1)
+    with pytest.raises(StoreError, match="base has hash"):
+        load(tmp_path, other)
 
 
 def test_a_delta_of_a_bundled_teacher_finds_it_by_itself(tmp_path: Path) -> None:

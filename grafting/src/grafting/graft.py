@@ -41,6 +41,7 @@ class GraftError(ValueError):
     """A graft, or its removal, that cannot be done; the model is as it was."""
 
 
+HALVES = (torch.float16, torch.bfloat16)
 Answered = tuple[tuple[torch.Tensor, torch.Tensor], ...]
 """By stream, what the student gives (B, N, D) and what it should give; the picture's first."""
 
@@ -268,13 +269,15 @@ def _group_answer(module: Parallel) -> Callable[..., Answered]:
     return lambda inputs, outputs, call: ((module(inputs, **call) - inputs, outputs[0] - inputs),)
 
 
-def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
+def tensors_hash(tensors: Mapping[str, torch.Tensor], *, halves_as: torch.dtype | None = None) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names; of those in half precision
+    as they are in ``halves_as``, where it is given."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensor.to(halves_as) if tensor.dtype in HALVES and halves_as is not None else tensor
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -113,6 +113,8 @@ class Switch(nn.Module):
         if isinstance(self.operator, Joint):
             if kwargs.get("ip_hidden_states") is not None:
                 raise ValueError("ip_hidden_states: a grafted attention reads no picture prompts; leave them out")
+            if kwargs.get("attention_mask") is not None:
+                raise ValueError("attention_mask: a grafted attention reads all of the text; leave it out")
             return self.operator(hidden_states, grid=self.raster.grid, **beside(kwargs))
         if isinstance(self.operator, Operator):
             if kwargs.get("attention_mask") is not None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grafting.operators.base import QKV, Grid, Operator, Text, Weights, assign
+from grafting.operators.base import QKV, Grid, Operator, Text, Weights, assign, full
 from grafting.operators.convolution import grid_of
 from grafting.operators.formulas import (
     AttentionFormulas,
@@ -196,9 +196,9 @@ def _softmax(q: Tensor, scores: Tensor, v: Tensor, text: Text | None) -> Tensor:
     """
     if text is None:
         return torch.softmax(scores, dim=-1) @ v
-    total = scores.logsumexp(dim=-1, keepdim=True)
+    total = full(scores).logsumexp(dim=-1, keepdim=True)
     read, share = read_text(q.flatten(2, -2), text, total.flatten(2, -2))
-    near = (scores - total).exp() @ v
+    near = (scores - total).exp().to(v.dtype) @ v
     return read.view_as(near) + share.view_as(total) * near
 
 
@@ -206,17 +206,20 @@ def read_text(q: Tensor, text: Text, other: Tensor) -> tuple[Tensor, Tensor]:
     """What queries q (B, H, n, C), scaled already, read of ``text``: (B, H, n, C); and the share (B, H, n, 1) of their
     attention that goes elsewhere, to what has the logarithm ``other`` (B or 1, H or 1, n or 1, 1) of all its weights.
 
-    Attention over the text and one key more, as fused kernels have it: a channel of the queries holds ``other``, the
-    key is one there and nothing else, as its value is, of which that channel then says the share.
+    Attention over the text and one key more, as fused kernels have it: a channel of the queries holds ``other``, and
+    the next what half precision leaves of it; the key is one in both and nothing else. Its value is one in the first,
+    which then says the share.
     """
     frames, size = len(q) // len(text.keys), q.shape[-1]
-    more = F.pad(other.to(q.dtype).expand(*q.shape[:-1], 1), (0, 7))  # kernels take multiples of eight
+    rough = other.to(q.dtype)
+    parts = torch.cat([rough, (other - rough).to(q.dtype)], dim=-1)
+    more = F.pad(parts.expand(*q.shape[:-1], 2), (0, 6))  # kernels take multiples of eight
     keys, values = (
         F.pad(t.repeat_interleave(frames, 0).transpose(1, 2), (0, 8, 0, 1)) for t in (text.seen, text.values)
     )
-    last = torch.zeros(keys.shape[-2:], dtype=q.dtype, device=q.device)
-    last[-1, size] = 1
-    found = F.scaled_dot_product_attention(torch.cat([q, more], dim=-1), keys + last, values + last, scale=1.0)
+    one, both = (torch.zeros(keys.shape[-2:], dtype=q.dtype, device=q.device) for _ in range(2))
+    one[-1, size], both[-1, size : size + 2] = 1, 1
+    found = F.scaled_dot_product_attention(torch.cat([q, more], dim=-1), keys + both, values + one, scale=1.0)
     return found[..., :size], found[..., size : size + 1]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -60,12 +59,12 @@ class Text:
     norm_k: nn.Module | None = None
     places: Places | None = None
 
-    @cached_property
+    @property  # and not cached, which torch.compile cannot enter: text is short
     def seen(self) -> Tensor:
         """The keys as queries that are placed meet them: turned."""
         return self.keys if self.places is None else self.places.of_text(self.keys)
 
-    @cached_property
+    @property
     def asked(self) -> Tensor | None:
         """The text's own queries, turned."""
         turns = self.queries is not None and self.places is not None

@@ -90,7 +90,8 @@ def save(
 def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
     """Read what :func:`save` wrote.
 
-    base: the pretrained model, which a delta is put into in place; needed unless the delta names a bundled teacher.
+    base: the pretrained model, which a delta is put into in place; needed unless the delta names a bundled teacher. One
+    in half precision is the model that it is in float32, and the delta is of half precision then.
     Raises StoreError where the folder is no graft, its weights changed or do not fit, or ``base`` is missing or another
     model, LoraError where it holds adapters and peft is missing. ``base`` is then as it was.
     """
@@ -113,7 +114,8 @@ def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
         if base is None:
             raise StoreError(f"{folder} holds the changes only: give base, the model of hash {wanted[:12]}{called}")
         given = tensors_hash(base.state_dict())
-        if given != wanted:
+        # Folders are made of models in float32; half precision that goes there and back is the same model.
+        if given != wanted and tensors_hash(base.state_dict(), halves_as=torch.float32) != wanted:
             raise StoreError(f"base has hash {given[:12]}, {folder} was made from {wanted[:12]}{called}")
         handle = graft(base, plan, init="random")
     try:

@@ -45,8 +45,11 @@ def match_features(
     The variance is summed over channels, since some of a deep block's channels hardly vary. team: processes that hold
     rows of one batch; the variance is that of all of them, so that together they find what one would.
     """
-    exact = [wanted.double() for wanted in teacher]
-    means, squares = [wanted.mean((0, 1)) for wanted in exact], [wanted.square().mean() for wanted in exact]
+    means, squares = list[torch.Tensor](), list[torch.Tensor]()
+    for wanted in teacher:  # one at a time: in float64 all would be twice what they are
+        exact = wanted.double()
+        means.append(exact.mean((0, 1)))
+        squares.append(exact.square().mean())
     if team is not None:
         team.average([*means, *squares])
     shares = []

@@ -124,9 +124,10 @@ def match_teacher(
 
 @contextmanager
 def fading(switches: Mapping[Switch, nn.Module]) -> Iterator[None]:
-    """While open, each switch has what it replaced at hand, by its fade: a frozen copy, which no step moves."""
+    """While open, each switch has what it replaced at hand, by its fade: a copy of what learns, which no step moves."""
     for switch, original in switches.items():
-        switch.fading = (copy.deepcopy(original).requires_grad_(False).eval(),)
+        learns = any(parameter.requires_grad for parameter in original.parameters())
+        switch.fading = (copy.deepcopy(original).requires_grad_(False).eval() if learns else original,)
     try:
         yield
     finally:
