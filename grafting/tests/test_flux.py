@@ -27,6 +27,8 @@ from grafting.measure.speed import without_cores
 from grafting.operators import arithmetic, list_operators
 from grafting.operators.base import Places, turned
 from grafting.plan import Plan, PlanError
+from grafting.searching.candidates import candidates
+from grafting.searching.costs import counted
 
 ROWS = [name for name in HOSTS if name.startswith("Flux")]
 MIXERS = [name for name in list_operators() if arithmetic(name).kind == "mixer"]
@@ -343,6 +345,25 @@ def test_a_graft_knows_the_grid_of_every_pass_and_refuses_what_it_would_not_read
         model(tokens, **given, img_ids=ids, joint_attention_kwargs={"ip_hidden_states": [tokens]})
     with pytest.raises(HostError, match="img_ids on the meta device"):
         model.to("meta")(tokens.to("meta"), **{k: v.to("meta") for k, v in given.items()}, img_ids=ids.to("meta"))
+
+
+@pytest.mark.parametrize("row", ["SD3.5, no square", "Flux"])
+def test_a_search_knows_what_each_kind_of_block_costs(row: str) -> None:
+    """Text that ends, streams that are one: the sum of what single swaps change is what the plan changes."""
+    model, *_ = ready(row)
+    operators = candidates(("swa", "local_mean", "mlp:ratio=3", "none"))
+    found = counted(model, operators)
+    for one in operators:
+        cost = plan_cost(one.plan("all"), model)
+        after = {"flops": cost.flops_after, "parameters": cost.parameters_after}
+        for kind, costs in found.items():
+            changes = {
+                site: costs.changes[site, one.name] for site in host_for(model).sites(model) if site.kind == one.kind
+            }
+            assert costs.whole + sum(changes.values()) == after[kind]
+            if (row, one.kind, one.name) in (("Flux", "attn", "swa"), ("SD3.5, no square", "attn", "none")):
+                assert len(set(changes.values())) == 2, "other in a single stream, or where text ends, than elsewhere"
+            assert costs.change(one) == pytest.approx(sum(changes.values()) / len(changes))
 
 
 @pytest.mark.parametrize("row", ["SD3.5, no square", "Flux dev, no square"])

@@ -191,7 +191,7 @@ def test_costs_add_up_to_those_of_the_plan(tiny_teacher: Path, scored: tuple[Pat
     found = best(scores, operators, counted(network, operators)["flops"], budget, by="carried")
     assert found.share <= 0.95 and found.predictor == "carried"
     times = timed(network, operators, batch=1, rounds=2)
-    assert times.whole > 0 and times.changes["mlp", "none"] < 0
+    assert times.whole > 0 and times.changes[Site(1, "mlp"), "none"] < 0
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_latency_is_searched_by_parts_and_timed_whole(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With times that are known: attention takes 4 of 20 s at each block, swa 1; the plan as a whole 12."""
-    known = {"whole": 20.0, "original attn": 4.0, "attn swa": 1.0, "pretrained": 20.0, "plan": 12.0}
+    known = {"whole": 20.0, "blocks.0.attn": 4.0, "blocks.0.attn swa": 1.0, "pretrained": 20.0, "plan": 12.0}
 
     def clock(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Latency]:
         for call in calls.values():

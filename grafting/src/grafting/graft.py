@@ -277,7 +277,7 @@ def tensors_hash(tensors: Mapping[str, torch.Tensor], *, halves_as: torch.dtype 
         tensor = tensors[name].detach().cpu().contiguous()
         tensor = tensor.to(halves_as) if tensor.dtype in HALVES and halves_as is not None else tensor
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..cost import plan_cost
+from ..cost import host_flops, plan_cost
 from ..hosts import Site, host_for, shape_of
+from ..hosts.shapes import Kind
 from ..initialise import make_stand_in
 from ..measure.speed import latency
 from ..switch import Nothing, Raster, Switch
@@ -27,10 +28,15 @@ UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """whole: of the pretrained model. changes: by candidate (site kind and name), what one swapped site adds."""
+    """whole: of the pretrained model. changes: by site and candidate's name, what swapping this site adds."""
 
     whole: float
-    changes: Mapping[tuple[str, str], float]
+    changes: Mapping[tuple[Site, str], float]
+
+    def change(self, one: Candidate) -> float:
+        """Of a candidate, in the mean over its sites."""
+        found = [change for (site, name), change in self.changes.items() if (site.kind, name) == (one.kind, one.name)]
+        return found[0] if len(set(found)) == 1 else sum(found) / len(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +74,15 @@ class Budget:
 def counted(model: nn.Module, operators: Sequence[Candidate], *, side: int | None = None) -> dict[str, Costs]:
     """``flops`` and ``parameters``; side: tokens along a side of a square grid, the model's own where None."""
     grid = (side, side) if side else None
-    costs = {(one.kind, one.name): plan_cost(one.plan([0]), model, grid=grid) for one in operators}
-    sites = {key: cost.sites[0] for key, cost in costs.items()}
-    before = next(iter(costs.values())).flops_before if costs else 0
-    parameters = sum(p.numel() for p in model.parameters())
+    sites = [(one.name, site) for one in operators for site in plan_cost(one.plan("all"), model, grid=grid).sites]
     return {
-        "flops": Costs(whole=before, changes={k: s.flops_after - s.flops_before for k, s in sites.items()}),
+        "flops": Costs(
+            whole=host_flops(shape_of(model).at(grid) if grid else shape_of(model)),
+            changes={(site.site, name): site.flops_after - site.flops_before for name, site in sites},
+        ),
         "parameters": Costs(
-            whole=parameters, changes={k: s.parameters_after - s.parameters_before for k, s in sites.items()}
+            whole=sum(p.numel() for p in model.parameters()),
+            changes={(site.site, name): site.parameters_after - site.parameters_before for name, site in sites},
         ),
     }
 
@@ -83,21 +90,28 @@ def counted(model: nn.Module, operators: Sequence[Candidate], *, side: int | Non
 def timed(
     model: nn.Module, operators: Sequence[Candidate], *, side: int | None = None, batch: int = 8, rounds: int = 10
 ) -> Costs:
-    """``latency``: minima of interleaved rounds of every operator at block 0's sites, of the originals and the model.
+    """``latency``: minima of interleaved rounds of every operator in the first block of each kind that the model has,
+    of the originals there, and of the model; what is found in one block holds for all of its kind.
 
     All are called as the model calls its site, with a text's tokens and on the grid where it does so. An operator that
     is bound to a number of tokens is made for this one.
     """
     host, shape = host_for(model), shape_of(model).at((side, side) if side else shape_of(model).grid)
     whole, raster = whole_pass(model, shape.grid, batch), Raster(host, model)
-    sites = {kind: host.get(model, Site(0, kind)) for kind in sorted({one.kind for one in operators})}
-    given: dict[str, tuple[Any, Any]] = {}
+    kinds = {one.kind for one in operators}
+    first: dict[tuple[Kind, bool], Site] = {}
+    alike: dict[Site, Site] = {}
+    for site in host.sites(model):
+        if site.kind in kinds:
+            alike[site] = first.setdefault((site.kind, shape.is_single(site.block)), site)
+    modules = {site: host.get(model, site) for site in first.values()}
+    given: dict[Site, tuple[Any, Any]] = {}
     hooks = [
         module.register_forward_pre_hook(
-            lambda _, args, kwargs, kind=kind: given.update({kind: (args, kwargs)}),
+            lambda _, args, kwargs, site=site: given.update({site: (args, kwargs)}),
             with_kwargs=True,
         )
-        for kind, module in sites.items()
+        for site, module in modules.items()
     ]
     try:
         with torch.no_grad():
@@ -106,20 +120,22 @@ def timed(
         raster.detach()
         for hook in hooks:
             hook.remove()
-    calls: dict[str, Callable[[], object]] = {}
-    for kind, module in sites.items():
-        calls[f"original {kind}"] = partial(module, *given[kind][0], **given[kind][1])
-    for one in operators:
-        (entry,) = one.plan([0]).resolve(model)
-        made = make_stand_in(host, model, sites[one.kind], entry, "random", 0, tokens=shape.tokens).eval()
-        if not isinstance(made, Nothing):
-            args, kwargs = given[one.kind]
-            calls[f"{one.kind} {one.name}"] = partial(Switch(None, made, raster).stand_in, *args, **kwargs)
-    calls["whole"] = whole
-    seconds = {name: found.minimum for name, found in latency(calls, rounds=rounds).items()}
-    changes: dict[tuple[str, str], float] = {
-        (one.kind, one.name): seconds.get(f"{one.kind} {one.name}", 0.0) - seconds[f"original {one.kind}"]
+    calls: dict[str, Callable[[], object]] = {"whole": whole}
+    for site, module in modules.items():
+        args, kwargs = given[site]
+        calls[site.name] = partial(module, *args, **kwargs)
+        for one in operators:
+            if one.kind == site.kind:
+                (entry,) = one.plan([site.block]).resolve(model)
+                made = make_stand_in(host, model, module, entry, "random", 0, tokens=shape.tokens).eval()
+                if not isinstance(made, Nothing):
+                    calls[f"{site.name} {one.name}"] = partial(Switch(None, made, raster).stand_in, *args, **kwargs)
+    seconds = {key: found.minimum for key, found in latency(calls, rounds=rounds).items()}
+    changes = {
+        (site, one.name): seconds.get(f"{like.name} {one.name}", 0.0) - seconds[like.name]
+        for site, like in alike.items()
         for one in operators
+        if one.kind == site.kind
     }
     return Costs(whole=seconds["whole"], changes=changes)
 

@@ -71,7 +71,7 @@ def options(scores: Sequence[Score], costs: Costs, *, by: str = "loss") -> list[
             site=score.site,
             candidate=score.candidate,
             loss=worth(score, by),
-            cost=costs.changes[score.kind, score.candidate],
+            cost=costs.changes[score.site, score.candidate],
         )
         for score in scores
     ]

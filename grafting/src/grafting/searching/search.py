@@ -63,7 +63,7 @@ class Front:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as ``search.json`` holds it; costs are shares of the pretrained model's."""
         swaps = [
-            {"kind": one.kind, "operator": one.name, "cost": self.costs.changes[one.kind, one.name] / self.costs.whole}
+            {"kind": one.kind, "operator": one.name, "cost": self.costs.change(one) / self.costs.whole}
             for one in self.operators
         ]
         return {
@@ -133,8 +133,6 @@ def search(
         candidates(names, kinds)  # refused before the model is read
     opened = open_model(model) if isinstance(model, str) else model
     chosen = candidates(names or usual(shape_of(opened.transformer)), kinds)
-    if shape_of(opened.transformer).single:
-        raise SearchError(f"{opened.name}: its blocks are of two kinds, and a search knows one cost for all of them")
     with ExitStack() as stack:
         home = Path(out or stack.enter_context(TemporaryDirectory()))
         scores = score(opened, chosen, home, scoring=scoring, data=data, progress=progress)
