@@ -115,9 +115,11 @@ class Text(Protocol):
 
 
 def pixels_per_latent(vae: nn.Module) -> int:
-    """Pixels along a side for one of an autoencoder's latents: an AutoencoderKL's, or SANA's AutoencoderDC's."""
+    """Pixels along a side for one of an autoencoder's latents, an AutoencoderKL's or SANA's AutoencoderDC's; 8 where it
+    does not say, as diffusers' pipelines take it."""
     config: Any = vae.config
-    levels = getattr(config, "block_out_channels", None) or config.encoder_block_out_channels
+    names = ("block_out_channels", "encoder_block_out_channels")
+    levels = next((getattr(config, name) for name in names if hasattr(config, name)), range(4))
     return 2 ** (len(levels) - 1)
 
 
