@@ -12,15 +12,16 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from test_hosts_table import ready
+from test_sd3_training import NULL, batches, captions, denoiser, latents
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import grafting
 from grafting.conditions import GUIDANCE, POOLED, TEXT, rows
 from grafting.cost import adapter_cost, plan_cost
-from grafting.diffusion import BySize, Denoiser, Flow
+from grafting.diffusion import BySize, Flow
 from grafting.graft import Grafted, graft
-from grafting.hosts import host_for, schedule_of, set_schedule, shape_of
+from grafting.hosts import schedule_of, set_schedule, shape_of
 from grafting.hosts.flux import packed, unpacked
 from grafting.hosts.shapes import set_text_tokens
 from grafting.lora import Lora, add_lora
@@ -36,8 +37,6 @@ from grafting.training.finetune import FinetuneConfig, finetune
 from grafting.training.loop import LoopConfig
 from grafting.training.muon import hidden_matrices
 
-N = 12
-NULL = {TEXT: torch.full((1, 5, 12), 0.5), POOLED: torch.zeros(1, 10)}
 DEV: dict[str, Any] = {
     "base_shift": 0.5,
     "max_shift": 1.15,
@@ -51,24 +50,6 @@ SCHNELL = DEV | {"shift": 1.0, "use_dynamic_shifting": False}
 
 def hybrid(operator: str = "swa_2d", row: str = "Flux") -> Grafted:
     return graft(ready(row)[0], Plan.all(operator=operator), init="copy")
-
-
-def denoiser(model: nn.Module) -> Denoiser:
-    return lambda z, t, y: host_for(model).call(model, z, t, y)
-
-
-def captions() -> dict[str, torch.Tensor]:
-    source = torch.Generator().manual_seed(1)
-    return {TEXT: torch.randn(N, 5, 12, generator=source), POOLED: torch.randn(N, 10, generator=source)}
-
-
-def latents() -> torch.Tensor:
-    return torch.randn(N, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-
-
-def batches(step: int) -> dict[str, Any]:
-    index = (torch.arange(4) + 4 * step) % N
-    return {"z": latents()[index], "y": rows(captions(), index)}
 
 
 def test_stage_one_teaches_both_kinds_of_block_and_resumes(tmp_path: Path) -> None:

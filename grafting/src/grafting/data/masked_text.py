@@ -48,15 +48,23 @@ class PipelineText:
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> tuple[list[torch.Tensor], int]:
         """See :class:`Embedder`; what an embedding is padded with is left out, as the mask says."""
+        return self.embedded(captions, self.tokens)
+
+    def embedded(
+        self, captions: Sequence[str], room: int, before: str = "", **more: Any
+    ) -> tuple[list[torch.Tensor], int]:
+        """The same, where the encoder takes ``room`` tokens, of what it reads ``before`` a caption among them; more:
+        for the pipeline's ``encode_prompt``."""
         states, mask, _, _ = self.pipe.encode_prompt(
             list(captions),
             do_classifier_free_guidance=False,
             device=self.device,
             max_sequence_length=self.tokens,
+            **more,
         )
-        whole = self.pipe.tokenizer([caption.lower().strip() for caption in captions])["input_ids"]
+        whole = self.pipe.tokenizer([before + caption.lower().strip() for caption in captions])["input_ids"]
         own = [row[kept.bool()].cpu() for row, kept in zip(states, mask, strict=True)]
-        return own, sum(len(ids) > self.tokens for ids in whole)
+        return own, sum(len(ids) > room for ids in whole)
 
 
 class SanaText(PipelineText):
@@ -85,20 +93,13 @@ class SanaText(PipelineText):
         for places, instruction in ((told, self.instruction), (rest, [])):
             if not places:
                 continue
-            some = [captions[place] for place in places]
-            text, mask, _, _ = self.pipe.encode_prompt(
-                some,
-                do_classifier_free_guidance=False,
-                device=self.device,
-                max_sequence_length=self.tokens,
-                complex_human_instruction=instruction,
-            )
-            states |= {place: row[kept.bool()].cpu() for place, row, kept in zip(places, text, mask, strict=True)}
             before = "\n".join(instruction)
             # The pipeline's own room: the instruction's tokens and as many more, two of which are counted twice.
             room = len(self.pipe.tokenizer.encode(before)) + self.tokens - 2 if instruction else self.tokens
-            whole = self.pipe.tokenizer([before + caption.lower().strip() for caption in some])["input_ids"]
-            cut += sum(len(ids) > room for ids in whole)
+            some = [captions[place] for place in places]
+            own, more = self.embedded(some, room, before, complex_human_instruction=instruction)
+            states |= zip(places, own, strict=True)
+            cut += more
         return [states[place] for place in range(len(captions))], cut
 
 

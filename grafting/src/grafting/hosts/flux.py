@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -14,8 +14,8 @@ from ..conditions import GUIDANCE, POOLED, TEXT
 from ..diffusion import BySize, Flow, Schedule
 from ..operators import Operator
 from ..operators.base import Places
-from .base import Host
-from .shapes import FLUX_PATCH, KINDS, HostError, Kind, Role, Site, shape_of
+from .beside_text import BesideText
+from .shapes import FLUX_PATCH, KINDS, HostError, Kind, Role, Site
 
 USUAL_GUIDANCE = 3.5
 """What dev is told where a condition does not say it: the default of diffusers' pipeline."""
@@ -23,7 +23,7 @@ LEVELS = 1000
 """By which the pipeline divides a timestep, and the model multiplies it again."""
 
 
-class Flux(Host):
+class Flux(BesideText):
     """Blocks of two streams, and after them of one, numbered as one depth.
 
     The first have joint attention ``attn`` over text and picture, whose operator among the picture's tokens is a site,
@@ -38,7 +38,6 @@ class Flux(Host):
 
     family = "Flux"
     class_names = ("FluxTransformer2DModel",)
-    module_of = {"attn": "attn", "mlp": "ff"}  # noqa: RUF012 (a ClassVar of the base)
     text_first = True
 
     def schedule(self) -> Schedule:
@@ -48,10 +47,7 @@ class Flux(Host):
     def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
         """c: as said above. Raises HostError without states or pooled projections of the text, with a guidance for a
         model that is told none, or for latents that are no whole tokens."""
-        if not isinstance(c, Mapping) or TEXT not in c or POOLED not in c:
-            raise HostError(
-                f"a Flux model is conditioned on a dictionary with {TEXT} (B, L, D_text) and {POOLED} (B, P)"
-            )
+        self.check_condition(c)
         if any(side % FLUX_PATCH for side in z.shape[-2:]):
             raise HostError(f"latents of {z.shape[-2]} x {z.shape[-1]}: multiples of {FLUX_PATCH} on both sides")
         grid = self.grid(model, z)
@@ -65,15 +61,6 @@ class Flux(Host):
             txt_ids=torch.zeros(c[TEXT].shape[1], 3, device=None if z.is_meta else z.device),
         ).sample
         return unpacked(tokens, grid)
-
-    def example(self, model: nn.Module, batch: int) -> Any:
-        """Prompts of as many tokens as costs count (:func:`~grafting.hosts.shapes.set_text_tokens`)."""
-        like, config = next(model.parameters()), cast(Any, model.config)
-        side: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
-        return {
-            TEXT: torch.zeros(batch, shape_of(model).context_tokens, config.joint_attention_dim, **side),
-            POOLED: torch.zeros(batch, config.pooled_projection_dim, **side),
-        }
 
     def blocks(self, model: nn.Module) -> nn.ModuleList:
         """Those of two streams, then those of one."""
@@ -199,14 +186,8 @@ class Flux(Host):
             q, k = places.of_picture(q), places.of_picture(k)
         return q.transpose(1, 2) * q.shape[-1] ** -0.5, k.transpose(1, 2)
 
-    def modulation(self, blocks: Sequence[nn.Module], x: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
-        raise HostError("blocks of Flux carry text beside the picture: they do not run side by side")
-
     def norms(self, block: nn.Module) -> tuple[nn.LayerNorm, nn.LayerNorm]:
         raise HostError("blocks of Flux carry text beside the picture: they do not run side by side")
-
-    def batchable(self, blocks: Sequence[nn.Module], call: Mapping[str, Any]) -> bool:
-        return False
 
 
 def packed(z: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,11 +12,11 @@ from ..activations import Streams
 from ..conditions import POOLED, TEXT
 from ..diffusion import Flow, Schedule
 from ..operators import Operator
-from .base import Host
-from .shapes import HostError, Kind, Role, Site, shape_of
+from .beside_text import BesideText
+from .shapes import Kind, Role, Site
 
 
-class SD3(Host):
+class SD3(BesideText):
     """A block has joint attention ``attn`` over picture and text, whose operator among the picture's tokens is a site,
     and an MLP for each, of which ``ff``, the picture's, is one. The second attention ``attn2`` of some blocks of 3.5,
     of the picture alone, is none.
@@ -27,27 +27,14 @@ class SD3(Host):
 
     family = "SD3"
     class_names = ("SD3Transformer2DModel",)
-    module_of = {"attn": "attn", "mlp": "ff"}  # noqa: RUF012 (a ClassVar of the base)
 
     def schedule(self) -> Schedule:
         return Flow()
 
     def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
         """c: as said above. Raises HostError without states or pooled projections of the text."""
-        if not isinstance(c, Mapping) or TEXT not in c or POOLED not in c:
-            raise HostError(
-                f"an SD3 model is conditioned on a dictionary with {TEXT} (B, L, D_text) and {POOLED} (B, P)"
-            )
+        self.check_condition(c)
         return model(z, encoder_hidden_states=c[TEXT], pooled_projections=c[POOLED], timestep=t).sample
-
-    def example(self, model: nn.Module, batch: int) -> Any:
-        """Prompts of as many tokens as costs count (:func:`~grafting.hosts.shapes.set_text_tokens`)."""
-        like, config = next(model.parameters()), cast(Any, model.config)
-        side: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
-        return {
-            TEXT: torch.zeros(batch, shape_of(model).context_tokens, config.joint_attention_dim, **side),
-            POOLED: torch.zeros(batch, config.pooled_projection_dim, **side),
-        }
 
     def projections(self, role: Role, block: nn.Module | None = None) -> tuple[str, ...]:
         """Those of picture and text; of ``block`` without what it lacks, and where text ends, without its queries,
@@ -101,12 +88,6 @@ class SD3(Host):
         q, k = q if a.norm_q is None else a.norm_q(q), k if a.norm_k is None else a.norm_k(k)
         return q * a.scale, k
 
-    def modulation(self, blocks: Sequence[nn.Module], x: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
-        raise HostError("blocks of SD3 carry text beside the picture: they do not run side by side")
-
     def norms(self, block: nn.Module) -> tuple[nn.LayerNorm, nn.LayerNorm]:
         b: Any = block
         return b.norm1.norm, b.norm2
-
-    def batchable(self, blocks: Sequence[nn.Module], call: Mapping[str, Any]) -> bool:
-        return False
