@@ -23,7 +23,8 @@ class BesideText(Host):
         """Raises HostError without states or pooled projections of the text."""
         if not isinstance(c, Mapping) or TEXT not in c or POOLED not in c:
             raise HostError(
-                f"models of {self.family} are conditioned on a dictionary with {TEXT} (B, L, D_text) and {POOLED} (B, P)"
+                f"models of {self.family} are conditioned on a dictionary with {TEXT} (B, L, D_text) and "
+                f"{POOLED} (B, P)"
             )
 
     def example(self, model: nn.Module, batch: int) -> Any:
