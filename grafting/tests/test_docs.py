@@ -183,10 +183,13 @@ def test_the_page_of_flux_runs_and_says_what_plans_cost() -> None:
     bounds = [plan_cost(every, bundled_config("flux-dev-1024"), grid=(side, side)).core_bound for side in (64, 128)]
     assert f"dev would gain {bounds[0]:.2f}x and {bounds[1]:.2f}x" in (ROOT / "docs/flux.md").read_text()
     half = Plan.from_dict({"edits": [{"site": "attn", "blocks": "interleaved 50%", "operator": "swa_2d"}]})
-    new = plan_cost(half, bundled_config("flux-dev-1024")).new_parameters / 1e9
-    assert f"{new:.1f} billion numbers, come to {48 + 16 * new:.0f} GB and {48 + 20 * new:.0f} GB" in (
-        (ROOT / "docs/flux.md").read_text()
-    )
+    cost = plan_cost(half, bundled_config("flux-dev-1024"))
+    new, held = cost.new_parameters / 1e9, cost.parameters_before / 1e9
+    page = " ".join((ROOT / "docs/flux.md").read_text().split())
+    assert f"{2 * held:.0f} GB, where float32 takes {4 * held:.0f}" in page
+    in_half, whole = ([f"{size * held + each * new:.0f} GB" for each in (20, 24)] for size in (2, 4))
+    assert f"{new:.1f} billion numbers, come to {' and '.join(in_half)} before any activation" in page
+    assert f"to {' and '.join(whole)} beside a transformer in float32" in page
 
 
 def test_the_page_of_stable_diffusion_3_runs_and_says_what_plans_cost() -> None:

@@ -30,6 +30,7 @@ from .hosts.registry import schedule_of
 from .initialise import STARTS, Batches, make_stand_in, solve_all
 from .parallel import Parallel, Student, make_student
 from .plan import Plan
+from .precision import widened
 from .restructure import Group
 from .switch import Raster, Switch
 
@@ -218,7 +219,8 @@ class Grafted:
     def own_copy(self) -> Grafted:
         """A hybrid whose every weight is its own and trains, without the teacher: what full finetuning edits.
 
-        Adapters are merged into its weights: equal but for the rounding of a sum.
+        Adapters are merged into its weights: equal but for the rounding of a sum. In float32 where what is new is,
+        whatever the other weights were held in.
         """
         # Neither the originals nor this handle are copied: the memo says that they are nothing.
         left_out: list[Any] = [self, *(switch.original for switch in self.switches.values())]
@@ -227,6 +229,8 @@ class Grafted:
         memo: dict[int, Any] = {id(thing): None for thing in left_out}
         with self.student():
             model = copy.deepcopy(self.model, memo)
+            if len({parameter.dtype for parameter in model.parameters()}) > 1:
+                widened(model)
             if self.adapters is not None:
                 self.adapters.copied(memo).merge()
         model.requires_grad_(True)
@@ -269,12 +273,18 @@ def _group_answer(module: Parallel) -> Callable[..., Answered]:
     return lambda inputs, outputs, call: ((module(inputs, **call) - inputs, outputs[0] - inputs),)
 
 
-def tensors_hash(tensors: Mapping[str, torch.Tensor], *, halves_as: torch.dtype | None = None) -> str:
+def tensors_hash(
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    halves_as: torch.dtype | None = None,
+    rounded_to: torch.dtype | None = None,
+) -> str:
     """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names; of those in half precision
-    as they are in ``halves_as``, where it is given."""
+    as they are in ``halves_as``, where it is given, and of all of float32 rounded to ``rounded_to`` before."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensor.to(rounded_to) if tensor.dtype == torch.float32 and rounded_to is not None else tensor
         tensor = tensor.to(halves_as) if tensor.dtype in HALVES and halves_as is not None else tensor
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
@@ -307,6 +317,7 @@ def graft(
     calibration_batches: int = 4,
     calibration_room: int | None = None,
     diffusion: Schedule | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Grafted:
     """Put the operators of ``plan`` into ``model`` and restructure its blocks, in place.
 
@@ -319,6 +330,8 @@ def graft(
             :mod:`grafting.conditions`; ``calibration_batches`` of them are noised by ``diffusion``, by default as
             the model was taught, and shown to it once for all sites together, at most ``calibration_room`` samples at a
             time.
+        dtype: of what is new; the model's own by default. In float32 it can learn beside weights in bfloat16, which do
+            not; :func:`Host.call <grafting.hosts.Host.call>` and all that is built on it runs such a model.
 
     Raises:
         GraftError, ValueError: the plan does not fit the model, the model is grafted already, an unknown ``init``, or
@@ -335,14 +348,17 @@ def graft(
     host = host_for(model)
     chosen = plan.resolve(model)
     originals = {entry.site: host.get(model, entry.site) for entry in chosen}
-    stand_ins = {entry.site: make_stand_in(host, model, originals[entry.site], entry, init, seed) for entry in chosen}
+    stand_ins = {
+        entry.site: make_stand_in(host, model, originals[entry.site], entry, init, seed, dtype=dtype)
+        for entry in chosen
+    }
     explained: dict[Site, float] = {}
     if calibration is not None and init in ("default", "solve"):
         noise = diffusion or schedule_of(model)
         explained = solve_all(
             host, model, originals, stand_ins, calibration, calibration_batches, seed, noise, calibration_room
         )
-    source_hash = tensors_hash(model.state_dict())
+    source_hash = tensors_hash(model.state_dict(), halves_as=torch.float32)
     required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     raster = Raster(host, model)
     switches = {site: Switch(originals[site], stand_ins[site], raster) for site in originals}
@@ -386,6 +402,9 @@ def graft(
         student_blocks=student,
         facts=facts,
     )
+    for parameters in handle.learnable().values():
+        for parameter in parameters.values():
+            parameter.data = parameter.data.to(dtype or parameter.dtype)
     remember(handle)
     return handle
 

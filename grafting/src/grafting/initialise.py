@@ -177,13 +177,14 @@ def make_stand_in(
     seed: int,
     *,
     tokens: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """What ``entry`` puts in the place of ``original``, on its device and in its type; copied from it as far as
-    shapes fit, unless ``init`` is ``random``; ``tokens``: N, where it is not the model's own."""
+    """What ``entry`` puts in the place of ``original``, on its device and in its type or ``dtype``; copied from it as
+    far as shapes fit, unless ``init`` is ``random``; ``tokens``: N, where it is not the model's own."""
     if entry.operator == "none":
-        return host.fitted(entry.site.kind, None, original) or Nothing()
+        return (host.fitted(entry.site.kind, None, original) or Nothing()).to(dtype=dtype)
     if entry.operator == "identity":
-        return copy.deepcopy(original)
+        return copy.deepcopy(original).to(dtype=dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + entry.site.block)
         operator = build(
@@ -202,7 +203,7 @@ def make_stand_in(
     like = next(original.parameters())
     fitted = host.fitted(entry.site.kind, operator, original)
     assert fitted is not None
-    return fitted.to(device=like.device, dtype=like.dtype)
+    return fitted.to(device=like.device, dtype=dtype or like.dtype)
 
 
 @torch.no_grad()

@@ -137,10 +137,11 @@ class Adapters:
         return Adapters(settings=self.settings, blocks=blocks, names=self.names)
 
 
-def add_lora(handle: Grafted, settings: Lora, *, seed: int = 0) -> Adapters:
+def add_lora(handle: Grafted, settings: Lora, *, seed: int = 0, dtype: torch.dtype | None = None) -> Adapters:
     """Put adapters into the student of ``handle``, in place; it computes what it did before, until they learn.
 
     What requires a gradient stays as it was, the adapters' own weights do. seed: of the random A.
+    dtype: of the adapters, that of the adapted weights by default.
 
     Raises:
         LoraError: peft is missing, the model has adapters, the host has not a role that is named, nothing is left to
@@ -174,6 +175,8 @@ def add_lora(handle: Grafted, settings: Lora, *, seed: int = 0) -> Adapters:
     adapters = Adapters(settings=settings, blocks=blocks, names=tuple(chosen))
     for name, layer in adapters.layers.items():
         layer.train(modes[name])
+        for part in (layer.lora_A, layer.lora_B):
+            part.to(dtype=dtype)
     handle.adapters = adapters
     return adapters
 

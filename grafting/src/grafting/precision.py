@@ -8,9 +8,36 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 PRECISIONS = ("fp32", "bf16")
+WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""How weights that do not learn may be held; in bfloat16 they take half the memory."""
+
+
+def in_half(model: nn.Module) -> bool:
+    """Whether the weights of ``model`` are held in bfloat16: those that do not learn, where others do."""
+    return next(model.parameters()).dtype == torch.bfloat16
+
+
+def refuse_mixed(model: nn.Module, precision: str) -> None:
+    """Raises ValueError where passes are asked for in another precision than that of a model in bfloat16."""
+    if in_half(model) and precision != "bf16":
+        raise ValueError(f"precision {precision}: the model's weights are held in bfloat16, so its passes are bf16")
+
+
+def learning_type(model: nn.Module) -> torch.dtype | None:
+    """Of what is new in ``model`` and learns: float32 beside weights in bfloat16, else None, the model's own."""
+    return torch.float32 if in_half(model) else None
+
+
+def widened(model: nn.Module) -> nn.Module:
+    """``model``, its weights in half precision turned into float32, in place."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor.data = tensor.data.float()
+    return model
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from .diffusion import BySize, Diffusion, Flow, Schedule
 from .hosts import HostError, host_for, shape_of
 from .hosts.registry import schedule_of
 from .modes import evaluating
-from .precision import PRECISIONS, autocast
+from .precision import PRECISIONS, autocast, in_half
 from .random import generator
 from .steps import Stepper, flow_stepper, noise_stepper
 
@@ -321,8 +321,10 @@ class Pipeline:
         return torch.cat([guided, told[:, k:]], dim=1)
 
     def _model(self, z: torch.Tensor, t: torch.Tensor, given: Condition, sampling: Sampling) -> torch.Tensor:
-        z, steps = z.to(next(self.transformer.parameters()).dtype), t.expand(len(z))
-        with autocast(z.device, sampling.precision):
+        own, steps = next(self.transformer.parameters()).dtype, t.expand(len(z))
+        half = in_half(self.transformer)  # autocast rounds what has to be
+        z = z if half else z.to(own)
+        with autocast(z.device, "bf16" if half else sampling.precision):
             if isinstance(given, Mapping):
                 return host_for(self.transformer).call(self.transformer, z, steps, given).float()
             out: torch.Tensor = self.transformer(z, timestep=steps, class_labels=given).sample

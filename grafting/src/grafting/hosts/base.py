@@ -12,6 +12,7 @@ from torch import nn
 from ..activations import Streams
 from ..diffusion import Diffusion, Schedule
 from ..operators import Operator, parallel
+from ..precision import autocast, in_half
 from .shapes import KINDS, HostError, HostShape, Kind, Role, Site, shape_of
 
 
@@ -29,9 +30,20 @@ class Host(ABC):
         """Sizes from a diffusers configuration."""
         return shape_of({"_class_name": self.class_names[0], **config})
 
-    @abstractmethod
     def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
-        """The denoiser's output (B, C or 2C, H, W) for latents z (B, C, H, W), timesteps t (B,) and condition c."""
+        """The denoiser's output (B, C or 2C, H, W) for latents z (B, C, H, W), timesteps t (B,) and condition c.
+
+        A model whose weights are in bfloat16 runs under autocast, so that what is new in it may be in float32; its
+        output is of the type of ``z``.
+        """
+        if not in_half(model):
+            return self.run(model, z, t, c)
+        with autocast(z.device, "bf16"):
+            return self.run(model, z, t, c).to(z.dtype)
+
+    @abstractmethod
+    def run(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
+        """What :meth:`call` gives, in whatever type the model gives it."""
 
     @abstractmethod
     def example(self, model: nn.Module, batch: int) -> Any:

@@ -21,7 +21,7 @@ class DiT(Host):
     class_names = ("DiTTransformer2DModel",)
     module_of = {"attn": "attn1", "mlp": "ff"}  # noqa: RUF012 (a ClassVar of the base)
 
-    def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
+    def run(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
         """c: class labels (B,); the null class is the number of classes."""
         return model(z, timestep=t, class_labels=c).sample
 

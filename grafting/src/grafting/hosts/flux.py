@@ -44,7 +44,7 @@ class Flux(BesideText):
         """Dev's; schnell's own scheduler says a shift of 1."""
         return Flow(shift=BySize(), even=True)
 
-    def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
+    def run(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
         """c: as said above. Raises HostError without states or pooled projections of the text, with a guidance for a
         model that is told none, or for latents that are no whole tokens."""
         self.check_condition(c)

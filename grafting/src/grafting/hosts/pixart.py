@@ -26,7 +26,7 @@ class PixArt(Host):
     module_of = {"attn": "attn1", "mlp": "ff"}  # noqa: RUF012 (a ClassVar of the base)
     cross_attention = "attn2"
 
-    def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
+    def run(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
         """c: keyword arguments of the model, as said above. Raises HostError without text states."""
         if not isinstance(c, Mapping) or "encoder_hidden_states" not in c:
             raise HostError("a PixArt model is conditioned on a dictionary with encoder_hidden_states (B, L, D_text)")

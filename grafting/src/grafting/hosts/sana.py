@@ -30,7 +30,7 @@ class Sana(PixArt):
     def schedule(self) -> Schedule:
         return Flow()
 
-    def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
+    def run(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
         """c: as said above. Raises HostError without text states, or of a model that is told its guidance."""
         config: Any = model.config
         if config.guidance_embeds:

@@ -31,7 +31,7 @@ class SD3(BesideText):
     def schedule(self) -> Schedule:
         return Flow()
 
-    def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
+    def run(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
         """c: as said above. Raises HostError without states or pooled projections of the text."""
         self.check_condition(c)
         return model(z, encoder_hidden_states=c[TEXT], pooled_projections=c[POOLED], timestep=t).sample

@@ -87,11 +87,13 @@ def save(
     write_json_atomic(folder / MANIFEST, manifest)
 
 
-def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
+def load(folder: Path | str, base: nn.Module | None = None, *, dtype: torch.dtype | None = None) -> Grafted:
     """Read what :func:`save` wrote.
 
     base: the pretrained model, which a delta is put into in place; needed unless the delta names a bundled teacher. One
-    in half precision is the model that it is in float32, and the delta is of half precision then.
+    in half precision is the model that it is in float32, and the delta is of half precision then; one in float32 whose
+    rounding to bfloat16 the delta was made from is that model too.
+    dtype: of a delta's tensors, where not the base's own, as :func:`~grafting.graft.graft` has it.
     Raises StoreError where the folder is no graft, its weights changed or do not fit, or ``base`` is missing or another
     model, LoraError where it holds adapters and peft is missing. ``base`` is then as it was.
     """
@@ -113,14 +115,15 @@ def load(folder: Path | str, base: nn.Module | None = None) -> Grafted:
             base = load_teacher(manifest["base"]["name"])
         if base is None:
             raise StoreError(f"{folder} holds the changes only: give base, the model of hash {wanted[:12]}{called}")
-        given = tensors_hash(base.state_dict())
-        # Folders are made of models in float32; half precision that goes there and back is the same model.
-        if given != wanted and tensors_hash(base.state_dict(), halves_as=torch.float32) != wanted:
+        given, ways = tensors_hash(base.state_dict()), {"halves_as": torch.float32}
+        # A model in half precision is named by what it is in float32.
+        rounded = ways | {"rounded_to": torch.bfloat16}
+        if given != wanted and all(tensors_hash(base.state_dict(), **way) != wanted for way in (ways, rounded)):
             raise StoreError(f"base has hash {given[:12]}, {folder} was made from {wanted[:12]}{called}")
-        handle = graft(base, plan, init="random")
+        handle = graft(base, plan, init="random", dtype=dtype)
     try:
         if lora is not None:
-            add_lora(handle, lora)
+            add_lora(handle, lora, dtype=dtype)
         slots = {f"{site.name}.{key}": value for site, op in handle.operators().items() for key, value in _state(op)}
         slots |= {} if manifest["whole"] else _groups(handle) | _adapters(handle)
         _fill(slots, {key: value for key, value in tensors.items() if not key.startswith("shared.")}, path)

@@ -16,6 +16,7 @@ from ..graft import Grafted
 from ..hosts import host_for
 from ..hosts.registry import set_schedule
 from ..hosts.shapes import class_of, set_text_tokens, shape_of
+from ..precision import WEIGHTS
 from ..teachers import PROMPTS, teacher_folder, teachers
 from ..text import Embedded
 from .configs import HUB_ID, SCHEDULER, ModelError, check_schedule, hub_config, hub_file, text_tokens, unknown
@@ -63,38 +64,56 @@ class Model:
         return self
 
 
-def open_model(name: str, *, base: str | None = None) -> Model:
-    """Load a model in eval mode, float32.
+def open_model(name: str, *, base: str | None = None, weights: str = "fp32") -> Model:
+    """Load a model in eval mode.
 
     Args:
         name: a bundled teacher; a folder of diffusers (with ``config.json``, or ``transformer`` and ``vae`` in it), of
             this package's bundles, or of a graft; an original checkpoint's file; or ``owner/name`` on the hub.
         base: the pretrained model of a graft's delta, where it is not the one that the graft names.
+        weights: how the transformer's are held: ``fp32``, or ``bf16``, in which they take half the memory, do not
+            learn, and all passes are of bfloat16. A graft's operators and adapters are in float32 either way.
 
     Raises:
         ModelError, StoreError, CheckpointError: nothing of that name, or what is there cannot be read.
+        ValueError: other ``weights``.
     """
-    found = _opened(name, base)
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights {weights!r}: {' or '.join(WEIGHTS)}")
+    found = _opened(name, base, weights)
     if shape_of(found.transformer).context_tokens and (tokens := text_tokens(base or name)) is not None:
         set_text_tokens(found.transformer, tokens)
     return found
 
 
-def _opened(name: str, base: str | None) -> Model:
+def _opened(name: str, base: str | None, weights: str) -> Model:
     path = Path(name)
     if name in teachers():
-        return _plain(teacher_folder(name), name)
+        return _plain(teacher_folder(name), name, weights)
     if (path / MANIFEST).is_file():
-        return _graft(path, base)
+        return _graft(path, base, weights)
     if path.is_dir():
-        return _plain(path, name)
+        return _plain(path, name, weights)
     if path.is_file():
         found = import_original(path)
         handle = found if isinstance(found, Grafted) else None
-        return Model(name=name, transformer=handle.model if handle else found, graft=handle)  # type: ignore[arg-type]
+        model: nn.Module = handle.model if handle else found  # type: ignore[assignment]
+        return Model(name=name, transformer=_held(model, handle, weights), graft=handle)
     if HUB_ID.fullmatch(name):
-        return _hub(name)
+        return _hub(name, weights)
     raise ModelError(unknown(name))
+
+
+def _held(model: nn.Module, handle: Grafted | None, weights: str) -> nn.Module:
+    """``model``, its weights but a graft's operators and adapters held as ``weights`` says, in place."""
+    parts = () if handle is None else handle.learnable().values()
+    new = {id(parameter) for part in parts for parameter in part.values()}
+    if handle is not None and handle.adapters is not None:
+        new |= {id(parameter) for parameter in handle.adapters.parameters().values()}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and id(tensor) not in new:
+            tensor.data = tensor.data.to(WEIGHTS[weights])
+    return model
 
 
 def with_autoencoder(model: Model, name: str) -> Model:
@@ -151,16 +170,16 @@ def _autoencoder(home: str, parts: Sequence[str], channels: int | None = None) -
     return None
 
 
-def _plain(folder: Path, name: str) -> Model:
+def _plain(folder: Path, name: str, weights: str) -> Model:
     source = folder / "transformer" if (folder / "transformer").is_dir() else folder
     if not (source / "config.json").is_file():
         raise ModelError(f"{name}: neither {MANIFEST} nor config.json is in {folder}, so it holds no model")
     config = read_json(source / "config.json", error=ModelError)
     schedule = folder / SCHEDULER if (folder / SCHEDULER).is_file() else None
-    return Model(name=name, transformer=_transformer(config, schedule, str(source)), **_companions(folder))
+    return Model(name=name, transformer=_transformer(config, schedule, str(source), weights), **_companions(folder))
 
 
-def _graft(folder: Path, base: str | None) -> Model:
+def _graft(folder: Path, base: str | None, weights: str) -> Model:
     manifest = read_manifest(folder)
     wanted = base or manifest["base"]["name"]
     if manifest["whole"]:
@@ -178,7 +197,7 @@ def _graft(folder: Path, base: str | None) -> Model:
                 companions = {"autoencoder": own_autoencoder(wanted)}
                 if asked and (schedule := hub_file(wanted, SCHEDULER)) is not None:
                     _tell(handle.model, schedule)
-        return Model(name=str(folder), transformer=handle.model, graft=handle, **companions)
+        return Model(name=str(folder), transformer=_held(handle.model, handle, weights), graft=handle, **companions)
     if not wanted:
         raise ModelError(f"{folder} holds the changes only and names no pretrained model: give it with --base")
     try:
@@ -188,7 +207,7 @@ def _graft(folder: Path, base: str | None) -> Model:
     handle = load(folder, teacher.transformer)
     return Model(
         name=str(folder),
-        transformer=handle.model,
+        transformer=_held(handle.model, handle, weights),
         graft=handle,
         autoencoder=teacher.autoencoder,
         classifier=teacher.classifier,
@@ -215,24 +234,26 @@ def _companions(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _hub(name: str) -> Model:
+def _hub(name: str, weights: str) -> Model:
     """As a folder: the transformer, its autoencoder if there is one, and the same check of its noise."""
     schedule = hub_file(name, SCHEDULER)
-    transformer = _transformer(hub_config(name), schedule, name, subfolder="transformer")
+    transformer = _transformer(hub_config(name), schedule, name, weights, subfolder="transformer")
     return Model(name=name, transformer=transformer, autoencoder=own_autoencoder(name))
 
 
-def _transformer(config: Mapping[str, Any], schedule: Path | None, source: str, **where: str) -> nn.Module:
+def _transformer(
+    config: Mapping[str, Any], schedule: Path | None, source: str, weights: str, **where: str
+) -> nn.Module:
     """The model of ``config`` at ``source``, under the noise that the file ``schedule`` describes."""
     import diffusers
 
     name = class_of(config)  # refuses a class that no descriptor knows
     if schedule is not None:
         check_schedule(schedule, host_for(config).schedule())  # before its weights are fetched
-    model: nn.Module = getattr(diffusers, name).from_pretrained(source, **where)
+    model: nn.Module = getattr(diffusers, name).from_pretrained(source, torch_dtype=WEIGHTS[weights], **where)
     if schedule is not None:
         _tell(model, schedule)
-    return model.float().eval()
+    return _held(model, None, weights).eval()
 
 
 def _tell(model: nn.Module, schedule: Path) -> None:

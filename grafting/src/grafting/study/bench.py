@@ -30,6 +30,7 @@ from ..measure.quality import (
     Reference,
     collect,
 )
+from ..precision import learning_type
 from ..report import grid_png
 from ..scenes.scorer import SCORER
 from ..steps import check_walk
@@ -62,7 +63,7 @@ class Study:
         self.recipe, self.out, self.say = recipe, out, say
         self.clock: Callable[[str], Path] = lambda name: out / f"speed-{name}.json"  # where times are kept, by model
         self.team = team or Team.current()
-        self.model = open_model(recipe.teacher).to(self.team.device)
+        self.model = open_model(recipe.teacher, weights=recipe.weights).to(self.team.device)
         if self.model.graft is not None:
             raise StudyError(f"teacher {recipe.teacher} is a graft already: a study starts from a pretrained model")
         self.teacher = self.model.transformer
@@ -246,7 +247,7 @@ class Study:
             set_schedule(model, schedule_of(self.teacher))
             yield model.to(self.team.device), None
         else:
-            handle = load(folder / "model", self.teacher)
+            handle = load(folder / "model", self.teacher, dtype=learning_type(self.teacher))
             set_schedule(handle.model, schedule_of(self.teacher))
             try:
                 yield handle.model.to(self.team.device), handle

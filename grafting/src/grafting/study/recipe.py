@@ -26,6 +26,7 @@ from ..initialise import STARTS
 from ..lora import Lora
 from ..measure.quality.extractors import CLASSIFIER, ExtractorConfig
 from ..plan import Plan, PlanError
+from ..precision import WEIGHTS
 from ..sampling import Sampling
 from ..settings import SettingsError, build, near, read_recipe
 from ..training.distill import DistillConfig, SiteConfig
@@ -256,20 +257,23 @@ class SpeedStage:
 class RunRecipe:
     """A study: a teacher, the plans that make hybrids of it, how they learn, how all are measured, and the controls.
 
-    teacher: MODEL of :func:`grafting.store.models.open_model`. data: a folder of :func:`grafting.encode`, or an npz of
-    :func:`grafting.data.write_subset`; where the teacher brings none. pairs: in the place of data, what the teacher
-    draws itself, kept in the run's folder. trained_on: samples, repeated ones counted each time, that the teacher's
-    transformer was trained on, where its card does not say: what shares of its training are of. images: how many of the
-    training images are learnt from, the first ones; all where None. calibration: samples whose activations a solved
-    start sees. budget: multiplies the steps of both stages; 0 is the start alone. seed: of everything that is random;
-    train_seed: of the start and both stages, where that is another. beside: finished runs whose figures the page shows
-    too, under their own label: folders, or names under ``runs`` in the teacher's folder. against: the plan that every
-    other one is compared with, paired, beside the teacher and the controls.
+    teacher: MODEL of :func:`grafting.store.models.open_model`. weights: how its transformer's are held, ``fp32`` or
+    ``bf16``: then they take half the memory, and everything runs in bfloat16 but what is learnt. data: a folder of
+    :func:`grafting.encode`, or an npz of :func:`grafting.data.write_subset`; where the teacher brings none. pairs: in
+    the place of data, what the teacher draws itself, kept in the run's folder. trained_on: samples, repeated ones
+    counted each time, that the teacher's transformer was trained on, where its card does not say: what shares of its
+    training are of. images: how many of the training images are learnt from, the first ones; all where None.
+    calibration: samples whose activations a solved start sees. budget: multiplies the steps of both stages; 0 is the
+    start alone. seed: of everything that is random; train_seed: of the start and both stages, where that is another.
+    beside: finished runs whose figures the page shows too, under their own label: folders, or names under ``runs`` in
+    the teacher's folder. against: the plan that every other one is compared with, paired, beside the teacher and the
+    controls.
     """
 
     teacher: str
     plans: Mapping[str, Plan]
     title: str = ""
+    weights: str = "fp32"
     data: str | None = None
     pairs: PairsStage | None = None
     trained_on: int | None = None
@@ -291,6 +295,16 @@ class RunRecipe:
         problems = [f"control {name!r}: {near(name, CONTROLS)}" for name in self.controls if name not in CONTROLS]
         if self.init not in STARTS:
             problems.append(f"init {self.init!r}: {near(self.init, STARTS)}")
+        if self.weights not in WEIGHTS:
+            problems.append(f"weights {self.weights!r}: {' or '.join(WEIGHTS)}")
+        elif self.weights == "bf16":
+            private = self.finetune is not None and self.finetune.train == "all"  # in float32 whatever the teacher is
+            stages = {"distill": self.distill, "finetune": None if private else self.finetune}
+            problems += [
+                f"{name}: precision {stage.precision}: bf16 where weights are held in it"
+                for name, stage in stages.items()
+                if stage is not None and stage.precision != "bf16"
+            ]
         if self.data is not None and self.pairs is not None:
             problems.append(f"data {self.data} and pairs: a study learns from one of them")
         if self.calibration < 0 or (self.calibration == 0 and self.init == "solve"):

@@ -30,6 +30,7 @@ from ..lora import add_lora
 from ..measure.denoising import Triples
 from ..modes import evaluating
 from ..plan import Plan
+from ..precision import learning_type, widened
 from ..store.configs import ModelError
 from ..store.models import Model
 from ..switch import Switch
@@ -233,6 +234,7 @@ def begin(
         calibration=None if batches is None else shown,
         calibration_batches=count,
         calibration_room=room,
+        dtype=learning_type(model),
     )
 
 
@@ -287,7 +289,7 @@ def stage_two(
     if isinstance(source, nn.Module):
         blocks = host_for(source).blocks
         wanted = denoiser(source)
-        network = trained = copy.deepcopy(source)
+        network = trained = widened(copy.deepcopy(source))
         network.requires_grad_(True)
         pairs = list(zip(blocks(network), blocks(source), strict=True))
     else:
@@ -299,12 +301,13 @@ def stage_two(
             originals = None if teacher is None else source.host.blocks(teacher)
         if stage.train == "all":
             trained = source.own_copy()
+            widened(trained.model)  # where nothing that is new has weights
         elif stage.adapters is None:
             source.train_grafted()
         else:
             # Adapters of the same settings, of a stage before, are trained on.
             if source.adapters is None or source.adapters.settings != stage.adapters:
-                add_lora(source, stage.adapters, seed=seed)
+                add_lora(source, stage.adapters, seed=seed, dtype=learning_type(source.model))
             source.train_grafted(adapters=True)
         assert isinstance(trained, Grafted)
         network, pairs = trained.model, [] if originals is None else trained.meetings(originals)

@@ -27,7 +27,7 @@ from ..graft import Answered, null_identity
 from ..hosts.registry import schedule_of
 from ..initialise import explained
 from ..modes import evaluating
-from ..precision import PRECISIONS, autocast
+from ..precision import PRECISIONS, autocast, refuse_mixed
 from .distill_state import load_state, save_state
 from .loop import Progress, deferred_interrupt, refuse_half, refuse_infinite
 from .team import Team
@@ -200,8 +200,8 @@ def distill(
     to the same bits. diffusion: by default what the model was taught under. team: the processes that share the work;
     alone on the model's device by default. Returns a report by site name.
 
-    Raises ValueError where no site can learn, or ``out`` holds a run with other settings, of another plan, model or
-    start.
+    Raises ValueError where no site can learn, the precision is another than that of weights in bfloat16, or ``out``
+    holds a run with other settings, of another plan, model or start.
     """
     schedule = diffusion or schedule_of(handle.model)
     return Distillation(handle, batches, null, config, out, heldout or batches, schedule, team).run()
@@ -246,6 +246,7 @@ class Distillation:
             )
         if not self.learners:
             raise ValueError("nothing to distil: no site or group of this plan has weights to learn")
+        refuse_mixed(handle.model, config.precision)
 
     def run(self) -> dict[str, SiteReport]:
         """Train to the last step, or until every site has stopped; the model is in evaluation mode meanwhile."""

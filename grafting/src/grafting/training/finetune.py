@@ -25,7 +25,7 @@ from ..diffusion import Denoiser, Levels, Schedule, draw, drop_labels
 from ..graft import Grafted, handle_of, null_identity
 from ..hosts.registry import host_for, schedule_of
 from ..modes import evaluating
-from ..precision import PRECISIONS, autocast
+from ..precision import PRECISIONS, autocast, refuse_mixed
 from ..switch import Switch
 from .features import Pairs, match_features, returned
 from .loop import Loop, LoopConfig
@@ -198,8 +198,8 @@ def finetune(
     taught under. replaced: by switch of the student what it stands for, which fades out where the settings say so.
 
     Raises ValueError where the settings need a teacher, pairs or what was replaced and none are given, weights that a
-    graft shares with its teacher would train, a flow's error would be weighted by level, or ``out`` holds a run of
-    other settings or of another graft.
+    graft shares with its teacher would train, a flow's error would be weighted by level, the precision is another than
+    that of weights in bfloat16, or ``out`` holds a run of other settings or of another graft.
     """
     if teacher is None and any(config.teacher_share):
         raise ValueError(
@@ -255,6 +255,7 @@ def finetune(
         if handle.adapters is not None:
             depends["lora"] = asdict(handle.adapters.settings)
     loop = Loop(model, losses, config.loop, out, "finetune", workers, depends)
+    refuse_mixed(model, config.precision)
     parts = (model,) if handle is None else handle.parts()
     lean = checkpointed(model, workers.device, config.precision) if config.checkpointing else nullcontext()
     with evaluating(*parts, student, teacher), lean, fading(switches):

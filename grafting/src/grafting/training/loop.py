@@ -110,7 +110,8 @@ def refuse_half(parameters: Mapping[str, nn.Parameter]) -> None:
         if parameter.dtype not in (torch.float32, torch.float64):
             kind = str(parameter.dtype).removeprefix("torch.")
             raise ValueError(
-                f"{name} is {kind}: train a model in float32 (model.float()); precision bf16 is for passes"
+                f"{name} is {kind}: train a model in float32 (model.float()), or what is new in float32 beside weights "
+                "that do not learn (graft(..., dtype=torch.float32)); precision bf16 is for passes"
             )
 
 

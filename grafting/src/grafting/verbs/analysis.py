@@ -20,6 +20,7 @@ from .shared import (
     progress,
     sampling_of,
     sampling_options,
+    weights_option,
 )
 
 
@@ -40,6 +41,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--operator", default="hyena_x", help="of the suggested plans, by its name alone")
     made.add_argument("--json", action="store_true")
     base_option(made)
+    weights_option(made)
     sampling_options(made)
     device_option(made)
     made.set_defaults(steps=10)
@@ -61,7 +63,7 @@ def analyze(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--batch {arguments.batch}: at least 1")
     if (kind := get(arguments.operator).kind) != "mixer":  # an unknown one is refused here too, before the work
         raise ValueError(f"--operator {arguments.operator}: a {kind} operator, attention takes a mixer")
-    model = open_model(arguments.model, base=arguments.base).to(alone(arguments).device)
+    model = open_model(arguments.model, base=arguments.base, weights=arguments.weights).to(alone(arguments).device)
     host, conditions = host_for(model.transformer), None
     tokens = math.prod(host.grid_of(model.transformer))
     for k in arguments.k:

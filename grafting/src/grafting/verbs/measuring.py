@@ -24,6 +24,7 @@ from .shared import (
     sampling_options,
     text_tokens_option,
     vae_option,
+    weights_option,
 )
 
 if TYPE_CHECKING:
@@ -72,12 +73,14 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--json", action="store_true")
     base_option(made)
     vae_option(made)
+    weights_option(made)
     sampling_options(made)
     device_option(made)
 
     made = verbs.add("profile", profile, "parameters, FLOPs, latency, memory and time bound")
     made.add_argument("model", metavar="MODEL", help=MODEL)
     base_option(made)
+    weights_option(made)
     made.add_argument("--batch", type=at_least(1), default=8)
     made.add_argument(
         "--side", type=at_least(1), metavar="N", help="tokens along one side of a square, for another size"
@@ -140,7 +143,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     judge = Judge(config, model, material, None, at)
     if problems := unanswerable(config, model) or judge.problems():
         raise ValueError("; ".join(f"--{problem}" for problem in problems))
-    against = None if arguments.against is None else open_model(arguments.against).to(device).transformer
+    against = None
+    if arguments.against is not None:
+        against = open_model(arguments.against, weights=arguments.weights).to(device).transformer
     losses = _denoising(model, against, material, arguments)
     found: dict[str, Any] = {"model": arguments.model, "held-out loss": losses}
     if arguments.samples:
@@ -255,14 +260,17 @@ def profile(arguments: argparse.Namespace) -> None:
     from ..hosts import host_for, shape_of
     from ..hosts.shapes import set_text_tokens
     from ..measure.speed import latency, parameters, peak_bytes, time_bound
+    from ..precision import in_half
     from ..store.models import open_model
     from ..study.recipe import SpeedStage
     from ..study.timing import speed_rows
     from ..switch import Switch
 
     device = alone(arguments).device
-    model = open_model(arguments.model, base=arguments.base).to(device)
+    model = open_model(arguments.model, base=arguments.base, weights=arguments.weights).to(device)
     teacher = network = model.transformer
+    if in_half(network):
+        network.to(torch.bfloat16)  # its operators too, which need not learn here
     if arguments.text_tokens is not None:
         set_text_tokens(network, arguments.text_tokens)
     handle = model.graft

@@ -17,6 +17,7 @@ from .shared import (
     sampling_options,
     text_options,
     vae_option,
+    weights_option,
 )
 
 
@@ -40,6 +41,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--dtype", default="float32", help="of what is stored: float32, float16 or bfloat16")
     base_option(made)
     vae_option(made)
+    weights_option(made)
     sampling_options(made)
     device_option(made)
 

@@ -20,6 +20,7 @@ from .shared import (
     sampling_options,
     text_options,
     vae_option,
+    weights_option,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def add(verbs: Verbs) -> None:
     text_options(made)
     base_option(made)
     vae_option(made)
+    weights_option(made)
     sampling_options(made)
     device_option(made)
 

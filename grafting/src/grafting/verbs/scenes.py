@@ -45,7 +45,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def _opened(arguments: argparse.Namespace, name: str) -> Model:
     from ..store.models import open_model, with_autoencoder
 
-    model = open_model(name, base=arguments.base)
+    model = open_model(name, base=arguments.base, weights=arguments.weights)
     return with_autoencoder(model, arguments.vae) if arguments.vae else model
 
 

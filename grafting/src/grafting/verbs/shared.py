@@ -146,8 +146,15 @@ def opened(arguments: argparse.Namespace) -> Model:
     """The model that MODEL, ``--base`` and ``--vae`` ask for."""
     from ..store.models import open_model, with_autoencoder
 
-    model = open_model(arguments.model, base=arguments.base)
+    model = open_model(arguments.model, base=arguments.base, weights=arguments.weights)
     return with_autoencoder(model, arguments.vae) if arguments.vae else model
+
+
+def weights_option(made: argparse.ArgumentParser) -> None:
+    """``--weights``, for what may run on a model that does not learn."""
+    made.add_argument(
+        "--weights", default="fp32", help="how what does not learn is held: fp32, or bf16 in half the memory"
+    )
 
 
 def sampling_options(made: argparse.ArgumentParser) -> None:

@@ -23,6 +23,7 @@ from .shared import (
     plan_options,
     progress,
     team_of,
+    weights_option,
 )
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def _stage_options(made: argparse.ArgumentParser, *, steps: int, least: int = 1,
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the stage")
     made.add_argument("--seed", type=int, default=0)
     data_option(made)
+    weights_option(made)
     device_option(made)
 
 
@@ -117,7 +119,7 @@ def distill(arguments: argparse.Namespace) -> None:
     from ..study.stages import Material, begin, learns, stage_one
 
     stage, team = _stage(DistillStage, arguments) if arguments.steps else None, team_of(arguments)
-    out, model = _fresh(arguments.out), open_model(arguments.model).to(team.device)
+    out, model = _fresh(arguments.out), open_model(arguments.model, weights=arguments.weights).to(team.device)
     if model.graft is not None:
         raise ValueError(f"{arguments.model} is a graft already: stage 1 starts from a pretrained model")
     material = Material(model, arguments.data)
@@ -163,7 +165,8 @@ def finetune(arguments: argparse.Namespace) -> None:
     from ..study.stages import Material, stage_two
 
     stage, team = _stage(FinetuneStage, arguments, _trained(arguments)), team_of(arguments)
-    out, model = _fresh(arguments.out), open_model(arguments.model, base=arguments.base).to(team.device)
+    out = _fresh(arguments.out)
+    model = open_model(arguments.model, base=arguments.base, weights=arguments.weights).to(team.device)
     if model.graft is None and stage.adapters is None:
         raise ValueError(
             f"{arguments.model} is no graft: make one with grafting distill, or give it adapters with --train lora"
@@ -186,7 +189,7 @@ def finetune(arguments: argparse.Namespace) -> None:
     if handle.private and stage.target != "noise":
         if arguments.base is None:
             raise ValueError(f"target {stage.target} needs the teacher beside {arguments.model}: give it with --base")
-        teacher = open_model(arguments.base).to(team.device).transformer
+        teacher = open_model(arguments.base, weights=arguments.weights).to(team.device).transformer
     material = Material(model, arguments.data)
     depends: dict[str, Any] = {"model": tensors_hash(model.transformer.state_dict()), "material": material.identity}
     depends |= {
