@@ -184,7 +184,7 @@ def test_the_page_of_flux_runs_and_says_what_plans_cost() -> None:
     assert f"dev would gain {bounds[0]:.2f}x and {bounds[1]:.2f}x" in (ROOT / "docs/flux.md").read_text()
     half = Plan.from_dict({"edits": [{"site": "attn", "blocks": "interleaved 50%", "operator": "swa_2d"}]})
     cost = plan_cost(half, bundled_config("flux-dev-1024"))
-    new, held = cost.new_parameters / 1e9, cost.parameters_before / 1e9
+    new, held = cost.new_parameters / 1e9, cost.shape.parameters / 1e9
     page = " ".join((ROOT / "docs/flux.md").read_text().split())
     assert f"{2 * held:.0f} GB, where float32 takes {4 * held:.0f}" in page
     in_half, whole = ([f"{size * held + each * new:.0f} GB" for each in (20, 24)] for size in (2, 4))
