@@ -9,11 +9,12 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from encoding import CHANNELS, picture, pixart_pipeline
+from test_hosts_table import HOSTS, ready
 
 from grafting.cli import main
 from grafting.conditions import to
 from grafting.data import Batches
-from grafting.graft import graft
+from grafting.graft import graft, ungraft
 from grafting.hosts import host_for
 from grafting.initialise import Moments
 from grafting.operators import build, list_operators
@@ -244,3 +245,37 @@ def test_the_whole_way_from_the_command_line(tiny_teacher: Path, tmp_path: Path)
         str(tmp_path / "search"),
     ]
     assert main([*search, "--budget", "flops=0.999"]) == 0
+
+
+@pytest.mark.parametrize("row", HOSTS)
+def test_weights_in_bfloat16_run_beside_operators_in_float32(row: str) -> None:
+    """Windows beside text among them, whose logarithm of weights has two parts there."""
+    model, z, t, condition = ready(row)
+    model, z, t, condition = model.cuda(), z.cuda(), t.cuda(), to(condition, "cuda")
+    plan = Plan.all(operator="swa")
+    handle = graft(model, plan, init="copy")
+    exact = handle.host.call(model, z, t, condition)
+    ungraft(model).to(torch.bfloat16)
+    handle = graft(model, plan, init="copy", dtype=torch.float32)
+    rough = handle.host.call(model, z, t, condition)
+    assert rough.dtype == torch.float32 and (rough - exact).norm() < 0.05 * exact.norm()
+
+
+def test_a_stage_beside_weights_in_bfloat16_takes_less_memory() -> None:
+    """By about the half of what does not learn."""
+
+    def peak(held: torch.dtype) -> tuple[int, int]:
+        torch.manual_seed(0)
+        wide = DiTTransformer2DModel(
+            num_attention_heads=16, attention_head_dim=64, in_channels=4, num_layers=4, sample_size=8, patch_size=2
+        )
+        model = wide.to("cuda", held).eval().requires_grad_(False)
+        bytes_held = sum(parameter.nbytes for parameter in model.parameters())
+        handle = graft(model, Plan.first(site="attn", operator="swa", share=0.25), dtype=torch.float32)
+        batches = Batches(inputs=torch.randn(16, 4, 8, 8), labels=torch.zeros(16, dtype=torch.int64), size=4, seed=0)
+        torch.cuda.reset_peak_memory_stats()
+        distill(handle, batches, 1000, DistillConfig(steps=2, evaluate_every=1, precision="bf16"))
+        return bytes_held, torch.cuda.max_memory_allocated()
+
+    (whole, full), (half, less) = peak(torch.float32), peak(torch.bfloat16)
+    assert 2 * half == whole and full - less > 0.8 * half

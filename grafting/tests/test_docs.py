@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import grafting
@@ -19,6 +20,8 @@ from grafting.operators import list_operators
 from grafting.plan import Plan
 from grafting.study import RunRecipe
 from grafting.teachers import teachers
+from grafting.training.distill import DistillConfig, Learner
+from grafting.training.loop import Loop, LoopConfig
 from grafting.verbs.recipes import recipe_names, recipe_source
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,9 +190,33 @@ def test_the_page_of_flux_runs_and_says_what_plans_cost() -> None:
     new, held = cost.new_parameters / 1e9, cost.shape.parameters / 1e9
     page = " ".join((ROOT / "docs/flux.md").read_text().split())
     assert f"{2 * held:.0f} GB, where float32 takes {4 * held:.0f}" in page
-    in_half, whole = ([f"{size * held + each * new:.0f} GB" for each in (20, 24)] for size in (2, 4))
-    assert f"{new:.1f} billion numbers, come to {' and '.join(in_half)} before any activation" in page
-    assert f"to {' and '.join(whole)} beside a transformer in float32" in page
+    one, two = bytes_of_what_learns()
+    assert f"takes {one} bytes a number in stage 1" in page and f"and {two} in stage 2" in page
+    in_half, whole = (" and ".join(f"{size * held + each * new:.0f} GB" for each in (one, two)) for size in (2, 4))
+    assert f"{new:.1f} billion numbers, come to {in_half}, and to {whole} beside" in page
+
+
+def bytes_of_what_learns() -> tuple[int, int]:
+    """Per number, in stage 1 and in stage 2, of a model that learns."""
+    layer = torch.nn.Linear(8, 8, bias=False)
+
+    def held(optimizer: torch.optim.Optimizer) -> int:
+        return sum(state.nbytes for moments in optimizer.state.values() for state in moments.values() if state.ndim)
+
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    config = LoopConfig(steps=1, lr=1e-3)
+    loop = Loop(layer, lambda _: {"loss": layer.weight.square().sum()}, config, None, "x")
+    loop.optimizers[0].step()
+    second = layer.weight.nbytes + layer.weight.grad.nbytes + held(loop.optimizers[0]) + loop.ema["weight"].nbytes
+    learner = Learner(
+        parameters=dict(layer.named_parameters()),
+        optimizer=torch.optim.AdamW(layer.parameters(), lr=1e-3),
+        settings=DistillConfig.attn,
+        best={"weight": layer.weight.detach().clone()},
+    )
+    learner.optimizer.step()  # a gradient is there while its site is visited, and of one site at a time
+    first = layer.weight.nbytes + held(learner.optimizer) + learner.best["weight"].nbytes
+    return first // layer.weight.numel(), second // layer.weight.numel()
 
 
 def test_the_page_of_stable_diffusion_3_runs_and_says_what_plans_cost() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from grafting.graft import graft, tensors_hash, ungraft
 from grafting.hosts import host_for
 from grafting.lora import Lora
 from grafting.plan import Plan
+from grafting.precision import widened
 from grafting.restructure import Merge
+from grafting.searching.search import search
+from grafting.searching.solve import SearchError
 from grafting.settings import SettingsError
 from grafting.store.folder import load, save
 from grafting.store.models import open_model
@@ -51,19 +55,24 @@ def test_every_family_runs_beside_operators_in_float32(row: str) -> None:
     rough = host.call(model, z, t, condition)
     assert rough.dtype == torch.float32
     assert 0 < (rough - exact).norm() < 0.05 * exact.norm()
-    handle = graft(model, Plan.all(operator="mha"), init="copy", dtype=torch.float32)
+    own: dict[str, Any] = {"operator": "mha"}
+    if "SANA" in row:
+        own = {"operator": "linear", "feature_map": "relu"}
+    handle = graft(model, Plan.all(**own), init="copy", dtype=torch.float32)
     assert {p.dtype for part in handle.learnable().values() for p in part.values()} == {torch.float32}
     again = host.call(model, z, t, condition)
-    assert (again - exact).norm() < 0.05 * exact.norm() or "SANA" in row  # whose own attention is another
+    assert (again - rough).norm() < (0.5 if "1.5" in row else 0.05) * exact.norm()  # 1.5 norms each token
 
 
 def test_half_the_bytes_and_the_same_model(tiny_teacher: Path, teacher: Any) -> None:
     whole = open_model(str(tiny_teacher)).transformer
 
     def size(model: nn.Module) -> int:
-        return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
+        return sum(parameter.nbytes for parameter in model.parameters())
 
     assert 2 * size(teacher.transformer) == size(whole) and types(teacher.transformer) == {torch.bfloat16}
+    buffers = dict(whole.named_buffers())  # the places of tokens, which no file holds
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in teacher.transformer.named_buffers())
     rounded = tensors_hash(whole.state_dict(), rounded_to=torch.bfloat16, halves_as=torch.float32)
     assert graft(teacher.transformer, Plan.all(operator="swa")).source_hash == rounded
 
@@ -120,23 +129,54 @@ def test_adapters_learn_in_float32_and_are_merged_in_it(tiny_teacher: Path, teac
 
 def test_a_whole_copy_trains_in_float32_against_a_teacher_in_half(teacher: Any) -> None:
     handle = begin(teacher.transformer, Plan.all(site="mlp", operator="none"), Material(teacher), **START)
-    stage = FinetuneStage(steps=2, batch=8)
+    stage = FinetuneStage(steps=2, batch=8, precision="bf16", fade=0.5)
     trained, _ = stage_two(handle, stage, Material(teacher))
     assert types(trained.model) == {torch.float32} and types(teacher.transformer) == {torch.bfloat16}  # type: ignore[union-attr]
-    alone = FinetuneStage(steps=2, batch=8, target="noise")
+    alone = FinetuneStage(steps=2, batch=8, target="noise", precision="bf16")
     plain, _ = stage_two(ungraft(teacher.transformer), alone, Material(teacher))
     assert types(plain) == {torch.float32}  # type: ignore[arg-type]
 
 
+def test_what_learnt_as_a_whole_is_trained_on_in_float32(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Rounded to bfloat16 it would lose the small steps that it took."""
+    handle = graft(open_model(str(tiny_teacher)).transformer, Plan.all(operator="swa")).own_copy()
+    save(handle, tmp_path)
+    model = open_model(str(tmp_path), weights="bf16")
+    assert model.graft is not None and types(model.transformer) == {torch.float32, torch.bfloat16}
+    with pytest.raises(ValueError, match="finetuned as a whole, and all of its weights learn: open it in float32"):
+        stage_two(model.graft, TWO, Material(open_model(str(tiny_teacher))), teacher=model.transformer)
+
+
+def test_a_start_that_is_exact_is_seen_to_be(teacher: Any) -> None:
+    handle = begin(teacher.transformer, Plan.all(operator="mha"), Material(teacher), **START)
+    assert set(handle.explained.values()) == {1.0}
+    copied = graft(open_model_of(teacher), handle.plan, init="copy", dtype=torch.float32)
+    for site, operator in handle.operators().items():
+        theirs = copied.operators()[site].state_dict()
+        assert all(torch.equal(theirs[name], tensor) for name, tensor in operator.state_dict().items())
+
+
+def open_model_of(model: Any) -> nn.Module:
+    """Its transformer anew."""
+    return open_model(model.name, weights="bf16").transformer
+
+
 @pytest.mark.parametrize("combine", ["scale", "dense"])
 @pytest.mark.parametrize("train", ["all", "combine"])
-def test_groups_of_blocks_learn_in_float32(combine: str, train: str, teacher: Any) -> None:
+def test_groups_of_blocks_learn_in_float32(combine: str, train: str, teacher: Any, tmp_path: Path) -> None:
     plan = Plan(restructure=(Merge(combine=combine, train=train),))
     handle = begin(teacher.transformer, plan, Material(teacher), **START)
     reports = stage_one(handle, ONE, Material(teacher))
     assert all(report.heldout[-1][1] < report.heldout[0][1] for report in reports.values())
     kinds = {torch.float32} if train == "all" else {torch.float32, torch.bfloat16}
     assert all(types(group) == kinds for group in handle.groups.values())
+    save(handle, tmp_path, base=teacher.name)
+    again = open_model(str(tmp_path), weights="bf16").graft
+    assert again is not None and all(types(group) == kinds for group in again.groups.values())
+    assert types(again.originals) == {torch.bfloat16}
+    z, t, y = torch.randn(2, 1, 4, 4), torch.tensor([3, 800]), torch.tensor([0, 2])
+    given, wanted = (one.host.call(one.model, z, t, y) for one in (again, handle))
+    assert torch.equal(given, wanted)
 
 
 def test_two_streams_learn_at_every_gate() -> None:
@@ -155,28 +195,53 @@ def test_what_does_not_go_together_is_one_sentence(tiny_teacher: Path, teacher: 
     handle = begin(teacher.transformer, Plan.all(operator="swa"), Material(teacher), **START)
     with pytest.raises(ValueError, match=r"precision fp32: the model's weights are held in bfloat16"):
         stage_one(handle, DistillStage(steps=1), Material(teacher))
-    with pytest.raises(ValueError, match=r"precision fp32: the model's weights are held in bfloat16"):
-        stage_two(handle, FinetuneStage(steps=1, train="grafted"), Material(teacher))
+    for train in ("grafted", "all"):
+        with pytest.raises(ValueError, match=r"precision fp32: the model's weights are held in bfloat16"):
+            stage_two(handle, FinetuneStage(steps=1, train=train), Material(teacher))
     ungraft(handle.model)
     half = graft(teacher.transformer, Plan.all(operator="swa"))
     with pytest.raises(ValueError, match=r"is bfloat16: .*graft\(\.\.\., dtype=torch\.float32\)"):
         stage_one(half, ONE, Material(teacher))
+    with pytest.raises(SearchError, match="open the model with weights fp32"):
+        search(teacher)
     recipe = {"teacher": str(tiny_teacher), "plan": Plan.all(operator="swa").to_dict(), "weights": "bf16"}
-    with pytest.raises(SettingsError, match=r"distill: precision fp32.*\n?.*finetune: precision fp32"):
-        RunRecipe.from_dict({**recipe, "distill": {"steps": 1}, "finetune": {"steps": 1, "train": "grafted"}})
-    RunRecipe.from_dict({**recipe, "distill": {"steps": 1, "precision": "bf16"}, "finetune": {"steps": 1}})
+    with pytest.raises(SettingsError, match=r"distill: precision fp32: it is bf16 where weights are held in it"):
+        RunRecipe.from_dict({**recipe, "distill": {"steps": 1, "precision": "fp32"}})
+    with pytest.raises(SettingsError, match=r"weights 'fp8': fp32 or bf16"):
+        RunRecipe.from_dict({**recipe, "weights": "fp8"})
+    made = RunRecipe.from_dict({**recipe, "distill": {"steps": 1}, "finetune": {"steps": 1}})
+    assert {made.distill.precision, made.finetune.precision, made.evaluate.precision} == {"bf16"}  # type: ignore[union-attr]
+
+
+def test_a_stage_does_not_go_on_beside_other_weights(tmp_path: Path, teacher: Any) -> None:
+    """Of a model that is published in bfloat16 both are the same numbers, and the passes are not."""
+    exact = widened(open_model_of(teacher))
+    stage = DistillStage(steps=2, batch=8, evaluate_every=1, heldout_batches=1, precision="bf16")
+    handle = begin(teacher.transformer, Plan.all(operator="swa"), Material(teacher), **RANDOM)
+    stage_one(handle, stage, Material(teacher), out=tmp_path)
+    other = begin(exact, handle.plan, Material(teacher), **RANDOM)
+    assert other.source_hash == handle.source_hash
+    with pytest.raises(ValueError, match="weights bf16 there, None now"):
+        stage_one(other, stage, Material(teacher), out=tmp_path)
+
+
+def test_a_delta_goes_into_float16(tmp_path: Path, teacher: Any) -> None:
+    """As a pipeline may hold a model that is published so: its rounding to bfloat16 is what the delta was made from."""
+    published = open_model(teacher.name).transformer.half()
+    rounded = copy.deepcopy(published).to(torch.bfloat16)
+    save(graft(rounded, Plan.all(operator="swa"), dtype=torch.float32), tmp_path)
+    assert types(load(tmp_path, published).model) == {torch.float16}
 
 
 def test_from_the_command_line(tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held = ["--weights", "bf16"]
-    bf16 = ["--set", "precision=bf16"]
     first, second, merged = tmp_path / "one", tmp_path / "two", tmp_path / "merged"
     given = ["distill", str(tiny_teacher), "--operator", "swa", "--steps", "2", "--batch", "8", "--out", str(first)]
-    assert main([*given, *held]) == 2  # in float32
-    assert "precision fp32" in capsys.readouterr().err
-    assert main([*given, *held, *bf16]) == 0
+    assert main([*given, *held, "--set", "precision=fp32"]) == 2
+    assert "precision fp32: it is bf16 with --weights bf16" in capsys.readouterr().err and not first.exists()
+    assert main([*given, *held]) == 0
     given = ["finetune", str(first), "--train", "lora", "--rank", "2", "--steps", "2", "--batch", "8"]
-    assert main([*given, *held, *bf16, "--out", str(second)]) == 0
+    assert main([*given, *held, "--out", str(second)]) == 0
     assert main(["merge", str(second), "--out", str(merged)]) == 0
     assert json.loads((merged / "graft.json").read_text())["whole"]
     for model in (tiny_teacher, second, merged):
@@ -189,6 +254,8 @@ def test_from_the_command_line(tiny_teacher: Path, tmp_path: Path, capsys: pytes
         full = json.loads(capsys.readouterr().out)["held-out loss"]
         rough, exact = (next(iter(found.values()))["value"] for found in (loss, full))
         assert 0 < abs(rough - exact) < 0.01 * exact
+    assert main(["sample", str(second), *held, "--precision", "fp32", "--out", str(tmp_path / "y.png")]) == 2
+    assert "--precision fp32: it is bf16 with --weights bf16" in capsys.readouterr().err
     assert main(["profile", str(second), *held, "--json", "--rounds", "2"]) == 0
     few = ["--out", str(tmp_path / "a"), "--samples", "4", "--steps", "3"]
     assert main(["analyze", str(tiny_teacher), *held, *few]) == 0
@@ -200,16 +267,15 @@ def test_a_study(tiny_teacher: Path, tmp_path: Path) -> None:
             "teacher": str(tiny_teacher),
             "weights": "bf16",
             "plan": Plan.interleaved(operator="hyena_x").to_dict(),
-            "distill": {"steps": 4, "batch": 8, "precision": "bf16"},
-            "finetune": {"steps": 4, "batch": 8, "train": "lora", "lora": {"rank": 2}, "precision": "bf16"},
+            "distill": {"steps": 4, "batch": 8},
+            "finetune": {"steps": 4, "batch": 8, "train": "lora", "lora": {"rank": 2}},
             "evaluate": {"triples": 16, "samples": 8, "steps": 2, "grid": 4, "bootstraps": 2},
             "speed": {"batch": 2, "rounds": 2},
             "controls": ["none", "untrained"],
         }
     )
-    first = run(recipe, tmp_path, say=lambda _: None)
+    results = run(recipe, tmp_path, say=lambda _: None)
+    assert results.speed and results.speed[0].setting.endswith("bfloat16")
     files = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
-    again = run(recipe, tmp_path, say=lambda _: None)
+    assert run(recipe, tmp_path, say=lambda _: None) == results
     assert files and {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == files
-    assert json.loads((tmp_path / "hybrid" / "model" / "graft.json").read_text())["base"]["sha256"]
-    assert first is not again

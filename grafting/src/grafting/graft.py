@@ -280,11 +280,11 @@ def tensors_hash(
     rounded_to: torch.dtype | None = None,
 ) -> str:
     """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names; of those in half precision
-    as they are in ``halves_as``, where it is given, and of all of float32 rounded to ``rounded_to`` before."""
+    as they are in ``halves_as``, where it is given, after all numbers are rounded to ``rounded_to``, where that is."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        tensor = tensor.to(rounded_to) if tensor.dtype == torch.float32 and rounded_to is not None else tensor
+        tensor = tensor.to(rounded_to) if tensor.is_floating_point() and rounded_to is not None else tensor
         tensor = tensor.to(halves_as) if tensor.dtype in HALVES and halves_as is not None else tensor
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
@@ -331,7 +331,7 @@ def graft(
             the model was taught, and shown to it once for all sites together, at most ``calibration_room`` samples at a
             time.
         dtype: of what is new; the model's own by default. In float32 it can learn beside weights in bfloat16, which do
-            not; :func:`Host.call <grafting.hosts.Host.call>` and all that is built on it runs such a model.
+            not: both stages, held-out losses, samples and analyses run such a model, a search does not.
 
     Raises:
         GraftError, ValueError: the plan does not fit the model, the model is grafted already, an unknown ``init``, or

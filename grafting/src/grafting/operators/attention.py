@@ -211,8 +211,8 @@ def read_text(q: Tensor, text: Text, other: Tensor) -> tuple[Tensor, Tensor]:
     which then says the share.
     """
     frames, size = len(q) // len(text.keys), q.shape[-1]
-    rough = other.to(q.dtype)
-    parts = torch.cat([rough, (other - rough).to(q.dtype)], dim=-1)
+    rough = other.to(_product(q))
+    parts = torch.cat([rough, other - rough], dim=-1).to(q.dtype)
     more = F.pad(parts.expand(*q.shape[:-1], 2), (0, 6))  # kernels take multiples of eight
     keys, values = (
         F.pad(t.repeat_interleave(frames, 0).transpose(1, 2), (0, 8, 0, 1)) for t in (text.seen, text.values)
@@ -221,6 +221,14 @@ def read_text(q: Tensor, text: Text, other: Tensor) -> tuple[Tensor, Tensor]:
     one[-1, size], both[-1, size : size + 2] = 1, 1
     found = F.scaled_dot_product_attention(torch.cat([q, more], dim=-1), keys + both, values + one, scale=1.0)
     return found[..., :size], found[..., size : size + 1]
+
+
+def _product(x: Tensor) -> torch.dtype:
+    """The type in which matrix products read ``x``."""
+    kind = x.device.type
+    if x.is_meta or not torch.is_autocast_enabled(kind):
+        return x.dtype
+    return torch.get_autocast_dtype(kind)
 
 
 def _near(side: int, tile: int, window: int, device: torch.device) -> Tensor:

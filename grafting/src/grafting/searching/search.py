@@ -14,6 +14,7 @@ import torch
 from .. import __version__
 from ..hosts import host_for, shape_of
 from ..hosts.shapes import KINDS, Kind
+from ..precision import in_half
 from ..store.models import Model, open_model
 from .candidates import Candidate, candidates, usual
 from .check import checked, spread
@@ -132,6 +133,8 @@ def search(
     if names:
         candidates(names, kinds)  # refused before the model is read
     opened = open_model(model) if isinstance(model, str) else model
+    if in_half(opened.transformer):
+        raise SearchError("a search measures in float32: open the model with weights fp32")
     chosen = candidates(names or usual(shape_of(opened.transformer)), kinds)
     with ExitStack() as stack:
         home = Path(out or stack.enter_context(TemporaryDirectory()))

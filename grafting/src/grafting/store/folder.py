@@ -91,7 +91,7 @@ def load(folder: Path | str, base: nn.Module | None = None, *, dtype: torch.dtyp
     """Read what :func:`save` wrote.
 
     base: the pretrained model, which a delta is put into in place; needed unless the delta names a bundled teacher. One
-    in half precision is the model that it is in float32, and the delta is of half precision then; one in float32 whose
+    in half precision is the model that it is in float32, and the delta is of half precision then; one whose
     rounding to bfloat16 the delta was made from is that model too.
     dtype: of a delta's tensors, where not the base's own, as :func:`~grafting.graft.graft` has it.
     Raises StoreError where the folder is no graft, its weights changed or do not fit, or ``base`` is missing or another
@@ -115,10 +115,10 @@ def load(folder: Path | str, base: nn.Module | None = None, *, dtype: torch.dtyp
             base = load_teacher(manifest["base"]["name"])
         if base is None:
             raise StoreError(f"{folder} holds the changes only: give base, the model of hash {wanted[:12]}{called}")
-        given, ways = tensors_hash(base.state_dict()), {"halves_as": torch.float32}
+        given, as_full = tensors_hash(base.state_dict()), {"halves_as": torch.float32}
         # A model in half precision is named by what it is in float32.
-        rounded = ways | {"rounded_to": torch.bfloat16}
-        if given != wanted and all(tensors_hash(base.state_dict(), **way) != wanted for way in (ways, rounded)):
+        guises = (as_full, as_full | {"rounded_to": torch.bfloat16})
+        if given != wanted and all(tensors_hash(base.state_dict(), **guise) != wanted for guise in guises):
             raise StoreError(f"base has hash {given[:12]}, {folder} was made from {wanted[:12]}{called}")
         handle = graft(base, plan, init="random", dtype=dtype)
     try:

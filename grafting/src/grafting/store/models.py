@@ -16,12 +16,12 @@ from ..graft import Grafted
 from ..hosts import host_for
 from ..hosts.registry import set_schedule
 from ..hosts.shapes import class_of, set_text_tokens, shape_of
-from ..precision import WEIGHTS
+from ..precision import WEIGHTS, learning_type
 from ..teachers import PROMPTS, teacher_folder, teachers
 from ..text import Embedded
 from .configs import HUB_ID, SCHEDULER, ModelError, check_schedule, hub_config, hub_file, text_tokens, unknown
 from .folder import import_original, load
-from .manifest import MANIFEST, read_manifest
+from .manifest import MANIFEST, StoreError, read_manifest
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -110,9 +110,10 @@ def _held(model: nn.Module, handle: Grafted | None, weights: str) -> nn.Module:
     new = {id(parameter) for part in parts for parameter in part.values()}
     if handle is not None and handle.adapters is not None:
         new |= {id(parameter) for parameter in handle.adapters.parameters().values()}
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() and id(tensor) not in new:
-            tensor.data = tensor.data.to(WEIGHTS[weights])
+    for part in (model,) if handle is None else handle.parts():
+        for parameter in part.parameters():
+            if id(parameter) not in new:
+                parameter.data = parameter.data.to(WEIGHTS[weights])
     return model
 
 
@@ -201,10 +202,16 @@ def _graft(folder: Path, base: str | None, weights: str) -> Model:
     if not wanted:
         raise ModelError(f"{folder} holds the changes only and names no pretrained model: give it with --base")
     try:
-        teacher = open_model(wanted)
+        teacher = open_model(wanted, weights=weights)
     except ModelError as error:
         raise ModelError(f"{error}; {folder} holds the changes of it only: say with --base where it is") from error
-    handle = load(folder, teacher.transformer)
+    try:
+        handle = load(folder, teacher.transformer, dtype=learning_type(teacher.transformer))
+    except StoreError:
+        if weights == "fp32":
+            raise
+        teacher = open_model(wanted)  # the delta was made from its weights before they are rounded
+        handle = load(folder, teacher.transformer)
     return Model(
         name=str(folder),
         transformer=_held(handle.model, handle, weights),

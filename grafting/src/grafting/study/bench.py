@@ -82,7 +82,7 @@ class Study:
         Raises:
             StudyError: it does not fit, or its teacher, data, seed or protocol is another.
         """
-        shared = ("teacher", "data", "seed", "evaluate")
+        shared = ("teacher", "weights", "data", "seed", "evaluate")
         odd = [name for name in shared if getattr(recipe, name) != getattr(self.recipe, name)]
         if odd:
             raise StudyError(f"recipes of one study share {', '.join(shared)}: {', '.join(odd)} differ")

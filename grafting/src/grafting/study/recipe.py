@@ -42,6 +42,8 @@ SCENES = "scenes"
 """The prompts that are the captions of a model's own world of scenes."""
 LATER = ("lora", "levels", "optimizer", *FINETUNE_LATER)
 """Settings of a stage that work begun before there were any does not name: not told where they are as they were."""
+PASSES = ("pairs", "distill", "finetune", "evaluate")
+"""What of a recipe runs models, in a precision."""
 HOW = ("save_every", "checkpointing")
 """Settings of a stage that say when to write and what to keep in memory, and change nothing of what is learnt."""
 
@@ -298,12 +300,10 @@ class RunRecipe:
         if self.weights not in WEIGHTS:
             problems.append(f"weights {self.weights!r}: {' or '.join(WEIGHTS)}")
         elif self.weights == "bf16":
-            private = self.finetune is not None and self.finetune.train == "all"  # in float32 whatever the teacher is
-            stages = {"distill": self.distill, "finetune": None if private else self.finetune}
             problems += [
-                f"{name}: precision {stage.precision}: bf16 where weights are held in it"
-                for name, stage in stages.items()
-                if stage is not None and stage.precision != "bf16"
+                f"{name}: precision {stage.precision}: it is bf16 where weights are held in it"
+                for name in PASSES
+                if (stage := getattr(self, name)) is not None and stage.precision != "bf16"
             ]
         if self.data is not None and self.pairs is not None:
             problems.append(f"data {self.data} and pairs: a study learns from one of them")
@@ -349,6 +349,10 @@ class RunRecipe:
             raise SettingsError([f"{where} trains a model of kind {content['kind']}: give it to grafting pretrain"])
         problems: list[str] = []
         plain = {key: value for key, value in content.items() if key not in ("plan", "plans", "analysis")}
+        if plain.get("weights") == "bf16":
+            in_half = {"precision": "bf16"}
+            plain |= {name: in_half | plain[name] for name in PASSES if isinstance(plain.get(name), Mapping)}
+            plain.setdefault("evaluate", in_half)
         if "plan" in content and "plans" in content:
             problems.append(f"{where}: both plan and plans are given")
         named = content.get("plans") or ({"hybrid": content["plan"]} if "plan" in content else {})

@@ -30,7 +30,7 @@ from ..lora import add_lora
 from ..measure.denoising import Triples
 from ..modes import evaluating
 from ..plan import Plan
-from ..precision import learning_type, widened
+from ..precision import in_half, learning_type, refuse_mixed, widened
 from ..store.configs import ModelError
 from ..store.models import Model
 from ..switch import Switch
@@ -279,8 +279,13 @@ def stage_two(
     With ``train: all`` a private copy is trained and ``source`` stays; with ``train: lora`` adapters are put into
     ``source``, a plain model too, and trained beside its new operators. teacher: where there is none inside ``source``,
     that is for a graft whose weights are its own. out, team: as in :func:`finetune`. Raises ValueError where nothing
-    can be trained, a teacher to match is missing, or what is to fade is: a restructured model has none at its sites.
+    can be trained, a teacher to match is missing, or what is to fade is: a restructured model has none at its sites; or
+    where weights in bfloat16 are to learn, or stand beside another precision.
     """
+    taught = source if isinstance(source, nn.Module) else source.model
+    refuse_mixed(taught, stage.precision)
+    if isinstance(source, Grafted) and source.private and in_half(taught):
+        raise ValueError("this graft was finetuned as a whole, and all of its weights learn: open it in float32")
     if isinstance(source, nn.Module) and stage.train == "lora":
         source = graft(source, Plan())
     trained: Grafted | nn.Module = source

@@ -26,22 +26,24 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
     that the bound needs.
     """
     host, shape = handle.host, shape_of(handle.model)
-    device, own = next(handle.model.parameters()).device, host.grid_of(handle.model)[0]
+    like, own = next(handle.model.parameters()), host.grid_of(handle.model)[0]
+    device, held = like.device, like.dtype
     found = []
     for side in speed.sides or (own,):
         if handle.tied and side != own:
             continue
         z = torch.randn(speed.batch, shape.channels, *shape.at((side, side)).latents).to(device)
+        z = z.to(held)
         t = torch.full((speed.batch,), 500, device=device)
         y = host.example(teacher, speed.batch)
 
         def hybrid(z: torch.Tensor = z, t: torch.Tensor = t, y: Any = y) -> None:
             with without_cores([]):
-                host.call(handle.model, z, t, y)
+                host.run(handle.model, z, t, y)
 
         def original(skipped: Sequence[nn.Module], z: torch.Tensor = z, t: torch.Tensor = t, y: Any = y) -> None:
             with nullcontext() if handle.private else handle.teacher(), without_cores(skipped, host.text_first):
-                host.call(teacher, z, t, y)
+                host.run(teacher, z, t, y)
 
         calls: dict[str, Callable[[], None]] = {"teacher": partial(original, ()), "hybrid": hybrid}
         if handle.switches and all(site.kind == "attn" for site in handle.switches) and not handle.plan.restructure:
@@ -50,9 +52,10 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
         cost = plan_cost(handle.plan, handle.model, grid=(side, side))
         bound = timed["bound"].speedup_over(timed["teacher"]) if "bound" in timed else None
         ours, theirs = timed["hybrid"], timed["teacher"]
+        where = f"{place(device, ours.threads)}, {str(held).removeprefix('torch.')}"
         found.append(
             {
-                "setting": f"{side * side:,} tokens, batch {speed.batch}, {place(device, ours.threads)}, float32",
+                "setting": f"{side * side:,} tokens, batch {speed.batch}, {where}",
                 "speedup": ours.speedup_over(theirs),
                 "seconds": ours.minimum,
                 "teacher_seconds": theirs.minimum,

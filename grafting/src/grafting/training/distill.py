@@ -27,7 +27,7 @@ from ..graft import Answered, null_identity
 from ..hosts.registry import schedule_of
 from ..initialise import explained
 from ..modes import evaluating
-from ..precision import PRECISIONS, autocast, refuse_mixed
+from ..precision import PRECISIONS, autocast, in_half, refuse_mixed
 from .distill_state import load_state, save_state
 from .loop import Progress, deferred_interrupt, refuse_half, refuse_infinite
 from .team import Team
@@ -227,6 +227,7 @@ class Distillation:
         self.team = team or Team(device=next(handle.model.parameters()).device)
         self.depends: dict[str, Any] = {"plan": handle.plan.digest, "teacher": handle.source_hash, "init": handle.init}
         self.depends |= {"start's seed": handle.seed, "null": null_identity(null), "schedule": repr(diffusion)}
+        self.depends |= {"weights": "bf16"} if in_half(handle.model) else {}
         self.step = 0
         self.whole = True  # false while a step is being written into weights and moments
         handle.train_grafted()

@@ -25,7 +25,7 @@ from ..diffusion import Denoiser, Levels, Schedule, draw, drop_labels
 from ..graft import Grafted, handle_of, null_identity
 from ..hosts.registry import host_for, schedule_of
 from ..modes import evaluating
-from ..precision import PRECISIONS, autocast, refuse_mixed
+from ..precision import PRECISIONS, autocast, in_half, refuse_mixed
 from ..switch import Switch
 from .features import Pairs, match_features, returned
 from .loop import Loop, LoopConfig
@@ -250,6 +250,7 @@ def finetune(
     later = {f.name: f.default for f in fields(config) if f.name in LATER}
     depends = {k: v for k, v in asdict(config).items() if k not in how and (k not in later or v != later[k])}
     depends |= {"null": null_identity(null), "schedule": repr(schedule)}
+    depends |= {"weights": "bf16"} if in_half(model) else {}
     if handle is not None:
         depends["graft"] = f"{handle.plan.digest} {handle.source_hash}"
         if handle.adapters is not None:

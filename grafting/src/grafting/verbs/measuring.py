@@ -280,12 +280,13 @@ def profile(arguments: argparse.Namespace) -> None:
         network, teacher = handle.model, ungraft(network)
     shape = shape_of(network)
     host, side = host_for(network), arguments.side or shape.grid[0]
-    z = torch.randn(arguments.batch, shape.channels, *shape.at((side, side)).latents).to(device)
+    z = torch.randn(arguments.batch, shape.channels, *shape.at((side, side)).latents)
+    z = z.to(device, next(network.parameters()).dtype)
     t = torch.full((arguments.batch,), 500, device=device)
     y = host.example(network, arguments.batch)
 
     def call() -> None:
-        host.call(network, z, t, y)
+        host.run(network, z, t, y)
 
     # The originals of a delta stand beside its operators and do not run.
     switches = [module for module in network.modules() if isinstance(module, Switch)]

@@ -157,6 +157,14 @@ def weights_option(made: argparse.ArgumentParser) -> None:
     )
 
 
+def precision_of(arguments: argparse.Namespace) -> str:
+    """Of passes. Raises ValueError for another than that of weights in bfloat16."""
+    given: str | None = arguments.precision
+    if arguments.weights == "bf16" and given not in (None, "bf16"):
+        raise ValueError(f"--precision {given}: it is bf16 with --weights bf16")
+    return given or arguments.weights
+
+
 def sampling_options(made: argparse.ArgumentParser) -> None:
     """Options for :func:`sampling_of`."""
     made.add_argument("--scheduler", default="ddim", help="ddim, ddpm or dpm++")
@@ -169,7 +177,9 @@ def sampling_options(made: argparse.ArgumentParser) -> None:
         "--guided-channels", type=at_least(1), metavar="N", help="guide the first N channels (DiT: 3), not all"
     )
     made.add_argument("--clip", action="store_true", help="bound the clean sample to [-1, 1] at every step")
-    made.add_argument("--precision", default="fp32", help="of the model's matrix products: fp32 or bf16")
+    made.add_argument(
+        "--precision", help="of the model's matrix products: fp32 (default) or bf16; that of --weights where given"
+    )
     made.add_argument("--seed", type=int, default=0)
 
 
@@ -188,7 +198,7 @@ def sampling_of(arguments: argparse.Namespace) -> Sampling:
         guidance=arguments.guidance,
         guided_channels=arguments.guided_channels,
         clip=arguments.clip,
-        precision=arguments.precision,
+        precision=precision_of(arguments),
     )
 
 

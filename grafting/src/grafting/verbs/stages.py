@@ -236,12 +236,15 @@ def _stage(kind: Any, arguments: argparse.Namespace, more: Mapping[str, Any] = M
     from ..settings import SettingsError, build, override
 
     content: dict[str, Any] = {"steps": arguments.steps, "batch": arguments.batch, **more}
+    content |= {"precision": "bf16"} if arguments.weights == "bf16" else {}
     for assignment in arguments.set:
         override(content, assignment)
     problems: list[str] = []
     stage = build(kind, content, "settings", problems)
     if stage is None:
         raise SettingsError(problems)
+    if arguments.weights == "bf16" and stage.precision != "bf16":
+        raise ValueError(f"precision {stage.precision}: it is bf16 with --weights bf16")
     return stage
 
 
