@@ -10,7 +10,6 @@ ran at attention's speed per operation.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from grafting import operators
+from grafting.files import write_json_atomic
 
 TARGETS = {"hyena_x": 2.0, "hyena_y": 2.4, "swa": 2.7, "linear": 2.4}  # at 4,096 tokens, width 1152, on a CPU
 ONLY_SQUARE = "local_mean and hyena_x_2d read the tokens as a square"
@@ -108,9 +108,7 @@ def main() -> None:
             "cores": os.cpu_count(),
             "what": "forward with projections, rounds interleaved after one to warm up; ratio of the fastest rounds",
         }
-        beside = asked.out.with_name(asked.out.name + ".part")
-        beside.write_text(json.dumps({"protocol": protocol, "runs": runs}, indent=1) + "\n")
-        beside.replace(asked.out)
+        write_json_atomic(asked.out, {"protocol": protocol, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -128,6 +128,14 @@ def test_the_table_of_starts_is_the_recorded_one() -> None:
             assert reached == ("no" if start["reached"] is None else f"{start['reached']:.0%}")
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem)
+def test_a_page_says_nothing_twice(page: Path) -> None:
+    """A heading, or a point that begins in bold."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    begun = re.findall(r"^(?:#+ .*|- \*\*.*?\*\*.*)$", prose, re.MULTILINE)
+    assert sorted(begun) == sorted(set(begun))
+
+
 @pytest.mark.heavy
 @pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
 def test_readme_runs_on_the_bundled_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -401,5 +401,5 @@ def test_the_scores_that_ship_are_those_of_the_bundled_teacher(
     ]
     assert [said for _, said in told] == [f"{sum(alone[int(b)] for b in blocks.split(', ')):.4f}" for blocks, _ in told]
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(code.replace("check=2", "check=1"), {})
+    exec(code.replace(", check=2", ""), {})  # a plan measured whole takes as long as all else here
     assert "edits:" in capsys.readouterr().out
