@@ -277,8 +277,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     for kind in (diffusers.PixArtTransformer2DModel, diffusers.AutoencoderKL):
 
-        def fetched(name: str, *, subfolder: str = "", read: Any = kind.from_pretrained) -> Any:
-            return read(tmp_path / name / subfolder)
+        def fetched(name: str, *, subfolder: str = "", read: Any = kind.from_pretrained, **how: Any) -> Any:
+            return read(tmp_path / name / subfolder, **how)
 
         monkeypatch.setattr(kind, "from_pretrained", fetched)
     return tmp_path

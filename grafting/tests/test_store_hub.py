@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_graft import tiny
 from torch import nn
 
@@ -34,9 +35,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raise EntryNotFoundError(f"404: {file}")
         return str(tmp_path / file)
 
-    def pretrained(name: str, *, subfolder: str) -> Any:
+    def pretrained(name: str, *, subfolder: str, **how: Any) -> Any:
         assert name == NAME
-        return load(tmp_path / subfolder)
+        return load(tmp_path / subfolder, **how)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.setattr(diffusers.DiTTransformer2DModel, "from_pretrained", pretrained)
@@ -46,6 +47,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_hub_id_opens_with_what_the_repository_has(hub: Path) -> None:
     model = open_model(NAME)
     assert model.name == NAME and model.autoencoder is None and not model.transformer.training
+    kinds = {p.dtype for p in open_model(NAME, weights="bf16").transformer.parameters()}
+    assert kinds == {torch.bfloat16} != {p.dtype for p in model.transformer.parameters()}
     assert config_of(NAME)["num_layers"] == json.loads((hub / "transformer/config.json").read_text())["num_layers"]
     assert hub_file(NAME, "vae/config.json") is None
 
