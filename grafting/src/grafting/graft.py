@@ -171,6 +171,12 @@ class Grafted:
             }
         return {key: parameters for key, parameters in found.items() if parameters}
 
+    def new(self) -> list[nn.Parameter]:
+        """All that is not the pretrained model's: of operators, groups and adapters."""
+        adapters = {} if self.adapters is None else self.adapters.parameters()
+        parts = [*self.learnable().values(), adapters]
+        return [parameter for parameters in parts for parameter in parameters.values()]
+
     def pupils(self) -> dict[Site | Group, Pupil]:
         """What can be taught beside the teacher, by site and group."""
         found: dict[Site | Group, Pupil] = {}
@@ -402,9 +408,10 @@ def graft(
         student_blocks=student,
         facts=facts,
     )
-    for parameters in handle.learnable().values():
-        for parameter in parameters.values():
-            parameter.data = parameter.data.to(dtype or parameter.dtype)
+    if dtype is not None:  # operators are of it; of the new blocks what learns, and no more
+        for parameters in handle.learnable().values():
+            for parameter in parameters.values():
+                parameter.data = parameter.data.to(dtype)
     remember(handle)
     return handle
 

@@ -106,10 +106,7 @@ def _opened(name: str, base: str | None, weights: str) -> Model:
 
 def _held(model: nn.Module, handle: Grafted | None, weights: str) -> nn.Module:
     """``model``, its weights but a graft's operators and adapters held as ``weights`` says, in place."""
-    parts = () if handle is None else handle.learnable().values()
-    new = {id(parameter) for part in parts for parameter in part.values()}
-    if handle is not None and handle.adapters is not None:
-        new |= {id(parameter) for parameter in handle.adapters.parameters().values()}
+    new = set() if handle is None else {id(parameter) for parameter in handle.new()}
     for part in (model,) if handle is None else handle.parts():
         for parameter in part.parameters():
             if id(parameter) not in new:

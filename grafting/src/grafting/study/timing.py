@@ -32,8 +32,7 @@ def speed_rows(handle: Grafted, teacher: nn.Module, speed: SpeedStage) -> list[d
     for side in speed.sides or (own,):
         if handle.tied and side != own:
             continue
-        z = torch.randn(speed.batch, shape.channels, *shape.at((side, side)).latents).to(device)
-        z = z.to(held)
+        z = torch.randn(speed.batch, shape.channels, *shape.at((side, side)).latents).to(like)
         t = torch.full((speed.batch,), 500, device=device)
         y = host.example(teacher, speed.batch)
 

@@ -163,8 +163,7 @@ def _refuse_shared(handle: Grafted) -> None:
     """Weights of the teacher that trained along would be the teacher no more, and no delta would hold them."""
     if handle.private:
         return
-    own = [*handle.learnable().values(), {} if handle.adapters is None else handle.adapters.parameters()]
-    mine = {id(parameter) for parameters in own for parameter in parameters.values()}
+    mine = {id(parameter) for parameter in handle.new()}
     shared = [name for name, p in handle.model.named_parameters() if p.requires_grad and id(p) not in mine]
     if shared:
         raise ValueError(

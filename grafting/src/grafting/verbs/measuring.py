@@ -280,8 +280,7 @@ def profile(arguments: argparse.Namespace) -> None:
         network, teacher = handle.model, ungraft(network)
     shape = shape_of(network)
     host, side = host_for(network), arguments.side or shape.grid[0]
-    z = torch.randn(arguments.batch, shape.channels, *shape.at((side, side)).latents)
-    z = z.to(device, next(network.parameters()).dtype)
+    z = torch.randn(arguments.batch, shape.channels, *shape.at((side, side)).latents).to(next(network.parameters()))
     t = torch.full((arguments.batch,), 500, device=device)
     y = host.example(network, arguments.batch)
 
