@@ -186,8 +186,24 @@ def test_fewer_reports_raise_the_alarm_later() -> None:
     assert all_seen is not None
     assert half is not None
     assert half > all_seen
+    others = analysis.events(BASIC, BASIC.values(), reporting_fraction=2).day("epidemic threshold")
+    assert others is not None and others < all_seen  # illness of other causes is suspected too
     with pytest.raises(ValueError, match="reporting_fraction"):
         analysis.events(BASIC, BASIC.values(), reporting_fraction=0)
+
+
+@pytest.mark.parametrize("nothing", ["initial_carrier_fraction", "carrier_conversion_rate"])
+def test_a_ratio_of_nothing_is_never_attained(nothing: str) -> None:
+    """Without carriers it is 0/0; where no carrier falls ill it is 0 from the start, and warns of nothing."""
+    found = analysis.events(BASIC, BASIC.values(overrides={nothing: 0.0}))
+    assert found.attained == {"early ratio": None, "critical ratio": None}
+    assert "false alarm" not in set(found.outlook()["verdict"])
+
+
+def test_the_early_ratio_is_neared_where_only_stage_two_begins() -> None:
+    values = BASIC.values(overrides={"initial_carrier_fraction": 0.0, "initial_stage2_fraction": 1e-4})
+    day = analysis.events(BASIC, values).day("early ratio")
+    assert day is not None and 1 < day < 30
 
 
 def test_who_thresholds_by_size_of_the_district() -> None:

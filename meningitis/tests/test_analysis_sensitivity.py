@@ -177,6 +177,18 @@ def test_prcc_of_the_model_has_the_expected_signs() -> None:
     peaks = analysis.outcomes(BASIC, draw(BASIC, sampled(BASIC), hypercube(BASIC, 300, 1), BASIC.values()))
     assert found.growing == np.mean(peaks["peak_week"] == 52)  # of 52 whole weeks
     assert analysis.prcc(BASIC, ["cases"], n=300, seed=1, days=70.0).growing > 0.3 > found.growing
+    # Faster spread peaks earlier, among outbreaks that peak within the run; without an outbreak the week is 1.
+    inside = (peaks["peak_week"] > 1) & (peaks["peak_week"] < 52)
+    assert found.peaked == np.mean(inside) and 0.5 < found.peaked < 1
+    assert table["peak_week", "transmission_rate"] < -0.7 and table["peak_week", "initial_immune_fraction"] > 0.4
+    row = found.outcomes.index("peak_week")
+    ranks = rankdata(hypercube(BASIC, 300, 1)[inside], axis=0)
+    by_hand = partial_correlations(ranks, rankdata(peaks["peak_week"][inside]))
+    np.testing.assert_array_equal(found.coefficient[row], by_hand)
+    width = np.diff(np.arctanh([found.low[row], found.high[row]]), axis=0) / 2
+    assert width == pytest.approx(1.959964 / np.sqrt(inside.sum() - len(found.parameters) - 2), rel=1e-4)
+    few = analysis.prcc(BASIC, ["peak_week", "cases"], n=40, seed=1, values=BASIC.values(), days=14.0)
+    assert few.peaked == 0 and np.isnan(few.coefficient[0]).all() and np.isfinite(few.coefficient[1]).all()
     with pytest.raises(ValueError, match="unknown outcome"):
         analysis.prcc(BASIC, ["nonsense"], n=300)
     with pytest.raises(ValueError, match="at least"):

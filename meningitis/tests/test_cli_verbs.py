@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import json
 from pathlib import Path
@@ -77,6 +78,7 @@ def test_simulate_is_the_course_by_hand_with_dates(say: Any) -> None:
     for name, column in (("S", S), ("C", C), ("I1", I1), ("I2", I2), ("D", D)):
         assert np.allclose(found[name], column[1:], rtol=1e-5, atol=1e-6), name
     assert np.allclose(found["weekly_cases"], np.diff(cases), rtol=1e-5)
+    assert np.allclose(found["weekly_cases_per_100000"], np.diff(cases) / v["population"] * 1e5, rtol=1e-5)
     assert list(found["begins"][:2]) == ["2026-11-30", "2026-12-07"]
     assert list(found["epi_week"].iloc[[0, 4, 5]]) == ["2026-W49", "2026-W53", "2027-W01"]
     assert json.loads(say(*words, "--json"))[-1]["I2"] == pytest.approx(I2[-1], rel=1e-5)
@@ -84,8 +86,25 @@ def test_simulate_is_the_course_by_hand_with_dates(say: Any) -> None:
 
 def test_simulate_shows_weeks_of_the_other_system(say: Any) -> None:
     words = ("simulate", "--model", "basic", "--days", "14", "--start", "2021-01-03", "--csv", "--weeks")
-    assert list(table(say(*words, "iso"))["epi_week"]) == ["2020-W53", "2021-W01"]
     assert list(table(say(*words, "cdc"))["epi_week"]) == ["2021-W01", "2021-W02"]
+    assert list(table(say(*words, "iso"))["epi_week"]) == ["2021-W01", "2021-W02"]  # begun a day before the calendar's
+
+
+@pytest.mark.parametrize("first", range(7))
+def test_a_week_has_one_name_in_every_verb(say: Any, capsys: pytest.CaptureFixture[str], first: int) -> None:
+    start = dt.date(2026, 11, 30) + dt.timedelta(days=first)
+    words = ("--model", "basic", "--start", start.isoformat())
+    assert main(["simulate", *words, "--csv"]) == 0
+    printed = capsys.readouterr()
+    weeks = table(printed.out)
+    assert ("is no Monday, on which ISO weeks begin" in printed.err) == (first > 0)
+    rows = {row["name"]: row for row in json.loads(say("thresholds", *words, "--json"))["events"]["events"]}
+    alert, peak = rows["alert threshold"], rows["weekly incidence peak"]
+    assert alert["epi_week"] == weeks["epi_week"][int(alert["day"]) // 7 - 1]
+    assert peak["epi_week"] == weeks["epi_week"][weeks["weekly_cases"].idxmax()]
+    for name, begins in zip(weeks["epi_week"], weeks["begins"], strict=True):
+        days = [dt.date.fromisoformat(begins) + dt.timedelta(days=k) for k in range(7)]
+        assert sum("{}-W{:02d}".format(*day.isocalendar()[:2]) == name for day in days) >= 4
 
 
 def test_thresholds_report_formulas_and_events_in_order(say: Any) -> None:
@@ -162,6 +181,19 @@ def test_compare_subtracts_two_runs(say: Any) -> None:
     assert found["deaths_averted"] == pytest.approx(runs[0][4] - runs[1][4], rel=1e-4)
     rows = table(say("compare", "--model", "basic", "--with-scenario", "hyperendemic", "--csv")).set_index("outcome")
     assert rows.loc["cases", "b"] == pytest.approx(117, abs=0.5)
+
+
+def test_compare_says_where_cases_are_postponed(capsys: pytest.CaptureFixture[str]) -> None:
+    def compared(*more: str) -> tuple[Any, str]:
+        assert main(["compare", "--model", "basic", "--with", "transmission_rate=36/year", "--json", *more]) == 0
+        printed = capsys.readouterr()
+        return json.loads(printed.out), printed.err
+
+    early, said = compared()
+    assert early["unfinished"] == ["b"] and "outbreak b is not over after 365 days" in said
+    late, said = compared("--days", "3650")
+    assert late["unfinished"] == [] and not said
+    assert late["cases_averted"] < 0.9 * early["cases_averted"]
 
 
 def test_models_lists_scenarios(say: Any) -> None:

@@ -78,15 +78,15 @@ def test_what_a_scenario_says_it_gives_is_what_it_gives(model: Model, results: A
         row = next(r for r in results["course"] if (r["model"], r["scenario"]) == where)
         start = next(r for r in results["reproduction"] if (r["model"], r["scenario"]) == where)
         given = {
-            "R_at_start": r"R\(0\) ([\d.]+)",
+            "R_at_start": r"R at the start ([\d.]+)",
             "weekly_peak_per_100000": r"([\d.]+) per 100,000",
             "peak_week": r"in week (\d+)",
             "cases": r"(\d+) cases",
             "deaths": r"(\d+) deaths",
             "ever_infected_%": r"(\d+) % ever",
-            "attacked": r"([\d.]+) % attacked",
+            "ill": r"([\d.]+) % fall ill",
         }
-        facts = {**row, **start, "attacked": 100 * row["cases"] / 111_540}
+        facts = {**row, **start, "ill": 100 * row["cases"] / 111_540}
         found = {key: re.search(pattern, scenario.gives) for key, pattern in given.items()}
         assert sum(match is not None for match in found.values()) >= 2
         for key, match in found.items():
@@ -161,4 +161,17 @@ def test_provenance_is_enough_to_run_it_again(results: Any) -> None:
     assert facts["models"]["basic"]["hash"] == BASIC.hash
     assert facts["models"]["generalised"]["scenarios"]["severe"] == GENERALISED.values("severe")
     assert (facts["seed"], facts["sobol_n"], facts["lhs_n"], facts["start"]) == (1, 64, 60, "2026-11-30")
+    assert (facts["scenario"], facts["days"], facts["overrides"], facts["weeks"]) == (None, None, {}, "iso")
+    assert facts["models"]["basic"]["days"] == {s.name: s.days for s in BASIC.scenarios}
     assert {"python", "numpy", "numba", "meningitis"} <= set(facts["versions"])
+    assert facts["tolerances"] == {"rtol": 1e-6, "atol_persons": 1e-8, "events": {"rtol": 1e-10, "atol_persons": 1e-10}}
+
+
+def test_lead_times_are_told_of_the_runs_that_have_them(results: Any, page: str) -> None:
+    """The days before the epidemic threshold belong to those runs alone that reach it later, not to false alarms."""
+    rows = [row for row in results["outlook"] if row["ratio"] == "critical ratio"]
+    ahead = [row["day"] for row in rows if row["verdict"] == "before"]
+    every = [row["day"] for row in rows if row["day"] is not None]
+    assert ahead and max(every) > max(ahead)
+    assert f"There it is attained between day {min(ahead):.1f} and day {max(ahead):.1f}, " in page
+    assert f"Over all runs that attain it: day {min(every):.1f} to day {max(every):.1f}." in page

@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 
-from meningitis.calendar import date_of, epi_week, label, parse_date
+from meningitis.calendar import begins_a_week, date_of, epi_week, parse_date, week_label
 
 
 @pytest.mark.parametrize(
@@ -34,11 +34,12 @@ def test_cdc_week_one_has_four_days_in_its_year() -> None:
 
 
 def test_dates_and_labels() -> None:
-    start = dt.date(2026, 11, 30)
-    assert date_of(83.9, start) == dt.date(2027, 2, 21)
-    assert label(83.25, None) == "day 83.2"
-    assert label(83.25, start) == "day 83.2, 2027-02-21 (2027-W07)"
-    assert label(83.25, start, "cdc").endswith("(2027-W08)")
+    start = dt.date(2026, 11, 30)  # a Monday
+    assert date_of(83.9, start) == (sunday := dt.date(2027, 2, 21))
+    assert (week_label(sunday), week_label(sunday, "cdc"), week_label(None)) == ("2027-W07", "2027-W08", None)
+    assert [begins_a_week(day, system) for day in (start, sunday) for system in ("iso", "cdc")] == [
+        True, False, False, True,
+    ]  # fmt: skip
 
 
 def test_a_bad_date_says_what_is_allowed() -> None:

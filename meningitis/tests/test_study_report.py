@@ -11,8 +11,9 @@ import pytest
 from meningitis.chapters.importance import _are_first
 from meningitis.chapters.outcomes import _minimum
 from meningitis.chapters.work import KEY
+from meningitis.files import write_atomically
 from meningitis.models import GENERALISED, get, names
-from meningitis.report import Report, plain, show, to_json, write_atomically
+from meningitis.report import NUMBER, Report, plain, show, to_json
 from meningitis.report.diagram import flow_diagram, flow_labels, positions
 from meningitis.report.figures import dots
 from meningitis.report.style import to_svg
@@ -114,5 +115,6 @@ def test_cells_and_json() -> None:
     assert [show(x) for x in (0.0, 1234567.0, -0.00012345, 0.5, None, True, float("nan"), "x")] == [
         "0", "1.235e+06", "−1.234e−04", "0.5", "–", "yes", "–", "x",
     ]  # fmt: skip
+    assert [show(x) for x in (float("inf"), -float("inf"))] == ["∞", "−∞"] and NUMBER.fullmatch("−∞")
     assert plain({"x": (1, float("inf"))}) == {"x": [1, None]}
     assert json.loads(to_json(np.float64(0.1))) == 0.1

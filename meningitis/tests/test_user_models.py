@@ -13,6 +13,7 @@ from scipy.integrate import solve_ivp
 
 from meningitis import analysis, symbolic
 from meningitis.chapters.course import course, ratios
+from meningitis.chapters.outcomes import infected
 from meningitis.chapters.structure import thresholds
 from meningitis.chapters.work import Work
 from meningitis.cli import main
@@ -258,3 +259,34 @@ def test_matrices_are_rows_in_plain_data() -> None:
     plain = symbolic.next_generation(GENERALISED).to_dict()
     assert len(plain["V"]) == 3 and all(len(row) == 3 for row in plain["V"])
     assert plain["V"][0][1] == "0"
+
+
+def test_a_study_without_an_exact_relation_shows_the_integrator_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_of_it(*_: object, **__: object) -> None:
+        raise ValueError("the model has no first integral")
+
+    monkeypatch.setattr("meningitis.analysis.infected.final_size_exact", none_of_it)
+    drawn: list[np.ndarray] = []
+    plain = figures.ever_infected_map
+    monkeypatch.setattr(figures, "ever_infected_map", lambda *found: (drawn.append(found[2]), plain(*found))[1])
+    work = Work(
+        report=Report(out=tmp_path, title="", lead=""),
+        models=(GENERALISED,), seed=1, sobol_n=16, lhs_n=60, start=None, weeks="iso",
+    )  # fmt: skip
+    work.report.section("Infected")
+    infected(work)
+    assert np.isfinite(drawn[0]).all() and drawn[0].max() > 0.5
+    told = work.report.write(work.results).read_text()
+    assert "By the integrator alone: the model has no first integral." in told and ">nan<" not in told
+
+
+def test_a_run_of_half_a_day_more_is_drawn(tmp_path: Path) -> None:
+    work = Work(
+        report=Report(out=tmp_path, title="", lead=""),
+        models=(GENERALISED,), seed=1, sobol_n=16, lhs_n=60, start=None, weeks="iso", days=100.5,
+    )  # fmt: skip
+    work.report.section("Thresholds")
+    thresholds(work)
+    assert (tmp_path / "figures" / "spread-threshold.svg").exists()

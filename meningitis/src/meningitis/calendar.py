@@ -37,10 +37,11 @@ def epi_week(date: dt.date, system: WeekSystem = "iso") -> tuple[int, int]:
     return year, week
 
 
-def label(day: float, start: dt.date | None, system: WeekSystem = "iso") -> str:
-    """Words for a moment: `day 83.2`, or with a start date `2027-02-21 (2027-W07)` as well."""
-    if start is None:
-        return f"day {day:.1f}"
-    date = date_of(day, start)
-    year, week = epi_week(date, system)
-    return f"day {day:.1f}, {date.isoformat()} ({year}-W{week:02d})"
+def week_label(date: dt.date | None, system: WeekSystem = "iso") -> str | None:
+    """The epidemiological week of a date in words, such as `2027-W07`; None where there is no date."""
+    return None if date is None else "{}-W{:02d}".format(*epi_week(date, system))
+
+
+def begins_a_week(date: dt.date, system: WeekSystem = "iso") -> bool:
+    """Whether an epidemiological week begins on that day."""
+    return date.isoweekday() == (7 if system == "cdc" else 1)

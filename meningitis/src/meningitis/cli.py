@@ -102,14 +102,14 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="vaccine efficacy for the critical coverage (default: 1)",
+        help="efficacy against acquiring carriage, for the critical coverage (default: 1)",
     )
     sub["thresholds"].add_argument(
         "--reporting-fraction",
         type=float,
         default=1.0,
-        metavar="SHARE",
-        help="suspected cases per model case (default: 1)",
+        metavar="RATIO",
+        help="suspected cases reported per case of the model, above 1 where other illness is suspected (default: 1)",
     )
     sub["sensitivity"].add_argument("--global", dest="worldwide", action="store_true", help="PRCC and Sobol instead")
     sampling = sub["sensitivity"].add_argument_group("only with --global")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 UNITS = {
     "day": "days", "time": "days", "days": "days", "prevalence": "persons",
+    "weekly_cases_per_100000": "per 100,000 per week",
     **dict.fromkeys(CUMULATIVE, "persons"), **{f"weekly_{name}": "persons/week" for name in CUMULATIVE},
 }  # fmt: skip
 """Units of columns that every model's tables may have; those of parameters and compartments follow the model."""

@@ -44,12 +44,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def dated(days: Iterable[float | None], start: dt.date | None, weeks: WeekSystem) -> dict[str, list[str | None]]:
     """Columns `date` and `epi_week` for days since the start; none without a first day."""
-    from meningitis.calendar import date_of, epi_week
+    from meningitis.calendar import date_of, week_label
 
     if start is None:
         return {}
     dates = [None if day is None or day != day else date_of(float(day), start) for day in days]
-    shown = [None if d is None else "{}-W{:02d}".format(*epi_week(d, weeks)) for d in dates]
+    shown = [week_label(d, weeks) for d in dates]
     return {"date": [None if d is None else d.isoformat() for d in dates], "epi_week": shown}
 
 
@@ -113,7 +113,8 @@ def weekly_table(
 ) -> pd.DataFrame:
     """Weekly course of one run: states at the end of each week and the week's new infections, cases and deaths.
 
-    `days` of the last week are fewer than seven where the run ends within it.
+    `days` of the last week are fewer than seven where the run ends within it. A week is named by the epidemiological
+    week that its fourth day is in, with which it shares four days at least.
     """
     import numpy as np
     import pandas as pd
@@ -131,11 +132,24 @@ def weekly_table(
         print(
             f"meningitis: the last week has {table['days'][-1]:g} of 7 days, so its counts are lower", file=sys.stderr
         )
-    begins = dated(times[:-1].tolist(), start, weeks)
-    table |= {"begins" if name == "date" else name: column for name, column in begins.items()}
+    if start is not None:
+        _told_of_weeks(start, weeks)
+        table["begins"] = dated(times[:-1], start, weeks)["date"]
+        table["epi_week"] = dated(times[:-1] + 3, start, weeks)["epi_week"]
     table |= {name: run.states[0, 1:, k] for k, name in enumerate(run.state_names)}
     table |= {f"weekly_{name}": np.diff(run.cumulative[0, :, k]) for k, name in enumerate(run.cumulative_names)}
+    table["weekly_cases_per_100000"] = 1e5 * table["weekly_cases"] / run.states[0, 0].sum()
     return pd.DataFrame(table)
+
+
+def _told_of_weeks(start: dt.date, weeks: WeekSystem) -> None:
+    """Say where the weeks of a run, which begin with its first day, are none of the calendar's."""
+    from meningitis.calendar import begins_a_week
+
+    if not begins_a_week(start, weeks):
+        first = "Monday" if weeks == "iso" else "Sunday"
+        words = f"{start.isoformat()} is no {first}, on which {weeks.upper()} weeks begin"
+        print(f"meningitis: {words}: each week of the run is named by that of its fourth day", file=sys.stderr)
 
 
 def _simulate(arguments: argparse.Namespace) -> None:
@@ -178,6 +192,7 @@ def _r0(arguments: argparse.Namespace) -> None:
 
 def _thresholds(arguments: argparse.Namespace) -> None:
     from meningitis import analysis, symbolic
+    from meningitis.calendar import week_label
     from meningitis.printed import outlook_text, thresholds_text
 
     model = model_of(arguments)
@@ -195,8 +210,8 @@ def _thresholds(arguments: argparse.Namespace) -> None:
     found = None if symbolic.no_thresholds(model) else symbolic.thresholds(model).to_dict()
     frame, told = happened.frame(), happened.to_dict()
     if start is not None:
-        known = [None if date is None else float((date - start).days) for date in frame["date"]]
-        frame.insert(3, "epi_week", dated(known, start, weeks)["epi_week"])
+        _told_of_weeks(start, weeks)
+        frame.insert(3, "epi_week", [week_label(event.week_day, weeks) for event in happened.events])
         told["events"] = [row | {"epi_week": week} for row, week in zip(told["events"], frame["epi_week"], strict=True)]
     text = f"no threshold in symbols: {', '.join(moving)} depends on time" if moving else thresholds_text(model)
     put(arguments, frame, {"thresholds": found, "events": told, "values": values}, text, model)
@@ -241,7 +256,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     sizes = sampling_of(arguments)
     folder = Path(arguments.checkpoint) if arguments.checkpoint else None
     try:
-        ranks, shares, growing = analysis.global_sensitivity(
+        ranks, shares, drawn = analysis.global_sensitivity(
             model,
             values,
             days,
@@ -256,7 +271,10 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
         if folder:
             print(f"meningitis: the same command goes on with what {folder} holds", file=sys.stderr)
         raise
-    words = f"outcomes of {days:g} days; cases still rise at the end in {growing:.1%} of the draws"
+    words = (
+        f"outcomes of {days:g} days; cases still rise at the end in {drawn.growing:.1%} of the draws; the rank "
+        f"correlations of peak_week are over the {drawn.peaked:.1%} that peak before"
+    )
     print(f"meningitis: {words}", file=sys.stderr)
     both = ranks.merge(shares, on=["outcome", "parameter", "symbol"], how="outer", suffixes=("_prcc", "_sobol"))
     put(arguments, both, model=model)
@@ -308,6 +326,9 @@ def _compare(arguments: argparse.Namespace) -> None:
     found = analysis.compare(model, first, second, days=days_of(model, arguments))
     frame = found.frame()
     frame.insert(1, "unit", frame["outcome"].map(OUTCOME_UNITS))
+    for name in found.unfinished:
+        words = f"outbreak {name} is not over after {found.days:g} days: what is averted by then may be postponed"
+        print(f"meningitis: {words}; --days gives it longer", file=sys.stderr)
     put(arguments, frame, found.to_dict())
 
 
@@ -317,6 +338,8 @@ def _study(arguments: argparse.Namespace) -> None:
 
     chosen = (BASIC, GENERALISED) if arguments.model is None else (model_of(arguments),)
     start, weeks = calendar_of(arguments)
+    if start is not None:
+        _told_of_weeks(start, weeks)
     page = study(
         Path(arguments.out),
         models=chosen,

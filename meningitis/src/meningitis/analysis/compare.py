@@ -11,21 +11,29 @@ import pandas as pd
 from scipy.stats import qmc
 
 from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled
-from meningitis.analysis.runs import Array
+from meningitis.analysis.runs import Array, solved
 from meningitis.engine import simulate
 from meningitis.model import Model
 
 PERCENTILES = (2.5, 25.0, 50.0, 75.0, 97.5)
+OVER = 0.01
+"""Share of the most infected at once below which an outbreak counts as over."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Outcomes under a and under b; averted is a - b (negative: b is worse)."""
+    """Outcomes under a and under b within `days`; averted is a - b (negative: b is worse).
+
+    unfinished: which of the two outbreaks are not over by then, those infected being above 1 % of their peak: what is
+    averted may be postponed.
+    """
 
     a: dict[str, float]
     b: dict[str, float]
     cases_averted: float
     deaths_averted: float
+    days: float
+    unfinished: tuple[str, ...] = ()
 
     def frame(self) -> pd.DataFrame:
         """Table outcome, a, b, difference (a - b)."""
@@ -35,18 +43,24 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         averted = {"cases_averted": self.cases_averted, "deaths_averted": self.deaths_averted}
-        return {"a": self.a, "b": self.b, **averted}
+        return {"a": self.a, "b": self.b, **averted, "days": self.days, "unfinished": list(self.unfinished)}
 
 
 def compare(model: Model, a: Mapping[str, float], b: Mapping[str, float], *, days: float = 365.0) -> Comparison:
     """Cases and deaths averted by going from parameter set `a` to `b` (both complete, as `Model.values` gives them)."""
-    found = outcomes(model, {name: np.array([a[name], b[name]]) for name in model.parameter_names}, days=days)
+    both = {name: np.array([a[name], b[name]]) for name in model.parameter_names}
+    found = outcomes(model, both, days=days)
+    run = simulate(model, parameters=both, times=np.unique(np.append(np.arange(0.0, days, 7.0), days)), days=days)
+    infected = np.sum([run[c.name] for c in model.compartments if c.infected], axis=0)  # (2, T)
+    left = infected[:, -1] > OVER * infected.max(axis=1)
     first, second = ({name: float(found[name][k]) for name in OUTCOMES} for k in range(2))
     return Comparison(
         a=first,
         b=second,
         cases_averted=first["cases"] - second["cases"],
         deaths_averted=first["deaths"] - second["deaths"],
+        days=days,
+        unfinished=tuple(name for name, more in zip("ab", left, strict=True) if more),
     )
 
 
@@ -103,10 +117,8 @@ def bands(
     names = sampled(model, pinned)
     uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
     times = np.arange(0.0, days + 1e-9, 7.0)
-    run = simulate(model, parameters=draw(model, names, uniform, values or model.values()), times=times, days=days)
-    failed = int(np.count_nonzero(run.status > 0))
-    if failed:
-        raise RuntimeError(f"{failed} of {n} trajectories of model {model.name!r} failed; narrow the distributions")
+    samples = draw(model, names, uniform, values or model.values())
+    run = solved(simulate(model, parameters=samples, times=times, days=days))
     weekly = np.diff(run.cumulative, axis=1, prepend=0.0)
     columns = {name: run.states[:, :, k] for k, name in enumerate(model.state_names)}
     columns |= {f"weekly_{name}": weekly[:, :, k] for k, name in enumerate(run.cumulative_names)}

@@ -12,7 +12,7 @@ import pandas as pd
 
 from meningitis.analysis.runs import at_times, crossing_days
 from meningitis.analysis.surveillance import who_thresholds
-from meningitis.calendar import date_of
+from meningitis.calendar import DAY, date_of
 from meningitis.model import Model
 from meningitis.symbolic import case_and_carrier, growth, initial_state
 from meningitis.symbolic.declared import infected_states, moving_rates
@@ -44,6 +44,11 @@ class Event:
     date: dt.date | None
     value: float | None
     unit: str
+
+    @property
+    def week_day(self) -> dt.date | None:
+        """The day whose epidemiological week is the event's: its own, or the fourth of the week that it ends."""
+        return self.date - 3 * DAY if self.date and self.name in SURVEILLANCE else self.date
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +139,12 @@ def events(
     """Early ratio, alert, epidemic, weekly peak, critical ratio, prevalence peak and the end of the outbreak, in order.
 
     The two ratios only where the declaration has a case compartment fed by a carrier compartment, the prevalence peak
-    where it has a single case compartment. `reporting_fraction` turns the model's cases into suspected ones.
-    Raises: ValueError where it is not in (0, 1], days are less than a week, or no flow is declared a case.
+    where it has a single case compartment. `reporting_fraction` is how many suspected cases are reported for each of
+    the model's: below 1 where some are missed, above it where illness of other causes is suspected too.
+    Raises: ValueError where it is not above 0 and finite, days are less than a week, or no flow is declared a case.
     """
-    if not 0 < reporting_fraction <= 1:
-        raise ValueError(f"reporting_fraction is {reporting_fraction}, but must be above 0 and at most 1")
+    if not 0 < reporting_fraction < np.inf:
+        raise ValueError(f"reporting_fraction is {reporting_fraction}, but must be above 0 and finite")
     if days < 7:
         raise ValueError(f"days is {days:g}, but weekly incidence needs at least 7")
     suspected = reporting_fraction * weekly(model, values, days)
@@ -199,15 +205,17 @@ def _ratios(
     def neared(level: float) -> float | None:
         begun = initial_state(model, values)
         cases, carriers = begun[case], begun[carrier]
-        if abs(cases - level * carriers) <= NEAR * level * carriers:
+        if level == 0 or not any(begun[name] for name in infected_states(model)):
+            return None  # no carrier falls ill, or there are none: a ratio that says nothing
+        if carriers > 0 and abs(cases - level * carriers) <= NEAR * level * carriers:
             return 0.0
-        return reached((1 - NEAR) * level) if cases < level * carriers else reached((1 + NEAR) * level, upwards=False)
+        return reached((1 - NEAR) * level) if cases <= level * carriers else reached((1 + NEAR) * level, upwards=False)
 
     speed = growth(model, values)
     early = speed.early_ratio if speed.rate > 0 else None
     _, V = numeric_matrices(model, values)
     i, c = (infected_states(model).index(name) for name in pair)
-    critical = float(-V[i, c] / V[i, i])
+    critical = float(-V[i, c] / V[i, i]) + 0.0  # no -0
     unit = f"{case}/{carrier}"
     return {
         "early ratio": (None if early is None else neared(early), early, unit),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from meningitis.analysis.prcc import prcc
+from meningitis.analysis.prcc import PRCC, prcc
 from meningitis.analysis.sobol import sobol as sobol_indices
 from meningitis.model import Model
 
@@ -23,11 +23,11 @@ def global_sensitivity(
     pinned: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame, float]:
+) -> tuple[pd.DataFrame, pd.DataFrame, PRCC]:
     """Tables of PRCC and of Sobol indices with 95 % intervals, by outcome and parameter, with LaTeX symbols.
 
-    The outcomes are those of the first `days`; the third of what is returned is the share of the Latin hypercube in
-    which cases still rise then, whose outbreaks are cut short.
+    The outcomes are those of the first `days`; the third of what is returned says in what share of the Latin hypercube
+    cases still rise then, so that outbreaks are cut short, and in what share they peak before.
     `lhs` Latin hypercube samples and `sobol` base samples (a power of two); those pinned stay at `values`.
     `progress(done, n)` hears of each sweep's chunks; `checkpoint` is a folder that keeps both sweeps' finished runs, so
     that the same call goes on after an interruption.
@@ -45,4 +45,4 @@ def global_sensitivity(
     ).frame()
     for table in (ranks, shares):
         table.insert(2, "symbol", table["parameter"].map(symbols))
-    return ranks, shares, correlated.growing
+    return ranks, shares, correlated

@@ -15,7 +15,7 @@ import sympy as sp
 from numpy.typing import ArrayLike
 from scipy.special import lambertw
 
-from meningitis.analysis.runs import Array, checked, grid_of
+from meningitis.analysis.runs import Array, all_solved, checked, grid_of
 from meningitis.engine import reduce
 from meningitis.model import Model
 from meningitis.models import BASIC, GENERALISED
@@ -138,9 +138,7 @@ def final_sizes(
     size = len(next(iter(grid.values()))) if grid else 1
     samples = {name: np.full(size, float(value)) for name, value in values.items()} | grid
     found = reduce(model, samples, days=days)
-    failed = int(np.count_nonzero(found["status"] > 0))
-    if failed:
-        raise RuntimeError(f"{failed} of {size} trajectories of model {model.name!r} failed")
+    all_solved(found["status"], samples)
     N = sum(starting_state(samples, model).values())
     try:
         exact, note = final_size_exact(samples, model=model), ""
@@ -158,7 +156,8 @@ def final_sizes(
 class EverInfected:
     """Share of the population ever infected, over the values of carrier_odds (rows) and direct_fraction (columns).
 
-    integrated: up to `days`; exact: when the outbreak is over; both (len(epsilon), len(p)).
+    integrated: up to `days`; exact: when the outbreak is over, NaN with a `note` where the model has no exact relation;
+    both (len(epsilon), len(p)).
     """
 
     epsilon: Array
@@ -166,6 +165,7 @@ class EverInfected:
     days: float
     integrated: Array
     exact: Array
+    note: str = ""
 
     def frame(self) -> pd.DataFrame:
         """Long table: carrier_odds, direct_fraction, integrated, exact."""
@@ -176,7 +176,7 @@ class EverInfected:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, lists of lists."""
         arrays = {name: getattr(self, name).tolist() for name in ("epsilon", "p", "integrated", "exact")}
-        return arrays | {"days": self.days}
+        return arrays | {"days": self.days, "note": self.note}
 
 
 def ever_infected(
@@ -201,5 +201,10 @@ def ever_infected(
     found = final_sizes(model, values, sweep, days=days)
     shape = (odds.size, direct.size)
     return EverInfected(
-        epsilon=odds, p=direct, days=days, integrated=found.integrated.reshape(shape), exact=found.exact.reshape(shape)
+        epsilon=odds,
+        p=direct,
+        days=days,
+        integrated=found.integrated.reshape(shape),
+        exact=found.exact.reshape(shape),
+        note=found.note,
     )

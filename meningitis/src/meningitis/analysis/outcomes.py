@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from meningitis.analysis.runs import Array
-from meningitis.engine import Status, reduce
+from meningitis.analysis.runs import Array, all_solved
+from meningitis.engine import reduce
 from meningitis.engine.ensemble import table
 from meningitis.model import Model
 from meningitis.symbolic import moving_rates, r0_numeric
@@ -42,14 +42,7 @@ def outcomes(
     full = table(model, None, samples)
     size = next(iter(full.values())).size
     found = reduce(model, full, days=days, progress=progress, checkpoint=checkpoint)
-    failed = np.flatnonzero(found["status"] > 0)
-    if failed.size:
-        first = failed[0]
-        where = ", ".join(f"{name}={column[first]:.6g}" for name, column in full.items())
-        raise RuntimeError(
-            f"{failed.size} of {size} trajectories of model {model.name!r} failed; leave out values such as those of "
-            f"the first, set {first} ({Status(int(found['status'][first])).sentence}): {where}"
-        )
+    all_solved(found["status"], full)
     reproduction = {"R0": np.broadcast_to(np.nan if moving_rates(model) else r0_numeric(model)(full), size)}
     return reproduction | {name: np.asarray(found[name], dtype=np.float64) for name in OUTCOMES[1:]}
 

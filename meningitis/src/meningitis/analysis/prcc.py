@@ -1,5 +1,9 @@
 """Partial rank correlation of outcomes with parameters over a Latin hypercube.
 
+It tells of outcomes that rise or fall with a parameter throughout. The week of the peak does not where there may be no
+outbreak (its first week has the most cases, whatever the parameter), so it is correlated over those draws alone whose
+weekly peak lies within the run.
+
 Source: Marino et al., J Theor Biol 254 (2008) 178-196.
 """
 
@@ -12,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import norm, qmc, rankdata
 
 from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled, varies
@@ -28,6 +33,7 @@ class PRCC:
     """Partial rank correlations with `level` intervals; arrays are (outcomes, parameters).
 
     growing: share of the draws in which the last whole week has the most cases, so that the run ends before the peak.
+    peaked: share in which neither the first nor the last does: the draws that the week of the peak is correlated over.
     An outcome that does not vary by more than the solver errs has no correlation (NaN).
     """
 
@@ -39,6 +45,7 @@ class PRCC:
     n: int
     seed: int
     growing: float
+    peaked: float
     level: float = LEVEL
 
     def frame(self) -> pd.DataFrame:
@@ -48,8 +55,8 @@ class PRCC:
         return pd.DataFrame(table | {name: array.ravel() for name, array in columns.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: rows of the table, n, seed, growing and level."""
-        facts = {"n": self.n, "seed": self.seed, "growing": self.growing, "level": self.level}
+        """Plain data: rows of the table, n, seed, growing, peaked and level."""
+        facts = {"n": self.n, "seed": self.seed, "growing": self.growing, "peaked": self.peaked, "level": self.level}
         return {"rows": self.frame().to_dict("records"), **facts}
 
 
@@ -99,6 +106,8 @@ def prcc(
 ) -> PRCC:
     """PRCC of `outputs` with every sampled parameter; those of a single value or pinned stay at `values` (or defaults).
 
+    `peak_week` is correlated over the draws whose weekly peak lies within the run, NaN where these are too few.
+
     `progress` and `checkpoint` are those of `engine.reduce`.
     Raises: ValueError for an unknown output, nothing left to sample, or fewer rows than the partial correlation needs;
     RuntimeError where a trajectory fails.
@@ -112,14 +121,10 @@ def prcc(
     uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
     samples = draw(model, names, uniform, values or model.values())
     found = outcomes(model, samples, days=days, progress=progress, checkpoint=checkpoint)
-    # A distribution function is monotone, so the ranks of the uniforms are the ranks of the parameters.
-    ranks = rankdata(uniform, axis=0)
-    unknown = np.full(len(names), np.nan)  # ranks would blow the solver's error up to a whole outcome
-    coefficient = np.stack(
-        [partial_correlations(ranks, rankdata(found[o])) if varies(found[o]) else unknown for o in outputs]
-    )
-    low, high = fisher_interval(coefficient, n, len(names) - 1)
-    last = (found["peak_week"] == days // 7) & (found["peak_weekly_incidence"] > 0)
+    week, cases = found["peak_week"], found["peak_weekly_incidence"] > 0
+    peaked = cases & (week > 1) & (week < days // 7)
+    tables = [_ranked(uniform, found[o], peaked if o == "peak_week" else np.full(n, True)) for o in outputs]
+    coefficient, low, high = np.stack(tables, axis=1)
     return PRCC(
         outcomes=tuple(outputs),
         parameters=names,
@@ -128,8 +133,19 @@ def prcc(
         high=high,
         n=n,
         seed=seed,
-        growing=float(np.mean(last)),
+        growing=float(np.mean(cases & (week == days // 7))),
+        peaked=float(np.mean(peaked)),
     )
+
+
+def _ranked(uniform: Array, outcome: Array, of: NDArray[np.bool_]) -> Array:
+    """PRCC, low and high (3, k) over the rows chosen by `of` (n,); NaN where these are too few or do not vary."""
+    n, k = int(np.count_nonzero(of)), uniform.shape[1]
+    if n < k + 5 or not varies(outcome[of]):  # ranks would blow the solver's error up to a whole outcome
+        return np.full((3, k), np.nan)
+    # A distribution function is monotone, so the ranks of the uniforms are the ranks of the parameters.
+    found = partial_correlations(rankdata(uniform[of], axis=0), rankdata(outcome[of]))
+    return np.stack([found, *fisher_interval(found, n, k - 1)])
 
 
 def _pairs(rows: Sequence[str], columns: Sequence[str]) -> dict[str, Any]:

@@ -32,13 +32,22 @@ def at_times(model: Model, values: Mapping[str, float], times: ArrayLike) -> dic
 
 
 def solved(run: Ensemble) -> Ensemble:
-    """The run itself. Raises: RuntimeError, naming the first set that failed, where one did."""
-    failed = np.flatnonzero(run.status > 0)
-    if failed.size:
-        at = int(failed[0])
-        sentence = Status(int(run.status[at])).sentence
-        raise RuntimeError(f"{failed.size} of {len(run)} trajectories failed, the first (set {at}) because {sentence}")
+    """The run itself. Raises: RuntimeError as `all_solved` does."""
+    all_solved(run.status, run.parameters)
     return run
+
+
+def all_solved(status: ArrayLike, samples: Mapping[str, Array]) -> None:
+    """Raises: RuntimeError, naming how many sets failed and the first of them, where one did."""
+    became = np.asarray(status, dtype=int)
+    failed = np.flatnonzero(became > 0)
+    if failed.size:
+        first = int(failed[0])
+        where = ", ".join(f"{name}={np.ravel(column)[first]:.6g}" for name, column in samples.items())
+        raise RuntimeError(
+            f"{failed.size} of {became.size} trajectories failed; leave out values such as those of the first, set "
+            f"{first} ({Status(int(became[first])).sentence}): {where}"
+        )
 
 
 def crossing_days(

@@ -23,6 +23,7 @@ import numpy as np
 
 from meningitis.benchmark.accuracy import deviations
 from meningitis.benchmark.routes import DAYS, PEERS, Absent, Route, Task, engine_route
+from meningitis.files import write_atomically
 
 Say = Callable[[str], None]
 PACKAGES = ("meningitis", "numpy", "scipy", "numba", "libroadrunner", "numbalsoda", "diffrax", "jax")
@@ -73,7 +74,7 @@ def run(*, quick: bool = False, path: Path | str | None = None, seed: int = 1, s
     for name, seconds in found["commands"].items():
         say(f"{name}: {'failed' if seconds is None else f'{seconds:.2f} s'}")
     if path is not None:
-        _write(Path(path), found)
+        write_atomically(Path(path), json.dumps(found, indent=2))
     return found
 
 
@@ -211,13 +212,3 @@ def _cold_study() -> float | None:
         done = subprocess.run(command, capture_output=True, env={**os.environ, "XDG_CACHE_HOME": cache})
         seconds = time.perf_counter() - start
     return None if done.returncode else seconds
-
-
-def _write(path: Path, found: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(found, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

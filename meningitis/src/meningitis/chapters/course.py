@@ -10,7 +10,7 @@ import pandas as pd
 
 from meningitis import analysis, symbolic
 from meningitis.analysis.events import weekly_peak
-from meningitis.calendar import epi_week
+from meningitis.calendar import week_label
 from meningitis.chapters.work import KEY, Work
 from meningitis.engine import simulate
 from meningitis.model import Model, Parameter
@@ -64,7 +64,8 @@ def course(work: Work) -> None:
     work.report.table(
         "course",
         table,
-        "Totals by scenario. The season is a label: the model knows none. A dash for the week of the peak: the last "
+        "Totals by scenario, over its whole length. The season is a label: the model knows none, and holds the "
+        "dry season's rates beyond the season's end. A dash for the week of the peak: the last "
         "week is the highest, or nobody falls ill; for the weeks above alert: none, or not over by the end.",
         table.set_axis(list(heads), axis="columns"),
     )
@@ -168,7 +169,8 @@ def _when(work: Work, event: analysis.Event) -> str | None:
     if event.date is None:
         return f"{event.day:.1f}"
     date = event.date
-    return f"{date.day}\N{NO-BREAK SPACE}{date:%b}\N{NO-BREAK SPACE}{date:%Y} (W{epi_week(date, work.weeks)[1]:02d})"
+    week = str(week_label(event.week_day, work.weeks)).partition("-")[2]
+    return f"{date.day}\N{NO-BREAK SPACE}{date:%b}\N{NO-BREAK SPACE}{date:%Y} ({week})"
 
 
 READINGS = {
@@ -224,11 +226,14 @@ def _claim(work: Work, ratio: str, part: pd.DataFrame) -> None:
     leads = part.loc[part["verdict"] == "before", ["before_alert", "before_epidemic"]].agg(["min", "max"])
     if yes:
         (alert0, epidemic0), (alert1, epidemic1) = leads.to_numpy().tolist()
-        days = part["day"].dropna()
+        ahead, days = part.loc[part["verdict"] == "before", "day"], part["day"].dropna()
         sentences.append(
-            f"It is attained between day {days.min():.1f} and day {days.max():.1f}, {epidemic0:.0f} to {epidemic1:.0f} "
-            f"days before the epidemic threshold and {_lead(alert0)} to {_lead(alert1)} the alert threshold."
+            f"There it is attained between day {ahead.min():.1f} and day {ahead.max():.1f}, {epidemic0:.0f} to "
+            f"{epidemic1:.0f} days before the epidemic threshold and {_lead(alert0)} to {_lead(alert1)} the alert "
+            "threshold."
         )
+        if len(days) > len(ahead):
+            sentences.append(f"Over all runs that attain it: day {days.min():.1f} to day {days.max():.1f}.")
     if false:
         sentences.append(f"False alarm, since no epidemic follows, in {_listed(false)}.")
     work.report.claim(

@@ -9,9 +9,10 @@ import pandas as pd
 
 from meningitis import analysis, symbolic
 from meningitis.chapters.work import KEY, OUTCOME_WORDS, Work
+from meningitis.files import write_atomically
 from meningitis.model import Model
 from meningitis.notation import Notation
-from meningitis.report import figures, write_atomically
+from meningitis.report import figures
 
 TESTED = ("R0", "cases", "peak_weekly_incidence", "ever_infected")
 """The outcomes for which the paper's claim of key parameters is tested."""
@@ -23,7 +24,7 @@ def sensitivity(work: Work) -> None:
     ranked = []
     for model in work.models:
         days = work.length(model)
-        ranks, shares, growing = analysis.global_sensitivity(
+        ranks, shares, drawn = analysis.global_sensitivity(
             model,
             work.values(model),
             days,
@@ -34,7 +35,8 @@ def sensitivity(work: Work) -> None:
         )
         work.results.setdefault("prcc", {})[model.name] = ranks.to_dict("records")
         work.results.setdefault("sobol", {})[model.name] = shares.to_dict("records")
-        work.results.setdefault("still_growing", {})[model.name] = growing
+        work.results.setdefault("still_growing", {})[model.name] = drawn.growing
+        work.results.setdefault("peak_within_the_run", {})[model.name] = drawn.peaked
         end = f"{model.name} model, outbreaks of {days:g} days, 95 % intervals, {work.draws(model)}"
         work.report.figure(
             f"prcc-{model.name}",
@@ -42,12 +44,15 @@ def sensitivity(work: Work) -> None:
                 _worded(ranks).rename(columns={"low": "prcc_low", "high": "prcc_high"}), {"prcc": "PRCC"}, "PRCC"
             ),
             f"Partial rank correlation over {work.lhs_n:,} Latin hypercube samples, {end}. Cases still rise at the end "
-            f"in {100 * growing:.2g} % of them: what comes later is not counted.",
+            f"in {100 * drawn.growing:.2g} % of them: what comes later is not counted. It tells of what rises or falls "
+            f"throughout, so the week of the peak is correlated over the {100 * drawn.peaked:.3g} % in which the peak "
+            "lies within the run.",
         )
         work.report.figure(
             f"sobol-{model.name}",
             figures.dots(_worded(shares), {"total": "total order", "first": "first order"}, "share of the variance"),
-            f"Sobol indices from {work.sobol_n:,} base samples, {end}. What first orders leave of 1 is interaction.",
+            f"Sobol indices from {work.sobol_n:,} base samples, {end}. What first orders leave of 1 is interaction; of "
+            "the week of the peak it is much, since draws without an outbreak have the most cases in the first week.",
         )
         write_atomically(work.report.out / "tables" / f"prcc-{model.name}.csv", ranks.to_csv(index=False))
         work.report.table(

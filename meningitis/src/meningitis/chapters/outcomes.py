@@ -9,14 +9,15 @@ import pandas as pd
 
 from meningitis import analysis, symbolic
 from meningitis.chapters.work import OUTCOME_WORDS, Work
+from meningitis.files import write_atomically
 from meningitis.frames import OUTCOME_UNITS
 from meningitis.notation import Notation
-from meningitis.report import figures, write_atomically
+from meningitis.report import figures
 
 YEARS = 3 * 365.0
 """Days after which an outbreak counts as over for the integrator; the exact relation needs none."""
 EFFICACY = 0.9
-"""Share of the vaccinated who are protected, in the example of a coverage."""
+"""Share of the vaccinated who are protected against acquiring carriage, in the example of a coverage."""
 SHARES = (0.0, 0.0005, 0.001, 0.0015, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Proportions ill at once that are compared with none: close to it, where equal early cases are possible at all."""
 SAME = 0.05
@@ -35,33 +36,36 @@ def infected(work: Work) -> None:
     direct = "direct_fraction" in model.parameter_names
     epsilon, p = np.linspace(0.2, 2.0, 37), np.linspace(0.0, 1.0, 41) if direct else np.zeros(1)
     found = analysis.ever_infected(model, work.values(model), list(epsilon), list(p), days=YEARS)
+    exact = bool(np.isfinite(found.exact).all())
+    share = found.exact if exact else found.integrated
+    way = "when the outbreak is over (exact relation)" if exact else f"within {YEARS:g} days"
     if direct:
         work.report.figure(
             "ever-infected-curves",
-            figures.ever_infected_curves(epsilon, p, found.exact),
-            "Share of the population ever infected when the outbreak is over (exact relation); p = 0 is the basic "
-            "model.",
+            figures.ever_infected_curves(epsilon, p, share),
+            f"Share of the population ever infected {way}; p = 0 is the basic model.",
         )
-        work.report.figure(
-            "ever-infected-map", figures.ever_infected_map(epsilon, p, found.exact), "The same as a map."
-        )
+        work.report.figure("ever-infected-map", figures.ever_infected_map(epsilon, p, share), "The same as a map.")
     some, few = (slice(0, None, 4), [0, 4, 10, 20, 40]) if direct else (slice(0, None, 4), [0])
     shown = pd.DataFrame(
         {"ε": [f"{x:.2g}" for x in epsilon[some]]}
-        | {f"p = {p[j]:.2g}": [f"{100 * x:.1f}" for x in found.exact[some, j]] for j in few}
+        | {f"p = {p[j]:.2g}": [f"{100 * x:.1f}" for x in share[some, j]] for j in few}
     )
-    gap = float(np.max(np.abs(found.integrated - found.exact)))
     work.report.table(
         "ever-infected",
         found.frame(),
-        "Share ever infected when the outbreak is over, % of the population. The file has every point, by integrator "
-        "(three years) and exactly.",
+        f"Share ever infected {way}, % of the population. The file has every point, by integrator (three years)"
+        f"{' and exactly' if exact else ''}.",
         shown,
     )
     for other in work.models[:-1]:
         table = analysis.ever_infected(other, work.values(other), list(epsilon), days=YEARS).frame()
         write_atomically(work.report.out / "tables" / f"ever-infected-{other.name}.csv", table.to_csv(index=False))
+    gap = float(np.max(np.abs(found.integrated - found.exact))) if exact else None
     work.results["ever_infected"] = {model.name: found.to_dict(), "largest_gap": gap}
+    if gap is None:
+        work.report.text(f"By the integrator alone: {found.note}.")
+        return
     work.report.text(
         f"Largest difference between three integrated years and the exact end over the whole map: {gap:.2g} of the "
         "population; near R = 1 an outbreak takes longer than that."
@@ -113,6 +117,12 @@ def _minimum(share: float) -> str:
     return f"{math.ceil(100 * share - 1e-9)}%"
 
 
+def _postponed(unfinished: tuple[str, ...]) -> str:
+    if not unfinished:
+        return ""
+    return f" Not over by then: {' and '.join(unfinished)}, so that what is averted may be postponed."
+
+
 def control(work: Work) -> None:
     """What an intervention averts, and percentile bands over sampled parameters."""
     model = work.fullest
@@ -131,8 +141,9 @@ def control(work: Work) -> None:
     needed = (
         f"{facts.reason[0].upper()}{facts.reason[1:]}."
         if facts.herd_immunity is None
-        else f"Transmission stops where {_minimum(facts.herd_immunity)} of the population are immune. "
-        f"A vaccine that protects {EFFICACY:.0%} of the vaccinated has to reach {coverage} where nobody is immune yet."
+        else f"Infection cannot spread where {_minimum(facts.herd_immunity)} of the population are immune. "
+        f"A vaccine that keeps {EFFICACY:.0%} of the vaccinated from acquiring carriage has to reach {coverage} where "
+        "nobody is immune yet; one that prevents illness alone leaves R₀ as it is."
     )
     work.report.text(f"R₀ = {facts.r0:.2f} in the {model.name} model. {needed}")
     if len(table):
@@ -158,8 +169,9 @@ def control(work: Work) -> None:
     work.report.table(
         "compare",
         found.frame(),
-        f"An example of two parameter sets of the {model.name} model: {lever} as it is (a) and lowered by a fifth (b). "
-        f"Cases averted {found.cases_averted:,.0f}, deaths averted {found.deaths_averted:,.0f}.",
+        f"An example of two parameter sets of the {model.name} model, {model.scenario(work.scenario).name} scenario, "
+        f"{found.days:g} days: {lever} as it is (a) and lowered by a fifth (b). Cases averted "
+        f"{found.cases_averted:,.0f}, deaths averted {found.deaths_averted:,.0f}.{_postponed(found.unfinished)}",
         found.frame().assign(
             outcome=[OUTCOME_WORDS[name] for name in found.a],
             unit=[OUTCOME_UNITS[name].replace("1", "") for name in found.a],
@@ -178,7 +190,7 @@ def control(work: Work) -> None:
         work.report.figure(
             f"bands-{each.name}",
             figures.percentile_bands(
-                band.times[1:],
+                band.times[1:] - 3.5,  # the middle of each week, as the weeks of single runs are drawn
                 dict(zip(band.percentiles, 1e5 * band.series["weekly_cases"][:, 1:] / persons, strict=True)),
                 "cases per 100,000 per week",
                 start=work.start,

@@ -11,6 +11,7 @@ import pandas as pd
 import sympy as sp
 
 from meningitis import symbolic
+from meningitis.analysis import runs
 from meningitis.chapters.work import Work
 from meningitis.engine import simulate
 from meningitis.model import Model
@@ -179,7 +180,7 @@ def _living(model: Model, conditions: symbolic.Thresholds) -> str:
 def _spread(work: Work, model: Model) -> None:
     values = work.values(model)
     days = work.length(model)
-    run = simulate(model, parameters=values, times=np.arange(0.0, days + 1), days=days)
+    run = simulate(model, parameters=values, times=np.arange(0.0, days + 1e-9), days=days)
     states = {name: run[name][0] for name in model.state_names}
     conditions = symbolic.thresholds(model)
     along = conditions.along(model, values, states)
@@ -204,27 +205,41 @@ def origins(work: Work) -> None:
     facts = provenance(work)
     work.results["provenance"] = facts
     flat = [{"item": f"hash of model {name}", "value": entry["hash"]} for name, entry in facts["models"].items()]
-    flat += [
-        {"item": key.replace("_", " "), "value": str(facts[key])} for key in ("seed", "sobol_n", "lhs_n", "tolerances")
-    ]
+    given = ("scenario", "days", "overrides", "seed", "sobol_n", "lhs_n", "start", "weeks", "tolerances")
+    flat += [{"item": key.replace("_", " "), "value": _in_words(facts[key])} for key in given]
     flat += [{"item": name, "value": version} for name, version in facts["versions"].items()]
     work.report.table("provenance", pd.DataFrame(flat), "What is needed to run the study again; more in results.json.")
 
 
+def _in_words(fact: Any) -> str:
+    if isinstance(fact, dict):
+        return "; ".join(f"{name.replace('_', ' ')} {_in_words(value)}" for name, value in fact.items()) or "none"
+    return "not given" if fact is None else str(fact)
+
+
 def provenance(work: Work) -> dict[str, Any]:
-    """Declarations, values, seed, sizes, tolerances, versions."""
+    """Declarations, values, lengths, what was given on top, seed, sizes, tolerances, versions."""
     return {
         "models": {
             m.name: {
                 "hash": m.hash,
                 "scenarios": {name or "default": work.values(m, name) for name in work.scenarios(m)},
+                "days": {name or "default": work.length(m, name) for name in work.scenarios(m)},
             }
             for m in work.models
         },
+        "scenario": work.scenario,
+        "days": work.days,
+        "overrides": dict(work.overrides),
         "seed": work.seed,
         "sobol_n": work.sobol_n,
         "lhs_n": work.lhs_n,
-        "tolerances": {"rtol": RTOL, "atol_persons": ATOL},
+        "tolerances": {
+            "rtol": RTOL,
+            "atol_persons": ATOL,
+            "events": {"rtol": runs.RTOL, "atol_persons": runs.ATOL},
+        },
         "start": work.start,
+        "weeks": work.weeks,
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
     }

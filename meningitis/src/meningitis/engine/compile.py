@@ -14,6 +14,7 @@ from typing import Any
 
 from meningitis.engine.codegen import LANES, generate
 from meningitis.engine.system import System
+from meningitis.files import write_atomically
 
 FORMAT = 4
 """Number of the calling convention of `solve`; part of a kernel's name, beside its source."""
@@ -41,20 +42,11 @@ def kernel(system: System, lanes: int = LANES) -> Callable[..., None]:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.py"
         if not path.exists():
-            _write(path, source)
+            write_atomically(path, source)
     except OSError:  # a read-only home: the kernel lives for this process alone
         path = Path(tempfile.mkdtemp(prefix="meningitis-")) / f"{name}.py"
-        _write(path, source)
+        write_atomically(path, source)
     return _load(name, path).solve
-
-
-def _write(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _load(name: str, path: Path) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -17,6 +15,7 @@ from meningitis import __version__
 from meningitis.engine.compile import kernel
 from meningitis.engine.ensemble import MAX_STEPS, Array, Ensemble, longest_step, simulate, table
 from meningitis.engine.system import of_model
+from meningitis.files import replacing
 from meningitis.model import Model
 
 CHUNK = 8_192
@@ -136,10 +135,5 @@ def _resume(path: Path, key: str, n: int) -> tuple[dict[str, Array], int]:
 
 
 def _save(path: Path, key: str, results: Mapping[str, Array], done: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    with os.fdopen(handle, "wb") as file:
+    with replacing(path) as file:
         np.savez(file, key=np.array(key), done=np.array(done), **{k: v[:done] for k, v in results.items()})  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -145,7 +145,7 @@ _PARAMETERS = (
     ),
     _parameter(
         "initial_immune_fraction",
-        "r_0",
+        r"\rho",
         0.2,
         (0.0, 1.0),
         ("uniform", 0.1, 0.5),
@@ -236,7 +236,7 @@ _SCENARIOS = (
             "initial_immune_fraction": 0.2,
         },
         season="dry season of an epidemic year",
-        gives="R(0) 2.15, weekly peak 33 per 100,000 in week 12, 342 cases, 34 deaths, 67 % ever infected",
+        gives="R at the start 2.15, weekly peak 33 per 100,000 in week 12, 342 cases, 34 deaths, 67 % ever infected",
     ),
     Scenario(
         name="hyperendemic",
@@ -247,7 +247,7 @@ _SCENARIOS = (
             "initial_immune_fraction": 0.5,
         },
         season="dry season",
-        gives="weekly peak 4.3 per 100,000, 117 cases",
+        gives="weekly peak 4.3 per 100,000 in week 26, 117 cases",
     ),
     Scenario(
         name="endemic",
@@ -258,7 +258,7 @@ _SCENARIOS = (
             "initial_immune_fraction": 0.4,
         },
         season="rainy season",
-        gives="R(0) 0.92, 0.02 per 100,000 per week",
+        gives="R at the start 0.92, 0.02 per 100,000 per week",
     ),
     Scenario(
         name="severe",
@@ -269,7 +269,7 @@ _SCENARIOS = (
             "initial_immune_fraction": 0.4,
         },
         season="dry season of an epidemic year",
-        gives="weekly peak 107 per 100,000, 1.7 % attacked",
+        gives="weekly peak 107 per 100,000, 1.7 % fall ill",
     ),
 )
 
@@ -287,10 +287,10 @@ BASIC = Model(
 """The basic model (p = 0)."""
 
 _GIVES_GENERALISED = (
-    "R(0) 2.14, weekly peak 112 per 100,000 in week 11, 1078 cases, 108 deaths, 66 % ever infected",
+    "R at the start 2.14, weekly peak 112 per 100,000 in week 11, 1078 cases, 108 deaths, 66 % ever infected",
     "weekly peak 13 per 100,000, 366 cases",
-    "R(0) 0.92, 0.5 per 100,000 per week",
-    "weekly peak 129 per 100,000, 2.0 % attacked",
+    "R at the start 0.92, 0.5 per 100,000 per week",
+    "weekly peak 129 per 100,000, 2.0 % fall ill",
 )
 """What the scenarios give where a hundredth of the newly infected fall ill at once."""
 

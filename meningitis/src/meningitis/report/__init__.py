@@ -1,42 +1,25 @@
-"""The report: figures, the page that holds them, and files that are written whole or not at all."""
+"""The report: figures, tables, and the page that holds them."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meningitis.files import write_atomically
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 PAGE = "report.html"
-NUMBER = re.compile(r"[−+]?[\d.,]+(e[−+]?\d+)?|[–·]|≈ 0")
+NUMBER = re.compile(r"[−+]?[\d.,]+(e[−+]?\d+)?|[–·]|−?∞|≈ 0")
 """A cell that is set flush right where all of its column are such."""
-
-
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write beside `path`, sync and rename, so that a reader sees the old file or the new one and never a half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw = data.encode() if isinstance(data, str) else data
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
 
 
 def plain(value: Any) -> Any:
@@ -71,8 +54,8 @@ def show(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float) or hasattr(value, "dtype"):
         number = float(value)
-        if not math.isfinite(number):
-            return "–"
+        if math.isinf(number):
+            return "∞" if number > 0 else "−∞"
         if number == 0 or 1e-3 <= abs(number) < 1e6:
             digits = max(0, 3 - math.floor(math.log10(abs(number)))) if number else 0
             text = f"{number:,.{digits}f}"

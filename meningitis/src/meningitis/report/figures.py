@@ -140,7 +140,7 @@ def ratio_sweeps(panels: Mapping[str, tuple[Sequence[str], Profiles]], ratio: st
         for axes in grid.ravel()[len(panels) :]:
             axes.axis("off")
         for axes in grid[:, 0]:
-            axes.set_ylabel(f"1,000 ${ratio}$")
+            axes.set_ylabel(f"${ratio}$, per 1,000 carriers")
         for axes in grid[:-1].ravel():
             axes.set_xlabel("")
     return figure
@@ -232,7 +232,7 @@ def ever_infected_curves(epsilon: Array, p: Array, share: Array) -> Figure:
         left.set_xlabel(r"odds of a carrier transmitting, $\varepsilon$")
         right.set_xlabel("proportion ill at once, $p$")
         left.set_ylabel("ever infected (% of population)")
-        left.set_ylim(0, 100)
+        left.set_ylim(0, max(100.0, 105 * float(np.nanmax(share))))  # infections per person can exceed 1
         for axes in (left, right):
             axes.legend(fontsize=7.5)
     return figure
@@ -243,7 +243,14 @@ def ever_infected_map(epsilon: Array, p: Array, share: Array) -> Figure:
     with styled():
         figure, axes = new(6.0, 3.9)
         mesh = axes.pcolormesh(
-            p, epsilon, 100 * share, cmap="cividis", shading="gouraud", vmin=0, vmax=100, rasterized=True
+            p,
+            epsilon,
+            100 * share,
+            cmap="cividis",
+            shading="gouraud",
+            vmin=0,
+            vmax=max(100.0, 100 * float(np.nanmax(share))),
+            rasterized=True,
         )
         lines = axes.contour(p, epsilon, 100 * share, levels=range(10, 100, 10), colors="white", linewidths=0.9)
         axes.clabel(lines, fmt="%d %%", fontsize=7)

@@ -24,8 +24,10 @@ class Control:
 
     herd_immunity: 1 - 1/R0, share of the population to be immune (0 where R0 <= 1), None where new infections drain
     several compartments, for which 1 - 1/R0 would not hold (`reason` says so); coverage: share to vaccinate at
-    `efficacy`, None where even everyone would not do or herd_immunity is None; critical: by parameter, the value
-    nearest to the present one at which R0 = 1 with all others fixed, per day, None where none lies within its bounds.
+    `efficacy` against infection, which here is acquiring carriage (a vaccine that prevents illness alone leaves R0 as
+    it is), None where even everyone would not do or herd_immunity is None; critical: by parameter, the value nearest to
+    the present one at which R0 = 1 with all others fixed, in its own unit (rates per day), None where none lies within
+    its bounds.
     """
 
     r0: float
@@ -45,7 +47,9 @@ class Control:
 
 
 def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0) -> Control:
-    """Control thresholds at `values` (everyone susceptible at the start, a vaccine that protects a share `efficacy`).
+    """Control thresholds at `values`, everyone susceptible at the start.
+
+    efficacy: share of the vaccinated who are protected against infection, that is against acquiring carriage.
 
     Raises: ValueError where efficacy is outside (0, 1].
     """
@@ -60,7 +64,7 @@ def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0)
         coverage = needed / efficacy if needed <= efficacy else None
     else:
         # Immunising only the hosts of a vector, say, takes 1 - 1/R0^2 of them.
-        reason = f"no single immune share stops transmission: new infections come from {' and '.join(drained)}"
+        reason = f"no single immune share keeps infection away: new infections come from {' and '.join(drained)}"
     solved = bool(next_generation(model).disease_free)
     if not solved:  # each of some hundred trial values would need a disease-free state of its own
         words = "the values at which R0 = 1 are not sought where the disease-free state is numeric"
