@@ -2,7 +2,7 @@
 
     python grafting/docs/table.py out/table
 
-What is shipped is all but ``work``, so that the table goes on from a copy of it.
+What is shipped is all but ``work``, so that the table goes on from a copy of it, and ``figures``, which the page holds.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from pathlib import Path
 from grafting.files import write_bytes_atomic, write_text_atomic
 from grafting.report.results import Figure
 from grafting.report.table import TableResults, TableRow, read_table
-from grafting.report.table_page import render_table
+from grafting.report.table_page import qualities, render_table
 
 HOME = Path(__file__).resolve().parents[1]
 PAGE = HOME / "docs" / "table.md"
+PICTURE, SHOWN = PAGE.with_suffix(".svg"), "front-pass-loss"
+"""The drawing that stands on the page, and what it is called among the table's."""
 SHIPPED = HOME / "src" / "grafting" / "assets" / "fashion" / "runs" / "table"
 
 
@@ -33,7 +35,13 @@ def ship(out: Path) -> None:
     for name in ("table.json", "losses.safetensors"):
         write_bytes_atomic(SHIPPED / name, (out / name).read_bytes())
     write_text_atomic(SHIPPED / "report.html", render_table(results, SHIPPED))
+    write_text_atomic(PICTURE, picture(results))
     write_text_atomic(PAGE, told(results, PAGE.read_text(encoding="utf-8")))
+
+
+def picture(results: TableResults) -> str:
+    """The page's drawing, SVG."""
+    return next(drawing.svg for drawing in qualities(results) if drawing.name == SHOWN)
 
 
 def told(results: TableResults, page: str) -> str:
@@ -53,6 +61,7 @@ def line(row: TableRow, floor: float) -> str:
     apart, over = row.differences, row.over_none
     more = f"{row.figures['fid_minus_floor'].value / floor - 1:+.0%}"
     cells = [interval(apart.get("loss"), 4), interval(over.get("loss"), 4), interval(apart.get("fid"), 3), more]
+    cells.append(interval(apart.get("kid"), 4))
     return f"| `{row.name}` | {' | '.join(cells).replace('-', '−')} |\n"
 
 

@@ -10,6 +10,9 @@ from typing import Any
 
 from grafting.graft import graft
 from grafting.lora import add_lora
+from grafting.report.goals import verdicts
+from grafting.report.table import read_table
+from grafting.report.table_page import qualities
 from grafting.store.models import open_model
 from grafting.study.recipe import RunRecipe
 from grafting.teachers import teacher_folder
@@ -80,6 +83,7 @@ def test_depth_to_width() -> None:
             f"{milliseconds:.1f} ms" if milliseconds < 100 else f"{milliseconds:.0f} ms",
             *(f"{fast[name]:.2f}x ({median[name]:.2f})" for name in ("scale", "dense")),
         ]
+        assert fast["scale"] >= 1 and fast["dense"] >= 0.92  # nowhere slower, and what was asked
 
 
 def test_analyses() -> None:
@@ -90,6 +94,35 @@ def test_analyses() -> None:
     tensors, resident = memory["analysis_tensors_mib"], memory["analysis_resident_mib"]
     assert one[1] == f"{tensors:.0f} MiB of tensors; the process grew by {resident:.0f} MiB"
     assert max(tensors, resident) < 1024
+
+
+def test_what_the_teacher_does_inside() -> None:
+    """The bullets of the bundled teacher's analysis, out of the one that ships."""
+    page = (HOME / "docs" / "analyses.md").read_text(encoding="utf-8")
+    said = " ".join(page[page.index("## The bundled teacher") : page.index("## Plans by locality")].split())
+    found = json.loads((teacher_folder("fashion") / "analysis.json").read_text())
+    blocks, sites = {entry["block"]: entry for entry in found["blocks"]}, found["sites"]
+    first = [entry["timesteps"][0] for entry in blocks.values()]
+    assert f"L_8 {min(first):.2f} to {max(first):.2f}; even: {found['uniform']['raster']:.2f}" in said
+    nearest = max(blocks.values(), key=lambda entry: entry["timesteps"][-1])
+    assert f"block {nearest['block']} has {nearest['timesteps'][-1]:.2f} of its mass" in said
+    assert f"at the last step, {nearest['raster']:.2f} over all steps" in said
+    assert f"The most local half is {', '.join(map(str, found['ranking']['order'][:6]))} on the raster" in said
+    low = sorted(block for block, entry in blocks.items() if entry["raster"] < 0.36)
+    assert f"Blocks {', '.join(map(str, low[:-1]))} and {low[-1]} stay below 0.36" in said
+    assert f"though block 11 has {blocks[11]['timesteps'][-1]:.2f} at its last" in said
+    kurtosis = {entry["site"]: entry["output"]["kurtosis"] for entry in sites}
+    assert f"excess kurtosis {min(kurtosis.values()):.0f} to {max(kurtosis.values()):.0f}" in said
+    for kind, pair in (("mlp", (11, 10)), ("attn", (11, 0))):
+        top = sorted((name for name in kurtosis if name.endswith(kind)), key=kurtosis.__getitem__, reverse=True)[:2]
+        assert top == [f"blocks.{block}.{kind}" for block in pair]
+        assert "({:.0f}, {:.0f})".format(*(kurtosis[name] for name in top)) in said
+    assert {entry["loss"] for entry in sites} == {"l1"} and all("l2" in entry["risky"] for entry in sites)
+    spread = [entry["output"]["variance"] ** 0.5 for entry in sites]
+    assert f"standard deviations of {min(spread):.2g} to {max(spread):.1g}" in said
+    corners = [entry["huber corner"] for entry in sites]
+    assert f"lies at {min(corners):.1f} to {max(corners):.0f} of them" in said
+    assert sum("huber" not in entry["risky"] for entry in sites) == 2 and "but for two sites" in said
 
 
 def test_search() -> None:
@@ -309,6 +342,7 @@ def test_searched_halves() -> None:
     for cells in shown:
         row, none = (rows[name] for name in names[cells[0]])
         over = row["over_other"] if row["other"] == "hyena_x-50" else {}
+        assert not over or over["loss"]["high"] < 0  # beyond the interval
         wanted = [f"{row['stages']['start']['value']:+.4f}", told(row["differences"]["loss"])]
         wanted += [told(over["loss"]) if over else "–", told(none["differences"]["loss"])]
         assert [cell.replace("−", "-") for cell in cells[3:]] == wanted, cells[0]
@@ -317,6 +351,29 @@ def test_searched_halves() -> None:
     assert abs(other["over_none"]["loss"]["value"]) < 0.0003  # no operator is worth more there
     more = other["figures"]["fid_minus_floor"]["value"] / rows["teacher"]["figures"]["fid_minus_floor"]["value"] - 1
     assert f"FID − floor {more:.0%}".replace("%", " %") in page.replace("\n", " ")
+
+
+def test_what_is_said_of_the_table() -> None:
+    """Every loss in the sentences is a finished row's, and goals are told of the rows that reach them."""
+    page = (HOME / "docs" / "table.md").read_text(encoding="utf-8").replace("−", "-")
+    said = page[page.index("- **MLP.**") : page.index("## A table of one's own")]
+    results = read_table(TABLE / "table.json")
+    told = (
+        getattr(row, group).get("loss") for row in results.rows for group in ("differences", "over_none", "over_other")
+    )
+    known = {f"{figure.value:+.4f}" for figure in told if figure is not None}
+    assert set(re.findall(r"[+-]0\.\d{4}", said)) <= known
+
+    def named(start: str, end: str) -> set[str]:
+        goals = " ".join(said[said.index("- **Goals.**") :].split())
+        return set(re.findall(r"`([\w-]+)`", goals.split(start)[1].split(end)[0]))
+
+    for share, sentence in ((50, ("At half", "within 5 %")), (75, ("At three quarters", "within 20 %"))):
+        judged = [v for v in verdicts(results) if v.goal.share == share and v.goal.budget is None and not v.control]
+        assert {v.row.removesuffix(f"-{share}") for v in judged if v.reached == "yes"} == named(*sentence)
+    hybrids = [row for row in results.rows if row.role == "hybrid" and row.share in (50, 75) and not row.variant]
+    worse = {row.name for row in hybrids if (row.differences["kid"].low or 0) > 0}
+    assert worse == named("By KID", "alone of these")
 
 
 def test_the_table_so_far() -> None:
@@ -336,7 +393,12 @@ def test_the_table_so_far() -> None:
         apart, over = row["differences"], row["over_none"]
         more = f"{row['figures']['fid_minus_floor']['value'] / floor - 1:+.0%}"
         wanted = [told(apart.get("loss"), 4), told(over.get("loss"), 4), told(apart.get("fid"), 3), more]
+        wanted.append(told(apart.get("kid"), 4))
         assert [cell.replace("−", "-") for cell in cells[1:]] == wanted, row["name"]
     page = (HOME / "docs" / "table.md").read_text(encoding="utf-8")
+    front = next(
+        drawing for drawing in qualities(read_table(TABLE / "table.json")) if drawing.name == "front-pass-loss"
+    )
+    assert (HOME / "docs" / "table.svg").read_text(encoding="utf-8") == front.svg
     made, missing = len(content["rows"]), len(content["missing"])
     assert f"{made} of {made + missing} rows" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_held_out_loss_and_scores_on_captions() -> None:
     whole = denoising_losses(denoiser(handle.model), held)
     parts = denoising_losses(denoiser(handle.model), held, batch_size=3)
     torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-6)
-    moved = Triples(z=held.z, y={**held.y, TEXT: held.y[TEXT].flip(0)}, t=held.t, noise=held.noise, image=held.image)
+    moved = replace(held, conditions={**held.conditions, TEXT: held.conditions[TEXT].flip(0)})
     assert not torch.equal(denoising_losses(denoiser(handle.model), moved), whole)
     found = carried_errors(handle, held, batch_size=7)
     assert set(found) == set(handle.switches) and all(0 < error < 10 for error in found.values())

@@ -18,6 +18,8 @@ def test_triples_come_from_counters_and_spread_over_noise_levels():
         assert torch.equal(getattr(few, name), getattr(many, name)[:60])
     assert torch.equal(few.z[50], Z[0]) and few.y[50] == Y[0]
     assert not torch.equal(few.noise[0], few.noise[50])
+    # A prompt's states can be megabytes: held once for each sample, however many triples there are.
+    assert many.conditions is Y and torch.equal(many.asked(slice(48, 52)), Y[[48, 49, 0, 1]])
     # 40 triples per tenth of the schedule; a uniform draw would stray by six.
     assert (torch.histc(many.t.float(), 10, 0, 999) - 40).abs().max() <= 3
     assert not torch.equal(Triples.draw(Z, Y, n=60, seed=2).t, few.t)

@@ -13,7 +13,7 @@ from test_hosts_table import ready
 
 from grafting.diffusion import Diffusion, Flow, Schedule
 from grafting.files import sha256
-from grafting.graft import graft, handle_of, ungraft
+from grafting.graft import GraftError, graft, handle_of, ungraft
 from grafting.hosts import schedule_of, set_schedule
 from grafting.plan import Plan
 from grafting.store.checkpoints import unshift_timesteps
@@ -64,6 +64,40 @@ def test_plain_diffusers_fails_loudly(tmp_path: Path) -> None:
     for cls in (DiTTransformer2DModel, AutoModel):
         with pytest.raises((OSError, ValueError)):
             cls.from_pretrained(str(tmp_path), local_files_only=True)
+
+
+def test_diffusers_does_not_save_a_graft(tmp_path: Path) -> None:
+    """Its loader would drop the new operators; given back, the model saves as ever."""
+    handle = graft(tiny(), PLAN)
+    for model in (handle.model, handle.own_copy().model):
+        with pytest.raises(GraftError, match=r"grafting\.save\(handle, folder\)"):
+            model.save_pretrained(tmp_path / "lost")  # type: ignore[operator]
+    assert not (tmp_path / "lost").exists()
+    ungraft(handle.model).save_pretrained(tmp_path / "plain")  # type: ignore[operator]
+    assert (tmp_path / "plain" / "config.json").is_file()
+
+
+def test_a_whole_graft_keeps_each_tensor_s_type(tmp_path: Path) -> None:
+    """Operators that learnt in float32 beside weights in bfloat16 are not rounded by a folder."""
+    handle = graft(tiny().to(torch.bfloat16), PLAN, init="random", dtype=torch.float32)
+    save(handle, tmp_path, whole=True)
+    again = load(tmp_path)
+    for site, operator in handle.operators().items():
+        for name, tensor in operator.state_dict().items():
+            found = again.operators()[site].state_dict()[name]
+            assert found.dtype == torch.float32 and torch.equal(found, tensor)
+    assert next(again.model.parameters()).dtype == torch.bfloat16
+    given = torch.randn(2, 4, 8, 8), torch.tensor([1, 500]), torch.tensor([0, 1])
+    with torch.no_grad():
+        found, wanted = (made.host.call(made.model, *given) for made in (again, handle))
+    assert torch.equal(found, wanted)
+
+
+def test_a_card_links_to_a_model_of_the_hub(tmp_path: Path) -> None:
+    for base, linked in (("someone/some-model", True), ("fashion", False), (None, False)):
+        save(graft(tiny(), PLAN), tmp_path / str(linked), base=base)
+        head = (tmp_path / str(linked) / "README.md").read_text().split("---")[1]
+        assert ("base_model: someone/some-model" in head) == linked
 
 
 def test_refusals(tmp_path: Path) -> None:

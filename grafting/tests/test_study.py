@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import nn
 
@@ -26,6 +27,7 @@ from grafting.measure.denoising import denoising_losses
 from grafting.plan import Plan, PlanError
 from grafting.report import Results, read_results
 from grafting.settings import SettingsError
+from grafting.store.configs import ModelError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
 from grafting.study.parts import part
@@ -306,8 +308,12 @@ controls: []
     with monkeypatch.context() as kept:
         kept.setattr("grafting.training.distill.Distillation._advance", _full)  # no step of stage 1 is made again
         run(RunRecipe.from_yaml(text, ["finetune.batch=4"]), tmp_path, say=lambda line: None)
-    assert not (tmp_path / "hybrid" / "train.lock").exists()
     assert json.loads((tmp_path / "hybrid" / "settings.json").read_text())["finetune"]["batch"] == 4
+    ran = (tmp_path / "recipe.yaml").read_text()
+    assert yaml.safe_load(ran)["finetune"]["batch"] == 4
+    with pytest.raises(ClaimError, match=r"finetune\.lr"):
+        run(RunRecipe.from_yaml(text, ["finetune.batch=4", "finetune.lr=1e-5"]), tmp_path, say=lambda line: None)
+    assert (tmp_path / "recipe.yaml").read_text() == ran  # of what was run, not of what was refused
 
 
 def test_nothing_holds_what_ran_out_of_memory_before_it_saved(
@@ -400,6 +406,19 @@ def test_what_cannot_run_is_refused_before_anything_is_made(
     with pytest.raises((StudyError, PlanError, SettingsError, ValueError), match=word):
         run(recipe(tiny_teacher, *changes), tmp_path / "out", say=lambda line: None)
     assert not (tmp_path / "out").exists()
+
+
+def test_latents_that_nobody_could_see_are_refused_and_an_autoencoder_can_be_given(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+    from test_graft import tiny
+
+    tiny().save_pretrained(tmp_path / "transformer")  # type: ignore[operator]
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "decoder")
+    with pytest.raises(StudyError, match=r"latents of 4 channels .*vae: in a recipe"):
+        run(recipe(tmp_path), tmp_path / "out", say=lambda line: None)
+    given = f"vae={tmp_path / 'decoder'}"
+    with pytest.raises(ModelError, match="data"):  # of which this teacher brings none: the next thing that is asked for
+        run(recipe(tmp_path, given), tmp_path / "out", say=lambda line: None)
 
 
 def test_a_bundle_brings_measurements_of_its_teacher_and_finished_runs(

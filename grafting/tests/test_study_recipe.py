@@ -152,7 +152,11 @@ def shipped() -> dict[str, str]:
     return {name: text for name, text in texts.items() if "kind" not in yaml.safe_load(text)}
 
 
-TEACHERS = {"facebook/DiT-XL-2-256": "dit-xl-2-256", "PixArt-alpha/PixArt-Sigma-XL-2-2K-MS": "pixart-sigma-2048"}
+TEACHERS = {
+    "DiT-XL-2-256x256.pt": "dit-xl-2-256",
+    "facebook/DiT-XL-2-256": "dit-xl-2-256",
+    "PixArt-alpha/PixArt-Sigma-XL-2-2K-MS": "pixart-sigma-2048",
+}
 
 
 def config_of_teacher(name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from grafting.cli import main
+from grafting.operators.arithmetic import TABLE
 from grafting.store.models import ModelError, open_model
 
 GRAFTING = [sys.executable, "-m", "grafting"]
@@ -37,14 +38,17 @@ def test_distill_writes_a_delta_that_names_its_teacher(taught: Path, tiny_teache
     assert main(["distill", str(tiny_teacher), "--out", str(taught)]) == 2
 
 
-def test_finetune_goes_on_from_it_and_again_with_a_base(taught: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+def test_finetune_goes_on_from_it_and_again_with_its_teacher(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     assert main(["finetune", str(taught), "--out", str(first), "--steps", "2", "--batch", "4"]) == 0
     manifest = json.loads((first / "graft.json").read_text())
     assert manifest["whole"] and set(manifest["protocol"]) == {"stage 1", "stage 2"}
     again = ["finetune", str(first), "--out", str(second), "--steps", "2", "--batch", "4"]
-    assert main(again) == 2 and not second.exists()
-    assert main([*again, "--base", str(tiny_teacher)]) == 0
+    assert main([*again, "--base", "fashion"]) == 2 and not second.exists()
+    assert "fashion is not the teacher of" in capsys.readouterr().err
+    assert main(again) == 0  # the graft names its own
     before, after = open_model(str(first)).transformer, open_model(str(second)).transformer
     pairs = zip(before.state_dict().values(), after.state_dict().values(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
@@ -151,6 +155,46 @@ def test_latents_without_an_autoencoder_are_refused(tmp_path: Path, capsys: pyte
     assert main(["sample", str(tmp_path), "--out", str(tmp_path / "x.png"), "--count", "1", "--steps", "2"]) == 2
     error = capsys.readouterr().err
     assert "latents of 4 channels" in error and "subfolder vae" in error and error.count("\n") == 1
+
+
+def test_debugging_shows_where_an_error_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["report", "nowhere"]) == 2
+    monkeypatch.setenv("GRAFTING_DEBUG", "1")
+    with pytest.raises((ValueError, OSError), match="no such file"):
+        main(["report", "nowhere"])
+
+
+def test_an_operator_of_ones_own_goes_from_the_command_line_to_a_folder_and_back(
+    tiny_teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from grafting import operators\n"
+        "class Shift(operators.Operator):\n"
+        "    option_table = {'by': operators.Option.integer(1)}\n"
+        "    def make_layers(self):\n"
+        "        self.out_proj = torch.nn.Linear(self.width, self.width)\n"
+        "    def features(self, x, *, grid=None):\n"
+        "        by = self.options['by']\n"
+        "        return torch.nn.functional.pad(x[:, :-by], (0, 0, by, 0))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    out, named = tmp_path / "out", "python:mine:Shift"
+    request.addfinalizer(lambda: TABLE.pop(named, None))
+    distilled = ["distill", str(tiny_teacher), "--out", str(out), "--steps", "2", "--batch", "4"]
+    assert main([*distilled, "--operator", f"{named}:by=2"]) == 0
+    edit = json.loads((out / "graft.json").read_text())["plan"]["edits"][0]
+    assert (edit["operator"], edit["options"]) == (named, {"by": 2})
+    handle = open_model(str(out)).graft
+    assert handle is not None and {type(op).__name__ for op in handle.operators().values()} == {"Shift"}
+    capsys.readouterr()
+    for wrong, word in (("python:mine:Shfit", "mine has no 'Shfit'"), ("python:json:loads", "does not derive from")):
+        assert main([*distilled[:3], str(tmp_path / "x"), "--operator", wrong]) == 2
+        assert word in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -271,6 +315,10 @@ controls: [untrained]
         (["evaluate", "TEACHER", "--samples", "99"], "--samples 99"),
         (["evaluate", "TEACHER", "--data", "no.npz"], "no.npz"),
         (["evaluate", "TEACHER", "--floor", "no.npz"], "--floor is about samples, and none are asked for: give"),
+        (["evaluate", "TEACHER", "--steps", "5"], "are about samples, and none are asked for: give --samples N"),
+        (["evaluate", "TEACHER", "--precision", "bf16"], "are about samples, and none are asked for: give --samples N"),
+        (["distill", "TEACHER", "--out", "x", "--steps", "0", "--set", "warmup=0"], "--steps 0 trains nothing"),
+        (["distill", "TEACHER", "--out", "x", "--operator", "python:nowhere:Shift"], "No module named 'nowhere'"),
         (["analyze", "TEACHER", "--data", "no.npz"], "--data no.npz: is for models of text"),
         (["run", "no.yaml"], "no.yaml"),
         (["run", "no"], "no recipe 'no'"),

@@ -11,6 +11,9 @@ from typing import NoReturn
 
 from .verbs import add_verbs
 
+DEBUG = "GRAFTING_DEBUG"
+"""Set to anything, it shows where an error came from, of which a user is told one sentence."""
+
 
 class Misuse(Exception):
     """A command line that is refused, in one sentence."""
@@ -42,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nstopped{_resuming(given, parsed.goes_on_with)}", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get(DEBUG):
+            raise
         print(f"grafting {parsed.verb}: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:

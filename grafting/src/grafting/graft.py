@@ -302,9 +302,23 @@ def null_identity(null: Any) -> int | str:
     return tensors_hash(null) if isinstance(null, Mapping) else int(null)
 
 
+SAVING = ("save_pretrained", "push_to_hub")
+"""Of diffusers' models, which would write a graft that nothing loads again: its own loader drops the new operators."""
+
+
 def remember(handle: Grafted) -> None:
-    """Keep the handle beside its model, as a plain attribute that no state dict sees."""
+    """Keep the handle beside its model, as a plain attribute that no state dict sees, and refuse diffusers' saving."""
     object.__setattr__(handle.model, "_grafted", handle)
+    for name in SAVING:
+        if hasattr(type(handle.model), name):
+            object.__setattr__(handle.model, name, _refuse_saving)
+
+
+def _refuse_saving(*_: Any, **__: Any) -> None:
+    raise GraftError(
+        "this model is grafted, and diffusers would load what it saves of it without the new operators: "
+        "grafting.save(handle, folder) keeps them, ungraft(model) gives the pretrained model back"
+    )
 
 
 def handle_of(model: nn.Module) -> Grafted | None:
@@ -324,6 +338,7 @@ def graft(
     calibration_room: int | None = None,
     diffusion: Schedule | None = None,
     dtype: torch.dtype | None = None,
+    source_hash: str | None = None,
 ) -> Grafted:
     """Put the operators of ``plan`` into ``model`` and restructure its blocks, in place.
 
@@ -338,6 +353,7 @@ def graft(
             time.
         dtype: of what is new; the model's own by default. In float32 it can learn beside weights in bfloat16, which do
             not: both stages, held-out losses, samples and analyses run such a model, a search does not.
+        source_hash: of the model's tensors in float32, where it is known; reading them all takes a while in large ones.
 
     Raises:
         GraftError, ValueError: the plan does not fit the model, the model is grafted already, an unknown ``init``, or
@@ -364,7 +380,7 @@ def graft(
         explained = solve_all(
             host, model, originals, stand_ins, calibration, calibration_batches, seed, noise, calibration_room
         )
-    source_hash = tensors_hash(model.state_dict(), halves_as=torch.float32)
+    source_hash = source_hash or tensors_hash(model.state_dict(), halves_as=torch.float32)
     required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     raster = Raster(host, model)
     switches = {site: Switch(originals[site], stand_ins[site], raster) for site in originals}
@@ -440,5 +456,6 @@ def ungraft(model: nn.Module) -> nn.Module:
         handle.host.set(model, site, switch.original)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(handle.required.get(name, parameter.requires_grad))
-    del model.__dict__["_grafted"]
+    for name in ("_grafted", *SAVING):
+        model.__dict__.pop(name, None)
     return model

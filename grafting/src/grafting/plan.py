@@ -373,11 +373,15 @@ class Plan:
 
 
 def named_operator(name: str) -> tuple[str, dict[str, Any]]:
-    """An operator and its options, as a command line names them: ``mlp:ratio=3``, ``hyena_x``.
+    """An operator and its options, as a command line names them: ``mlp:ratio=3``, ``hyena_x``, ``python:mine:Shift``.
 
     Raises PlanError for an option without a value, or with one that is no YAML.
     """
+    from .operators.arithmetic import OWN
+
     operator, *pairs = name.split(":")
+    if name.startswith(OWN):
+        operator, pairs = ":".join([operator, *pairs[:2]]), pairs[2:]
     if bad := [pair for pair in pairs if "=" not in pair]:
         raise PlanError([f"operator {name!r}: {bad[0]!r} is no option=value"])
     try:

@@ -23,11 +23,14 @@ from .quality.evaluate import Estimate
 
 @dataclass(frozen=True, kw_only=True)
 class Triples:
-    """Held-out samples with the timestep and the noise that each is judged at; image: which sample each is of;
-    schedule: whose levels the timesteps are."""
+    """Held-out samples with the timestep and the noise that each is judged at.
+
+    z, t, noise: a row per triple. image: which sample each is of. conditions: a row per sample, as a prompt's states
+    may be megabytes. schedule: whose levels the timesteps are.
+    """
 
     z: torch.Tensor
-    y: Any
+    conditions: Any
     t: torch.Tensor
     noise: torch.Tensor
     image: torch.Tensor
@@ -56,10 +59,19 @@ class Triples:
         noise = torch.stack([torch.randn(z.shape[1:], generator=source) for source in sources])
         image = images_of(n, len(z))
         t = schedule.first + place
-        return cls(z=z[image], y=rows(y, image), t=t, noise=noise, image=image, schedule=schedule)
+        return cls(z=z[image], conditions=y, t=t, noise=noise, image=image, schedule=schedule)
 
     def __len__(self) -> int:
         return len(self.t)
+
+    @property
+    def y(self) -> Any:
+        """The conditions, a row per triple."""
+        return self.asked(slice(None))
+
+    def asked(self, part: slice) -> Any:
+        """The conditions of some triples, a row per triple."""
+        return rows(self.conditions, self.image[part])
 
 
 def images_of(triples: int, images: int) -> torch.Tensor:
@@ -90,7 +102,7 @@ def denoising_losses(
         z, noise = triples.z[part], triples.noise[part]
         zt, target = diffusion.add_noise(z, triples.t[part], noise), diffusion.target(z, noise)
         with evaluating(model):
-            out = model(zt, triples.t[part], rows(triples.y, part))[:, : noise.shape[1]].cpu()
+            out = model(zt, triples.t[part], triples.asked(part))[:, : noise.shape[1]].cpu()
         losses.append((out.double() - target.double()).square().flatten(1).mean(1))
         if progress is not None:
             progress(min(start + batch_size, len(triples)), len(triples))

@@ -6,11 +6,15 @@ Every operator's class derives from its arithmetic here, so that planning needs 
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, TypeVar
+
+OWN = "python:"
+"""Begins the name of an operator that no registry knows: ``python:module:attribute``."""
 
 
 class OperatorError(ValueError):
@@ -177,14 +181,32 @@ def known(name: str) -> Callable[[type[A]], type[A]]:
 
 
 def arithmetic(name: str) -> type[Arithmetic]:
-    """Options and formulas of the operator registered under `name`.
+    """Options and formulas of the operator registered under `name`, or of the class `python:module:attribute`.
 
     Raises:
-        OperatorError: no such operator; the message names the nearest one.
+        OperatorError: no such operator; the message names the nearest one, or why the module gives none.
     """
+    if name not in TABLE and name.startswith(OWN):
+        TABLE[name] = _imported(name)
     if name not in TABLE:
         raise OperatorError(f"unknown operator {name!r} ({nearest(name, list_operators())})")
     return TABLE[name]
+
+
+def _imported(name: str) -> type[Arithmetic]:
+    """The class that an operator of one's own names; its module is imported, and torch with it."""
+    module, _, attribute = name.removeprefix(OWN).partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, ValueError) as error:
+        raise OperatorError(f"operator {name}: {error} (a module beside you needs PYTHONPATH=.)") from None
+    except AttributeError:
+        raise OperatorError(f"operator {name}: {module} has no {attribute!r} (python:module:attribute)") from None
+    if not (isinstance(found, type) and issubclass(found, Arithmetic)):
+        raise OperatorError(f"operator {name}: {attribute} does not derive from grafting.operators.Operator")
+    if "name" not in vars(found):
+        found.name = name
+    return found
 
 
 def list_operators(pattern: str = "*") -> list[str]:

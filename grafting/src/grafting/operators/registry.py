@@ -37,7 +37,8 @@ def get(name: str) -> type[Operator]:
         OperatorError: no such operator; the message names the nearest one.
     """
     found = arithmetic(name)
-    assert issubclass(found, Operator), f"{name} has no class"
+    if not issubclass(found, Operator):
+        raise OperatorError(f"operator {name!r} has no class: it must derive from grafting.operators.Operator")
     return found
 
 

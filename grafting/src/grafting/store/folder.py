@@ -30,6 +30,7 @@ from ..settings import build
 from ..switch import Switch
 from ..teachers import load_teacher, teachers
 from .checkpoints import read_checkpoint, translate, unshift_timesteps
+from .configs import HUB_ID
 from .manifest import MANIFEST, StoreError, read_manifest
 
 WEIGHTS = "graft.safetensors"
@@ -115,18 +116,20 @@ def load(folder: Path | str, base: nn.Module | None = None, *, dtype: torch.dtyp
             base = load_teacher(manifest["base"]["name"])
         if base is None:
             raise StoreError(f"{folder} holds the changes only: give base, the model of hash {wanted[:12]}{called}")
-        given, as_full = tensors_hash(base.state_dict()), {"halves_as": torch.float32}
-        # A model in half precision is named by what it is in float32.
-        guises = (as_full, as_full | {"rounded_to": torch.bfloat16})
-        if given != wanted and all(tensors_hash(base.state_dict(), **guise) != wanted for guise in guises):
+        if not is_of(base, wanted):
+            given = tensors_hash(base.state_dict())
             raise StoreError(f"base has hash {given[:12]}, {folder} was made from {wanted[:12]}{called}")
-        handle = graft(base, plan, init="random", dtype=dtype)
+        handle = graft(base, plan, init="random", dtype=dtype, source_hash=wanted)
     try:
         if lora is not None:
             add_lora(handle, lora, dtype=dtype)
         slots = {f"{site.name}.{key}": value for site, op in handle.operators().items() for key, value in _state(op)}
         slots |= {} if manifest["whole"] else _groups(handle) | _adapters(handle)
-        _fill(slots, {key: value for key, value in tensors.items() if not key.startswith("shared.")}, path)
+        own = {key: value for key, value in tensors.items() if not key.startswith("shared.")}
+        _fill(slots, own, path)
+        if manifest["whole"]:
+            for site, operator in handle.operators().items():
+                _as_stored(operator, own, f"{site.name}.")
     except ValueError:
         if not handle.private:
             ungraft(handle.model)
@@ -161,10 +164,27 @@ def assemble(
     handle = graft(model, plan, init="random")
     handle.forget_teacher()
     _refuse(misfits(shared, shared_tensors(handle)), source)
-    nn.Module.to(model, next(iter(shared.values())).dtype)  # diffusers' own warns at every cast
-    model.load_state_dict(dict(shared), strict=False)
+    nn.Module.to(model, next(iter(shared.values())).dtype)  # what is not stored; diffusers' own warns at every cast
+    _as_stored(model, shared)
     remember(handle)
     return handle
+
+
+def is_of(model: nn.Module, named: str) -> bool:
+    """Whether ``model`` is the pretrained one that a graft calls ``named``: the hash of its tensors in float32.
+
+    One in half precision is named by what it is in float32; one that was rounded to bfloat16 is that model too.
+    """
+    as_full = {"halves_as": torch.float32}
+    guises: tuple[dict[str, Any], ...] = ({}, as_full, as_full | {"rounded_to": torch.bfloat16})
+    return any(tensors_hash(model.state_dict(), **guise) == named for guise in guises)
+
+
+def _as_stored(module: nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str = "") -> None:
+    """Give those of a module's tensors that are stored their values and their own type: a graft can hold several."""
+    for name, held in (*module.named_parameters(), *module.named_buffers()):
+        if (stored := tensors.get(f"{prefix}{name}")) is not None:
+            held.data = stored.to(held.device, copy=True)
 
 
 def shared_tensors(handle: Grafted) -> dict[str, torch.Tensor]:
@@ -185,9 +205,11 @@ def card(manifest: Mapping[str, Any]) -> str:
         ]
     )
     need = "" if manifest["whole"] or manifest["base"]["name"] in teachers() else ", base=pretrained"
+    # The hub links a graft to its model by this line.
+    based = f"base_model: {manifest['base']['name']}\n" if HUB_ID.fullmatch(manifest["base"]["name"] or "") else ""
     extra = "" if manifest["whole"] else "\nOnly what is new is here; the pretrained model is needed beside it."
     parts = [
-        "---\nlibrary_name: grafting\n---\n# A grafted diffusion transformer",
+        f"---\nlibrary_name: grafting\n{based}---\n# A grafted diffusion transformer",
         f"A `{manifest['class']}` with some of its operators or blocks replaced or adapted:\n\n{edits}",
         f"Pretrained model: {manifest['base']['name'] or 'unnamed'}, "
         f"tensors' SHA-256 `{manifest['base']['sha256']}`.{extra}",

@@ -126,6 +126,16 @@ def with_autoencoder(model: Model, name: str) -> Model:
     return replace(model, autoencoder=given_autoencoder(name, channels=drawn))
 
 
+def refuse_latents(model: Model) -> None:
+    """Raises ModelError for a model of latents without an autoencoder, whose samples nobody can see."""
+    drawn = shape_of(model.transformer).channels
+    if model.autoencoder is None and drawn not in (1, 3):
+        raise ModelError(
+            f"{model.name} draws latents of {drawn} channels and brings no autoencoder to make images of them: "
+            "give it with --vae (vae: in a recipe), or put it into a subfolder vae of its folder, beside transformer"
+        )
+
+
 def own_autoencoder(home: str) -> nn.Module | None:
     """The autoencoder in a subfolder of a folder or hub id, in eval mode, float32; None where there is none.
 

@@ -47,12 +47,13 @@ def run(recipe: RunRecipe, out: Path, *, resume: bool = True, say: Say = print, 
     team = team or Team.current()
     study = Study(recipe, out, say if team.leads else lambda _: None, team)
     team.wait()  # all have seen whether there was a run before one says that there is
-    if team.leads:
+    if team.leads and not (out / "recipe.yaml").is_file():
         write_text_atomic(out / "recipe.yaml", recipe.to_yaml())
     for entry in study.entries:
         study.train(entry)
     if not team.leads:
         raise SystemExit(0)
+    write_text_atomic(out / "recipe.yaml", recipe.to_yaml())  # a recipe that is refused leaves what was run
     for entry in study.entries:
         study.denoise(entry)
     for entry in study.entries:

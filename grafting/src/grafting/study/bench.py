@@ -35,7 +35,7 @@ from ..report import grid_png
 from ..scenes.scorer import SCORER
 from ..steps import check_walk
 from ..store.folder import load, save
-from ..store.models import open_model
+from ..store.models import open_model, refuse_latents, with_autoencoder
 from ..tasks import Verdict
 from ..training.loop import Loop, Progress
 from ..training.team import Team
@@ -63,7 +63,8 @@ class Study:
         self.recipe, self.out, self.say = recipe, out, say
         self.clock: Callable[[str], Path] = lambda name: out / f"speed-{name}.json"  # where times are kept, by model
         self.team = team or Team.current()
-        self.model = open_model(recipe.teacher, weights=recipe.weights).to(self.team.device)
+        model = open_model(recipe.teacher, weights=recipe.weights)
+        self.model = (with_autoencoder(model, recipe.vae) if recipe.vae else model).to(self.team.device)
         if self.model.graft is not None:
             raise StudyError(f"teacher {recipe.teacher} is a graft already: a study starts from a pretrained model")
         self.teacher = self.model.transformer
@@ -82,7 +83,7 @@ class Study:
         Raises:
             StudyError: it does not fit, or its teacher, data, seed or protocol is another.
         """
-        shared = ("teacher", "weights", "data", "seed", "evaluate")
+        shared = ("teacher", "weights", "vae", "data", "seed", "evaluate")
         odd = [name for name in shared if getattr(recipe, name) != getattr(self.recipe, name)]
         if odd:
             raise StudyError(f"recipes of one study share {', '.join(shared)}: {', '.join(odd)} differ")
@@ -126,6 +127,7 @@ class Study:
             problems += _refusal(schedule.level_weights, fine.weight_cap, fine.weight_power)
         if self.recipe.evaluate.drawn:
             problems += _refusal(check_walk, schedule, self.recipe.evaluate.sampling)
+            problems += _refusal(refuse_latents, self.model)
         if fine is not None and fine.adapters is not None and find_spec("peft") is None:
             problems.append(f"train: {MISSING}")
         if problems:
@@ -512,17 +514,13 @@ def _parts(loop: Loop) -> dict[str, Any]:
 @contextmanager
 def _claimed(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     """A model's folder for this process alone. Raises ClaimError where another is at it, or for other settings."""
-    lock = folder / "train.lock"
-    with locked(lock, wait=False) as mine:
+    with locked(folder / "train.lock", wait=False) as mine:
         if not mine:
             raise ClaimError(f"{folder}: another process is training this model")
-        try:
-            made = [(folder / name).is_file() for name in ("finetune/state.json", "train.json", "distill/distill.json")]
-            # A stage 1 that is there is of no stage 2 yet: a batch that did not fit may be made smaller.
-            claim(folder / "settings.json", settings, begun=any(made), free=() if any(made[:2]) else ("finetune",))
-            yield
-        finally:
-            lock.unlink()
+        made = [(folder / name).is_file() for name in ("finetune/state.json", "train.json", "distill/distill.json")]
+        # A stage 1 that is there is of no stage 2 yet: a batch that did not fit may be made smaller.
+        claim(folder / "settings.json", settings, begun=any(made), free=() if any(made[:2]) else ("finetune",))
+        yield
 
 
 def _refusal(check: Callable[..., Any], *given: Any) -> list[str]:

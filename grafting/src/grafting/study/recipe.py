@@ -260,7 +260,8 @@ class RunRecipe:
     """A study: a teacher, the plans that make hybrids of it, how they learn, how all are measured, and the controls.
 
     teacher: MODEL of :func:`grafting.store.models.open_model`. weights: how its transformer's are held, ``fp32`` or
-    ``bf16``: then they take half the memory, and everything runs in bfloat16 but what is learnt. data: a folder of
+    ``bf16``: then they take half the memory, and everything runs in bfloat16 but what is learnt. vae: an autoencoder's
+    folder or hub id, for a teacher of latents that brings none. data: a folder of
     :func:`grafting.encode`, or an npz of :func:`grafting.data.write_subset`; where the teacher brings none. pairs: in
     the place of data, what the teacher draws itself, kept in the run's folder. trained_on: samples, repeated ones
     counted each time, that the teacher's transformer was trained on, where its card does not say: what shares of its
@@ -276,6 +277,7 @@ class RunRecipe:
     plans: Mapping[str, Plan]
     title: str = ""
     weights: str = "fp32"
+    vae: str | None = None
     data: str | None = None
     pairs: PairsStage | None = None
     trained_on: int | None = None

@@ -282,6 +282,7 @@ def _recipe(
     return RunRecipe(
         teacher=recipe.teacher,
         plans={row.name: plan},
+        vae=recipe.vae,
         data=recipe.data,
         trained_on=recipe.trained_on,
         images=row.images,

@@ -369,7 +369,7 @@ def left_unexplained(
     for start in range(0, min(LOOKED_AT, len(triples)), batch):
         part = slice(start, min(start + batch, LOOKED_AT))
         zt, t = schedule.add_noise(triples.z[part], triples.t[part], triples.noise[part]), triples.t[part]
-        y = rows(triples.y, part)
+        y = triples.asked(part)
         with evaluating(model, teacher):
             with returned(theirs, host.streams) as shown:
                 wanted(zt, t, y)

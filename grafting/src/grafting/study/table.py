@@ -94,10 +94,10 @@ class Group:
 class TableRecipe:
     """A whole table.
 
-    teacher, data, trained_on, seed, calibration, evaluate: as in :class:`~grafting.study.recipe.RunRecipe`. budget:
-    share of the teacher's training compute that a row may spend, start, both stages and the teacher's passes included.
-    stage_one: the share of that budget which stage 1 gets. speed: how the rows of the table proper are timed, beside
-    the teacher. notes: sentences for the page, such as what was tuned on what.
+    teacher, vae, data, trained_on, seed, calibration, evaluate: as in :class:`~grafting.study.recipe.RunRecipe`.
+    budget: share of the teacher's training compute that a row may spend, start, both stages and the teacher's passes
+    included. stage_one: the share of that budget which stage 1 gets. speed: how the rows of the table proper are timed,
+    beside the teacher. notes: sentences for the page, such as what was tuned on what.
     """
 
     teacher: str
@@ -105,6 +105,7 @@ class TableRecipe:
     finetune: FinetuneStage
     rows: tuple[Group, ...]
     title: str = ""
+    vae: str | None = None
     data: str | None = None
     trained_on: int | None = None
     seed: int = 0

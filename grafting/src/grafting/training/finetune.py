@@ -261,4 +261,5 @@ def finetune(
     with evaluating(*parts, student, teacher), lean, fading(switches):
         loop.run()
     loop.use_ema()
+    loop.release()
     return loop

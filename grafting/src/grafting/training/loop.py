@@ -324,3 +324,7 @@ class Loop:
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(self.ema[name])
+
+    def release(self) -> None:
+        """Let go of the averages and the optimisers' moments, three times the weights, once training is over."""
+        self.ema, self.optimizers = {}, []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .shared import (
     MODEL,
+    STEPS,
     Verbs,
     alone,
     at_least,
@@ -111,6 +112,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.geneval:
         _geneval(arguments)
         return
+    _refuse_idle_walk(arguments)
     if arguments.scenes:
         from .scenes import evaluate as judge_scenes
 
@@ -160,6 +162,19 @@ def evaluate(arguments: argparse.Namespace) -> None:
             floor = found["quality"]["floors"].get(name)
             print(f"{name:<24}{interval(figure)}{'' if floor is None else f'   floor {floor:.5g}'}")
         print(found["quality"]["protocol"]["text"])
+
+
+def _refuse_idle_walk(arguments: argparse.Namespace) -> None:
+    """Raises ValueError where it is said how samples are drawn and none are."""
+    from ..sampling import Sampling
+
+    if not (arguments.samples or arguments.scenes) and sampling_of(arguments) != Sampling(
+        steps=STEPS, precision=arguments.weights
+    ):
+        raise ValueError(
+            "--scheduler, --steps, --spacing, --guidance, --guided-channels, --clip and --precision are about samples, "
+            "and none are asked for: give --samples N too"
+        )
 
 
 def _geneval(arguments: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
-    from ..store.models import Model
+    pass
 
 
 def add(verbs: Verbs) -> None:
@@ -83,6 +83,7 @@ def sample(arguments: argparse.Namespace) -> None:
     from ..report import grid_png
     from ..sampling import Pipeline, draw_labels
     from ..scenes import TASKS, evaluation_prompts
+    from ..store.models import refuse_latents
     from ..study.scenes import embedded, world_of
     from ..study.stages import null_class
 
@@ -106,7 +107,7 @@ def sample(arguments: argparse.Namespace) -> None:
     if asked is None:
         classes = null_class(model.transformer)
         asked = torch.tensor(arguments.labels) if arguments.labels else draw_labels(arguments.count or 40, classes)
-    _can_be_seen(model, arguments.model)
+    refuse_latents(model)
     pipeline = Pipeline(model.transformer, model.autoencoder, null=null)
     sampling, batch, show = sampling_of(arguments), arguments.batch or 64, progress("sample")
     images = pipeline(asked, sampling=sampling, seed=arguments.seed, batch_size=batch, progress=show)
@@ -138,6 +139,7 @@ def _geneval(arguments: argparse.Namespace) -> None:
     from ..random import generator
     from ..report import grid_png
     from ..sampling import Pipeline
+    from ..store.models import refuse_latents
 
     for option in ("count", "labels", "prompt", "prompts", "columns", "zoom"):
         if getattr(arguments, option) is not None:
@@ -155,7 +157,7 @@ def _geneval(arguments: argparse.Namespace) -> None:
     null = together([as_row(embed([""])[0][0])])
     del embed  # it can be larger than the model
     model = opened(arguments).to(device)
-    _can_be_seen(model, arguments.model)
+    refuse_latents(model)
     pipeline = Pipeline(model.transformer, model.autoencoder, null=null)
     settings["model"] = tensors_hash(model.transformer.state_dict())
     settings["autoencoder"] = None if model.autoencoder is None else tensors_hash(model.autoencoder.state_dict())
@@ -173,15 +175,3 @@ def _geneval(arguments: argparse.Namespace) -> None:
 
     drawn = write_pictures(prompts, arguments.out, draw, settings, samples=each, progress=progress("prompts"))
     print(f"{drawn} of {len(prompts)} prompts drawn now, {each} pictures each, in {arguments.out}")
-
-
-def _can_be_seen(model: Model, name: str) -> None:
-    """Raises ValueError for a model of latents without an autoencoder."""
-    from ..hosts import shape_of
-
-    drawn = shape_of(model.transformer).channels
-    if model.autoencoder is None and drawn not in (1, 3):
-        raise ValueError(
-            f"{name} draws latents of {drawn} channels and brings no autoencoder to make images of them: "
-            "give it with --vae, or put it into a subfolder vae of its folder, beside transformer"
-        )

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .shared import alone, progress, sampling_of
+from .shared import alone, opened, progress, sampling_of
 
 if TYPE_CHECKING:
     import torch
@@ -31,22 +31,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
     found: dict[str, list[Verdict]] = {}
     theirs: dict[str, list[Verdict]] = {}
     for name in names:
-        model = _opened(arguments, name)
+        model = opened(arguments, name)
         if arguments.against is None and model.own_teacher is not None and not theirs:
             with model.own_teacher.teacher() as network:
                 theirs[TEACHER] = judge(model, network, TEACHER)
         found[name] = judge(model, model.transformer, name)
     if arguments.against is not None:
-        other = _opened(arguments, arguments.against)
+        other = opened(arguments, arguments.against)
         theirs[arguments.against] = judge(other, other.transformer, arguments.against)
     _show(arguments, found, theirs)
-
-
-def _opened(arguments: argparse.Namespace, name: str) -> Model:
-    from ..store.models import open_model, with_autoencoder
-
-    model = open_model(name, base=arguments.base, weights=arguments.weights)
-    return with_autoencoder(model, arguments.vae) if arguments.vae else model
 
 
 def _judge(arguments: argparse.Namespace, names: Sequence[str]) -> Callable[[Model, nn.Module, str], list[Verdict]]:
@@ -69,7 +62,7 @@ def _judge(arguments: argparse.Namespace, names: Sequence[str]) -> Callable[[Mod
         return home_of(arguments.base or model.name)
 
     for name in names:
-        model = _opened(arguments, name)
+        model = opened(arguments, name)
         if arguments.against is None and model.own_teacher is not None:
             if source and model.own_teacher.source_hash != source:
                 raise ValueError(f"{name} is a graft of another teacher than those before: name one with --against")

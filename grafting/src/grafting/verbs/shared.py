@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Verb = Callable[[argparse.Namespace], None]
 MODEL = "a bundled teacher, a folder of diffusers or of a graft, an original DiT checkpoint, or an id of the hub"
 CONFIGURATION = f"{MODEL}, or a bundled configuration"
+STEPS = 20
+"""Of a walk, where nothing else is asked for."""
 
 
 class Verbs:
@@ -142,11 +144,11 @@ def text_options(made: argparse.ArgumentParser) -> None:
     )
 
 
-def opened(arguments: argparse.Namespace) -> Model:
-    """The model that MODEL, ``--base`` and ``--vae`` ask for."""
+def opened(arguments: argparse.Namespace, name: str | None = None) -> Model:
+    """The model that MODEL (or ``name``), ``--base``, ``--vae`` and ``--weights`` ask for."""
     from ..store.models import open_model, with_autoencoder
 
-    model = open_model(arguments.model, base=arguments.base, weights=arguments.weights)
+    model = open_model(name or arguments.model, base=arguments.base, weights=arguments.weights)
     return with_autoencoder(model, arguments.vae) if arguments.vae else model
 
 
@@ -168,7 +170,7 @@ def precision_of(arguments: argparse.Namespace) -> str:
 def sampling_options(made: argparse.ArgumentParser) -> None:
     """Options for :func:`sampling_of`."""
     made.add_argument("--scheduler", default="ddim", help="ddim, ddpm or dpm++")
-    made.add_argument("--steps", type=at_least(2), default=20)
+    made.add_argument("--steps", type=at_least(2), default=STEPS)
     made.add_argument(
         "--spacing", default="linspace", help="of the timesteps: linspace (DiT's) or leading (diffusers')"
     )

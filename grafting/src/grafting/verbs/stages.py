@@ -118,6 +118,8 @@ def distill(arguments: argparse.Namespace) -> None:
     from ..study.recipe import DistillStage, depended_on
     from ..study.stages import Material, begin, learns, stage_one
 
+    if arguments.set and not arguments.steps:
+        raise ValueError(f"--set {arguments.set[0]}: a setting of training, and --steps 0 trains nothing")
     stage, team = _stage(DistillStage, arguments) if arguments.steps else None, team_of(arguments)
     out, model = _fresh(arguments.out), open_model(arguments.model, weights=arguments.weights).to(team.device)
     if model.graft is not None:
@@ -158,7 +160,7 @@ def finetune(arguments: argparse.Namespace) -> None:
     """Stage 2: finetune a graft end to end and save it; a pretrained model too, where adapters alone learn."""
     from ..graft import Grafted, graft, tensors_hash
     from ..plan import Plan
-    from ..store.folder import save
+    from ..store.folder import is_of, save
     from ..store.manifest import read_manifest
     from ..store.models import open_model
     from ..study.recipe import FinetuneStage, depended_on
@@ -171,13 +173,11 @@ def finetune(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{arguments.model} is no graft: make one with grafting distill, or give it adapters with --train lora"
         )
-    base: str | None = arguments.model
+    base: str | None = arguments.model if model.graft is None else arguments.base
     protocol: dict[str, Any] = {}
-    if model.graft is not None:
-        base = arguments.base
-        if Path(arguments.model).is_dir():  # a released graft is one file, which says neither
-            manifest = read_manifest(Path(arguments.model))
-            base, protocol = base or manifest["base"]["name"], manifest["protocol"]
+    if model.graft is not None and Path(arguments.model).is_dir():  # a released graft is one file, which says neither
+        manifest = read_manifest(Path(arguments.model))
+        base, protocol = base or manifest["base"]["name"], manifest["protocol"]
     handle = model.graft or graft(model.transformer, Plan())
     unchanged = handle.plan.bare and handle.adapters is None and not handle.private
     if unchanged and stage.still:
@@ -187,9 +187,11 @@ def finetune(arguments: argparse.Namespace) -> None:
         )
     teacher: torch.nn.Module | None = None
     if handle.private and stage.target != "noise":
-        if arguments.base is None:
+        if base is None:
             raise ValueError(f"target {stage.target} needs the teacher beside {arguments.model}: give it with --base")
-        teacher = open_model(arguments.base, weights=arguments.weights).to(team.device).transformer
+        teacher = open_model(base, weights=arguments.weights).to(team.device).transformer
+        if Path(arguments.model).is_dir() and not is_of(teacher, handle.source_hash):
+            raise ValueError(f"{base} is not the teacher of {arguments.model}, whose hash is {handle.source_hash[:12]}")
     material = Material(model, arguments.data)
     depends: dict[str, Any] = {"model": tensors_hash(model.transformer.state_dict()), "material": material.identity}
     depends |= {
