@@ -184,7 +184,7 @@ def test_one_half_is_learnt_from_and_the_other_judged_on(
     study = Study(recipe(tiny_teacher, f"data={tmp_path / 'halves.npz'}"), tmp_path / "out", lambda line: None)
     seen: dict[str, torch.Tensor] = {}
 
-    def taught(handle: object, batches: Any, null: int, config: object, out: None, heldout: Any, team: None) -> Any:
+    def taught(handle: object, batches: Any, null: int, config: object, out: None, heldout: Any, **_: object) -> Any:
         seen.update(learnt=batches(0)["z"], heldout=heldout(0)["z"])
         return {}
 

@@ -31,7 +31,8 @@ from grafting.store.configs import ModelError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
 from grafting.study.parts import part
-from grafting.study.stages import Material, begin, denoiser, part_flops, training_flops
+from grafting.study.recipe import DistillStage, FinetuneStage
+from grafting.study.stages import Material, begin, denoiser, part_flops, stage_one, stage_two, training_flops
 
 TEXT = """
 plan: {edits: [{site: attn, blocks: interleaved 50%, operator: hyena_x}]}
@@ -406,6 +407,23 @@ def test_what_cannot_run_is_refused_before_anything_is_made(
     with pytest.raises((StudyError, PlanError, SettingsError, ValueError), match=word):
         run(recipe(tiny_teacher, *changes), tmp_path / "out", say=lambda line: None)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stage_goes_on_over_the_same_images_alone(tiny_teacher: Path, tmp_path: Path) -> None:
+    model = open_model(str(tiny_teacher))
+    plan, whole = Plan.interleaved(operator="local_mean"), Material(model)
+    one = DistillStage(steps=2, batch=4, heldout_batches=1)
+    two = FinetuneStage(steps=2, batch=4, train="grafted")
+    for _ in range(2):  # and again, from what is there
+        handle = begin(model.transformer, plan, whole, init="random", seed=0, calibration=0)
+        stage_one(handle, one, whole, out=tmp_path / "one")
+        stage_two(handle, two, whole, out=tmp_path / "two")
+        fewer = whole.first(8)
+        with pytest.raises(ValueError, match="learnt from None there, 8 now"):
+            stage_one(handle, one, fewer, out=tmp_path / "one")
+        with pytest.raises(ValueError, match="learnt from None there, 8 now"):
+            stage_two(handle, two, fewer, out=tmp_path / "two")
+        ungraft(model.transformer)
 
 
 def test_latents_that_nobody_could_see_are_refused_and_an_autoencoder_can_be_given(tmp_path: Path) -> None:

@@ -261,6 +261,7 @@ def stage_one(
         out,
         material.batches(stage.batch, seed, train=False),
         team=team,
+        depends=_of(material),
     )
 
 
@@ -319,11 +320,26 @@ def stage_two(
         if stage.fade:
             replaced = _replaced(trained, originals)
     batches = material.batches(stage.batch, seed)
-    config, null = stage.config(seed=seed), material.null
+    depends = _of(material) | ({} if teacher is None else {"teacher": tensors_hash(teacher.state_dict())})
     loop = finetune(
-        network, denoiser(network), wanted, batches, null, config, out, team=team, pairs=pairs, replaced=replaced
+        network,
+        denoiser(network),
+        wanted,
+        batches,
+        material.null,
+        stage.config(seed=seed),
+        out,
+        team=team,
+        pairs=pairs,
+        replaced=replaced,
+        depends=depends,
     )
     return trained, loop
+
+
+def _of(material: Material) -> dict[str, Any]:
+    """What batches are of, for a run to be continued on the same alone."""
+    return {"material": material.identity, "learnt from": material.learnt}
 
 
 def _replaced(handle: Grafted, originals: nn.ModuleList | None) -> dict[Switch, nn.Module]:

@@ -191,6 +191,7 @@ def distill(
     heldout: Batches | None = None,
     diffusion: Schedule | None = None,
     team: Team | None = None,
+    depends: Mapping[str, Any] | None = None,
 ) -> dict[str, SiteReport]:
     """Teach the operators of ``handle``; leave each at its best held-out step in the model.
 
@@ -198,13 +199,14 @@ def distill(
     it. Without ``heldout`` the error is measured on fresh noise over the images of ``batches``. null: what stands for a
     dropped condition, a class or a dictionary of one row. out: a folder for the state; a run found there is continued
     to the same bits. diffusion: by default what the model was taught under. team: the processes that share the work;
-    alone on the model's device by default. Returns a report by site name.
+    alone on the model's device by default. depends: what else the bits follow from, as plain JSON data, such as what
+    ``batches`` are of. Returns a report by site name.
 
     Raises ValueError where no site can learn, the precision is another than that of weights in bfloat16, or ``out``
     holds a run with other settings, of another plan, model or start.
     """
     schedule = diffusion or schedule_of(handle.model)
-    return Distillation(handle, batches, null, config, out, heldout or batches, schedule, team).run()
+    return Distillation(handle, batches, null, config, out, heldout or batches, schedule, team, depends).run()
 
 
 class Distillation:
@@ -220,12 +222,14 @@ class Distillation:
         heldout: Batches,
         diffusion: Schedule,
         team: Team | None = None,
+        depends: Mapping[str, Any] | None = None,
     ) -> None:
         self.handle, self.batches, self.null, self.config = handle, batches, null, config
         self.out, self.heldout, self.diffusion = out, heldout, diffusion
         self.shares = diffusion.level_shares(config.levels)
         self.team = team or Team(device=next(handle.model.parameters()).device)
-        self.depends: dict[str, Any] = {"plan": handle.plan.digest, "teacher": handle.source_hash, "init": handle.init}
+        self.depends: dict[str, Any] = dict(depends or {})
+        self.depends |= {"plan": handle.plan.digest, "teacher": handle.source_hash, "init": handle.init}
         self.depends |= {"start's seed": handle.seed, "null": null_identity(null), "schedule": repr(diffusion)}
         self.depends |= {"weights": "bf16"} if in_half(handle.model) else {}
         self.step = 0

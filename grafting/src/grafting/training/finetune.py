@@ -184,6 +184,7 @@ def finetune(
     team: Team | None = None,
     pairs: Pairs = (),
     replaced: Mapping[Switch, nn.Module] | None = None,
+    depends: Mapping[str, Any] | None = None,
 ) -> Loop:
     """Train the parameters of ``model`` that require a gradient; leave their EMA in the model.
 
@@ -195,6 +196,7 @@ def finetune(
     work; alone on the model's device by default. pairs: (student's, teacher's) blocks in the order in which they run,
     whose outputs are matched where the settings give ``features`` a weight. diffusion: by default what the model was
     taught under. replaced: by switch of the student what it stands for, which fades out where the settings say so.
+    depends: what else the bits follow from, as plain JSON data, such as what ``batches`` are of.
 
     Raises ValueError where the settings need a teacher, pairs or what was replaced and none are given, weights that a
     graft shares with its teacher would train, a flow's error would be weighted by level, the precision is another than
@@ -247,8 +249,8 @@ def finetune(
 
     how = ("loop", "checkpointing")  # compared by the loop itself; the same gradients either way
     later = {f.name: f.default for f in fields(config) if f.name in LATER}
-    depends = {k: v for k, v in asdict(config).items() if k not in how and (k not in later or v != later[k])}
-    depends |= {"null": null_identity(null), "schedule": repr(schedule)}
+    told = {k: v for k, v in asdict(config).items() if k not in how and (k not in later or v != later[k])}
+    depends = told | dict(depends or {}) | {"null": null_identity(null), "schedule": repr(schedule)}
     depends |= {"weights": "bf16"} if in_half(model) else {}
     if handle is not None:
         depends["graft"] = f"{handle.plan.digest} {handle.source_hash}"
