@@ -267,6 +267,50 @@ def test_stage_two_with_checkpointing_ends_at_the_same_weights() -> None:
         finetune(plain, plain, plain, batches, 3, replace(_config(2), checkpointing=True))
 
 
+@pytest.mark.parametrize("share", [(1.0, 1.0), (0.0, 0.0), (1.0, 0.0)])
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(share: tuple[float, float]) -> None:
+    """A mean over four samples is that over three and over the last, each by how many it is of."""
+    ends, logs, sizes = [], [], set()
+    for micro in (None, 3):
+        teacher, student, batches = _parts()
+
+        def seen(z: torch.Tensor, t: torch.Tensor, y: torch.Tensor, net: Net = student) -> torch.Tensor:
+            sizes.add(len(z))
+            return net(z, t, y)
+
+        loop = finetune(student, seen, teacher, batches, 3, replace(_config(5, share), micro_batch=micro))
+        ends.append(student.state_dict())
+        logs.append(loop.log[-1])
+    assert sizes == {4, 3, 1}
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-5, atol=1e-7)
+    assert logs[1] == pytest.approx(logs[0], rel=1e-5)
+    with pytest.raises(ValueError, match="micro_batch 0: at least 1"):
+        replace(_config(), micro_batch=0)
+
+
+def test_parts_of_a_batch_are_held_one_at_a_time() -> None:
+    torch.manual_seed(0)
+    model, _ = _dit()
+    handle = graft(model, Plan.all(operator="local_mean"), init="copy")
+    handle.train_grafted()
+    batches = Batches(inputs=torch.randn(16, 2, 8, 8), labels=torch.arange(16) % 3, size=16, seed=0)
+
+    def student(z: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return handle.host.call(model, z, t, y)
+
+    def peak(micro: int | None) -> float:
+        config = replace(_config(1, (0.0, 0.0)), micro_batch=micro)
+
+        def stage() -> None:
+            with torch.enable_grad():
+                finetune(model, student, None, batches, 3, config)
+
+        return peak_bytes(stage)
+
+    assert peak(2) < 0.4 * peak(None)
+
+
 def test_weights_that_the_teacher_shares_are_refused() -> None:
     model, _ = _dit()
     handle = graft(model, Plan.all(operator="local_mean"), init="copy")

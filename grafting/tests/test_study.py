@@ -352,7 +352,7 @@ def test_memory_that_is_full_is_one_sentence(
     assert main(["finetune", str(tmp_path / "a"), "--out", str(tmp_path / "b"), "--steps", "2", "--batch", "4"]) == 2
     told = (
         "grafting finetune: CUDA out of memory. Tried to allocate 2.00 GiB: a smaller batch needs less, "
-        "or --set checkpointing=true\n"
+        "or --set checkpointing=true, or micro_batch=N\n"
     )
     assert capsys.readouterr().err.endswith(told)
 

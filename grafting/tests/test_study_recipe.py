@@ -122,7 +122,7 @@ def test_every_setting_of_a_stage_arrives_where_it_is_used() -> None:
         steps=7, batch=3, lr=0.5, target="mixture", train="grafted", weight_decay=0.3, warmup=0.3, schedule="constant",
         clip=3.0, ema=0.4, ema_horizon=0.6, optimizer="muon", levels=Levels(centre=1.0), weight_power=0.5,
         weight_cap=9.0, label_dropout=0.3, variance_weight=0.7, features=0.4, fade=0.3, precision="bf16",
-        checkpointing=True, save_every=9, log_every=8,
+        checkpointing=True, micro_batch=2, save_every=9, log_every=8,
     )  # fmt: skip
     first, second = one.config(seed=5), two.config(seed=6)
     assert {f.name for f in fields(one)} - arrived(one, first) == {"batch"}

@@ -54,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(error):
             raise
         told = " ".join(str(error).split("GPU")[0].split()).rstrip(".")
-        key = {"run": "finetune.checkpointing", "study": "finetune.checkpointing", "finetune": "checkpointing"}
-        lean = f", or --set {key[parsed.verb]}=true" if parsed.verb in key else ""
+        key = {"run": "finetune.", "study": "finetune.", "finetune": ""}
+        where = key.get(parsed.verb)
+        lean = "" if where is None else f", or --set {where}checkpointing=true, or {where}micro_batch=N"
         print(f"grafting {parsed.verb}: {told}: a smaller batch needs less{lean}", file=sys.stderr)
         return 2
     return 0

@@ -86,8 +86,8 @@ class FinetuneStage:
     target: ``teacher`` (the teacher's own output), ``noise`` (the paper's, for a flow the velocity), or ``mixture``
     (from the one to the other).
     train: ``all`` weights of a private copy, the ``grafted`` operators alone, or these and adapters on the rest, with
-    the settings ``lora`` (:class:`~grafting.lora.Lora`). optimizer: ``adamw`` or ``muon``. features, fade,
-    levels, weight_power, weight_cap, checkpointing: as in :class:`~grafting.training.finetune.FinetuneConfig`.
+    the settings ``lora`` (:class:`~grafting.lora.Lora`). optimizer: ``adamw`` or ``muon``. features, fade, levels,
+    weight_power, weight_cap, checkpointing, micro_batch: as in :class:`~grafting.training.finetune.FinetuneConfig`.
     """
 
     steps: int
@@ -112,6 +112,7 @@ class FinetuneStage:
     fade: float = 0.0
     precision: str = "fp32"
     checkpointing: bool = False
+    micro_batch: int | None = None
     save_every: int = 100
     log_every: int = 10
 
@@ -152,6 +153,7 @@ class FinetuneStage:
             label_dropout=self.label_dropout,
             precision=self.precision,
             checkpointing=self.checkpointing,
+            micro_batch=self.micro_batch,
             fade=self.fade,
             seed=seed,
         )

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..activations import plain
-from ..conditions import each
+from ..conditions import each, rows
 from ..diffusion import Denoiser, Levels, Schedule, draw, drop_labels
 from ..graft import Grafted, handle_of, null_identity
 from ..hosts.registry import host_for, schedule_of
@@ -37,7 +37,7 @@ CAP = 1000.0
 MOST_FADE = 0.8
 """The averaged weights, whose horizon is a tenth of the steps, are of those after it."""
 
-LATER = ("weight_power", "weight_cap", "fade")
+LATER = ("weight_power", "weight_cap", "fade", "micro_batch")
 """Settings that runs begun before there were any do not name: not told where they are the defaults."""
 
 
@@ -54,7 +54,9 @@ class FinetuneConfig:
     this power, up to this; the velocity's, which a flow has, by none. checkpointing: keep the input of every block
     alone and compute the rest again on the way back: the same gradients, a fraction of the activation memory, one more
     forward pass of the student. fade: over this share of the steps what was replaced goes out of the outputs of its
-    sites, linearly, as the new operators come in; 0 replaces it at once.
+    sites, linearly, as the new operators come in; 0 replaces it at once. micro_batch: samples of a pass at most; a
+    batch of more is taken in parts whose gradients add up (gradient accumulation), and the variance that ``features``
+    are a share of is that of a part; None: the whole batch at once.
     """
 
     loop: LoopConfig
@@ -68,6 +70,7 @@ class FinetuneConfig:
     precision: str = "fp32"
     checkpointing: bool = False
     fade: float = 0.0
+    micro_batch: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,6 +89,8 @@ class FinetuneConfig:
             problems.append(f"features {self.features}: a weight, 0 or more")
         if not 0 <= self.fade <= MOST_FADE:
             problems.append(f"fade {self.fade}: from 0 to {MOST_FADE}, so that the hybrid learns alone at the end")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            problems.append(f"micro_batch {self.micro_batch}: at least 1")
         if not 0 <= self.label_dropout < 1:
             problems.append(f"label_dropout {self.label_dropout}: from 0 to below 1")
         if self.precision not in PRECISIONS:
@@ -221,13 +226,23 @@ def finetune(
     shares = schedule.level_shares(config.levels)
     weights = schedule.level_weights(config.weight_cap, config.weight_power) if config.weight_power else None
 
-    def losses(step: int) -> dict[str, torch.Tensor]:
+    def losses(step: int) -> Iterator[dict[str, torch.Tensor]]:
         batch, share = batches(step), config.share(step)
         for switch in switches:
             switch.fade = config.faded(step)
         noise, t = draw(batch["z"].shape, schedule, config.seed, step, shares)
         y = drop_labels(batch["y"], config.label_dropout, null, config.seed, step)
-        z, t, y, noise = (each(part, workers.rows) for part in (batch["z"], t, y, noise))
+        mine = [each(part, workers.rows) for part in (batch["z"], t, y, noise)]
+        size = len(mine[0])
+        most = config.micro_batch or size
+        for start in range(0, size, most):
+            some = [rows(part, slice(start, start + most)) for part in mine]
+            found = one_pass(share, *some)
+            yield {name: part * (len(some[0]) / size) for name, part in found.items()} if most < size else found
+
+    def one_pass(
+        share: float, z: torch.Tensor, t: torch.Tensor, y: Any, noise: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         parts: dict[str, torch.Tensor] = {}
         with autocast(z.device, config.precision):
             if share == 0 or teacher is None:

@@ -28,7 +28,7 @@ from ..files import misfits, read_json, save_safetensors_atomic, sha256, write_j
 from .muon import Muon, hidden_matrices
 from .team import Team
 
-StepLosses = Callable[[int], Mapping[str, torch.Tensor]]
+StepLosses = Callable[[int], Mapping[str, torch.Tensor] | Iterable[Mapping[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +187,8 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 class Loop:
     """Train ``model``'s parameters that require a gradient; keep an EMA of them in ``self.ema``.
 
-    losses(step) returns the named parts of the training loss; their sum is minimised. With a ``team`` of several
+    losses(step) returns the named parts of the training loss; their sum is minimised. Where it yields several such, one
+    for each part of a batch, their gradients add up, and only one pass is held at a time. With a ``team`` of several
     processes each computes them on its own rows of the batch, and gradients are averaged. With ``out`` the state is
     saved there every ``save_every`` steps, at the end and on Ctrl-C, and a run found there is continued. depends: what
     else the bits follow from, as plain JSON data; a run found there that depends on anything else is refused.
@@ -243,10 +244,13 @@ class Loop:
         self.save()
 
     def _advance(self) -> None:
-        parts = self.losses(self.step)
-        total = torch.stack([part.float() for part in parts.values()]).sum()
-        total.backward()
-        shown = torch.stack([total.detach(), *(part.detach().float() for part in parts.values())])
+        found = self.losses(self.step)
+        shown, parts = torch.zeros(()), list[str]()
+        for part in [found] if isinstance(found, Mapping) else found:
+            values = torch.stack([value.float() for value in part.values()])
+            values.sum().backward()
+            told = torch.cat([values.detach().sum()[None], values.detach()])
+            shown, parts = (shown + told if parts else told), list(part)
         self.team.average([shown, *(p.grad for p in self.parameters.values() if p.grad is not None)])
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip or math.inf)
         refuse_infinite(self.label, self.step, shown[0], norm)
