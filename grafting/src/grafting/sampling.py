@@ -334,7 +334,7 @@ class Pipeline:
 def _reads_text(model: nn.Module) -> bool:
     """Whether a model is of a family that is asked for text; one of none is asked for classes."""
     try:
-        return host_for(model).family != "DiT"
+        return host_for(model).condition == "captions"
     except HostError:
         return False
 

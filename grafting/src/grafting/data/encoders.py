@@ -69,7 +69,7 @@ class Encoders:
     @property
     def condition(self) -> str:
         """What the transformer is conditioned on: ``labels`` or ``captions``."""
-        return "labels" if host_for(self.config).family == "DiT" else "captions"
+        return host_for(self.config).condition
 
     @property
     def told_sizes(self) -> bool:

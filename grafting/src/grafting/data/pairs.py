@@ -131,7 +131,7 @@ def generate_pairs(
         raise ValueError(f"{count} pairs: at least 1")
     if prompts is not None and text is None:
         raise ValueError("prompts are given and nothing that embeds them")
-    if (prompts is None) != (host_for(transformer).family == "DiT"):
+    if (prompts is None) != (host_for(transformer).condition == "labels"):
         wanted = "classes: give no prompts" if prompts is not None else "text: give prompts"
         raise ValueError(f"{type(transformer).__name__} is conditioned on {wanted}")
     model: Any = transformer

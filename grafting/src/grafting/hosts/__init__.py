@@ -1,7 +1,8 @@
 """One descriptor per family of diffusers: what is a site, how to call the model, where its gates and weights are.
 
-Nothing outside this folder names a model class. A descriptor reads a live module; sizes are read from a configuration
-too, without torch, which is imported when a descriptor is first asked for.
+What is of one family alone is answered here; outside, a family is named by the import of original DiT checkpoints, by
+the recipes of ``pretrain`` and by what diffusers' pipelines call their parts. A descriptor reads a live module; sizes
+are read from a configuration too, without torch, which is imported when a descriptor is first asked for.
 """
 
 from __future__ import annotations

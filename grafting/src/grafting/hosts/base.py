@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -23,6 +23,8 @@ class Host(ABC):
     class_names: ClassVar[tuple[str, ...]]
     module_of: ClassVar[Mapping[Kind, str]]
     cross_attention: ClassVar[str | None] = None
+    condition: ClassVar[Literal["labels", "captions"]] = "captions"
+    """What its models are asked for."""
     text_first: ClassVar[bool] = False
     """Whether the tokens of the text stand before the picture's in joint attention."""
 

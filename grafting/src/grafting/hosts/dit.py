@@ -18,6 +18,7 @@ class DiT(Host):
     """Every block carries its own timestep and label embedder inside ``norm1.emb``; the head reads block 0's."""
 
     family = "DiT"
+    condition = "labels"
     class_names = ("DiTTransformer2DModel",)
     module_of = {"attn": "attn1", "mlp": "ff"}  # noqa: RUF012 (a ClassVar of the base)
 

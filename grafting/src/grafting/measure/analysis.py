@@ -211,7 +211,7 @@ class _Recorder:
 def _walk(
     model: nn.Module, conditions: Mapping[str, Any] | None, sampling: Sampling, samples: int
 ) -> tuple[Pipeline, Condition]:
-    if host_for(model).family == "DiT":
+    if host_for(model).condition == "labels":
         if conditions is not None:
             raise AnalysisError("conditions are for models that take no classes: a DiT goes through its classes")
         pipeline = Pipeline(model)

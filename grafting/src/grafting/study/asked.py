@@ -122,7 +122,7 @@ class Asked:
 
 def reads_text(model: Model) -> bool:
     """Whether a model is asked for prompts, and not for classes."""
-    return host_for(model.transformer).family != "DiT"
+    return host_for(model.transformer).condition == "captions"
 
 
 def problems(config: EvaluateStage, model: Model) -> list[str]:

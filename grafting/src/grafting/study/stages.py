@@ -52,7 +52,7 @@ PASSES = 3
 def null_class(model: nn.Module) -> int:
     """The label that stands for "no class". Raises ModelError for a model that is not class-conditional."""
     classes = getattr(model.config, "num_embeds_ada_norm", None)
-    if classes is None or host_for(model).family != "DiT":
+    if classes is None or host_for(model).condition != "labels":
         raise ModelError(f"{type(model).__name__} is not conditioned on classes: this works on DiTs")
     return int(classes)
 
@@ -97,8 +97,8 @@ class Material:
 
     def _check(self, encoded: Encoded) -> None:
         config: Any = self.model.transformer.config
-        family = host_for(self.model.transformer).family
-        wanted = "labels" if family == "DiT" else "captions"
+        host = host_for(self.model.transformer)
+        wanted = host.condition
         if encoded.condition not in (wanted, "none"):
             raise ModelError(f"data {self.path} has {encoded.condition}, {self.model.name} is conditioned on {wanted}")
         if encoded.condition == "captions" and (problem := misfit(encoded.null, config, "captions")) is not None:
@@ -113,7 +113,7 @@ class Material:
                     f"data {self.path} was made for a model of {there} classes, {self.model.name} knows {classes}"
                 )
         shape = shape_of(self.model.transformer)
-        if encoded.shape[0] != shape.channels or (family == "DiT" and encoded.shape[1:] != shape.latents):
+        if encoded.shape[0] != shape.channels or (host.family == "DiT" and encoded.shape[1:] != shape.latents):
             raise ModelError(
                 f"{self.path}: latents of {encoded.shape}, the transformer takes {(shape.channels, *shape.latents)}"
             )
@@ -131,7 +131,7 @@ class Material:
     @property
     def null(self) -> Any:
         """What stands for no condition: a class, or the empty prompt. Raises ModelError where no caption is known."""
-        if host_for(self.model.transformer).family == "DiT":
+        if host_for(self.model.transformer).condition == "labels":
             return null_class(self.model.transformer)
         if self.encoded is None or self.encoded.condition != "captions":
             raise ModelError(f"{self.path} has no captions, and {self.model.name} is conditioned on text")

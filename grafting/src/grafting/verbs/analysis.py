@@ -68,9 +68,9 @@ def analyze(arguments: argparse.Namespace) -> None:
     tokens = math.prod(host.grid_of(model.transformer))
     for k in arguments.k:
         check_reach(k, tokens)
-    if host.family == "DiT" and arguments.data is not None:
+    if host.condition == "labels" and arguments.data is not None:
         raise ValueError(f"--data {arguments.data}: is for models of text; this one is walked over its classes")
-    if host.family != "DiT":
+    if host.condition == "captions":
         conditions = Material(model, arguments.data).conditions(train=False)
     out = arguments.out or folder_of(arguments.model, "analysis")
     found = watch(

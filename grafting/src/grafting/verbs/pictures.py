@@ -102,7 +102,7 @@ def sample(arguments: argparse.Namespace) -> None:
         home = arguments.base or arguments.model
         asked, null = embedded(home, titles, device, text=arguments.text, tokens=arguments.tokens)
     model = (model or opened(arguments)).to(device)
-    if asked is None and host_for(model.transformer).family != "DiT":
+    if asked is None and host_for(model.transformer).condition == "captions":
         raise ValueError(f"{arguments.model} is conditioned on text: say with --prompt or --prompts what to draw")
     if asked is None:
         classes = null_class(model.transformer)
