@@ -20,6 +20,7 @@ from grafting.initialise import Moments
 from grafting.operators import build, list_operators
 from grafting.plan import Plan
 from grafting.precision import autocast
+from grafting.restructure import Merge
 from grafting.sampling import Pipeline, Sampling
 from grafting.training.distill import DistillConfig, SiteReport, distill
 from grafting.training.finetune import FinetuneConfig, checkpointed, finetune
@@ -158,6 +159,21 @@ def test_a_state_of_the_cpu_continues_on_the_device(tmp_path: Path) -> None:
     there = loop("cuda", 8)
     assert there.step == 8
     assert {v.device.type for state in there.optimizers[0].state.values() for v in state.values()} == {"cuda"}
+
+
+@pytest.mark.parametrize("combine", ["scale", "dense"])
+def test_merged_pairs_agree_with_the_cpu_and_with_their_plain_form(combine: str) -> None:
+    model = _model()
+    handle = graft(model, Plan(restructure=(Merge(combine=combine),)))
+    given = torch.randn(2, 4, 8, 8), torch.tensor([1, 900]), torch.arange(2)
+    with torch.no_grad():
+        wanted = handle.host.call(model, *given)
+        model.cuda()
+        for wide in (True, False):
+            for group in handle.groups.values():
+                group.wide = wide
+            found = handle.host.call(model, *(part.cuda() for part in given))
+            torch.testing.assert_close(found.cpu(), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_checkpointing_gives_the_gradients_on_the_device() -> None:

@@ -105,6 +105,39 @@ def test_merged_pairs_are_the_sum_of_weighed_updates(combine: str) -> None:
     torch.testing.assert_close(output(model), expected(shaken), **same)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("combine", ["scale", "dense"])
+def test_three_blocks_side_by_side_are_the_sum_of_theirs(combine: str, wide: bool) -> None:
+    model = tiny()
+    (group,) = graft(model, Plan(restructure=(Merge(groups=((0, 1, 2),), combine=combine),))).groups.values()
+    assert group.combine is not None
+    nn.init.normal_(group.combine.weight)
+    group.wide = wide
+    weights = [w.diag() if w.ndim == 1 else w for w in group.combine.weight.detach()]
+
+    def run(h: torch.Tensor, block: Any) -> torch.Tensor:
+        h = h + sum(((block(i, h) - h) @ weight.T for i, weight in enumerate(weights)), torch.zeros(()))
+        return block(3, h)
+
+    torch.testing.assert_close(output(model), by_hand(tiny(), batch(99)["z"], run), rtol=1e-5, atol=1e-5)
+
+
+def test_the_head_keeps_the_pretrained_embedder_of_block_0_once_its_copy_has_learnt() -> None:
+    model: Any = tiny()
+    handle = graft(model, PAIRS)
+    shake(handle)
+    seen: list[torch.Tensor] = []
+    model.norm_out.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    found = output(model)
+    z = batch(99)["z"]
+    torch.testing.assert_close(found, by_hand(tiny(), z, lambda *_: seen[0]), rtol=1e-5, atol=1e-5)
+    copied = tiny()
+    copied.transformer_blocks[0].norm1.emb.load_state_dict(  # type: ignore[index, union-attr]
+        next(iter(handle.groups.values())).branches[0].norm1.emb.state_dict()  # type: ignore[union-attr]
+    )
+    assert not torch.allclose(found, by_hand(copied, z, lambda *_: seen[0]), atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("steps", "order"),
     [
@@ -251,6 +284,21 @@ def test_stage_1_teaches_groups_and_sites_apart_and_leaves_the_teacher_alone(tra
     with handle.teacher():
         assert torch.equal(output(model), before)
     assert torch.equal(output(ungraft(model)), before)
+
+
+def test_all_groups_and_sites_learn_from_one_pass_of_the_teacher() -> None:
+    handle = graft(six(), EVERYTHING, init="random")
+    assert handle.student_blocks is not None and handle.student_blocks.originals is not None
+    passes = [0] * 6
+    for k, block in enumerate(handle.student_blocks.originals):
+
+        def counted(*_: object, k: int = k) -> None:
+            passes[k] += 1
+
+        block.register_forward_hook(counted)
+    reports = distill(handle, batch, 10, DistillConfig(steps=3, evaluate_every=3, heldout_batches=2))
+    assert len(reports) == 4
+    assert passes == [3 + 2 * 2] * 6  # three steps, and two batches of held-out images before and after them
 
 
 def test_the_target_is_the_update_of_the_blocks_one_after_the_other() -> None:
