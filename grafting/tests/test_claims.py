@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grafting.claims import ClaimError, claim, claimed
+from grafting.claims import ClaimError, claim, claimed, differing
 
 
 def test_a_refusal_before_anything_was_made_leaves_nothing(tmp_path: Path) -> None:
@@ -33,6 +33,13 @@ def test_work_that_was_made_keeps_its_claim(tmp_path: Path) -> None:
     with pytest.raises(ClaimError, match="lr 1 there, 2 now"), claimed(path, {"lr": 2}):
         raise AssertionError("not reached")
     assert json.loads(path.read_text()) == {"lr": 1}
+
+
+def test_what_a_state_did_not_say_yet_is_not_compared() -> None:
+    """States of before a training said what it learnt from go on; those that say it hold to it."""
+    assert differing({"lr": 1}, {"lr": 1, "material": {"images": "a"}, "learnt from": 8}) == ""
+    assert differing({"material": {"images": "b"}}, {"material": {"images": "a"}}) == "material.images b there, a now"
+    assert differing({"lr": 1}, {"lr": 1, "seed": 2}) == "seed None there, 2 now"
 
 
 def test_settings_under_which_nothing_was_made_are_free(tmp_path: Path) -> None:

@@ -72,7 +72,12 @@ def test_diffusers_does_not_save_a_graft(tmp_path: Path) -> None:
     for model in (handle.model, handle.own_copy().model):
         with pytest.raises(GraftError, match=r"grafting\.save\(handle, folder\)"):
             model.save_pretrained(tmp_path / "lost")  # type: ignore[operator]
+    with pytest.raises(GraftError, match="ungraft"):
+        handle.model.push_to_hub("someone/some-model")  # type: ignore[operator]
     assert not (tmp_path / "lost").exists()
+    merged = graft(tiny(), Plan()).own_copy().model  # adapters alone leave the class as it is
+    merged.save_pretrained(tmp_path / "merged")  # type: ignore[operator]
+    assert torch.equal(output(type(merged).from_pretrained(tmp_path / "merged").eval()), output(merged))  # type: ignore[attr-defined]
     ungraft(handle.model).save_pretrained(tmp_path / "plain")  # type: ignore[operator]
     assert (tmp_path / "plain" / "config.json").is_file()
 
@@ -93,11 +98,29 @@ def test_a_whole_graft_keeps_each_tensor_s_type(tmp_path: Path) -> None:
     assert torch.equal(found, wanted)
 
 
-def test_a_card_links_to_a_model_of_the_hub(tmp_path: Path) -> None:
-    for base, linked in (("someone/some-model", True), ("fashion", False), (None, False)):
-        save(graft(tiny(), PLAN), tmp_path / str(linked), base=base)
-        head = (tmp_path / str(linked) / "README.md").read_text().split("---")[1]
-        assert ("base_model: someone/some-model" in head) == linked
+def test_a_card_links_to_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for k, base in enumerate(("someone/some-model", "here/some-model", "gone/some-model.pt", "fashion", "")):
+        linked = base == "someone/some-model"
+        save(graft(tiny(), PLAN), tmp_path / str(k), base=base or None)
+        head = (tmp_path / str(k) / "README.md").read_text().split("---")[1]
+        assert (f"base_model: {base}\n" in head) == linked == ("base_model" in head)
+
+
+def test_a_base_of_other_constants_is_refused(tmp_path: Path) -> None:
+    """The very same weights are another model where the timestep embeddings are others."""
+    original = tiny()
+    unshift_timesteps(original)
+    for model, other, told in (
+        (original, tiny(), "the class's own there, 0"),
+        (tiny(), original, "0 there, the class's own"),
+    ):
+        folder = tmp_path / told[:1]
+        save(graft(copy.deepcopy(model), PLAN), folder)
+        with pytest.raises(StoreError, match=f"downscale_freq_shift is {told}"):
+            load(folder, copy.deepcopy(other))
+        assert load(folder, copy.deepcopy(model)).plan == PLAN
 
 
 def test_refusals(tmp_path: Path) -> None:

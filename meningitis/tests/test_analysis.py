@@ -16,6 +16,7 @@ from meningitis.analysis import infected, runs
 from meningitis.analysis.events import weekly_peak
 from meningitis.analysis.outcomes import draw, sampled
 from meningitis.engine import simulate
+from meningitis.model import Model
 from meningitis.models import BASIC, GENERALISED
 from meningitis.symbolic import growth, initial_state
 
@@ -200,10 +201,17 @@ def test_a_ratio_of_nothing_is_never_attained(nothing: str) -> None:
     assert "false alarm" not in set(found.outlook()["verdict"])
 
 
-def test_the_early_ratio_is_neared_where_only_stage_two_begins() -> None:
-    values = BASIC.values(overrides={"initial_carrier_fraction": 0.0, "initial_stage2_fraction": 1e-4})
-    day = analysis.events(BASIC, values).day("early ratio")
-    assert day is not None and 1 < day < 30
+@pytest.mark.parametrize("model", [BASIC, GENERALISED], ids=lambda m: m.name)
+def test_the_early_ratio_is_neared_where_only_stage_two_begins(model: Model) -> None:
+    """From below where everyone infected carries first, from above where some fall ill at once."""
+    values = model.values(overrides={"initial_carrier_fraction": 0.0, "initial_stage2_fraction": 1e-4})
+    found, early = analysis.events(model, values), growth(model, values).early_ratio
+    day = found.day("early ratio")
+    assert day is not None and early is not None and 1 < day < 40
+    held = runs.at_times(model, values, [0.0, day / 2, day])
+    before, at = held["I1"][1:] / held["C"][1:]
+    assert at == pytest.approx((0.99 if model is BASIC else 1.01) * early, rel=1e-3)
+    assert (before < at) == (model is BASIC)
 
 
 def test_who_thresholds_by_size_of_the_district() -> None:

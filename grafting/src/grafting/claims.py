@@ -54,8 +54,13 @@ def claimed(path: Path, settings: Mapping[str, Any], *, begun: bool = True, what
         raise
 
 
+SINCE = ("material", "learnt from", "taught by")
+"""What states of trainings did not say at first: where one does not, it is not compared."""
+
+
 def differing(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The settings read ``there`` and wanted ``now`` that differ, the first few with both values; empty for none."""
+    now = {key: value for key, value in now.items() if key in there or key not in SINCE}
     old, new = _flat(there), _flat(json.loads(json.dumps(now)))
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     named = ", ".join(f"{key} {old.get(key)} there, {new.get(key)} now" for key in changed[:5])

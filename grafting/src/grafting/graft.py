@@ -17,6 +17,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -311,13 +313,18 @@ def remember(handle: Grafted) -> None:
     object.__setattr__(handle.model, "_grafted", handle)
     for name in SAVING:
         if hasattr(type(handle.model), name):
-            object.__setattr__(handle.model, name, _refuse_saving)
+            object.__setattr__(handle.model, name, MethodType(partial(_saved, name), handle.model))
 
 
-def _refuse_saving(*_: Any, **__: Any) -> None:
+def _saved(name: str, model: nn.Module, *given: Any, **options: Any) -> Any:
+    """What diffusers' method of that name does, of a model that is as its class has it. Raises GraftError of others."""
+    handle = handle_of(model)
+    if handle is None or (handle.plan.bare and handle.adapters is None):
+        return getattr(type(model), name)(model, *given, **options)
+    back = "" if handle.private else ", ungraft(model) gives the pretrained model back"
     raise GraftError(
-        "this model is grafted, and diffusers would load what it saves of it without the new operators: "
-        "grafting.save(handle, folder) keeps them, ungraft(model) gives the pretrained model back"
+        "this model is grafted, and diffusers would load what it saves of it without the new operators or adapters: "
+        f"grafting.save(handle, folder) keeps them{back}"
     )
 
 

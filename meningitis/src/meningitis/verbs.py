@@ -114,7 +114,7 @@ def weekly_table(
     """Weekly course of one run: states at the end of each week and the week's new infections, cases and deaths.
 
     `days` of the last week are fewer than seven where the run ends within it. A week is named by the epidemiological
-    week that its fourth day is in, with which it shares four days at least.
+    week that its fourth day is in, with which it shares four days at least; one of fewer days has no name.
     """
     import numpy as np
     import pandas as pd
@@ -135,7 +135,8 @@ def weekly_table(
     if start is not None:
         _told_of_weeks(start, weeks)
         table["begins"] = dated(times[:-1], start, weeks)["date"]
-        table["epi_week"] = dated(times[:-1] + 3, start, weeks)["epi_week"]
+        fourth = np.where(table["days"] > 3, times[:-1] + 3, np.nan)
+        table["epi_week"] = dated(fourth, start, weeks)["epi_week"]
     table |= {name: run.states[0, 1:, k] for k, name in enumerate(run.state_names)}
     table |= {f"weekly_{name}": np.diff(run.cumulative[0, :, k]) for k, name in enumerate(run.cumulative_names)}
     table["weekly_cases_per_100000"] = 1e5 * table["weekly_cases"] / run.states[0, 0].sum()
@@ -273,7 +274,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
         raise
     words = (
         f"outcomes of {days:g} days; cases still rise at the end in {drawn.growing:.1%} of the draws; the rank "
-        f"correlations of peak_week are over the {drawn.peaked:.1%} that peak before"
+        f"correlations of peak_week are over the {drawn.peaked:.1%} that peak in neither the first nor the last week"
     )
     print(f"meningitis: {words}", file=sys.stderr)
     both = ranks.merge(shares, on=["outcome", "parameter", "symbol"], how="outer", suffixes=("_prcc", "_sobol"))
@@ -327,8 +328,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     frame = found.frame()
     frame.insert(1, "unit", frame["outcome"].map(OUTCOME_UNITS))
     for name in found.unfinished:
-        words = f"outbreak {name} is not over after {found.days:g} days: what is averted by then may be postponed"
-        print(f"meningitis: {words}; --days gives it longer", file=sys.stderr)
+        words = f"infection is not over in {name} after {found.days:g} days: what is averted by then may be postponed"
+        print(f"meningitis: {words}", file=sys.stderr)
     put(arguments, frame, found.to_dict())
 
 

@@ -198,10 +198,12 @@ def _imported(name: str) -> type[Arithmetic]:
     module, _, attribute = name.removeprefix(OWN).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, ValueError) as error:
-        raise OperatorError(f"operator {name}: {error} (a module beside you needs PYTHONPATH=.)") from None
+    except ImportError as error:
+        raise OperatorError(f"operator {name}: {error} (a module beside you needs PYTHONPATH=.)") from error
     except AttributeError:
         raise OperatorError(f"operator {name}: {module} has no {attribute!r} (python:module:attribute)") from None
+    except Exception as error:  # whatever the module does
+        raise OperatorError(f"operator {name}: {module} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Arithmetic)):
         raise OperatorError(f"operator {name}: {attribute} does not derive from grafting.operators.Operator")
     if "name" not in vars(found):

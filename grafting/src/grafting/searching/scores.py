@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..activations import Streams, visit, visit_spans
-from ..conditions import rows, to
+from ..conditions import to
 from ..graft import Grafted, tensors_hash, ungraft
 from ..hosts import Site
 from ..hosts.registry import schedule_of
@@ -188,7 +188,7 @@ def carried_errors(handle: Grafted, held: Triples, *, batch_size: int = 128) -> 
         stack.enter_context(visit(dict(enumerate(host.blocks(model))), after_block, host.streams))
         for start in range(0, len(held), batch_size):
             part = slice(start, start + batch_size)
-            z, y, t, noise = (to(rows(x, part), device) for x in (held.z, held.y, held.t, held.noise))
+            z, y, t, noise = (to(x, device) for x in (held.z[part], held.asked(part), held.t[part], held.noise[part]))
             gates.update(host.gates(model, z, t, y))
             host.call(model, diffusion.add_noise(z, t, noise), t, y)
     return {site: error / streams[site.block] for site, error in errors.items()}

@@ -47,6 +47,8 @@ EMBEDDERS = {
     "y_embedder.embedding_table": "class_embedder.embedding_table",
 }
 BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+CHECKPOINTS = (".pt", ".pth", ".safetensors")
+"""How the names of checkpoints' files end."""
 
 
 class CheckpointError(ValueError):

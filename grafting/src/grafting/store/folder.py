@@ -29,7 +29,7 @@ from ..restructure import Group
 from ..settings import build
 from ..switch import Switch
 from ..teachers import load_teacher, teachers
-from .checkpoints import read_checkpoint, translate, unshift_timesteps
+from .checkpoints import CHECKPOINTS, read_checkpoint, translate, unshift_timesteps
 from .configs import HUB_ID
 from .manifest import MANIFEST, StoreError, read_manifest
 
@@ -119,6 +119,8 @@ def load(folder: Path | str, base: nn.Module | None = None, *, dtype: torch.dtyp
         if not is_of(base, wanted):
             given = tensors_hash(base.state_dict())
             raise StoreError(f"base has hash {given[:12]}, {folder} was made from {wanted[:12]}{called}")
+        if odd := other_constant(base, manifest):
+            raise StoreError(f"base is of other constants than {folder} was made with: {odd}")
         handle = graft(base, plan, init="random", dtype=dtype, source_hash=wanted)
     try:
         if lora is not None:
@@ -180,6 +182,17 @@ def is_of(model: nn.Module, named: str) -> bool:
     return any(tensors_hash(model.state_dict(), **guise) == named for guise in guises)
 
 
+def other_constant(base: nn.Module, manifest: Mapping[str, Any]) -> str:
+    """The first constant beside the weights in which a pretrained model is not the one that a graft was made from, in
+    words; empty where all are alike. Timestep embeddings of diffusers' class are not those of the original DiT."""
+    mine, wanted = conventions(base), manifest.get("conventions", {})
+    for path in (*wanted, *(path for path in mine if path.endswith("downscale_freq_shift"))):
+        if mine.get(path) != wanted.get(path):
+            told = ["the class's own" if value is None else value for value in (mine.get(path), wanted.get(path))]
+            return f"{path} is {told[0]} there, {told[1]} in the graft"
+    return ""
+
+
 def _as_stored(module: nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str = "") -> None:
     """Give those of a module's tensors that are stored their values and their own type: a graft can hold several."""
     for name, held in (*module.named_parameters(), *module.named_buffers()):
@@ -205,8 +218,10 @@ def card(manifest: Mapping[str, Any]) -> str:
         ]
     )
     need = "" if manifest["whole"] or manifest["base"]["name"] in teachers() else ", base=pretrained"
-    # The hub links a graft to its model by this line.
-    based = f"base_model: {manifest['base']['name']}\n" if HUB_ID.fullmatch(manifest["base"]["name"] or "") else ""
+    # The hub links a graft to its model by this line; a path of two parts only looks like an id.
+    name = manifest["base"]["name"] or ""
+    on_hub = HUB_ID.fullmatch(name) and not Path(name).parent.exists() and not name.endswith(CHECKPOINTS)
+    based = f"base_model: {name}\n" if on_hub else ""
     extra = "" if manifest["whole"] else "\nOnly what is new is here; the pretrained model is needed beside it."
     parts = [
         f"---\nlibrary_name: grafting\n{based}---\n# A grafted diffusion transformer",

@@ -285,8 +285,8 @@ def stage_two(
     """
     taught = source if isinstance(source, nn.Module) else source.model
     refuse_mixed(taught, stage.precision)
-    if isinstance(source, Grafted) and source.private and in_half(taught):
-        raise ValueError("this graft was finetuned as a whole, and all of its weights learn: open it in float32")
+    if isinstance(source, Grafted):
+        refuse_half_whole(source)
     if isinstance(source, nn.Module) and stage.train == "lora":
         source = graft(source, Plan())
     trained: Grafted | nn.Module = source
@@ -320,7 +320,7 @@ def stage_two(
         if stage.fade:
             replaced = _replaced(trained, originals)
     batches = material.batches(stage.batch, seed)
-    depends = _of(material) | ({} if teacher is None else {"teacher": tensors_hash(teacher.state_dict())})
+    depends = _of(material) | ({} if teacher is None else {"taught by": tensors_hash(teacher.state_dict())})
     loop = finetune(
         network,
         denoiser(network),
@@ -340,6 +340,12 @@ def stage_two(
 def _of(material: Material) -> dict[str, Any]:
     """What batches are of, for a run to be continued on the same alone."""
     return {"material": material.identity, "learnt from": material.learnt}
+
+
+def refuse_half_whole(handle: Grafted) -> None:
+    """Raises ValueError for a graft that learns as a whole in bfloat16, in which its steps would round away."""
+    if handle.private and in_half(handle.model):
+        raise ValueError("this graft was finetuned as a whole, and all of its weights learn: open it in float32")
 
 
 def _replaced(handle: Grafted, originals: nn.ModuleList | None) -> dict[Switch, nn.Module]:

@@ -166,8 +166,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def _refuse_idle_walk(arguments: argparse.Namespace) -> None:
     """Raises ValueError where it is said how samples are drawn and none are."""
+    from ..precision import WEIGHTS
     from ..sampling import Sampling
 
+    if arguments.weights not in WEIGHTS:
+        return  # told where the model is opened
     if not (arguments.samples or arguments.scenes) and sampling_of(arguments) != Sampling(
         steps=STEPS, precision=arguments.weights
     ):

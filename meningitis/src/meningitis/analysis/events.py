@@ -209,7 +209,10 @@ def _ratios(
             return None  # no carrier falls ill, or there are none: a ratio that says nothing
         if carriers > 0 and abs(cases - level * carriers) <= NEAR * level * carriers:
             return 0.0
-        return reached((1 - NEAR) * level) if cases <= level * carriers else reached((1 + NEAR) * level, upwards=False)
+        below = reached((1 - NEAR) * level) if cases <= level * carriers else None
+        above = reached((1 + NEAR) * level, upwards=False) if cases >= level * carriers else None
+        # 0/0, where only a later stage begins, leaves zero on the side that its first infections decide.
+        return min((day for day in (below, above) if day is not None), default=None)
 
     speed = growth(model, values)
     early = speed.early_ratio if speed.rate > 0 else None

@@ -27,7 +27,8 @@ def global_sensitivity(
     """Tables of PRCC and of Sobol indices with 95 % intervals, by outcome and parameter, with LaTeX symbols.
 
     The outcomes are those of the first `days`; the third of what is returned says in what share of the Latin hypercube
-    cases still rise then, so that outbreaks are cut short, and in what share they peak before.
+    cases still rise then, so that outbreaks are cut short, and in what share they peak between the first and the last
+    week.
     `lhs` Latin hypercube samples and `sobol` base samples (a power of two); those pinned stay at `values`.
     `progress(done, n)` hears of each sweep's chunks; `checkpoint` is a folder that keeps both sweeps' finished runs, so
     that the same call goes on after an interruption.

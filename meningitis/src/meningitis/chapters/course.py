@@ -64,11 +64,18 @@ def course(work: Work) -> None:
     work.report.table(
         "course",
         table,
-        "Totals by scenario, over its whole length. The season is a label: the model knows none, and holds the "
-        "dry season's rates beyond the season's end. A dash for the week of the peak: the last "
+        f"Totals by scenario, over its whole length. {_seasons(work)}A dash for the week of the peak: the last "
         "week is the highest, or nobody falls ill; for the weeks above alert: none, or not over by the end.",
         table.set_axis(list(heads), axis="columns"),
     )
+
+
+def _seasons(work: Work) -> str:
+    if not any(scenario.season for model in work.models for scenario in model.scenarios):
+        return ""
+    if any(symbolic.moving_rates(model) for model in work.models):
+        return "The season is a label. "
+    return "The season is a label: the model knows none, and holds its rates beyond the season's end. "
 
 
 def _has_cases(model: Model) -> bool:

@@ -51,8 +51,8 @@ def sensitivity(work: Work) -> None:
         work.report.figure(
             f"sobol-{model.name}",
             figures.dots(_worded(shares), {"total": "total order", "first": "first order"}, "share of the variance"),
-            f"Sobol indices from {work.sobol_n:,} base samples, {end}. What first orders leave of 1 is interaction; of "
-            "the week of the peak it is much, since draws without an outbreak have the most cases in the first week.",
+            f"Sobol indices from {work.sobol_n:,} base samples, {end}. What first orders leave of 1 is interaction."
+            f"{_early(drawn)}",
         )
         write_atomically(work.report.out / "tables" / f"prcc-{model.name}.csv", ranks.to_csv(index=False))
         work.report.table(
@@ -68,6 +68,17 @@ def sensitivity(work: Work) -> None:
         work.report.text(f"{', '.join(dict.fromkeys(held))} held as given: which parameters are key is not tested.")
     elif set(KEY) <= set(work.fullest.parameter_names):
         _key_claim(work, pd.DataFrame(ranked), shares)
+
+
+def _early(drawn: analysis.PRCC) -> str:
+    """Why the week of the peak has much interaction, where some draws have no outbreak."""
+    flat = 1 - drawn.peaked - drawn.growing
+    if flat < 0.01:
+        return ""
+    return (
+        f" About {100 * flat:.0f} % of the draws have the most cases in the first week, as without an outbreak: the "
+        "week of the peak jumps there, which no parameter explains alone."
+    )
 
 
 def _local(work: Work) -> None:

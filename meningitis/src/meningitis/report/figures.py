@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from meningitis.calendar import WeekSystem, date_of, epi_week
+from meningitis.calendar import DAY, WeekSystem, date_of, epi_week
 from meningitis.report.style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILION, new, strokes, styled
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def time_axis(axes: Any, days: float, start: dt.date | None = None, system: WeekSystem = "iso") -> None:
-    """Label a horizontal axis in days with weeks since the start or, given a first day, with epidemiological weeks."""
+    """Label a horizontal axis in days with weeks since the start or, given a first day, with epidemiological weeks.
+
+    A tick has that of the fourth day of the week that begins there.
+    """
     step = 28 if days <= 400 else 91
     ticks = np.arange(0, days + 1, step)
     axes.set_xlim(0, days)
@@ -36,7 +39,7 @@ def time_axis(axes: Any, days: float, start: dt.date | None = None, system: Week
     words = []
     for tick in ticks:
         day = date_of(float(tick), start)
-        words.append(f"W{epi_week(day, system)[1]:02d}\n{day:%b %Y}" if tick % (2 * step) == 0 else "")
+        words.append(f"W{epi_week(day + 3 * DAY, system)[1]:02d}\n{day:%b %Y}" if tick % (2 * step) == 0 else "")
     axes.set_xticks(ticks, words)
     axes.set_xlabel(f"{'ISO' if system == 'iso' else 'CDC'} epidemiological week")
 
