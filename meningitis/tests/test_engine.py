@@ -127,7 +127,7 @@ def test_another_calling_convention_or_source_is_another_module(monkeypatch):
 
     names = []
     monkeypatch.setattr(compiling, "_load", lambda name, path: names.append(name) or SimpleNamespace(solve=None))
-    monkeypatch.setattr(compiling, "_write", lambda path, text: None)
+    monkeypatch.setattr(compiling, "write_atomically", lambda path, text: None)
     system = compiling.System(time=sympy.Symbol("t"), states=(), parameters=(), rhs=(), initial=())
     for source, convention in (("a", 1), ("a", 2), ("b", 2), ("b", 2)):
         monkeypatch.setattr(compiling, "generate", lambda system, lanes, source=source: source)
