@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,22 @@ def near(name: str, known: Sequence[str]) -> str:
     """The words that end an error about a misspelt name."""
     close = difflib.get_close_matches(str(name), known, 1, 0.0)
     return f"did you mean {close[0]!r}? there are {', '.join(known)}"
+
+
+def imported(name: str, where: str) -> Any:
+    """What ``module:attribute`` names, of a module of the user's own, which is imported.
+
+    Raises ValueError, beginning with ``where``, for a module that is not there or fails, or has no such attribute.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise ValueError(f"{where}: {error} (a module beside you needs PYTHONPATH=.)") from error
+    except AttributeError:
+        raise ValueError(f"{where}: {module} has no {attribute} (python:module:attribute)") from None
+    except Exception as error:  # whatever the module does
+        raise ValueError(f"{where}: {module} cannot be imported: {error}") from error
 
 
 def read_yaml(source: str | Path, where: str) -> Any:

@@ -6,12 +6,13 @@ Every operator's class derives from its arithmetic here, so that planning needs 
 from __future__ import annotations
 
 import difflib
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, TypeVar
+
+from grafting.settings import imported
 
 OWN = "python:"
 """Begins the name of an operator that no registry knows: ``python:module:attribute``."""
@@ -195,17 +196,12 @@ def arithmetic(name: str) -> type[Arithmetic]:
 
 def _imported(name: str) -> type[Arithmetic]:
     """The class that an operator of one's own names; its module is imported, and torch with it."""
-    module, _, attribute = name.removeprefix(OWN).partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise OperatorError(f"operator {name}: {error} (a module beside you needs PYTHONPATH=.)") from error
-    except AttributeError:
-        raise OperatorError(f"operator {name}: {module} has no {attribute!r} (python:module:attribute)") from None
-    except Exception as error:  # whatever the module does
-        raise OperatorError(f"operator {name}: {module} cannot be imported: {error}") from error
+        found = imported(name.removeprefix(OWN), f"operator {name}")
+    except ValueError as error:
+        raise OperatorError(str(error)) from error
     if not (isinstance(found, type) and issubclass(found, Arithmetic)):
-        raise OperatorError(f"operator {name}: {attribute} does not derive from grafting.operators.Operator")
+        raise OperatorError(f"operator {name}: it does not derive from grafting.operators.Operator")
     if "name" not in vars(found):
         found.name = name
     return found

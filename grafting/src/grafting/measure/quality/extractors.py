@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import torch
 
 from ...classifier import Classifier
 from ...files import sha256
+from ...settings import imported
 from .features import ClassifierExtractor, Extractor, Features
 
 INCEPTION = "Inception FID"
@@ -143,13 +143,10 @@ def _inception(path: str | None, device: torch.device | None) -> Any:
 
 
 def _own(name: str) -> Extractor:
-    module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise ExtractorError(f"extractor {name}: {error} (a module beside you needs PYTHONPATH=.)") from None
-    except AttributeError:
-        raise ExtractorError(f"extractor {name}: {module} has no {attribute}") from None
+        found = imported(name, f"extractor {name}")
+    except ValueError as error:
+        raise ExtractorError(str(error)) from error
     if callable(found) and (isinstance(found, type) or not hasattr(found, "label")):
         found = found()
     if not (callable(found) and hasattr(found, "name") and hasattr(found, "label")):
