@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
+import grafting
 from grafting.activations import visit
 from grafting.graft import Grafted, GraftError, graft, handle_of, tensors_hash, ungraft
+from grafting.lora import Lora, add_lora
 from grafting.plan import Plan, PlanError
+from grafting.restructure import Drop, Merge, Step
 
 
 def tiny(seed: int = 0) -> nn.Module:
@@ -232,6 +238,33 @@ def test_own_copy_leaves_the_teacher_and_cannot_be_taken_out() -> None:
     with pytest.raises(GraftError, match="no teacher"), mine.teacher():
         pass
     assert tensors_hash(ungraft(model).state_dict()) == whole_hash
+
+
+@pytest.mark.parametrize(
+    "steps", [(), (Merge(groups=((0, 1),), combine="scale"), Drop(blocks=(2,)))], ids=["sites", "blocks"]
+)
+def test_a_deep_copy_is_another_grafted_model(steps: tuple[Step, ...]) -> None:
+    model = tiny()
+    before = output(model)
+    handle = graft(model, Plan.interleaved(operator="swa") + Plan(restructure=steps))
+    add_lora(handle, Lora(rank=2))
+    with torch.no_grad():
+        for parameter in handle.new():
+            parameter.add_(torch.full_like(parameter, 0.02))
+    grafted = output(model)
+    twin = copy.deepcopy(model)
+    mine = grafting.handle_of(twin)
+    assert mine is not None and mine is not handle and mine.plan == handle.plan
+    assert torch.equal(output(twin), grafted) and not torch.allclose(grafted, before)
+    assert not {id(p) for p in model.parameters()} & {id(p) for p in twin.parameters()}
+    with torch.no_grad():
+        for parameter in mine.new():
+            parameter.zero_()
+    assert not torch.equal(output(twin), grafted)
+    with mine.teacher():
+        assert torch.equal(output(twin), before) and torch.equal(output(model), grafted)
+    assert torch.equal(output(ungraft(twin)), before) and torch.equal(output(model), grafted)
+    assert pickle.loads(pickle.dumps(handle.plan)) == handle.plan
 
 
 def test_gradient_parity_of_an_identity_graft() -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .data.encode import encode as encode
     from .data.pairs import generate_pairs as generate_pairs
     from .graft import graft as graft
+    from .graft import handle_of as handle_of
     from .graft import ungraft as ungraft
     from .lora import Lora as Lora
     from .lora import add_lora as add_lora
@@ -62,6 +63,7 @@ _HOMES = {
     "finetune": "training.finetune",
     "generate_pairs": "data.pairs",
     "graft": "graft",
+    "handle_of": "graft",
     "load": "store.folder",
     "load_bundle": "teachers",
     "load_teacher": "teachers",

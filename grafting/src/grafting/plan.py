@@ -93,6 +93,13 @@ class Edit:
         if not isinstance(self.blocks, str):
             object.__setattr__(self, "blocks", tuple(self.blocks))
 
+    # Python neither copies nor pickles a read-only view: a deep copy of a grafted model holds its plan.
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "options": dict(self.options)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, options=MappingProxyType(state["options"]))
+
     @property
     def by_locality(self) -> bool:
         """Whether the blocks are named by a measurement that is still to be given."""
