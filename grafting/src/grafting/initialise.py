@@ -194,12 +194,12 @@ def make_stand_in(
             tokens=tokens or host.tokens(model),
             **entry.options,
         )
-    if init != "random":
-        if entry.site.kind == "attn":
-            (wq, bq, wk, bk, wv, bv), out = host.attention_weights(original)
-            operator.copy_from_attention((wq, bq, wk, bk, wv, bv), out)
-        else:
-            host.copy_mlp(original, operator)
+        if init != "random":
+            if entry.site.kind == "attn":
+                (wq, bq, wk, bk, wv, bv), out = host.attention_weights(original)
+                operator.copy_from_attention((wq, bq, wk, bk, wv, bv), out)
+            else:
+                host.copy_mlp(original, operator)
     like = next(original.parameters())
     fitted = host.fitted(entry.site.kind, operator, original)
     assert fitted is not None

@@ -88,3 +88,10 @@ def make_identity(conv: nn.Conv1d | nn.Conv2d, *, at: int) -> None:
     centre.fill_(1.0)
     if conv.bias is not None:
         conv.bias.zero_()
+
+
+@torch.no_grad()
+def add_random_taps(conv: nn.Conv1d | nn.Conv2d, channels: slice) -> None:
+    """Add what PyTorch starts a depthwise filter with to some of its channels: each then mixes tokens its own way."""
+    taps = conv.weight[channels]
+    taps += torch.empty_like(taps).uniform_(-1, 1) * taps[0].numel() ** -0.5

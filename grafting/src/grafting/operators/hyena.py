@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from grafting.operators.base import QKV, Grid, Operator, Weights, assign
 from grafting.operators.convolution import (
+    add_random_taps,
     filter_1d,
     filter_2d,
     make_identity,
@@ -29,6 +30,9 @@ from grafting.operators.formulas import (
     HyenaYFormulas,
 )
 from grafting.operators.registry import register
+
+GATES = 0.1
+"""How much of their random start the gates keep beside copied values (``benchmarks/gates.py``)."""
 
 
 class Hyena(HyenaFormulas, Operator):
@@ -90,17 +94,23 @@ class Hyena(HyenaFormulas, Operator):
 
     @torch.no_grad()
     def copy_from_attention(self, qkv: QKV, out: Weights) -> bool:
-        """Values and output copied, both gates constant one, filters identity: each token starts with its own value."""
+        """Values and output copied, gates near one, filters the identity but for the first that the values go through,
+        which is near it: each token starts near its own value.
+
+        Near, and not there. Gates that are one everywhere have equal gradients and stay one gate for good; a filter
+        that passes its input alone leaves a solved output nothing to mix tokens by, and hardly learns to within a light
+        finetuning.
+        """
         d, (wv, bv) = self.width, qkv[4:]
         if wv.shape != (d, d) or out[0].shape != (d, d):
             return False
-        self.in_proj.weight[: 2 * d] = 0.0
+        self.in_proj.weight[: 2 * d] *= GATES
         self.in_proj.bias[: 2 * d] = 1.0
         assign(self.in_proj, wv, bv, slice(2 * d, None))
-        for label in ("short_filter", "inner_filter"):
-            conv = getattr(self, label, None)
-            if conv is not None:
-                make_identity(conv, at=self.before)
+        filters = [getattr(self, label) for label in ("short_filter", "inner_filter") if hasattr(self, label)]
+        for conv in filters:
+            make_identity(conv, at=self.before)
+        add_random_taps(filters[0], slice(-d, None))
         assign(self.out_proj, *out)
         return True
 
