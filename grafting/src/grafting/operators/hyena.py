@@ -32,7 +32,7 @@ from grafting.operators.formulas import (
 from grafting.operators.registry import register
 
 GATES = 0.1
-"""How much of their random start the gates keep beside copied values (``benchmarks/gates.py``)."""
+"""How much of their random start the gates keep beside copied values (``benchmarks/mixing.py``)."""
 
 
 class Hyena(HyenaFormulas, Operator):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from grafting.operators.attention import Attention
 from grafting.operators.base import QKV, Grid, Operator, Text, Weights, assign
-from grafting.operators.convolution import filter_2d, make_identity, naive_filter_2d
+from grafting.operators.convolution import add_random_taps, filter_2d, make_identity, naive_filter_2d
 from grafting.operators.formulas import LinearFormulas, LocalMeanFormulas
 from grafting.operators.registry import register
 
@@ -102,8 +102,8 @@ class LinearAttention(LinearFormulas, Attention):
 class LocalMean(LocalMeanFormulas, Operator):
     """out_proj([filter(v), gate(x) ⊙ mean(v)]): values through a centred filter on the grid, beside their mean.
 
-    The filter starts as the identity and the gate as one, so at the start every feature is linear in the values and a
-    least-squares output projection is the whole fit. Four D x D matrices, as attention and Hyena have.
+    The filter starts near the identity and the gate near one: a token near its own value and the mean of all, each
+    channel with neighbours of its own, which a solved output mixes. Four D x D matrices, as attention and Hyena have.
     """
 
     def make_layers(self) -> None:
@@ -112,13 +112,15 @@ class LocalMean(LocalMeanFormulas, Operator):
         self.gate = nn.Linear(d, d)
         self.filter = nn.Conv2d(d, d, taps, groups=d)
         self.out_proj = nn.Linear(2 * d, d)
-        self.start_linear()
+        self.start()
 
     @torch.no_grad()
-    def start_linear(self) -> None:
-        """Filter to the identity, gate to one."""
+    def start(self) -> None:
+        """Filter to the identity and gate to one, but for a part of PyTorch's random start."""
         make_identity(self.filter, at=self.options["kernel"] // 2)
-        self.gate.weight.zero_()
+        add_random_taps(self.filter, slice(None))
+        self.gate.reset_parameters()
+        self.gate.weight *= 0.3
         self.gate.bias.fill_(1.0)
 
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
@@ -141,5 +143,5 @@ class LocalMean(LocalMeanFormulas, Operator):
             return False
         assign(self.value, wv, bv)
         assign(self.out_proj, torch.cat([out[0], out[0]], dim=1) / 2, out[1])
-        self.start_linear()
+        self.start()
         return True
