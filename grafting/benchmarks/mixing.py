@@ -67,10 +67,10 @@ class ValuesMix(Started):
     gates, mixes = 0.3, "values"
 
 
-class NearGates(Started):
-    """The same, with gates nearer to one: as ``hyena_x_2d`` has it."""
+class AlikeMix(Started):
+    """The same with gates of one, which stay one; ``hyena_x_2d`` itself has 0.1."""
 
-    gates, mixes = 0.1, "values"
+    gates, mixes = 0.0, "values"
 
 
 class PlainMean(LocalMean):

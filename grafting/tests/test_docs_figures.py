@@ -69,6 +69,23 @@ def table(page: str, first: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in body]
 
 
+def test_what_a_convolution_begins_from() -> None:
+    rows = measured("mixing")["rows"]
+    page = (HOME / "docs" / "grafting.md").read_text(encoding="utf-8")
+    section = page.split("## What a convolution begins from\n")[1].split("\n## ")[0]
+    lines = re.findall(r"(?m)^\| `(.+?)` \|.*?\|.*?\| (.*) \|$", section)
+    told = {name: figures.split(" | ") for name, figures in lines}
+    assert {f"{name}-50" for name in told} == {name for name in rows if name.endswith("-50")}
+    for name, cells in told.items():
+        row = rows[f"{name}-50"]
+        wanted = [
+            "–" if value is None else f"{value:+.4f}" for value in (row["start"], row.get("stage 1"), row["end"][0])
+        ]
+        other = row["minus other"]
+        wanted.append("–" if other is None else "{:+.4f} ({:+.4f} to {:+.4f})".format(*other).replace("-", "−"))
+        assert cells == wanted, name
+
+
 def test_depth_to_width() -> None:
     content = measured("parallel")
     shown = table("restructure.md", "width")

@@ -128,17 +128,19 @@ def test_none_removes_the_site() -> None:
     assert torch.equal(output(model), output(reference))
 
 
-def test_random_start_is_seeded_by_block() -> None:
+@pytest.mark.parametrize("init", ["random", "copy"])
+def test_what_is_random_is_seeded_by_block(init: str) -> None:
     def weights(seed: int) -> list[torch.Tensor]:
-        handle = graft(tiny(), Plan.all(site="attn", operator="hyena_x"), init="random", seed=seed)
-        return [operator.in_proj.weight.detach() for operator in handle.operators().values()]
+        handle = graft(tiny(), Plan.all(site="attn", operator="hyena_x"), init=init, seed=seed)
+        made = handle.operators().values()
+        return [torch.cat([op.in_proj.weight[:64].flatten(), op.short_filter.weight.flatten()]).detach() for op in made]
 
     one, again, shifted = weights(5), weights(5), weights(6)
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(one[1:], shifted[:-1], strict=True))
     assert not torch.equal(one[0], one[1])
     model, state = tiny(), torch.random.get_rng_state()
-    graft(model, Plan.all(site="attn", operator="hyena_x"), init="random")
+    graft(model, Plan.all(site="attn", operator="hyena_x"), init=init)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 

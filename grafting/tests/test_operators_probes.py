@@ -281,6 +281,11 @@ def test_hyena_starts_near_its_own_values(name: str) -> None:
 
     assert off() > 0.9
     assert student.copy_from_attention(*attention_weights(teacher)) and off() < 0.5
+    assert len(seen_from(student, HERE)) > 1, "the values' filter mixes"
+    if student.has_short:
+        gates = torch.zeros_like(student.short_filter.weight[: 2 * WIDTH])
+        gates[(slice(None), 0, *[student.before] * student.dimensions)] = 1
+        assert torch.equal(student.short_filter.weight[: 2 * WIDTH], gates)
     assert torch.equal(student.in_proj.weight[2 * WIDTH :], teacher.qkv.weight[2 * WIDTH :])
     assert torch.equal(student.out_proj.weight, teacher.proj.weight)
 

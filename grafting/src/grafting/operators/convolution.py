@@ -92,6 +92,8 @@ def make_identity(conv: nn.Conv1d | nn.Conv2d, *, at: int) -> None:
 
 @torch.no_grad()
 def add_random_taps(conv: nn.Conv1d | nn.Conv2d, channels: slice) -> None:
-    """Add what PyTorch starts a depthwise filter with to some of its channels: each then mixes tokens its own way."""
+    """Add what PyTorch starts a depthwise filter with to all taps of some of its channels, from torch's own generator:
+    each then mixes tokens its own way. A filter of one tap mixes nothing and stays as it is."""
     taps = conv.weight[channels]
-    taps += torch.empty_like(taps).uniform_(-1, 1) * taps[0].numel() ** -0.5
+    if taps[0].numel() > 1:
+        taps += torch.empty_like(taps).uniform_(-1, 1) * taps[0].numel() ** -0.5

@@ -94,16 +94,17 @@ class Hyena(HyenaFormulas, Operator):
 
     @torch.no_grad()
     def copy_from_attention(self, qkv: QKV, out: Weights) -> bool:
-        """Values and output copied, gates near one, filters the identity but for the first that the values go through,
-        which is near it: each token starts near its own value.
+        """Values and output are copied, gates start near one, and filters are the identity; the first that values go
+        through has random taps too, from torch's generator. So each token starts near its own value.
 
-        Near, and not there. Gates that are one everywhere have equal gradients and stay one gate for good; a filter
-        that passes its input alone leaves a solved output nothing to mix tokens by, and hardly learns to within a light
-        finetuning.
+        Near, and not there. A filter that passes its input alone leaves a solved output nothing to mix tokens by, and
+        hardly learns to within a light finetuning; and gates that are one everywhere have equal gradients where no
+        filter stands between them, and stay one gate.
         """
         d, (wv, bv) = self.width, qkv[4:]
         if wv.shape != (d, d) or out[0].shape != (d, d):
             return False
+        self.in_proj.reset_parameters()
         self.in_proj.weight[: 2 * d] *= GATES
         self.in_proj.bias[: 2 * d] = 1.0
         assign(self.in_proj, wv, bv, slice(2 * d, None))

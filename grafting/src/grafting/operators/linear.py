@@ -137,7 +137,7 @@ class LocalMean(LocalMeanFormulas, Operator):
 
     @torch.no_grad()
     def copy_from_attention(self, qkv: QKV, out: Weights) -> bool:
-        """Values copied; the output reads them half from the token itself and half from the mean."""
+        """Values copied; the output reads half of their filter's and half of their mean's features."""
         d, (wv, bv) = self.width, qkv[4:]
         if wv.shape != (d, d) or out[0].shape != (d, d):
             return False
