@@ -18,29 +18,28 @@ from typing import Any, ClassVar
 import torch
 
 from grafting.files import write_json_atomic
-from grafting.operators.base import QKV, Weights, assign
+from grafting.operators.base import QKV, Weights
 from grafting.operators.convolution import add_random_taps, make_identity
-from grafting.operators.hyena import HyenaX2D
+from grafting.operators.hyena import GATES, HyenaX2D
 from grafting.operators.linear import LocalMean
 
 
 class Started(HyenaX2D):
-    """Gates of one plus ``gates`` of their random start; filters the identity plus random taps for what ``mixes``."""
+    """The operator's own start, but for ``gates`` of their random start in its gates, and for what ``mixes`` by random
+    taps: nothing, values or everything."""
 
     gates: ClassVar[float]
     mixes: ClassVar[str]
 
     @torch.no_grad()
     def copy_from_attention(self, qkv: QKV, out: Weights) -> bool:
-        d = self.width
-        self.in_proj.weight[: 2 * d] *= self.gates
-        self.in_proj.bias[: 2 * d] = 1.0
-        assign(self.in_proj, *qkv[4:], slice(2 * d, None))
-        make_identity(self.short_filter, at=self.before)
-        if self.mixes != "nothing":
-            add_random_taps(self.short_filter, slice(2 * d if self.mixes == "values" else 0, None))
-        assign(self.out_proj, *out)
-        return True
+        copied, of_gates = super().copy_from_attention(qkv, out), slice(2 * self.width)
+        self.in_proj.weight[of_gates] *= self.gates / GATES
+        if self.mixes == "nothing":
+            make_identity(self.short_filter, at=self.before)
+        if self.mixes == "everything":
+            add_random_taps(self.short_filter, of_gates)
+        return copied
 
 
 class Alike(Started):
