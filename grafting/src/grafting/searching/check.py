@@ -22,7 +22,7 @@ from ..measure.denoising import Triples, denoising_losses, paired_difference
 from ..measure.speed import latency
 from ..store.models import Model
 from ..study.parts import kept, key_of, part
-from ..study.stages import Material, begin, denoiser
+from ..study.stages import Material, begin, denoiser, start_versions
 from .costs import whole_pass
 from .find import Found, Measured
 from .scores import Scoring, settings_of
@@ -65,7 +65,7 @@ def checked(
     shared = settings_of(scoring, model, material)
     found = []
     for done, one in enumerate(listed):
-        settings = shared | {"plan": one.plan.to_dict()["edits"]}
+        settings = shared | start_versions(one.plan, "solve") | {"plan": one.plan.to_dict()["edits"]}
         path, share = out / "checked" / f"{key_of(settings)[:16]}.json", None
         loss = kept(path, settings)
         if loss is None or one.cost == "latency":

@@ -23,7 +23,7 @@ from ..hosts.registry import schedule_of
 from ..measure.denoising import Triples, denoising_losses, paired_difference
 from ..store.models import Model
 from ..study.parts import part
-from ..study.stages import Material, begin, denoiser
+from ..study.stages import Material, begin, denoiser, start_versions
 from .candidates import Candidate
 from .solve import SearchError
 
@@ -126,7 +126,11 @@ def score(
             finally:
                 ungraft(network)
 
-        settings = shared | {"kind": one.kind, "operator": one.operator, "options": dict(one.options)}
+        settings = (
+            shared
+            | start_versions(one.plan("all"), "solve")
+            | {"kind": one.kind, "operator": one.operator, "options": dict(one.options)}
+        )
         path = out / "scores" / f"{one.kind}-{one.name.replace(':', '-')}.json"
         kept = part(path, settings, make, model.folder and model.folder / "scores")
         found += [Score(**entry) for entry in kept["scores"]]

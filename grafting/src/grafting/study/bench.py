@@ -47,7 +47,17 @@ from .judging import Judge
 from .parts import StudyError, kept, key_of, part, thinned
 from .recipe import RunRecipe, depended_on
 from .scenes import from_text, judged, outcome
-from .stages import LOOKED_AT, Material, begin, denoiser, learns, left_unexplained, stage_one, stage_two
+from .stages import (
+    LOOKED_AT,
+    Material,
+    begin,
+    denoiser,
+    learns,
+    left_unexplained,
+    stage_one,
+    stage_two,
+    start_versions,
+)
 
 Say = Callable[[str], None]
 SAMPLE_CHUNK = 250
@@ -154,6 +164,7 @@ class Study:
             found["images"] = self.recipe.images
         if entry.plan is not None:
             found |= {"plan": entry.plan.to_dict(), "init": entry.init, "calibration": self.recipe.calibration}
+            found |= start_versions(entry.plan, entry.init)
             found["distill"] = one and depended_on(one)
         found["finetune"] = two and depended_on(two)
         plain: dict[str, Any] = json.loads(json.dumps(found))
