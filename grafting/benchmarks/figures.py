@@ -1,4 +1,4 @@
-"""Drawings of the documents from the recorded measurements: what-to-expect, restructure and predictors, as SVG.
+"""Drawings of the documents from the recorded measurements, as SVG.
 
 python grafting/benchmarks/figures.py
 """
@@ -17,6 +17,7 @@ from grafting.files import write_text_atomic
 from grafting.hosts import bundled_config
 from grafting.plan import Plan
 from grafting.report.figures import CONTROL, FAINT, HYBRID, INK, RULE, WIDTH, drawing, line, text, ticks
+from grafting.report.search import drawings
 
 HOME = Path(__file__).resolve().parents[1]
 SIDES = range(16, 129, 8)
@@ -114,9 +115,21 @@ def measured(name: str) -> Any:
     return json.loads((HOME / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def drawn() -> dict[str, str]:
+    """All of them by the name of their file."""
+    searched = drawings(measured("search-front"))
+    return {
+        "what-to-expect": bounds(),
+        "restructure": merged(),
+        "predictors": predictors(),
+        "search-front": searched["front"],
+        "search-map": searched["map"],
+    }
+
+
 def main() -> None:
     """Write them."""
-    for name, svg in (("what-to-expect", bounds()), ("restructure", merged()), ("predictors", predictors())):
+    for name, svg in drawn().items():
         write_text_atomic(HOME / "docs" / f"{name}.svg", svg + "\n")
         print(HOME / "docs" / f"{name}.svg")
 

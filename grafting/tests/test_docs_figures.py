@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,12 @@ def test_plans_of_a_search_lose_more_than_the_sum() -> None:
     assert len(said) == 4
     for times, share in said:
         assert f"{found[share]['measured']['value'] / found[share]['predicted']:.1f}" == times
+
+
+def test_pictures_are_drawn_from_the_measurements() -> None:
+    drawn = runpy.run_path(str(HOME / "benchmarks" / "figures.py"))["drawn"]()
+    for name, svg in drawn.items():
+        assert (HOME / "docs" / f"{name}.svg").read_text(encoding="utf-8") == svg + "\n", name
 
 
 def test_encoding() -> None:

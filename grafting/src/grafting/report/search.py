@@ -64,7 +64,7 @@ def write_search_page(path: Path, content: Mapping[str, Any]) -> None:
     """Write the page of a ``search.json``'s content, atomically."""
     from markupsafe import Markup
 
-    plans, best, by = content["front"], content["best"], content["by"]
+    plans, best = content["front"], content["best"]
     rows = [
         {
             "name": plan_name(place),
@@ -76,43 +76,47 @@ def write_search_page(path: Path, content: Mapping[str, Any]) -> None:
         }
         for place, one in enumerate(plans)
     ]
-    chosen = [] if best is None else [best]
-    points = [(one["share"], one["predicted"]) for one in [*plans, *chosen]]
-    # Losses stand beside losses alone, and times where they were taken.
-    whole = [(one, one["measured"]) for one in [*plans, *chosen] if one.get("measured")]
-    seen = [(found["share"] or one["share"], *(found[key] for key in ("value", "low", "high"))) for one, found in whole]
-    kinds = [kind for kind in KINDS if any(swap["kind"] == kind for swap in content["swaps"])]
-    layouts = [(f"{one['share']:.3f}", layout(one["plan"], kinds, content["depth"])) for one in reversed(plans)]
-    axis = f"{content['cost']}, share of the pretrained model's"
-    drawings = {
-        "front": front_line(
-            points,
-            "the front",
-            x=axis,
-            y=f"predicted {by}",
-            marked=len(plans) if chosen else None,
-            seen=seen if by == "loss" else (),
-        ),
-        "map": operator_map(layouts, "which operator stands where", down=content["cost"]),
-        "best": operator_map(
-            [(f"{one['share']:.3f}", layout(one["plan"], kinds, content["depth"])) for one in chosen],
-            "the plan under the budget",
-            down=content["cost"],
-        ),
-    }
     text = template("search.html").render(
         s=content,
         rows=rows,
-        seen=bool(seen),
+        seen=any(one.get("measured") for one in (*plans, best or {})),
         best=best,
         operators="" if best is None else _counts(best["plan"]),
         swapped=0 if best is None else sum(len(edit["blocks"]) for edit in best["plan"]["edits"]),
-        svg={name: Markup(svg) for name, svg in drawings.items()},
+        svg={name: Markup(svg) for name, svg in drawings(content).items()},
         maps=[(heading, Markup(svg)) for heading, svg in score_maps(content)],
         words=PREDICTORS,
         number=number,
     )
     write_text_atomic(path, text)
+
+
+def drawings(content: Mapping[str, Any]) -> dict[str, str]:
+    """``front``, ``map`` and ``best`` of a ``search.json``, SVG: loss against cost, which operator stands where along
+    the front, and in the plan under the budget."""
+    plans, chosen = content["front"], [] if content["best"] is None else [content["best"]]
+    points = [(one["share"], one["predicted"]) for one in (*plans, *chosen)]
+    # Losses stand beside losses alone, and times where they were taken.
+    whole = [(one, one["measured"]) for one in (*plans, *chosen) if one.get("measured")]
+    seen = [(found["share"] or one["share"], *(found[key] for key in ("value", "low", "high"))) for one, found in whole]
+    kinds = [kind for kind in KINDS if any(swap["kind"] == kind for swap in content["swaps"])]
+
+    def mapped(listed: Sequence[Mapping[str, Any]], title: str) -> str:
+        layouts = [(f"{one['share']:.3f}", layout(one["plan"], kinds, content["depth"])) for one in listed]
+        return operator_map(layouts, title, down=content["cost"])
+
+    return {
+        "front": front_line(
+            points,
+            "the front",
+            x=f"{content['cost']}, share of the pretrained model's",
+            y=f"predicted {content['by']}",
+            marked=len(plans) if chosen else None,
+            seen=seen if content["by"] == "loss" else (),
+        ),
+        "map": mapped(plans[::-1], "which operator stands where"),
+        "best": mapped(chosen, "the plan under the budget"),
+    }
 
 
 def layout(plan: Mapping[str, Any], kinds: Sequence[str], depth: int) -> Layout:

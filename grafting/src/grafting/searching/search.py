@@ -32,7 +32,8 @@ class Front:
     """Plans that no other one of the searched budgets beats in both cost and predicted loss, the cheapest first.
 
     model: its name, with ``depth`` blocks. cost: ``flops``, ``parameters`` or ``latency``, told by ``protocol``.
-    by: the predictor, ``loss`` or ``carried``. operators, scores, costs: what all plans follow from.
+    by: the predictor, ``loss`` or ``carried``. operators, scores, costs: what all plans follow from. scoring: what the
+    scores depend on.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Front:
     operators: tuple[Candidate, ...]
     scores: tuple[Score, ...]
     costs: Costs
+    scoring: Scoring
 
     def under(self, budget: Budget | str) -> Found:
         """The plan of least predicted loss under a budget of this cost, such as ``flops=0.9``; solved anew, exactly.
@@ -74,6 +76,7 @@ class Front:
             "cost": self.cost,
             "protocol": self.protocol,
             "by": self.by,
+            "scoring": asdict(self.scoring),
             "whole": self.costs.whole,
             "version": __version__,
             "swaps": swaps,
@@ -135,7 +138,7 @@ def search(
     opened = open_model(model) if isinstance(model, str) else model
     if in_half(opened.transformer):
         raise SearchError("a search measures in float32: open the model with weights fp32")
-    chosen = candidates(names or usual(shape_of(opened.transformer)), kinds)
+    chosen, scoring = candidates(names or usual(shape_of(opened.transformer)), kinds), scoring or Scoring()
     with ExitStack() as stack:
         home = Path(out or stack.enter_context(TemporaryDirectory()))
         scores = score(opened, chosen, home, scoring=scoring, data=data, progress=progress)
@@ -159,6 +162,7 @@ def search(
         operators=chosen,
         scores=tuple(scores),
         costs=costs,
+        scoring=scoring,
     )
     return front.with_checks(dict(zip(places, seen, strict=True)))
 
