@@ -25,6 +25,7 @@ from grafting.graft import ungraft
 from grafting.hosts import Site
 from grafting.measure.denoising import Triples, denoising_losses, paired_difference
 from grafting.measure.speed import Latency
+from grafting.operators import arithmetic
 from grafting.plan import Plan, PlanError
 from grafting.searching.candidates import candidates
 from grafting.searching.check import spread
@@ -148,6 +149,22 @@ def test_scores_are_found_once_per_operator_and_setting(scored: tuple[Path, list
     files[0].write_text("{")
     assert score(model, candidates(NAMES), out, scoring=SCORING) == scores, "what was damaged is found again"
     assert [path.stat().st_mtime_ns for path in files[1:]] == stamps[1:]
+
+
+def test_scores_of_an_operator_that_begins_otherwise_are_found_again(
+    scored: tuple[Path, list[Score]], tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def refuse(_: Any, plan: Plan, *args: Any, **__: Any) -> None:
+        made.extend(edit.operator for edit in plan.edits)
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr("grafting.searching.scores.begin", refuse)
+    monkeypatch.setattr(arithmetic("swa"), "start_version", classmethod(lambda cls, init: 2))
+    with pytest.raises(AssertionError, match="scored again"):
+        score(open_model(str(tiny_teacher)), candidates(NAMES), scored[0], scoring=SCORING)
+    assert made == ["swa"]
 
 
 def test_an_exact_stand_in_carries_no_error_and_none_carries_all_of_it(tiny_teacher: Path) -> None:

@@ -24,6 +24,7 @@ from grafting.cli import main
 from grafting.cost import plan_cost
 from grafting.graft import ungraft
 from grafting.measure.denoising import denoising_losses
+from grafting.operators import arithmetic
 from grafting.plan import Plan, PlanError
 from grafting.report import Results, read_results
 from grafting.settings import SettingsError
@@ -32,7 +33,16 @@ from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
 from grafting.study.parts import part
 from grafting.study.recipe import DistillStage, FinetuneStage
-from grafting.study.stages import Material, begin, denoiser, part_flops, stage_one, stage_two, training_flops
+from grafting.study.stages import (
+    Material,
+    begin,
+    denoiser,
+    part_flops,
+    stage_one,
+    stage_two,
+    start_versions,
+    training_flops,
+)
 
 TEXT = """
 plan: {edits: [{site: attn, blocks: interleaved 50%, operator: hyena_x}]}
@@ -489,6 +499,26 @@ def test_fewer_images_are_learnt_from_while_quality_compares_to_all(tiny_teacher
         all_of_them.again(recipe(tiny_teacher, "images=97"))
     with pytest.raises(StudyError, match="seed, evaluate differ"):
         all_of_them.again(recipe(tiny_teacher, "seed=1", "evaluate.triples=30"))
+
+
+def test_a_model_depends_on_what_its_operators_begin_with(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that was mended is another model's; what begins as it always did keeps the settings that it had."""
+    assert start_versions(Plan.all(operator="swa") + Plan.all(site="mlp", operator="none"), "solve") == {}
+    assert start_versions(Plan.all(operator="hyena_x"), "default") == {"starts": {"hyena_x": 2}}
+    assert start_versions(Plan.all(operator="hyena_x"), "random") == {}
+    assert start_versions(Plan.all(operator="local_mean"), "random") == {"starts": {"local_mean": 2}}
+    study = Study(recipe(tiny_teacher), tmp_path)
+    before = [study.settings(entry) for entry in study.entries]
+    operators = {edit.operator for edit in study.entries[1].plan.edits}  # type: ignore[union-attr]
+    for name in operators:
+        monkeypatch.setattr(
+            arithmetic(name), "start_version", classmethod(lambda cls, init: 3 if init != "random" else 1)
+        )
+    after = [study.settings(entry) for entry in study.entries]
+    assert after[1] == before[1] | {"starts": dict.fromkeys(operators, 3)}
+    assert [entry.name for entry, a, b in zip(study.entries, before, after, strict=True) if a != b] == ["hybrid"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"key": "x"}', '{"outcome": {}}'])
