@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from dataclasses import fields
@@ -182,6 +184,17 @@ def test_every_operator_has_a_recipe_at_half_of_the_sites() -> None:
     edits = [plan.edits[0] for recipe in recipes.values() for plan in recipe.plans.values()]
     assert {edit.operator for edit in edits} == set(list_operators())
     assert all(edit.blocks == "interleaved 50%" for edit in edits)
+
+
+def test_a_recipe_is_copied_and_pickled_and_stays_what_it_was() -> None:
+    text = (files("grafting") / "recipes" / "searched-half.yaml").read_text()
+    recipe = RunRecipe.from_yaml(text)
+    for again in (copy.deepcopy(recipe), pickle.loads(pickle.dumps(recipe))):
+        assert again == recipe and again.plans is not recipe.plans and again.to_yaml() == recipe.to_yaml()
+    with pytest.raises(TypeError):
+        recipe.plans["interleaved"] = recipe.plans["searched-any"]  # type: ignore[index]
+    with pytest.raises(TypeError):
+        recipe.plans["searched-any"].edits[0].options["ratio"] = 6  # type: ignore[index]
 
 
 def test_the_papers_recipe_says_the_released_settings() -> None:

@@ -20,13 +20,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from . import restructure as steps
 from .hosts.shapes import KINDS, HostShape, Kind, Site, shape_of
 from .restructure import Layout, Step
-from .settings import SettingsError, read_yaml
+from .settings import Frozen, SettingsError, read_yaml
 
 if TYPE_CHECKING:
     from .hosts.shapes import Source
@@ -89,16 +88,9 @@ class Edit:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+        object.__setattr__(self, "options", Frozen(self.options))
         if not isinstance(self.blocks, str):
             object.__setattr__(self, "blocks", tuple(self.blocks))
-
-    # Python neither copies nor pickles a read-only view: a deep copy of a grafted model holds its plan.
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "options": dict(self.options)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, options=MappingProxyType(state["options"]))
 
     @property
     def by_locality(self) -> bool:

@@ -14,7 +14,6 @@ be the name of a YAML file, such as ``grafting search`` writes. ``most local 50%
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from ..measure.quality.extractors import CLASSIFIER, ExtractorConfig
 from ..plan import Plan, PlanError
 from ..precision import WEIGHTS
 from ..sampling import Sampling
-from ..settings import SettingsError, build, near, read_recipe
+from ..settings import Frozen, SettingsError, build, near, read_recipe
 from ..training.distill import DistillConfig, SiteConfig
 from ..training.finetune import CAP, FinetuneConfig
 from ..training.finetune import LATER as FINETUNE_LATER
@@ -332,7 +331,7 @@ class RunRecipe:
         ]
         if problems:
             raise SettingsError(problems)
-        object.__setattr__(self, "plans", types.MappingProxyType(dict(self.plans)))
+        object.__setattr__(self, "plans", Frozen(self.plans))
 
     @property
     def learning_seed(self) -> int:
