@@ -27,6 +27,7 @@ import torch
 from grafting.files import write_json_atomic
 from grafting.graft import ungraft
 from grafting.hosts import Site
+from grafting.initialise import start_versions
 from grafting.measure.denoising import Triples, denoising_losses, paired_difference
 from grafting.plan import Plan
 from grafting.random import generator
@@ -126,6 +127,8 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     depends = ("teacher", "operators", "steps", "batch", "precision", "triples", "calibration")
     settings = {key: getattr(arguments, key) for key in depends}
+    tried = tuple(one.plan("all").edits[0] for one in candidates(arguments.operators))
+    settings |= start_versions(Plan(edits=tried), "solve")
     rows: list[dict[str, Any]] = []
     if arguments.out and arguments.out.is_file():
         before = json.loads(arguments.out.read_text())

@@ -242,13 +242,16 @@ def main() -> None:
         halves[half] = encode(bundle.autoencoder, data.images[:count]) * scale, data.labels[:count]
     seen: dict[Site, Activations] = {}
     for text in arguments.operators:
-        site = Site(arguments.block, "mlp" if get(parse(text)[0]).kind == "channel" else "attn")
-        if any((row["operator"], row["site"]) == (text, site.name) for row in rows):
+        kind = get(parse(text)[0])
+        site, version = Site(arguments.block, "mlp" if kind.kind == "channel" else "attn"), kind.start_version("solve")
+        mine = [row for row in rows if (row["operator"], row["site"]) == (text, site.name)]
+        if any(row.get("start", 1) == version for row in mine):
             continue
+        rows = [row for row in rows if row not in mine]  # of a start that the operator no longer has
         if site not in seen:
             seen[site] = Activations(bundle.transformer, site, halves)
         row = compare(bundle.transformer, site, seen[site], text, arguments.batch, arguments.limit)
-        rows.append(row)
+        rows.append(row | {"start": version})
         print(line(row), flush=True)
         if arguments.out:
             write_json_atomic(arguments.out, {"settings": settings, "rows": rows})

@@ -20,6 +20,7 @@ from torch import nn
 
 from grafting.diffusion import Diffusion, Levels, draw
 from grafting.graft import Grafted, graft
+from grafting.operators import get
 from grafting.plan import Plan
 from grafting.training.distill import Distillation, DistillConfig, Learner, SiteConfig, distance, distill
 from grafting.training.distill_state import load_state
@@ -361,7 +362,7 @@ def test_a_second_interrupt_within_a_step_saves_nothing_half_applied(tmp_path: P
     ("other", "null", "named"),
     [
         (lambda: graft(tiny(), PLAN, init="random", seed=4), 10, "start's seed 3 there, 4 now"),
-        (lambda: graft(tiny(), PLAN, init="copy", seed=3), 10, "init random there, copy now"),
+        (lambda: graft(tiny(), PLAN, init="copy", seed=3), 10, "init random there, copy now.*"),
         (lambda: graft(tiny(1), PLAN, init="random", seed=3), 10, "teacher [0-9a-f]+ there, [0-9a-f]+ now"),
         (lambda: fresh(PLAN + Plan.explicit(site="mlp", operator="none", blocks=[3])), 10, "plan .* there, .* now"),
         (fresh, 9, "null 10 there, 9 now"),
@@ -374,3 +375,13 @@ def test_a_state_of_another_start_is_refused(
     with pytest.raises(ValueError, match=rf"another start \({named}\): name another folder"):
         distill(other(), batch, null, replace(CONFIG, steps=1), tmp_path)
     distill(fresh(), batch, 10, replace(CONFIG, steps=1, save_every=7), tmp_path)
+
+
+def test_a_state_of_an_operator_that_began_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distill(fresh(), batch, 10, replace(CONFIG, steps=1), tmp_path)
+    (name,) = {edit.operator for edit in PLAN.edits if edit.site == "attn"}
+    monkeypatch.setattr(get(name), "start_version", classmethod(lambda cls, init: 7))
+    with pytest.raises(ValueError, match=rf"another start \(starts.*{name}.*7.*\): name another folder"):
+        distill(fresh(), batch, 10, replace(CONFIG, steps=1), tmp_path)

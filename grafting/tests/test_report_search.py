@@ -40,6 +40,7 @@ def content() -> dict[str, Any]:
         "protocol": "FLOPs of one sample, 4 x 4 tokens",
         "by": "loss",
         "whole": 1e6,
+        "scoring": {"triples": 12, "calibration": 16, "seed": 3},
         "version": "0",
         "budget": "flops=0.9",
         "swaps": [
@@ -62,6 +63,10 @@ def test_the_page_is_one_file_with_its_figures(content: dict[str, Any], tmp_path
     text = (tmp_path / "search.html").read_text()
     assert text.count("<svg") == 3 + 4 and not re.findall(r"(?:src|href)=", text), "nothing is loaded from elsewhere"
     assert "<tiny>" not in text and "&lt;tiny&gt;" in text
+    told = "<dt>scores</dt><dd>12 triples, 16 samples of calibration, seed 3</dd>"
+    assert told in text
+    write_search_page(tmp_path / "older.html", {key: value for key, value in content.items() if key != "scoring"})
+    assert (tmp_path / "older.html").read_text() == re.sub(rf"\s*{told}", "", text), "older files do not say it"
     assert text.count("block 1, mlp: mlp:ratio=3</title>") == 3, "of the front's two plans and of the best"
     assert (
         "plans/front-01.yaml" in text and "+0.05000" in text and "attn: swa:window=3 × 2; mlp: mlp:ratio=3 × 1" in text

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.resources import files
@@ -28,7 +29,7 @@ from grafting.measure.speed import Latency
 from grafting.operators import arithmetic
 from grafting.plan import Plan, PlanError
 from grafting.searching.candidates import candidates
-from grafting.searching.check import spread
+from grafting.searching.check import checked, spread
 from grafting.searching.costs import Budget, counted, timed
 from grafting.searching.find import best, pareto, predicted, worth
 from grafting.searching.scores import Score, Scoring, carried_errors, score
@@ -152,19 +153,30 @@ def test_scores_are_found_once_per_operator_and_setting(scored: tuple[Path, list
 
 
 def test_scores_of_an_operator_that_begins_otherwise_are_found_again(
-    scored: tuple[Path, list[Score]], tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+    scored: tuple[Path, list[Score]], tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(scored[0], out)
     made: list[str] = []
 
-    def refuse(_: Any, plan: Plan, *args: Any, **__: Any) -> None:
+    def seen(_: Any, plan: Plan, *args: Any, **settings: Any) -> Any:
         made.extend(edit.operator for edit in plan.edits)
-        raise AssertionError("scored again")
+        return begin(_, plan, *args, **settings)
 
-    monkeypatch.setattr("grafting.searching.scores.begin", refuse)
-    monkeypatch.setattr(arithmetic("swa"), "start_version", classmethod(lambda cls, init: 2))
-    with pytest.raises(AssertionError, match="scored again"):
-        score(open_model(str(tiny_teacher)), candidates(NAMES), scored[0], scoring=SCORING)
-    assert made == ["swa"]
+    monkeypatch.setattr("grafting.searching.scores.begin", seen)
+    monkeypatch.setattr("grafting.searching.check.begin", seen)
+    monkeypatch.setattr(arithmetic("mlp"), "start_version", classmethod(lambda cls, init: 2))
+    found = grafting.search(str(tiny_teacher), NAMES, out=out, scoring=SCORING, points=2)
+    assert made == ["mlp"] and found.to_dict()["starts"] == {"mlp": 2}
+    assert found.to_dict()["scoring"] == {"triples": 12, "calibration": 16, "seed": 0}
+    dear = replace(found.plans[0], plan=Plan.explicit(site="mlp", operator="mlp", blocks=[1], ratio=2))
+    for _ in range(2):
+        made.clear()
+        checked(open_model(str(tiny_teacher)), [dear], out, scoring=SCORING)
+    assert made == []
+    monkeypatch.setattr(arithmetic("mlp"), "start_version", classmethod(lambda cls, init: 3))
+    checked(open_model(str(tiny_teacher)), [dear], out, scoring=SCORING)
+    assert "mlp" in made, "a plan's loss at its start is of that start"
 
 
 def test_an_exact_stand_in_carries_no_error_and_none_carries_all_of_it(tiny_teacher: Path) -> None:

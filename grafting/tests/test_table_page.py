@@ -329,6 +329,17 @@ def test_fronts_are_over_what_was_spent_and_over_a_pass(results: TableResults) -
     assert "<title>hyena_x-100: 5, 3.00</title>" in drawn["front-compute-fid_minus_floor"]
 
 
+def test_a_line_over_data_needs_two_figures() -> None:
+    """Rows of fewer images may be judged by the loss alone."""
+    every = row("a-50", 50, 0.01, 0.2)
+    few = row("a-50-n80", 50, 0.04, 0.2, label="a", images=80, learnt_from=80, variant=True)
+    table = TableResults(title="", rows=(TEACHER, every, few))
+    assert {"data-loss", "data-fid_minus_floor"} <= {drawing.name for drawing in qualities(table)}
+    unseen = replace(few, figures={}, differences={"loss": few.differences["loss"]})
+    names = {drawing.name for drawing in qualities(replace(table, rows=(TEACHER, every, unseen)))}
+    assert "data-loss" in names and "data-fid_minus_floor" not in names
+
+
 def test_deviations_are_pooled_about_each_rows_own_mean() -> None:
     rows = [Again("a", tuple(map(figure, (1.0, 3.0)))), Again("b", tuple(map(figure, (10.0, 10.0, 13.0))))]
     assert pooled(rows) == pytest.approx(((1 + 1 + 1 + 1 + 4) / 3) ** 0.5) and pooled([]) == 0

@@ -24,13 +24,22 @@ from .diffusion import Schedule, draw
 from .hosts import Host, Site
 from .joint import Joint
 from .modes import evaluating
-from .operators import Operator, build
-from .plan import Resolved
+from .operators import Operator, build, get
+from .plan import CONTROLS, Plan, Resolved
 from .switch import Nothing
 
 Batches = Callable[[int], Mapping[str, Any]]
 """By step, ``z`` (B, C, H, W) clean latents and their condition ``y``."""
 STARTS = ("default", "random", "copy", "solve")
+
+
+def start_versions(plan: Plan, init: str) -> dict[str, dict[str, int]]:
+    """``starts``: by operator the version of what it begins with, for what is kept by the settings that it depends on;
+    empty where all are of the first version."""
+    operators = {edit.operator for edit in plan.edits} - set(CONTROLS)
+    versions = {name: get(name).start_version(init) for name in sorted(operators)}
+    later = {name: version for name, version in versions.items() if version != 1}
+    return {"starts": later} if later else {}
 
 
 class Solvable(Protocol):

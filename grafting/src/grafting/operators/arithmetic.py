@@ -123,11 +123,6 @@ class Arithmetic:
         return []
 
     @classmethod
-    def start_version(cls, init: str) -> int:
-        """Of what the operator begins with by that ``init``; kept results of another one are made again."""
-        return 1
-
-    @classmethod
     def parameters_count(cls, width: int, heads: int | None = None, tokens: int | None = None, **options: Any) -> int:
         """Number of trained parameters, without making them.
 

@@ -156,6 +156,12 @@ class Operator(Arithmetic, nn.Module):
                 "it must be (height, width) or (time, height, width)"
             )
 
+    @classmethod
+    def start_version(cls, init: str) -> int:
+        """Of what the operator begins with by that ``init``, raised wherever that changes: a result that was kept of
+        another version is none of this one."""
+        return 1
+
     def copy_from_attention(self, qkv: QKV, out: Weights) -> bool:
         """Start from an attention layer's projections; returns whether anything was copied."""
         return False

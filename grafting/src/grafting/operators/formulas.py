@@ -127,10 +127,6 @@ class LocalMeanFormulas(Arithmetic):
     option_table: ClassVar[Mapping[str, Option]] = {"kernel": Option.integer(3, odd=True)}
 
     @classmethod
-    def start_version(cls, init: str) -> int:
-        return 2  # 1: a filter that passed its input, and a gate of one
-
-    @classmethod
     def count_parameters(cls, width: int, heads: int | None, tokens: int | None, options: Mapping[str, Any]) -> int:
         return 4 * width * width + 3 * width + width * (options["kernel"] ** 2 + 1)
 
@@ -151,10 +147,6 @@ class HyenaFormulas(Arithmetic):
     has_short: ClassVar[bool] = True
     has_inner: ClassVar[bool] = False
     dimensions: ClassVar[int] = 1
-
-    @classmethod
-    def start_version(cls, init: str) -> int:
-        return 1 if init == "random" else 2  # 1: filters that passed their input, and two gates of one
 
     @classmethod
     def filter_sizes(cls, width: int, options: Mapping[str, Any]) -> tuple[int, int]:

@@ -92,6 +92,10 @@ class Hyena(HyenaFormulas, Operator):
             product = self.filtered(product, self.inner_filter, grid, naive=True)
         return (h[..., :d] * product) @ self.out_proj.weight.T + self.out_proj.bias
 
+    @classmethod
+    def start_version(cls, init: str) -> int:
+        return 1 if init == "random" else 2  # 1: filters that passed their input, and two gates of one
+
     @torch.no_grad()
     def copy_from_attention(self, qkv: QKV, out: Weights) -> bool:
         """Values and output are copied, gates start near one, and filters are the identity; the first that values go

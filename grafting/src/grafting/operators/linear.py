@@ -114,6 +114,10 @@ class LocalMean(LocalMeanFormulas, Operator):
         self.out_proj = nn.Linear(2 * d, d)
         self.start()
 
+    @classmethod
+    def start_version(cls, init: str) -> int:
+        return 2  # 1: a filter that passed its input, and a gate of one
+
     @torch.no_grad()
     def start(self) -> None:
         """Filter to the identity and gate to one, but for a part of PyTorch's random start."""

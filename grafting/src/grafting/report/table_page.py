@@ -213,6 +213,7 @@ def qualities(results: TableResults) -> list[Drawing]:
         for name, lines, x in (("compute", by_compute, COMPUTE), ("data", by_data, DATA)):
             title = f"{head} against {name}"
             drawn = [Trace(name=label, points=_points(line, key)) for label, line in lines.items()]
+            drawn = [trace for trace in drawn if len(trace.points) > 1]  # rows of a line may have no samples
             svg = traces(drawn, title, x=x, y=y, reference=level)
             found.append(Drawing(f"{name}-{key}", title, words, svg))
     return [drawing for drawing in found if drawing.svg]

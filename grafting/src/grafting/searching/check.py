@@ -18,11 +18,12 @@ from ..conditions import rows
 from ..graft import Grafted, ungraft
 from ..hosts import host_for
 from ..hosts.registry import schedule_of
+from ..initialise import start_versions
 from ..measure.denoising import Triples, denoising_losses, paired_difference
 from ..measure.speed import latency
 from ..store.models import Model
 from ..study.parts import kept, key_of, part
-from ..study.stages import Material, begin, denoiser, start_versions
+from ..study.stages import Material, begin, denoiser
 from .costs import whole_pass
 from .find import Found, Measured
 from .scores import Scoring, settings_of

@@ -20,10 +20,11 @@ from ..conditions import to
 from ..graft import Grafted, tensors_hash, ungraft
 from ..hosts import Site
 from ..hosts.registry import schedule_of
+from ..initialise import start_versions
 from ..measure.denoising import Triples, denoising_losses, paired_difference
 from ..store.models import Model
 from ..study.parts import part
-from ..study.stages import Material, begin, denoiser, start_versions
+from ..study.stages import Material, begin, denoiser
 from .candidates import Candidate
 from .solve import SearchError
 

@@ -14,6 +14,8 @@ import torch
 from .. import __version__
 from ..hosts import host_for, shape_of
 from ..hosts.shapes import KINDS, Kind
+from ..initialise import start_versions
+from ..plan import Plan
 from ..precision import in_half
 from ..store.models import Model, open_model
 from .candidates import Candidate, candidates, usual
@@ -32,8 +34,8 @@ class Front:
     """Plans that no other one of the searched budgets beats in both cost and predicted loss, the cheapest first.
 
     model: its name, with ``depth`` blocks. cost: ``flops``, ``parameters`` or ``latency``, told by ``protocol``.
-    by: the predictor, ``loss`` or ``carried``. operators, scores, costs: what all plans follow from. scoring: what the
-    scores depend on.
+    by: the predictor, ``loss`` or ``carried``. operators, scores, costs: what all plans follow from. scoring: of
+    what draws the scores are.
     """
 
     model: str
@@ -76,12 +78,13 @@ class Front:
             "cost": self.cost,
             "protocol": self.protocol,
             "by": self.by,
-            "scoring": asdict(self.scoring),
+            "scoring": {key: value for key, value in asdict(self.scoring).items() if key != "batch"},
             "whole": self.costs.whole,
             "version": __version__,
             "swaps": swaps,
             "scores": [asdict(one) for one in self.scores],
             "front": [one.to_dict() for one in self.plans],
+            **start_versions(Plan(edits=tuple(one.plan("all").edits[0] for one in self.operators)), "solve"),
         }
 
 
@@ -138,7 +141,8 @@ def search(
     opened = open_model(model) if isinstance(model, str) else model
     if in_half(opened.transformer):
         raise SearchError("a search measures in float32: open the model with weights fp32")
-    chosen, scoring = candidates(names or usual(shape_of(opened.transformer)), kinds), scoring or Scoring()
+    chosen = candidates(names or usual(shape_of(opened.transformer)), kinds)
+    scoring = scoring or Scoring()
     with ExitStack() as stack:
         home = Path(out or stack.enter_context(TemporaryDirectory()))
         scores = score(opened, chosen, home, scoring=scoring, data=data, progress=progress)

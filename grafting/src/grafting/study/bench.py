@@ -23,6 +23,7 @@ from ..data.shards import is_encoded
 from ..files import save_safetensors_atomic, write_bytes_atomic
 from ..graft import Grafted, graft, tensors_hash, ungraft
 from ..hosts.registry import schedule_of, set_schedule
+from ..initialise import start_versions
 from ..lora import MISSING
 from ..measure.denoising import Triples, denoising_losses, images_of, mean_loss
 from ..measure.quality import (
@@ -56,7 +57,6 @@ from .stages import (
     left_unexplained,
     stage_one,
     stage_two,
-    start_versions,
 )
 
 Say = Callable[[str], None]

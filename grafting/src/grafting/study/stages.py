@@ -29,8 +29,7 @@ from ..hosts.shapes import ROLES, shape_of
 from ..lora import add_lora
 from ..measure.denoising import Triples
 from ..modes import evaluating
-from ..operators.arithmetic import arithmetic
-from ..plan import CONTROLS, Plan
+from ..plan import Plan
 from ..precision import in_half, learning_type, refuse_mixed, widened
 from ..store.configs import ModelError
 from ..store.models import Model
@@ -201,15 +200,6 @@ class Material:
         if train:
             z, y = z[: self.learnt], y[: self.learnt]
         return Batches(inputs=z, labels=y, size=size, seed=seed)
-
-
-def start_versions(plan: Plan, init: str) -> dict[str, dict[str, int]]:
-    """``starts``: by operator the version of what it begins with, for the settings that a kept result depends on; empty
-    where all are of the first version."""
-    operators = {edit.operator for edit in plan.edits} - set(CONTROLS)
-    versions = {name: arithmetic(name).start_version(init) for name in sorted(operators)}
-    later = {name: version for name, version in versions.items() if version > 1}
-    return {"starts": later} if later else {}
 
 
 def begin(

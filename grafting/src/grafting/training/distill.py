@@ -25,7 +25,7 @@ from ..conditions import each
 from ..diffusion import Levels, Schedule, draw, drop_labels
 from ..graft import Answered, null_identity
 from ..hosts.registry import schedule_of
-from ..initialise import explained
+from ..initialise import explained, start_versions
 from ..modes import evaluating
 from ..precision import PRECISIONS, autocast, in_half, refuse_mixed
 from .distill_state import load_state, save_state
@@ -230,6 +230,7 @@ class Distillation:
         self.team = team or Team(device=next(handle.model.parameters()).device)
         self.depends: dict[str, Any] = dict(depends or {})
         self.depends |= {"plan": handle.plan.digest, "teacher": handle.source_hash, "init": handle.init}
+        self.depends |= start_versions(handle.plan, handle.init)
         self.depends |= {"start's seed": handle.seed, "null": null_identity(null), "schedule": repr(diffusion)}
         self.depends |= {"weights": "bf16"} if in_half(handle.model) else {}
         self.step = 0
