@@ -11,6 +11,7 @@ from typing import Any
 
 from grafting.graft import graft
 from grafting.lora import add_lora
+from grafting.report import read_results
 from grafting.report.goals import verdicts
 from grafting.report.table import read_table
 from grafting.report.table_page import qualities
@@ -20,6 +21,7 @@ from grafting.teachers import teacher_folder
 from grafting.training.muon import hidden_matrices, step_flops
 
 HOME = Path(__file__).resolve().parents[1]
+FULL = HOME / "src" / "grafting" / "assets" / "fashion" / "runs" / "full"
 PAGE = (HOME / "docs" / "what-to-expect.md").read_text(encoding="utf-8")
 
 
@@ -160,6 +162,31 @@ def test_plans_of_a_search_lose_more_than_the_sum() -> None:
     assert len(said) == 4
     for times, share in said:
         assert f"{found[share]['measured']['value'] / found[share]['predicted']:.1f}" == times
+
+
+def test_results_are_those_of_the_full_run() -> None:
+    results = read_results(FULL / "results.json")
+    page = " ".join((HOME / "docs" / "results.md").read_text(encoding="utf-8").split()).replace("−", "-")
+    models = {model.name: model for model in results.models}
+
+    def told(figure: Any, digits: int, sign: str = "") -> str:
+        return "{:{s}.{n}f} ({:.{n}f} to {:.{n}f})".format(figure.value, figure.low, figure.high, s=sign, n=digits)
+
+    for name in ("teacher", "half", "none", "untrained"):
+        model = models[name]
+        apart = "" if name == "teacher" else told(model.denoising_difference, 4, "+") + " "
+        figures = f"{told(model.figures['fid_minus_floor'], 3)} | {told(model.figures['kid'], 4)}"
+        loss = f"{model.denoising.value:.4f} | {apart}| {figures}"  # type: ignore[union-attr]
+        assert f"{loss} | {100 * model.figures['recognised'].value:.1f} % |" in page, name
+    floor = models["teacher"].figures["fid_minus_floor"].value
+    more = {name: 100 * (models[name].figures["fid_minus_floor"].value / floor - 1) for name in ("half", "none")}
+    assert f"FID - floor is {more['half']:.1f} % above" in page and f"of *none* {more['none']:.1f} %" in page
+    assert f"{100 * results.costs[0].share:.1f} % of the teacher's training compute" in page
+    assert f"; {100 * results.costs[0].share:.1f} % of the teacher's training" in (HOME / "README.md").read_text()
+    for other, said in re.findall(r"than \*(none|untrained)\* by ([\d.]+)", page):
+        ours, theirs = (models[name].denoising for name in ("half", other))
+        assert f"{theirs.value - ours.value:.4f}" == said  # type: ignore[union-attr]
+    assert f"{results.speed[-1].speedup:.2f}x at 1,024 tokens" in page
 
 
 def test_pictures_are_drawn_from_the_measurements() -> None:
@@ -370,11 +397,6 @@ def test_searched_halves() -> None:
         wanted = [f"{row['stages']['start']['value']:+.4f}", told(row["differences"]["loss"])]
         wanted += [told(over["loss"]) if over else "–", told(none["differences"]["loss"])]
         assert [cell.replace("−", "-") for cell in cells[3:]] == wanted, cells[0]
-    page, other = (HOME / "docs" / "search.md").read_text(encoding="utf-8"), rows["searched-2d"]
-    assert f"by `loss` ends at {told(other['differences']['loss'])}" in page
-    assert abs(other["over_none"]["loss"]["value"]) < 0.0003  # no operator is worth more there
-    more = other["figures"]["fid_minus_floor"]["value"] / rows["teacher"]["figures"]["fid_minus_floor"]["value"] - 1
-    assert f"FID − floor {more:.0%}".replace("%", " %") in page.replace("\n", " ")
 
 
 def test_what_is_said_of_the_table() -> None:
