@@ -52,8 +52,7 @@ def picture(results: Results, home: Path) -> bytes:
 def figures(model: ModelResult) -> str:
     """The caption's second line."""
     assert model.denoising is not None
-    recognised = model.figures["recognised"].value
-    return f"held-out loss {model.denoising.value:.4f}, recognised {100 * recognised:.1f} %"
+    return f"held-out loss {model.denoising.value:.4f}, FID − floor {model.figures['fid_minus_floor'].value:.3f}"
 
 
 if __name__ == "__main__":
