@@ -112,7 +112,7 @@ def test_random_models_conserve_stay_positive_and_agree_with_dop853(model, seed)
         days=20,
         times=times,
         rtol=1e-10,
-        # Dense output and long steps may dip below zero by more than ten times the tolerance, and would count as failed:
+        # Dense output and long steps may dip below zero by more than ten times the tolerance, and count as failed:
         # with 1e-10 the one does, and without a longest step the other, where a compartment empties fast.
         atol=1e-8,
         max_step=0.1,
