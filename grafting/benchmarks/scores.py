@@ -127,8 +127,7 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     depends = ("teacher", "operators", "steps", "batch", "precision", "triples", "calibration")
     settings = {key: getattr(arguments, key) for key in depends}
-    tried = tuple(one.plan("all").edits[0] for one in candidates(arguments.operators))
-    settings |= start_versions(Plan(edits=tried), "solve")
+    settings |= start_versions(candidates(arguments.operators), "solve")
     rows: list[dict[str, Any]] = []
     if arguments.out and arguments.out.is_file():
         before = json.loads(arguments.out.read_text())

@@ -58,7 +58,7 @@ def test_a_start_that_changes_has_another_version(name: str) -> None:
 
 
 def test_versions_are_named_where_they_are_not_the_first() -> None:
-    both = Plan.all(operator="hyena_x") + Plan.all(site="mlp", operator="none")
+    both = (Plan.all(operator="hyena_x") + Plan.all(site="mlp", operator="none")).edits
     assert start_versions(both, "default") == {"starts": {"hyena_x": 2}} and start_versions(both, "random") == {}
-    assert start_versions(Plan.all(operator="local_mean"), "random") == {"starts": {"local_mean": 2}}
-    assert start_versions(Plan.all(operator="swa"), "solve") == {}
+    assert start_versions(Plan.all(operator="local_mean").edits, "random") == {"starts": {"local_mean": 2}}
+    assert start_versions(Plan.all(operator="swa").edits, "solve") == {}

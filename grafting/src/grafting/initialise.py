@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +25,7 @@ from .hosts import Host, Site
 from .joint import Joint
 from .modes import evaluating
 from .operators import Operator, build, get
-from .plan import CONTROLS, Plan, Resolved
+from .plan import CONTROLS, Resolved
 from .switch import Nothing
 
 Batches = Callable[[int], Mapping[str, Any]]
@@ -33,10 +33,17 @@ Batches = Callable[[int], Mapping[str, Any]]
 STARTS = ("default", "random", "copy", "solve")
 
 
-def start_versions(plan: Plan, init: str) -> dict[str, dict[str, int]]:
+class Named(Protocol):
+    """What names an operator, or a control."""
+
+    @property
+    def operator(self) -> str: ...
+
+
+def start_versions(entries: Iterable[Named], init: str) -> dict[str, dict[str, int]]:
     """``starts``: by operator the version of what it begins with, for what is kept by the settings that it depends on;
-    empty where all are of the first version."""
-    operators = {edit.operator for edit in plan.edits} - set(CONTROLS)
+    empty where all are of the first version. entries: of what names an operator, such as the edits of a plan."""
+    operators = {entry.operator for entry in entries} - set(CONTROLS)
     versions = {name: get(name).start_version(init) for name in sorted(operators)}
     later = {name: version for name, version in versions.items() if version != 1}
     return {"starts": later} if later else {}

@@ -66,7 +66,7 @@ def checked(
     shared = settings_of(scoring, model, material)
     found = []
     for done, one in enumerate(listed):
-        settings = shared | start_versions(one.plan, "solve") | {"plan": one.plan.to_dict()["edits"]}
+        settings = shared | start_versions(one.plan.edits, "solve") | {"plan": one.plan.to_dict()["edits"]}
         path, share = out / "checked" / f"{key_of(settings)[:16]}.json", None
         loss = kept(path, settings)
         if loss is None or one.cost == "latency":

@@ -129,7 +129,7 @@ def score(
 
         settings = (
             shared
-            | start_versions(one.plan("all"), "solve")
+            | start_versions([one], "solve")
             | {"kind": one.kind, "operator": one.operator, "options": dict(one.options)}
         )
         path = out / "scores" / f"{one.kind}-{one.name.replace(':', '-')}.json"

@@ -15,7 +15,6 @@ from .. import __version__
 from ..hosts import host_for, shape_of
 from ..hosts.shapes import KINDS, Kind
 from ..initialise import start_versions
-from ..plan import Plan
 from ..precision import in_half
 from ..store.models import Model, open_model
 from .candidates import Candidate, candidates, usual
@@ -84,7 +83,7 @@ class Front:
             "swaps": swaps,
             "scores": [asdict(one) for one in self.scores],
             "front": [one.to_dict() for one in self.plans],
-            **start_versions(Plan(edits=tuple(one.plan("all").edits[0] for one in self.operators)), "solve"),
+            **start_versions(self.operators, "solve"),
         }
 
 

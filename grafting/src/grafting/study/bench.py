@@ -164,7 +164,7 @@ class Study:
             found["images"] = self.recipe.images
         if entry.plan is not None:
             found |= {"plan": entry.plan.to_dict(), "init": entry.init, "calibration": self.recipe.calibration}
-            found |= start_versions(entry.plan, entry.init)
+            found |= start_versions(entry.plan.edits, entry.init)
             found["distill"] = one and depended_on(one)
         found["finetune"] = two and depended_on(two)
         plain: dict[str, Any] = json.loads(json.dumps(found))

@@ -230,7 +230,7 @@ class Distillation:
         self.team = team or Team(device=next(handle.model.parameters()).device)
         self.depends: dict[str, Any] = dict(depends or {})
         self.depends |= {"plan": handle.plan.digest, "teacher": handle.source_hash, "init": handle.init}
-        self.depends |= start_versions(handle.plan, handle.init)
+        self.depends |= start_versions(handle.plan.edits, handle.init)
         self.depends |= {"start's seed": handle.seed, "null": null_identity(null), "schedule": repr(diffusion)}
         self.depends |= {"weights": "bf16"} if in_half(handle.model) else {}
         self.step = 0
