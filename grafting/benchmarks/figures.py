@@ -17,7 +17,9 @@ from grafting.files import write_text_atomic
 from grafting.hosts import bundled_config
 from grafting.plan import Plan
 from grafting.report.figures import CONTROL, FAINT, HYBRID, INK, RULE, WIDTH, drawing, line, text, ticks
+from grafting.report.heatmaps import heat_map
 from grafting.report.search import drawings
+from grafting.teachers import teacher_folder
 
 HOME = Path(__file__).resolve().parents[1]
 SIDES = range(16, 129, 8)
@@ -110,6 +112,19 @@ def predictors() -> str:
     return drawing(WIDTH, bottom + 46, "Finetuned loss over either prediction, a dot for each plan", parts)
 
 
+def locality() -> str:
+    """How near the bundled teacher's attention looks, by block and timestep, out of the analysis that ships with it."""
+    found = json.loads((teacher_folder("fashion") / "analysis.json").read_text(encoding="utf-8"))
+    return heat_map(
+        [entry["timesteps"] for entry in found["blocks"]],
+        f"L_{found['reach']['raster']} over the raster",
+        rows=[str(entry["block"]) for entry in found["blocks"]],
+        columns=[str(t) for t in found["timesteps"]],
+        down="block",
+        across="timestep",
+    )
+
+
 def measured(name: str) -> Any:
     """A recorded benchmark."""
     return json.loads((HOME / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
@@ -120,6 +135,7 @@ def drawn() -> dict[str, str]:
     searched = drawings(measured("search-front"))
     return {
         "what-to-expect": bounds(),
+        "locality": locality(),
         "restructure": merged(),
         "predictors": predictors(),
         "search-front": searched["front"],
