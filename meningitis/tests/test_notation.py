@@ -11,11 +11,14 @@ import pytest
 import sympy as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from textbook import build
 
 from meningitis import symbolic
 from meningitis.model import Model
 from meningitis.models import BASIC, GENERALISED
 from meningitis.notation import FORCE, Notation, abbreviated, equations, glyph, per_person
+from meningitis.printed import equations_text
+from meningitis.report.diagram import flow_labels
 
 WRITE = Notation(GENERALISED)
 LETTERS = {WRITE.text(s): s for s in GENERALISED.symbols.values()}
@@ -98,6 +101,27 @@ def test_equations_and_abbreviations_are_the_declaration(model: Model) -> None:
     assert sp.simplify(short["R0"].subs(rates) - derived.r0) == 0
     assert short["V"].subs(rates) == derived.V
     assert short["R0"] != derived.r0
+
+
+TWO_STRAINS = build(
+    "two_strains", "S I J R", "I J", {"b": 0.4, "c": 0.3, "g": 0.1, "h": 0.2, "N": 1e3},
+    [
+        ("S", "I", "b*S*I/N", True), ("S", "J", "c*S*J/N", True), ("I", "R", "g*I", False), ("J", "R", "h*J", False),
+    ],
+    {"S": "0.99*N", "I": "0.005*N", "J": "0.005*N"},
+)  # fmt: skip
+
+
+def test_strains_that_infect_each_with_its_own_force_share_none() -> None:
+    force, rates = per_person(TWO_STRAINS)
+    assert force is None and "λ" not in equations_text(TWO_STRAINS) and flow_labels(TWO_STRAINS)[0] == ""
+    S, I, J, N = (TWO_STRAINS.symbols[name] for name in ("S", "I", "J", "N"))
+    b, c, g, h = (TWO_STRAINS.symbols[name] for name in "bcgh")
+    by_hand = {
+        "S": -(b * I + c * J) * S / N, "I": b * S * I / N - g * I, "J": c * S * J / N - h * J, "R": g * I + h * J,
+    }  # fmt: skip
+    assert all(sp.simplify(e - by_hand[name]) == 0 for name, e in equations(TWO_STRAINS).items())
+    assert sp.simplify(rates["flow1"] - c * J / N) == 0
 
 
 def test_latex_is_read_by_matplotlib() -> None:

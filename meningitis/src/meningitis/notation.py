@@ -316,7 +316,8 @@ def _negative(e: sp.Expr) -> bool:
 def per_person(model: Model) -> tuple[sp.Expr | None, dict[str, sp.Expr]]:
     """The force of infection (None where flows of infection share none) and each flow's rate per person of its source.
 
-    Rates of infection are written with FORCE; a flow from outside has its total.
+    Rates of infection are written with FORCE, unless flows leave with forces of their own, as of two strains; a flow
+    from outside has its total.
     """
     rates = model.flow_rates()
     new = [flow for flow in model.flows if flow.new_infection and flow.source is not None]
@@ -325,15 +326,17 @@ def per_person(model: Model) -> tuple[sp.Expr | None, dict[str, sp.Expr]]:
     if len(sources) == 1:
         source = model.symbols[str(next(iter(sources)))]
         force = tidy(tidy(sum((rates[f.name] for f in new), sp.Integer(0)) / source), sp.factor)
+    found = {
+        flow.name: rates[flow.name] if flow.source is None else tidy(rates[flow.name] / model.symbols[flow.source])
+        for flow in model.flows
+    }
+    if force is None:
+        return None, found
     states = {model.symbols[name] for name in model.state_names}
-    found: dict[str, sp.Expr] = {}
-    for flow in model.flows:
-        each = rates[flow.name] if flow.source is None else tidy(rates[flow.name] / model.symbols[flow.source])
-        if force is not None and flow in new:
-            share = tidy(each / force)
-            each = FORCE if share.free_symbols & states else share * FORCE
-        found[flow.name] = each
-    return force, found
+    shares = {flow.name: tidy(found[flow.name] / force) for flow in new}
+    if any(share.free_symbols & states for share in shares.values()):
+        return None, found
+    return force, found | {name: share * FORCE for name, share in shares.items()}
 
 
 def equations(model: Model) -> dict[str, sp.Expr]:
