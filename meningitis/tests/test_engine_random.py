@@ -63,7 +63,10 @@ def models(draw):
 
 
 def made(names, flows, rates, shares):
-    """The model of these flows, the first of which is a case, begun at these shares of the population."""
+    """The model of these flows, begun at these shares of the population.
+
+    The first flow is a case; those into the first compartment, which is the infected one, are new infections.
+    """
     total = sum(shares) or 1.0
     parameters = [{"name": "population", "default": 1000.0, "kind": "count"}]
     declared = {
@@ -71,7 +74,7 @@ def made(names, flows, rates, shares):
         "closed": True,
         "compartments": [{"name": name, "infected": name == names[0]} for name in names],
         "parameters": parameters + [{"name": f"rate{k}", "default": r, "kind": "rate"} for k, r in enumerate(rates)],
-        "flows": [flow | {"case": not k} for k, flow in enumerate(flows)],
+        "flows": [flow | {"case": not k, "new_infection": flow["target"] == names[0]} for k, flow in enumerate(flows)],
         "initial": {name: f"population * {share / total:.17f}" for name, share in zip(names, shares, strict=True)},
     }
     return Model.from_yaml(yaml.safe_dump(declared))

@@ -190,9 +190,8 @@ DIRECT = "  - {name: at_once, source: S, target: I, rate: beta * S * I / people,
         ("S * C / people", "S * C / (people + C)", "its infected do not follow linear rates"),
         ("phi * C", "phi * C * C / people", "its infected do not follow linear rates"),
         ("initial:", f"{DIRECT}\ninitial:", "who infects decides where the infected go"),
-        ("S * C / people", "S", "nobody who is infected infects"),
     ],
-    ids=["saturating", "quadratic", "two kinds", "from elsewhere"],
+    ids=["saturating", "quadratic", "two kinds"],
 )  # fmt: skip
 def test_thresholds_are_refused_where_infection_is_not_linear(
     before: str, after: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -204,6 +203,21 @@ def test_thresholds_are_refused_where_infection_is_not_linear(
     file.write_text(text)
     assert main(["profile", "--model", str(file)]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_thresholds_are_refused_where_infection_comes_from_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = CARRIED.replace("S * C / people", "S")
+    model = Model.from_yaml(text)
+    with pytest.raises(ValueError, match="fed by a carrier compartment that infects"):
+        symbolic.thresholds(model)
+    with pytest.raises(ValueError, match="no exact final size: nobody who is infected infects"):
+        symbolic.first_integral(model)
+    file = tmp_path / "refused.yaml"
+    file.write_text(text)
+    assert main(["profile", "--model", str(file)]) == 2
+    assert "a carrier compartment that infects" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["cases", "deaths", "new_infections", "set", "time"])

@@ -111,7 +111,10 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Compartment:
-    """A group of persons. `infected` ones enter the next-generation matrix; `dead` ones count as lost."""
+    """A group of persons. `infected` ones enter the next-generation matrix; `dead` ones are not among the living.
+
+    Both at once are bodies that infect until they are buried.
+    """
 
     name: str
     meaning: str

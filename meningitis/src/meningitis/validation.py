@@ -11,7 +11,7 @@ from typing import Any
 import sympy
 
 from meningitis.grammar import CONSTANTS, FUNCTIONS, GrammarError, nearest, parse
-from meningitis.model import CUMULATIVE, TIME, Model, ModelError, Parameter, Problem
+from meningitis.model import CUMULATIVE, TIME, Flow, Model, ModelError, Parameter, Problem
 from meningitis.units import (
     DIMENSIONLESS,
     PERSONS,
@@ -42,6 +42,7 @@ CODES: Mapping[str, str] = {
     "E012": "there is no such scenario",
     "E013": "a given value is outside its bounds or cannot be read",
     "E014": "the values given leave a compartment below zero at the start",
+    "E015": "a flow by which people are infected is not declared a new infection",
 }
 """What each code of a Problem means."""
 
@@ -179,6 +180,20 @@ def _flows(model: Model, units: Mapping[Any, Dimension], checked: Checked, probl
         if rate is not None:
             _unit(rate, units, PERSONS_PER_DAY, where, "its rate", problems)
             checked.rates[flow.name] = rate
+            _infection(model, flow, rate, problems)
+
+
+def _infection(model: Model, flow: Flow, rate: sympy.Expr, problems: list[Problem]) -> None:
+    """Refuse an infection that is not declared one: R0 would take it for a transfer and ever infected would miss it."""
+    infected = [c.name for c in model.compartments if c.infected]
+    by = [name for name in infected if model.symbols[name] in rate.free_symbols]
+    outside = flow.source is None or flow.source in infected
+    if by and flow.target in infected and not (outside or flow.new_infection):
+        message = (
+            f"it leads from {flow.source} to infected {flow.target} at a rate that depends on {' and '.join(by)}, so "
+            "it must be declared new_infection: true"
+        )
+        problems.append(Problem(code="E015", where=f"flow {flow.name}", message=message))
 
 
 def _initial(model: Model, units: Mapping[Any, Dimension], checked: Checked, problems: list[Problem]) -> None:

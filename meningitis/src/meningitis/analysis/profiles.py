@@ -13,7 +13,7 @@ from meningitis.analysis.runs import Array, checked, columns, grid_of, solved
 from meningitis.engine import simulate
 from meningitis.model import Model
 from meningitis.symbolic import growth, thresholds
-from meningitis.symbolic.declared import infected_states
+from meningitis.symbolic.growth import ill_states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def profiles(
     size = len(next(iter(grid.values()))) if grid else 1
     times = np.unique(np.append(np.arange(0.0, days, step), days))
     run = solved(simulate(model, parameters={**values, **grid}, times=times, days=days))
-    ill = [name for name in infected_states(model) if name != carrier]
+    ill = ill_states(model)
     stage1, both, prevalence, threshold = (np.empty((size, times.size)) for _ in range(4))
     critical, early = np.empty(size), np.empty(size)
     for k in range(size):

@@ -61,7 +61,7 @@ def positions(model: Model) -> dict[str, Point]:
     infected = [c.name for c in model.compartments if c.infected]
     sources = {flow.source for flow in model.flows if flow.new_infection}
     first = [c.name for c in model.compartments if c.name in sources and not c.infected]
-    dead = [c.name for c in model.compartments if c.dead]
+    dead = [c.name for c in model.compartments if c.dead and not c.infected]
     rest = [c.name for c in model.compartments if c.name not in {*infected, *first, *dead}]
     row = [*first, *infected]
     at = {name: (STEP * place, 0.0) for place, name in enumerate(row)}

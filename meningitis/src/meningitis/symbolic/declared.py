@@ -5,11 +5,12 @@ from __future__ import annotations
 import sympy as sp
 
 from meningitis.model import TIME, Model
+from meningitis.symbolic.limits import tidy
 
 
 def infected_states(model: Model) -> tuple[str, ...]:
-    """Names of the compartments declared infected, in declared order."""
-    return tuple(c.name for c in model.compartments if c.infected and not c.dead)
+    """Names of the compartments declared infected, in declared order; of the dead too, who may infect until buried."""
+    return tuple(c.name for c in model.compartments if c.infected)
 
 
 def uninfected_states(model: Model) -> tuple[str, ...]:
@@ -44,6 +45,13 @@ def refilled(model: Model) -> bool:
     """
     drained = drained_states(model)
     return any(flow.target in drained for flow in model.flows)
+
+
+def infects(model: Model, name: str) -> bool:
+    """Whether those in infected compartment `name` cause new infections, few being infected."""
+    nobody = {model.symbols[other]: 0 for other in infected_states(model)}
+    caused = (sp.diff(gain, model.symbols[name]).subs(nobody) for gain in new_infections(model))
+    return any(not tidy(rate).is_zero for rate in caused)
 
 
 def new_infections(model: Model) -> list[sp.Expr]:

@@ -98,7 +98,7 @@ def flows_without_infection(model: Model) -> tuple[dict[Flow, sp.Expr], dict[Flo
     The others lead to or from infected compartments, so that no state stays without infection.
     """
     absent = {model.symbols[c.name]: 0 for c in model.compartments if c.infected or c.dead}
-    infected = {c.name for c in model.compartments if c.infected and not c.dead}
+    infected = {c.name for c in model.compartments if c.infected}
     rates = {flow: model.flow_rates()[flow.name].subs(absent) for flow in model.flows}
     going = {flow: rate for flow, rate in rates.items() if not rate.is_zero}
     moving = {flow: rate for flow, rate in going.items() if not {flow.source, flow.target} & infected}

@@ -66,9 +66,10 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
     from scipy.optimize import root
 
     refuse_time(model)
-    names = [c.name for c in model.compartments if not c.dead]
+    gone = [c.name for c in model.compartments if c.dead and not c.infected]
+    names = [name for name in model.state_names if name not in gone]
     at = {model.symbols[name]: values[name] for name in model.parameter_names}
-    at |= {model.symbols[c.name]: 0 for c in model.compartments if c.dead}  # as at the disease-free equilibrium
+    at |= {model.symbols[name]: 0 for name in gone}  # as at the disease-free equilibrium
     symbols = [model.symbols[name] for name in names]
     rhs = model.rhs()
     field = sp.Matrix([rhs[name].subs(at) for name in names])

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from meningitis.model import Model
-from meningitis.symbolic.declared import infected_states
+from meningitis.symbolic.caching import by_model
+from meningitis.symbolic.declared import infected_states, infects
 from meningitis.symbolic.nextgen import infection_matrices
 
 
@@ -36,20 +37,38 @@ class Growth:
         return asdict(self)
 
 
+@by_model
 def case_and_carrier(model: Model) -> tuple[str, str] | None:
-    """(case compartment, carrier compartment): the infected target of a flow declared a case, and the infected source
-    it comes from. None where the declaration has no single such pair."""
-    infected = set(infected_states(model))
+    """(case compartment, carrier compartment): the infected target of a flow declared a case, and the source it comes
+    from, whose people infect. None where the declaration has no single such pair: those who incubate carry nothing."""
+    infected = infected_states(model)
     pairs = {
         (flow.target, flow.source)
         for flow in model.flows
-        if flow.case and flow.target in infected and flow.source in infected and flow.source is not None
+        if flow.case and flow.target in infected and flow.source in infected and infects(model, flow.source)
     }
     if len(pairs) != 1:
         return None
     case, carrier = pairs.pop()
     assert case is not None
     return case, carrier
+
+
+def ill_states(model: Model) -> tuple[str, ...]:
+    """The case compartment and the living infected that people reach from it, carriers aside, in declared order.
+
+    None of them where the declaration has no single pair of case and carrier compartment.
+    """
+    pair = case_and_carrier(model)
+    if pair is None:
+        return ()
+    living = {c.name for c in model.compartments if c.infected and not c.dead} - {pair[1]}
+    reached: set[str] = set()
+    coming = {pair[0]} & living
+    while coming:
+        reached |= coming
+        coming = {str(flow.target) for flow in model.flows if flow.source in coming} & living - reached
+    return tuple(name for name in model.state_names if name in reached)
 
 
 def initial_state(model: Model, values: Mapping[str, float]) -> dict[str, float]:

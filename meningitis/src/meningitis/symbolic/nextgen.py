@@ -109,7 +109,24 @@ def _remarks(model: Model, free: Mapping[str, sp.Expr]) -> list[str]:
     if importing:
         names = " and ".join(flow.name for flow in importing)
         remarks.append(f"R0 leaves out {names}: it goes on where nobody is infected, so no state is disease-free")
+    if born := _born_infected(model):
+        words = (
+            f"R0 takes {' and '.join(born)} for no new infection, though it brings in infected people for those there"
+        )
+        remarks.append(words)
     return remarks
+
+
+def _born_infected(model: Model) -> list[str]:
+    """Flows from outside into an infected compartment at a rate of the infected, not declared a new infection."""
+    rates, names = model.flow_rates(), infected_states(model)
+    people = {model.symbols[name] for name in names}
+    return [
+        flow.name
+        for flow in model.flows
+        if flow.source is None and flow.target in names and not flow.new_infection
+        if rates[flow.name].free_symbols & people
+    ]
 
 
 def spectral_radius(F: sp.Matrix, V: sp.Matrix) -> tuple[sp.Matrix, sp.Expr]:

@@ -116,7 +116,9 @@ def thresholds(model: Model) -> Thresholds:
     """
     pair = case_and_carrier(model)
     if pair is None:
-        raise ValueError(f"model {model.name!r} has no single case compartment fed by a carrier compartment")
+        raise ValueError(
+            f"model {model.name!r} has no single case compartment fed by a carrier compartment that infects"
+        )
     case, carrier = pair
     try:
         force = linear_force(model)
