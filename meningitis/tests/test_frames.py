@@ -69,7 +69,7 @@ def test_formulas_on_the_terminal() -> None:
     text = matrices_text(BASIC)
     assert "R₀ = β (ε + φ/a₁ + η φ σ/(a₁ a₂))/a_C" in text
     assert "a_C = φ + γc" in text and "carrier_conversion_rate  rate at which carriers" in text
-    assert "carriers spread while S/N > a_C/((1 − p) β (ε + q))" in thresholds_text(GENERALISED)
+    assert "carriers spread while S/N > a_C/((1 − p) β (ε + q))" in thresholds_text(GENERALISED, GENERALISED.values())
     assert beside("A = ", "x\ny\nz") == "    x\nA = y\n    z"
 
 

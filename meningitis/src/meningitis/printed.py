@@ -70,10 +70,10 @@ def matrices_text(model: Model) -> str:
     return "\n\n".join([*parts, *_rates(write, rates), legend_text(model, expressions)])
 
 
-def thresholds_text(model: Model) -> str:
+def thresholds_text(model: Model, values: Mapping[str, float]) -> str:
     """The conditions under which carriage and illness spread, as sentences with symbols."""
     if symbolic.no_thresholds(model):
-        return spread_text(model)
+        return spread_text(model, values)
     found = symbolic.thresholds(model)
     write = Notation(model)
     expressions = {
@@ -92,11 +92,15 @@ def thresholds_text(model: Model) -> str:
     return "\n\n".join(["\n".join(lines), *_rates(write, rates), legend_text(model, expressions)])
 
 
-def spread_text(model: Model) -> str:
-    """The condition for a model without a case-carrier ratio: R(t) above 1."""
-    write = Notation(model)
-    reproduction = symbolic.effective_r(model)
-    text = f"infection spreads while R(t) = {write.text(reproduction)} > 1"
+def spread_text(model: Model, values: Mapping[str, float]) -> str:
+    """The condition for a model without a case-carrier ratio: R(t) above 1, in symbols or as it is at the start."""
+    few = " (this R(t) is that while few are infected)" if symbolic.only_while_few(model) else ""
+    numeric = symbolic.effective_r_numeric(model)
+    if numeric.method == "numeric":
+        begun = float(numeric({**values, **symbolic.initial_state(model, values)}))
+        return f"infection spreads while R(t) > 1; at the start R(t) = {show(begun)}{few}\n\n{numeric.reason}"
+    write, reproduction = Notation(model), symbolic.effective_r(model)
+    text = f"infection spreads while R(t) = {write.text(reproduction)} > 1{few}"
     return f"{text}\n\n{legend_text(model, {'R': reproduction})}"
 
 

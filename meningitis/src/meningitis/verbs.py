@@ -214,9 +214,13 @@ def _thresholds(arguments: argparse.Namespace) -> None:
         _told_of_weeks(start, weeks)
         frame.insert(3, "epi_week", [week_label(event.week_day, weeks) for event in happened.events])
         told["events"] = [row | {"epi_week": week} for row, week in zip(told["events"], frame["epi_week"], strict=True)]
-    text = f"no threshold in symbols: {', '.join(moving)} depends on time" if moving else thresholds_text(model)
+    in_words, text = not (arguments.json or arguments.csv), ""
+    if in_words and moving:
+        text = f"no threshold in symbols: {', '.join(moving)} depends on time"
+    elif in_words:
+        text = thresholds_text(model, values)
     put(arguments, frame, {"thresholds": found, "events": told, "values": values}, text, model)
-    if not (arguments.json or arguments.csv):
+    if in_words:
         print("".join(f"\n{sentence}" for sentence in outlook_text(happened)))
 
 

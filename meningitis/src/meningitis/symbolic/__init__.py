@@ -2,6 +2,7 @@
 
 from meningitis.symbolic.control import Control, control, critical_value
 from meningitis.symbolic.declared import moving_rates
+from meningitis.symbolic.effective import effective_r, effective_r_numeric, only_while_few, reproduction_along
 from meningitis.symbolic.elasticity import Elasticities, elasticities
 from meningitis.symbolic.equilibria import Equilibria, Equilibrium, equilibria
 from meningitis.symbolic.finalsize import FirstIntegral, first_integral
@@ -9,12 +10,9 @@ from meningitis.symbolic.growth import Growth, case_and_carrier, growth, initial
 from meningitis.symbolic.nextgen import (
     NextGeneration,
     NumericR0,
-    effective_r,
-    effective_r_numeric,
     next_generation,
     r0,
     r0_numeric,
-    reproduction_along,
 )
 from meningitis.symbolic.thresholds import SHARE, Thresholds, no_thresholds, thresholds
 
@@ -42,6 +40,7 @@ __all__ = [
     "moving_rates",
     "next_generation",
     "no_thresholds",
+    "only_while_few",
     "r0",
     "r0_numeric",
     "reproduction_along",

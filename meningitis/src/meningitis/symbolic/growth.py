@@ -17,7 +17,7 @@ from meningitis.symbolic.nextgen import infection_matrices
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """Exponential phase at the given uninfected state.
+    """Exponential phase at the given uninfected state, few being infected.
 
     rate: 1/day; doubling_time: days (negative: halving time; infinite at rate 0); generation_time: mean days from being
     infected to infecting; early_ratio: cases over carriers, None where the declaration has no such pair;

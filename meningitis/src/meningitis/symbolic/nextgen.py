@@ -77,8 +77,8 @@ def _plain(value: Any) -> Any:
 
 
 @by_model
-def infection_matrices(model: Model) -> tuple[sp.Matrix, sp.Matrix]:
-    """F and V (m x m, 1/day) with every infected compartment at zero and the uninfected ones left as symbols.
+def infection_jacobians(model: Model) -> tuple[sp.Matrix, sp.Matrix]:
+    """F and V (m x m, 1/day) at any state, all compartments left as symbols.
 
     V = F - J, J being the Jacobian of the infected subsystem: a flow counts in F only where declared a new infection.
     Raises: ValueError where nobody is infected, nobody is newly infected, or the rates change with time.
@@ -91,10 +91,16 @@ def infection_matrices(model: Model) -> tuple[sp.Matrix, sp.Matrix]:
     rhs, gains = model.rhs(), new_infections(model)
     if all(gain == 0 for gain in gains):
         raise ValueError(f"model {model.name!r} declares no flow as a new infection into an infected compartment")
-    nothing = dict.fromkeys(symbols, 0)
-    new = sp.Matrix(gains).jacobian(symbols).subs(nothing)
-    total = sp.Matrix([rhs[name] for name in names]).jacobian(symbols).subs(nothing)
-    return new.applyfunc(tidy), (new - total).applyfunc(tidy)
+    new = sp.Matrix(gains).jacobian(symbols)
+    return new, new - sp.Matrix([rhs[name] for name in names]).jacobian(symbols)
+
+
+@by_model
+def infection_matrices(model: Model) -> tuple[sp.Matrix, sp.Matrix]:
+    """The same with every infected compartment at zero: F and V while few are infected."""
+    nobody = {model.symbols[name]: 0 for name in infected_states(model)}
+    F, V = (matrix.subs(nobody).applyfunc(tidy) for matrix in infection_jacobians(model))
+    return F, V
 
 
 def _at(model: Model, state: Mapping[str, sp.Expr]) -> dict[sp.Symbol, sp.Expr]:
@@ -193,7 +199,7 @@ def next_generation(model: Model, *, seconds: float = SYMBOLIC_SECONDS) -> NextG
         free = everyone_susceptible(model)
         remarks.append("rates divide by those who are gone, so R0 takes everyone as susceptible")
     F, V = (matrix.xreplace(_at(model, free)).applyfunc(tidy) for matrix in (F, V))
-    K, r0_expression, reason = _radius_within(F, V, seconds)
+    K, r0_expression, reason = radius_within(F, V, seconds)
     reason = "; ".join(part for part in (reason, *remarks) if part)
     return NextGeneration(
         F=F,
@@ -207,7 +213,8 @@ def next_generation(model: Model, *, seconds: float = SYMBOLIC_SECONDS) -> NextG
     )
 
 
-def _radius_within(F: sp.Matrix, V: sp.Matrix, seconds: float) -> tuple[sp.Matrix | None, sp.Expr | None, str]:
+def radius_within(F: sp.Matrix, V: sp.Matrix, seconds: float) -> tuple[sp.Matrix | None, sp.Expr | None, str]:
+    """K and R0, or why there are none: they took too long, or have no closed form."""
     try:
         with time_limit(seconds):
             K, radius = spectral_radius(F, V)
@@ -224,30 +231,6 @@ def r0(model: Model) -> sp.Expr:
     if result.r0 is None:
         raise ValueError(f"model {model.name!r}: {result.reason}; use r0_numeric")
     return result.r0
-
-
-@by_model
-def _effective_radius(model: Model) -> tuple[sp.Expr | None, str]:
-    _, radius, reason = _radius_within(*infection_matrices(model), SYMBOLIC_SECONDS)
-    return radius, reason.replace("R0", "R(t)")
-
-
-def effective_r(model: Model) -> sp.Expr:
-    """R(t): the spectral radius with the uninfected compartments at their current values (symbols of the model).
-
-    Raises: ValueError where only the numeric form exists.
-    """
-    radius, reason = _effective_radius(model)
-    if radius is None:
-        raise ValueError(f"model {model.name!r}: {reason}; use effective_r_numeric")
-    return radius
-
-
-def reproduction_along(
-    model: Model, values: Mapping[str, float], states: Mapping[str, ArrayLike]
-) -> NDArray[np.float64]:
-    """R(t) at each state (T,), persons by compartment, by symbols or, where they fail, by eigenvalues."""
-    return effective_r_numeric(model)({**values, **states})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,15 +260,23 @@ def r0_numeric(model: Model, *, symbolic: bool = True) -> NumericR0:
         return NumericR0(
             method="numeric", reason=result.reason, names=model.parameter_names, function=partial(_row_by_row, model)
         )
-    closed = _over_arrays(
+    closed = over_arrays(
         model, model.parameter_names, (result.F, result.V), result.r0 if symbolic else None, result.reason
     )
     return replace(closed, function=partial(_where_defined, model, closed.function))
 
 
+@by_model
+def _without_infected(model: Model) -> NumericR0:
+    """R over parameters and persons by compartment, nobody being infected."""
+    matrices, names = infection_matrices(model), (*model.parameter_names, *model.state_names)
+    _, radius, reason = radius_within(*matrices, SYMBOLIC_SECONDS)
+    return over_arrays(model, names, matrices, radius, reason)
+
+
 def _row_by_row(model: Model, *arrays: NDArray[np.float64]) -> NDArray[np.float64]:
     """R0 of each parameter set at its own disease-free state, found in numbers."""
-    along = effective_r_numeric(model)
+    along = _without_infected(model)
     found = np.empty(np.shape(arrays[0]))
     for at in np.ndindex(found.shape):
         values = {name: float(array[at]) for name, array in zip(model.parameter_names, arrays, strict=True)}
@@ -317,17 +308,10 @@ def disease_free_at(model: Model, values: Mapping[str, float]) -> dict[str, floa
     return settled_state(model, values)
 
 
-@by_model
-def effective_r_numeric(model: Model, *, symbolic: bool = True) -> NumericR0:
-    """Fast R(t) over arrays of parameters and of persons by compartment, as `r0_numeric`."""
-    radius, reason = _effective_radius(model)
-    names = (*model.parameter_names, *model.state_names)
-    return _over_arrays(model, names, infection_matrices(model), radius if symbolic else None, reason)
-
-
-def _over_arrays(
+def over_arrays(
     model: Model, names: tuple[str, ...], matrices: tuple[sp.Matrix, sp.Matrix], radius: sp.Expr | None, reason: str
 ) -> NumericR0:
+    """The spectral radius of F V^-1 over arrays of `names`: the expression `radius` or, without it, by eigenvalues."""
     arguments = [model.symbols[name] for name in names]
     if radius is not None:
         compiled = sp.lambdify(arguments, radius, "numpy", cse=True)

@@ -1,0 +1,80 @@
+"""R(t): infections that one newly infected person causes at the present state, as the next-generation matrix counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import sympy as sp
+from numpy.typing import ArrayLike, NDArray
+
+from meningitis.model import Model
+from meningitis.symbolic.caching import by_model
+from meningitis.symbolic.declared import infected_states
+from meningitis.symbolic.force import linear_force
+from meningitis.symbolic.limits import tidy
+from meningitis.symbolic.nextgen import (
+    SYMBOLIC_SECONDS,
+    NumericR0,
+    infection_jacobians,
+    infection_matrices,
+    over_arrays,
+    radius_within,
+)
+
+
+def effective_r(model: Model) -> sp.Expr:
+    """R(t): the spectral radius with the compartments at their current values (symbols of the model).
+
+    Where the force of infection is linear in the infected, per head of the living say, these count all who are there;
+    elsewhere nobody is counted as infected, and R(t) holds while few are (see `only_while_few`).
+    Raises: ValueError where only the numeric form exists.
+    """
+    radius, reason = _radius(model)
+    if radius is None:
+        raise ValueError(f"model {model.name!r}: {reason}; use effective_r_numeric")
+    return radius
+
+
+@by_model
+def effective_r_numeric(model: Model, *, symbolic: bool = True) -> NumericR0:
+    """Fast R(t) over arrays of parameters and of persons by compartment, as `r0_numeric`."""
+    radius, reason = _radius(model)
+    names = (*model.parameter_names, *model.state_names)
+    return over_arrays(model, names, _matrices(model), radius if symbolic else None, reason)
+
+
+def reproduction_along(
+    model: Model, values: Mapping[str, float], states: Mapping[str, ArrayLike]
+) -> NDArray[np.float64]:
+    """R(t) at each state (T,), persons by compartment, by symbols or, where they fail, by eigenvalues."""
+    return effective_r_numeric(model)({**values, **states})
+
+
+@by_model
+def only_while_few(model: Model) -> bool:
+    """Whether R(t) holds only while few are infected: how many there are changes what each of them does."""
+    try:
+        linear_force(model)
+    except ValueError:
+        people = {model.symbols[name] for name in infected_states(model)}
+        return any(matrix.applyfunc(tidy).free_symbols & people for matrix in infection_jacobians(model))
+    return False
+
+
+def _matrices(model: Model) -> tuple[sp.Matrix, sp.Matrix]:
+    """F and V at any state: of a linear force per head of the living, and elsewhere without the infected."""
+    try:
+        force = linear_force(model)
+    except ValueError:
+        return infection_matrices(model)
+    if not force.population.free_symbols & {model.symbols[name] for name in model.state_names}:
+        return infection_matrices(model)  # whose F holds at any state
+    share = model.symbols[force.susceptible] / force.population
+    return force.entry * force.weights.T * share, force.V
+
+
+@by_model
+def _radius(model: Model) -> tuple[sp.Expr | None, str]:
+    _, radius, reason = radius_within(*_matrices(model), SYMBOLIC_SECONDS)
+    return radius, reason.replace("R0", "R(t)")
