@@ -169,6 +169,7 @@ def _r0(arguments: argparse.Namespace) -> None:
     values = values_of(model, arguments)
     speed = symbolic.growth(model, values)
     control = symbolic.control(model, values, efficacy=arguments.efficacy)
+    partly = control.susceptible is not None and control.susceptible < 1
     rows: list[tuple[str, float | None, str]] = [
         ("R0", control.r0, "1"),
         ("R at the start", speed.reproduction, "1"),
@@ -176,7 +177,8 @@ def _r0(arguments: argparse.Namespace) -> None:
         ("doubling time" if speed.rate > 0 else "halving time", abs(speed.doubling_time), "days"),
         ("generation time", speed.generation_time, "days"),
         ("early case-carrier ratio", speed.early_ratio if speed.rate > 0 else None, "1"),
-        ("immune share needed, 1 - 1/R0", control.herd_immunity, "1"),
+        *([("susceptible share s without infection", control.susceptible, "1")] if partly else []),
+        (f"immune share needed, 1 - {'s' if partly else 1}/R0", control.herd_immunity, "1"),
         (f"coverage needed at efficacy {arguments.efficacy:g}, nobody immune yet", control.coverage, "1"),
     ]
     rows += [
@@ -187,7 +189,7 @@ def _r0(arguments: argparse.Namespace) -> None:
     frame = pd.DataFrame(rows, columns=["quantity", "value", "unit"])
     matrices = symbolic.next_generation(model)
     data = {"matrices": matrices.to_dict(), "growth": speed.to_dict(), "control": control.to_dict()}
-    words = "" if arguments.json or arguments.csv else matrices_text(model)
+    words = "" if arguments.json or arguments.csv else f"{matrices_text(model)}\n\n{control.reason}".strip()
     put(arguments, frame, {**data, "R0": control.r0, "values": values}, words)
 
 

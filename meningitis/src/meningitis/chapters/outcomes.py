@@ -138,10 +138,12 @@ def control(work: Work) -> None:
     )
     work.results["control"] = facts.to_dict()
     coverage = f"at least {_minimum(facts.coverage)}" if facts.coverage is not None else "more than everyone"
+    share = 1.0 if facts.susceptible is None else facts.susceptible
+    kept = f", as without infection {1 - share:.0%} are" if share < 1 else ""
     needed = (
         f"{facts.reason[0].upper()}{facts.reason[1:]}."
         if facts.herd_immunity is None
-        else f"Infection cannot spread where {_minimum(facts.herd_immunity)} of the population are immune. "
+        else f"Infection cannot spread where {_minimum(facts.herd_immunity)} of the population are immune{kept}. "
         f"A vaccine that keeps {EFFICACY:.0%} of the vaccinated from acquiring carriage has to reach {coverage} where "
         "nobody is immune yet; one that prevents illness alone leaves R₀ as it is."
     )

@@ -116,7 +116,8 @@ def thresholds(work: Work) -> None:
         "reproduction",
         table,
         "Reproduction numbers and control. R₀ takes everyone as susceptible (or as they stand where flows without "
-        "infection balance); R at the start counts the immune. The immune share needed is 1 − 1/R₀.",
+        "infection balance); R at the start counts the immune. The immune share needed is 1 − s/R₀, "
+        "with s the susceptible share that R₀ takes (1 where that is everyone).",
         shown,
     )
     if not symbolic.no_thresholds(work.fullest):

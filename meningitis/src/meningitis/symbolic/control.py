@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import sympy as sp
 from numpy.typing import NDArray
 
 from meningitis.model import Model
-from meningitis.symbolic.declared import drained_states
-from meningitis.symbolic.nextgen import next_generation, r0_numeric
+from meningitis.symbolic.caching import by_model
+from meningitis.symbolic.declared import drained_states, uninfected_states
+from meningitis.symbolic.limits import tidy
+from meningitis.symbolic.nextgen import disease_free_at, infection_matrices, next_generation, r0_numeric
 
 GRID = 200
 Floats = NDArray[np.float64]
@@ -22,15 +26,17 @@ Floats = NDArray[np.float64]
 class Control:
     """Control thresholds.
 
-    herd_immunity: 1 - 1/R0, share of the population to be immune (0 where R0 <= 1), None where new infections drain
-    several compartments, for which 1 - 1/R0 would not hold (`reason` says so); coverage: share to vaccinate at
-    `efficacy` against infection, which here is acquiring carriage (a vaccine that prevents illness alone leaves R0 as
-    it is), None where even everyone would not do or herd_immunity is None; critical: by parameter, the value nearest to
-    the present one at which R0 = 1 with all others fixed, in its own unit (rates per day), None where none lies within
-    its bounds.
+    susceptible: share s of the living who are susceptible at the disease-free state, which is that of R0: below 1 where
+    vaccination or the like keeps people immune; herd_immunity: 1 - s/R0, share of the living to be immune, those
+    already immune included (0 where that is below 0); both None where R is not in proportion to a single susceptible
+    compartment (`reason` says so); coverage: share to vaccinate at `efficacy` against infection, which here is to
+    acquire carriage (a vaccine that prevents illness alone leaves R0 as it is), were nobody immune yet, None where even
+    everyone would not do or herd_immunity is None; critical: by parameter, the value nearest to the present one at
+    which R0 = 1 with all others fixed, in its own unit (rates per day), None where none lies within its bounds.
     """
 
     r0: float
+    susceptible: float | None
     herd_immunity: float | None
     efficacy: float
     coverage: float | None
@@ -47,7 +53,7 @@ class Control:
 
 
 def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0) -> Control:
-    """Control thresholds at `values`, everyone susceptible at the start.
+    """Control thresholds at `values`, from the disease-free state and not from how many are immune at the start.
 
     efficacy: share of the vaccinated who are protected against infection, that is against acquiring carriage.
 
@@ -57,26 +63,52 @@ def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0)
         raise ValueError(f"efficacy is {efficacy}, but must be above 0 and at most 1")
     numeric = r0_numeric(model)
     reproduction = float(numeric(values))
-    drained = sorted(map(str, drained_states(model)))
-    needed, coverage, reason = None, None, ""
-    if len(drained) == 1:
-        needed = max(0.0, 1 - 1 / reproduction) if reproduction > 0 else 0.0
+    reason = "R0 is not known at these values" if np.isnan(reproduction) else _no_single_share(model)
+    susceptible, needed, coverage = None, None, None
+    if not reason:
+        susceptible = _susceptible(model, values)
+        needed = max(0.0, 1 - susceptible / reproduction) if reproduction > 0 else 0.0
         coverage = needed / efficacy if needed <= efficacy else None
-    else:
-        # Immunising only the hosts of a vector, say, takes 1 - 1/R0^2 of them.
-        reason = f"no single immune share keeps infection away: new infections come from {' and '.join(drained)}"
     solved = bool(next_generation(model).disease_free)
     if not solved:  # each of some hundred trial values would need a disease-free state of its own
         words = "the values at which R0 = 1 are not sought where the disease-free state is numeric"
         reason = f"{reason}; {words}" if reason else words
     return Control(
         r0=reproduction,
+        susceptible=susceptible,
         herd_immunity=needed,
         efficacy=efficacy,
         coverage=coverage,
         critical={p.name: critical_value(model, values, p.name) if solved else None for p in model.parameters},
         reason=reason,
     )
+
+
+@by_model
+def _no_single_share(model: Model) -> str:
+    """Why no single immune share keeps infection away; empty where R is in proportion to the susceptible share."""
+    drained, none = drained_states(model), "no single immune share keeps infection away"
+    if len(drained) != 1 or None in drained:
+        # Immunising only the hosts of a vector, say, takes 1 - 1/R0^2 of them.
+        sources = " and ".join(sorted(name or "outside" for name in drained))
+        return f"{none}: new infections come from {sources}"
+    susceptible = str(*drained)
+    nobody = {model.symbols[c.name]: 0 for c in model.compartments if c.dead}
+    F, V = (matrix.subs(nobody) for matrix in infection_matrices(model))
+    states = {model.symbols[name] for name in model.state_names}
+    living = sp.Add(*(model.symbols[name] for name in uninfected_states(model)))
+    each = F / model.symbols[susceptible]
+    per_head = ((each * whole).applyfunc(partial(tidy, function=sp.cancel)) for whole in (sp.Integer(1), living))
+    if V.free_symbols & states or all(matrix.free_symbols & states for matrix in per_head):
+        return f"{none}: R is not in proportion to {susceptible}"
+    return ""
+
+
+def _susceptible(model: Model, values: Mapping[str, float]) -> float:
+    """Share of the living who are in the single susceptible compartment at the disease-free state."""
+    (name,) = drained_states(model)
+    free = disease_free_at(model, values)
+    return free[str(name)] / sum(free[c.name] for c in model.compartments if not c.dead)
 
 
 def critical_value(model: Model, values: Mapping[str, float], name: str) -> float | None:
