@@ -5,17 +5,20 @@ Infection absent, only flows between uninfected compartments, from outside and t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import sympy as sp
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from meningitis.model import Flow, Model
+from meningitis.symbolic.caching import by_model
 from meningitis.symbolic.declared import drained_states, uninfected_states
 from meningitis.symbolic.limits import TimeLimit, tidy, time_limit
 
 SETTLED = 1e6  # days after which a population without disease has settled
+BEYOND = 1e15  # persons that a population which settles never has
 STILL = 1e-9
 """Persons per day, for each person there, that count as standing still."""
 
@@ -44,7 +47,8 @@ def disease_free_state(model: Model, *, seconds: float) -> dict[str, sp.Expr]:
         raise ValueError("the disease-free state has no closed form") from stopped
     if len(found) == 1 and len(found[0]) == len(unknowns):
         return begun | {name: tidy(found[0][model.symbols[name]]) for name in rates}
-    raise ValueError(f"symbols give {len(found)} disease-free states, not a single one")
+    states = "a family of disease-free states" if len(found) == 1 else f"{len(found)} disease-free states"
+    raise ValueError(f"symbols give {states}, not a single one")
 
 
 def settled_state(model: Model, values: Mapping[str, float]) -> dict[str, float]:
@@ -54,15 +58,52 @@ def settled_state(model: Model, values: Mapping[str, float]) -> dict[str, float]
     """
     from scipy.integrate import solve_ivp
 
-    at = {model.symbols[name]: values[name] for name in model.parameter_names}
-    moving = _rates(model)
-    rates = sp.lambdify([[model.symbols[n] for n in moving]], [rate.subs(at) for rate in moving.values()], "numpy")
-    begun = {name: float(value.subs(at)) for name, value in everyone_susceptible(model).items()}
-    start = [begun[name] for name in moving]
-    settled = solve_ivp(lambda _t, y: rates(y), (0, SETTLED), start, "Radau", rtol=1e-10, atol=1e-10).y[:, -1]
-    if not still(rates(settled), settled):
+    course = _without_infection(model)
+    given = [values[name] for name in course.parameters]
+    begun = dict(zip(model.state_names, course.begun(given), strict=True))
+    start = [begun[name] for name in course.moving]
+
+    def room(_t: float, people: NDArray[np.float64]) -> float:
+        return BEYOND - float(np.abs(people).max())
+
+    room.terminal = True  # type: ignore[attr-defined]
+    # With Radau, a settled state takes a hundred times as long.
+    run = solve_ivp(
+        lambda _t, y: course.rates(y, given), (0, SETTLED), start, "LSODA", rtol=1e-10, atol=1e-10, events=room
+    )
+    settled = run.y[:, -1]
+    if not still(course.rates(settled, given), settled):
         raise ValueError(f"model {model.name!r} does not settle in a disease-free state within {SETTLED:g} days")
-    return begun | dict(zip(moving, settled.tolist(), strict=True))
+    return {name: float(people) for name, people in {**begun, **dict(zip(course.moving, settled, strict=True))}.items()}
+
+
+def settling_parameters(model: Model) -> tuple[str, ...]:
+    """Names of the parameters that the settled state depends on, in declared order."""
+    return _without_infection(model).parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Course:
+    """Rates of the `moving` compartments without infection and the state to begin with, over `parameters`."""
+
+    parameters: tuple[str, ...]
+    moving: tuple[str, ...]
+    rates: Callable[..., list[float]]
+    begun: Callable[..., list[float]]
+
+
+@by_model
+def _without_infection(model: Model) -> _Course:
+    rates, begun = _rates(model), everyone_susceptible(model)
+    used = set().union(*(e.free_symbols for e in (*rates.values(), *begun.values())))
+    names = tuple(name for name in model.parameter_names if model.symbols[name] in used)
+    given, people = ([model.symbols[name] for name in some] for some in (names, rates))
+    return _Course(
+        parameters=names,
+        moving=tuple(rates),
+        rates=sp.lambdify([people, given], list(rates.values()), "numpy", cse=True),
+        begun=sp.lambdify([given], list(begun.values()), "numpy", cse=True),
+    )
 
 
 def still(rates: ArrayLike, people: ArrayLike) -> bool:
@@ -116,10 +157,13 @@ def _rates(model: Model) -> dict[str, sp.Expr]:
 
 
 def _kept_together(model: Model) -> list[list[str]]:
-    """Sets of uninfected compartments that people without infection move between, but do not enter or leave."""
-    names, moving = uninfected_states(model), flows_without_infection(model)[0]
-    opened = {end for flow in moving for end in (flow.source, flow.target) if not _within(flow, names)}
-    return [[n for n in names if n in group] for group in _connected(names, moving) if not group & opened]
+    """Sets of uninfected compartments that people without infection move between and that keep their total.
+
+    That is where nobody enters or leaves, or births make up for deaths.
+    """
+    rates, moving = _rates(model), flows_without_infection(model)[0]
+    groups = [[name for name in rates if name in group] for group in _connected(tuple(rates), moving)]
+    return [group for group in groups if tidy(sum((rates[name] for name in group), sp.Integer(0))).is_zero]
 
 
 def _connected(names: Sequence[str], flows: Iterable[Flow]) -> list[set[str]]:

@@ -24,6 +24,7 @@ from meningitis.symbolic.diseasefree import (
     everyone_susceptible,
     flows_without_infection,
     settled_state,
+    settling_parameters,
 )
 from meningitis.symbolic.limits import TimeLimit, tidy, time_limit
 
@@ -275,12 +276,18 @@ def _without_infected(model: Model) -> NumericR0:
 
 
 def _row_by_row(model: Model, *arrays: NDArray[np.float64]) -> NDArray[np.float64]:
-    """R0 of each parameter set at its own disease-free state, found in numbers."""
-    along = _without_infected(model)
-    found = np.empty(np.shape(arrays[0]))
+    """R0 of each parameter set at its own disease-free state, found in numbers.
+
+    Sets that differ in other parameters than those of that state, as most of a design do, share it.
+    """
+    along, settling = _without_infected(model), settling_parameters(model)
+    found, known = np.empty(np.shape(arrays[0])), dict[tuple[float, ...], dict[str, float]]()
     for at in np.ndindex(found.shape):
         values = {name: float(array[at]) for name, array in zip(model.parameter_names, arrays, strict=True)}
-        found[at] = along({**values, **disease_free_at(model, values)})
+        key = tuple(values[name] for name in settling)
+        if key not in known:
+            known[key] = disease_free_at(model, values)
+        found[at] = along({**values, **known[key]})
     return found
 
 
