@@ -67,7 +67,7 @@ def settled_state(model: Model, values: Mapping[str, float]) -> dict[str, float]
         return BEYOND - float(np.abs(people).max())
 
     room.terminal = True  # type: ignore[attr-defined]
-    # With Radau, a settled state takes a hundred times as long.
+    # With Radau, a settled state takes about a hundred times as long.
     run = solve_ivp(
         lambda _t, y: course.rates(y, given), (0, SETTLED), start, "LSODA", rtol=1e-10, atol=1e-10, events=room
     )
