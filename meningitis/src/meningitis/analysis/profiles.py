@@ -35,12 +35,17 @@ class Profiles:
     early: Array
 
     def frame(self) -> pd.DataFrame:
-        """Long table: set, swept values, day, stage1, both, threshold, prevalence."""
+        """Long table: set, swept values, day, stage1, both, threshold, critical, early, prevalence.
+
+        The critical and the early ratio are those of the set, on each of its days.
+        """
         n, points = self.stage1.shape
         table: dict[str, Any] = {"set": np.repeat(np.arange(n), points)}
         table |= {name: np.repeat(values, points) for name, values in self.sweep.items()}
         table |= {"day": np.tile(self.times, n), "stage1": self.stage1.ravel(), "both": self.both.ravel()}
-        return pd.DataFrame(table | {"threshold": self.threshold.ravel(), "prevalence": self.prevalence.ravel()})
+        table |= {"threshold": self.threshold.ravel()}
+        table |= {"critical": np.repeat(self.critical, points), "early": np.repeat(self.early, points)}
+        return pd.DataFrame(table | {"prevalence": self.prevalence.ravel()})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, lists of lists."""
