@@ -100,6 +100,27 @@ def test_each_mistake_has_its_code(old, new, code, message):
     assert code in codes(caught)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        (r"\beta", r"\beta", True),
+        (r"\gamma_c", r"\gamma_{\mathrm{c}}", True),  # written apart, shown alike
+        (r"\beta", "β", True),
+        (r"\phi", r"\varphi", False),
+        (r"\beta_1", r"\beta_2", False),
+    ],
+)
+def test_two_parameters_shown_alike_are_refused(first, second, refused):
+    text = SIR.replace("{name: beta,", f"{{name: beta, symbol: '{first}',")
+    text = text.replace("{name: gamma,", f"{{name: gamma, symbol: '{second}',")
+    if not refused:
+        assert [p.symbol for p in Model.from_yaml(text).parameters[:2]] == [first, second]
+        return
+    with pytest.raises(ModelError, match=r"parameter gamma: symbol .* is shown as that of beta") as caught:
+        Model.from_yaml(text)
+    assert codes(caught) == ["E002"]
+
+
 def test_density_dependence_needs_another_unit():
     text = SIR.replace("beta*S*I/N", "beta*S*I").replace("default: 0.5}", "default: 0.001, unit: 1/(persons day)}")
     assert Model.from_yaml(text).parameter("beta").unit == "1/(persons day)"

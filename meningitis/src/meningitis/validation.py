@@ -10,6 +10,7 @@ from typing import Any
 
 import sympy
 
+from meningitis.glyphs import glyph
 from meningitis.grammar import CONSTANTS, FUNCTIONS, GrammarError, nearest, parse
 from meningitis.model import CUMULATIVE, TIME, Model, ModelError, Parameter, Problem
 from meningitis.units import (
@@ -29,7 +30,7 @@ ROUNDING = 1e-7
 
 CODES: Mapping[str, str] = {
     "E001": "a rate or initial value uses a name that is declared nowhere",
-    "E002": "two things have the same name, or a name is not usable",
+    "E002": "two things have the same name or symbol, or a name is not usable",
     "E003": "a rate or initial value cannot be read",
     "E004": "a flow is not in persons per day, or an initial value not in persons",
     "E005": "a default, bound, distribution or length is outside what it may be",
@@ -111,6 +112,12 @@ def _names(model: Model, problems: list[Problem]) -> None:
         if not re.fullmatch(r"[^\W\d]\w*", name) or name == TIME or name in FUNCTIONS or name in CONSTANTS:
             message = f"'{name}' must be a word that is neither time '{TIME}' nor a function or constant of the grammar"
             problems.append(Problem(code="E002", where=f"name {name}", message=message))
+    by_glyph: dict[tuple[str, str], str] = {}
+    for parameter in model.parameters:
+        other = by_glyph.setdefault(glyph(parameter.symbol), parameter.name)
+        if other != parameter.name:
+            message = f"symbol '{parameter.symbol}' is shown as that of {other}: figures could not tell them apart"
+            problems.append(Problem(code="E002", where=f"parameter {parameter.name}", message=message))
     # Columns of every table beside the compartments' and the swept parameters'.
     for what, names in (("compartment", model.state_names), ("parameter", model.parameter_names)):
         for name in sorted({*CUMULATIVE, "set", "time"} & set(names)):
