@@ -45,8 +45,11 @@ class LocalSensitivity:
 
 
 def local_sensitivity(model: Model, values: Mapping[str, float], *, days: float = 365.0) -> LocalSensitivity:
-    """Normalised sensitivity of R0, weekly peak, cases, deaths and total infected to every parameter at `values`."""
-    names = model.parameter_names
+    """Normalised sensitivity of R0, weekly peak, cases, deaths and total infected to every parameter at `values`.
+
+    Parameters that `values` leave out are as in the default scenario. Raises: ModelError as `Model.values` does.
+    """
+    names, values = model.parameter_names, model.values(None, values)
 
     def begins(name: str, x: float) -> bool:
         return min(initial_state(model, {**values, name: x}).values()) >= 0

@@ -135,7 +135,7 @@ def sobol(
     Raises: ValueError where n is not a power of two or nothing is left to sample; RuntimeError where a run fails.
     """
     names = sampled(model, pinned)
-    held = values or model.values()
+    held = model.values(None, values)
 
     def run(uniform: Array) -> Array:
         samples = draw(model, names, uniform, held)
