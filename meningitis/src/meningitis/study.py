@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from meningitis.analysis.outcomes import sampled
+from meningitis.analysis.outcomes import distributed, sampled
 from meningitis.calendar import WeekSystem
 from meningitis.chapters import CHAPTERS, Work
 from meningitis.model import Model
@@ -66,7 +66,8 @@ def study(
         days=days,
     )
     for model in models:
-        sampled(model, work.pinned(model))
+        if distributed(model):
+            sampled(model, work.pinned(model))
     models[-1].values(scenario, work.overrides)  # what it refuses, it refuses before anything is written
     out.mkdir(parents=True, exist_ok=True)
     for place, (title, chapter) in enumerate(CHAPTERS, start=1):

@@ -24,15 +24,16 @@ class LocalSensitivity:
     """(dY/dx)(x/Y) by outcome and parameter; R0 exactly, others by central differences of 1 %, one-sided at a bound
     or where a step would begin below zero.
 
-    An outcome that is zero has no relative change (NaN), nor has R0 where rates depend on time.
+    An outcome that is zero has no relative change (NaN), nor has R0 where rates depend on time, nor any outcome but R0
+    with a parameter whose bounds leave no room for two steps.
     """
 
     indices: dict[str, dict[str, float]]
 
     def ranked(self, outcome: str) -> list[str]:
-        """Parameters by size of their index for one outcome, largest first."""
+        """Parameters by size of their index for one outcome, largest first, those without one last."""
         column = self.indices[outcome]
-        return sorted(column, key=lambda name: -abs(column[name]))
+        return sorted(column, key=lambda name: -np.nan_to_num(abs(column[name]), nan=-1.0))
 
     def frame(self) -> pd.DataFrame:
         """Long table: outcome, parameter, index."""
@@ -77,7 +78,7 @@ def _stencil(
     """Two relative steps, in units of STEP, and their weights in the derivative, both of second order.
 
     Central, or one-sided where that leaves the bounds or nothing begins there (a compartment would be below zero);
-    central after all where no side has room for two steps.
+    no steps, and weights that are not known (NaN), where no side has room for two.
     """
     low, high = bounds
     central = np.array([1.0, -1.0]), np.array([0.5, -0.5])
@@ -87,4 +88,4 @@ def _stencil(
         taken = x * (1 + STEP * steps)
         if np.all((low <= taken) & (taken <= high)) and all(begins(float(point)) for point in taken):
             return steps, weights
-    return central
+    return np.zeros(2), np.full(2, np.nan)

@@ -79,6 +79,11 @@ def swept(
     return table(model, None, {**values, **{name: [row[k] for row in rows] for k, name in enumerate(sweep)}})
 
 
+def within(model: Model, name: str, grid: ArrayLike) -> list[float]:
+    """A grid's values in order, those beyond the parameter's bounds drawn in to them, each once."""
+    return sorted({float(x) for x in np.clip(grid, *model.parameter(name).bounds)})
+
+
 def checked(model: Model, names: Sequence[str]) -> None:
     """Raises: ValueError naming the parameters that the model does not have, and those it has."""
     unknown = [name for name in names if name not in model.parameter_names]
