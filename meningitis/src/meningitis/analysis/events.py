@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from meningitis.analysis.runs import at_times, crossing_days
+from meningitis.analysis.runs import at_times, crossing_days, filled
 from meningitis.analysis.surveillance import who_thresholds
 from meningitis.calendar import DAY, date_of
 from meningitis.model import Model
@@ -144,7 +144,7 @@ def events(
     Parameters that `values` leave out are as in the default scenario.
     Raises: ValueError where it is not above 0 and finite, days are less than a week, or no flow is declared a case.
     """
-    values = model.values(None, values)
+    values = filled(model, values)
     if not 0 < reporting_fraction < np.inf:
         raise ValueError(f"reporting_fraction is {reporting_fraction}, but must be above 0 and finite")
     if days < 7:

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from meningitis.analysis.outcomes import OUTCOMES, outcomes
+from meningitis.analysis.runs import filled
 from meningitis.model import Model
 from meningitis.symbolic import elasticities, initial_state, moving_rates
 
@@ -48,9 +49,10 @@ class LocalSensitivity:
 def local_sensitivity(model: Model, values: Mapping[str, float], *, days: float = 365.0) -> LocalSensitivity:
     """Normalised sensitivity of R0, weekly peak, cases, deaths and total infected to every parameter at `values`.
 
-    Parameters that `values` leave out are as in the default scenario. Raises: ModelError as `Model.values` does.
+    Parameters that `values` leave out are as in the default scenario.
+    Raises: ModelError for unknown names and bad values.
     """
-    names, values = model.parameter_names, model.values(None, values)
+    names, values = model.parameter_names, filled(model, values)
 
     def begins(name: str, x: float) -> bool:
         return min(initial_state(model, {**values, name: x}).values()) >= 0

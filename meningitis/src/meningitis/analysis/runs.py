@@ -79,6 +79,11 @@ def swept(
     return table(model, None, {**values, **{name: [row[k] for row in rows] for k, name in enumerate(sweep)}})
 
 
+def filled(model: Model, values: Mapping[str, float] | None) -> dict[str, float]:
+    """Every parameter's value, filled, read and refused as in `swept`."""
+    return {name: float(column.item()) for name, column in swept(model, values or {}).items()}
+
+
 def within(model: Model, name: str, grid: ArrayLike) -> list[float]:
     """A grid's values in order, those beyond the parameter's bounds drawn in to them, each once."""
     return sorted({float(x) for x in np.clip(grid, *model.parameter(name).bounds)})
