@@ -9,7 +9,6 @@ import pandas as pd
 
 from meningitis import analysis, symbolic
 from meningitis.chapters.work import KEY, OUTCOME_WORDS, Work
-from meningitis.files import write_atomically
 from meningitis.model import Model
 from meningitis.notation import Notation
 from meningitis.report import figures
@@ -57,7 +56,7 @@ def sensitivity(work: Work) -> None:
             f"Sobol indices from {work.sobol_n:,} base samples, {end}. What first orders leave of 1 is interaction."
             f"{_early(drawn)}",
         )
-        write_atomically(work.report.out / "tables" / f"prcc-{model.name}.csv", ranks.to_csv(index=False))
+        work.report.file(f"tables/prcc-{model.name}.csv", ranks.to_csv(index=False))
         work.report.table(
             f"sobol-{model.name}",
             shares,

@@ -12,7 +12,6 @@ from meningitis import analysis, symbolic
 from meningitis.analysis.adequacy import PHI, P
 from meningitis.analysis.runs import within
 from meningitis.chapters.work import OUTCOME_WORDS, Work
-from meningitis.files import write_atomically
 from meningitis.frames import OUTCOME_UNITS
 from meningitis.model import Model
 from meningitis.notation import Notation
@@ -69,7 +68,7 @@ def infected(work: Work) -> None:
     for other in work.models[:-1]:
         epsilon = _points(other, "carrier_odds", 0.2, 2.0, 37)
         table = analysis.ever_infected(other, work.values(other), list(epsilon), days=YEARS).frame()
-        write_atomically(work.report.out / "tables" / f"ever-infected-{other.name}.csv", table.to_csv(index=False))
+        work.report.file(f"tables/ever-infected-{other.name}.csv", table.to_csv(index=False))
     gap = float(np.max(np.abs(found.integrated - found.exact))) if exact else None
     work.results["ever_infected"] = {model.name: found.to_dict(), "largest_gap": gap}
     if gap is None:
