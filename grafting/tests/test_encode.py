@@ -145,8 +145,23 @@ def test_mirror_images_follow_their_pictures_and_stay_in_their_half(dit: Path, t
     wanted = torch.cat([expected(pixels(0)), expected(pixels(0)[:, ::-1].copy())])
     torch.testing.assert_close(first, wanted, atol=1e-5, rtol=1e-5)
     train, held = found.half(train=True), found.half(train=False)
-    assert sorted([*train.tolist(), *held.tolist()]) == list(range(60))
-    assert len(held) == 2 * round(HELD_OUT[0] * 30) and held[0] + 1 == held[1] and held[0] % 2 == 0
+    unseen = [place for picture in held.tolist() for place in (picture, picture + 1)]
+    assert sorted([*train.tolist(), *unseen]) == list(range(60))
+    assert len(held) == round(HELD_OUT[0] * 30) and all(held % 2 == 0), "a picture and its mirror are one measurement"
+    assert torch.equal(train[1::2], train[::2] + 1) and all(train[::2] % 2 == 0)
+
+
+def test_the_first_of_a_half_are_of_all_classes(dit: Path, tmp_path: Path) -> None:
+    """Folders of classes come in the order of their names."""
+    found = encode(classes(tmp_path / "classes", each=100), tmp_path / "out", dit)
+    labels = found.conditions().all()
+    assert torch.equal(labels, labels.sort().values) and len(labels) == 300
+    for train, few in ((True, 60), (False, 12)):
+        half = found.half(train=train)
+        counts = labels[half[:few]].bincount(minlength=3)
+        expected_each, spread = few / 3, (few * 2 / 9) ** 0.5
+        assert (counts - expected_each).abs().max() < 4 * spread and counts.min() > 0
+    assert len({*found.half(train=True).tolist(), *found.half(train=False).tolist()}) == 300
 
 
 def test_a_sample_of_the_posterior_comes_from_a_counter(dit: Path, tmp_path: Path) -> None:

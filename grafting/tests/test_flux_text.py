@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,17 @@ def test_encoded_pictures_both_stages_and_samples(flux: Path, live: Any, tmp_pat
     run("finetune", tmp_path / "one", *data, "--steps", 2, "--batch", 4, "--out", tmp_path / "two")
     run("evaluate", tmp_path / "two", *data, "--triples", 4)
     run("analyze", flux, *data, "--samples", 1, "--steps", 2, "--out", tmp_path / "analysis")
+    found_of = ["--plan", tmp_path / "searched" / "plans" / "best.yaml", "--analysis", tmp_path / "analysis"]
+    few = ["--triples", 4, "--points", 3, "--check", 1, "--text-tokens", TOKENS]
+    asked = ["--operators", "swa", "mlp:ratio=3", "--budget", "flops=0.99", *few]
+    run("search", flux, *data, *asked, "--out", tmp_path / "searched")
+    maps = re.findall(r"<title>block (\d), operator mlp:ratio=3: ", (tmp_path / "searched" / "search.html").read_text())
+    assert set(maps) == {"0", "1"}, "the MLP of a single stream is no site"
+    run("plan", flux, *found_of, "--text-tokens", TOKENS)
+    local = ["--site", "mlp", "--operator", "mlp:ratio=3", "--blocks", "most local 50%"]
+    run("plan", flux, *local, "--analysis", tmp_path / "analysis", "--out", tmp_path / "local.yaml")
+    (edit,) = grafting.Plan.from_yaml(tmp_path / "local.yaml").edits
+    assert len(edit.blocks) == 1 and set(edit.blocks) < {0, 1}
     run("profile", flux, "--rounds", 2, "--text-tokens", TOKENS)
     run("inspect", flux)
     said = capsys.readouterr().out

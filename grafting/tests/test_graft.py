@@ -129,7 +129,7 @@ def test_none_removes_the_site() -> None:
 
 
 @pytest.mark.parametrize("init", ["random", "copy"])
-def test_what_is_random_is_seeded_by_block(init: str) -> None:
+def test_what_is_random_is_seeded_by_block(init: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def weights(seed: int) -> list[torch.Tensor]:
         handle = graft(tiny(), Plan.all(site="attn", operator="hyena_x"), init=init, seed=seed)
         made = handle.operators().values()
@@ -139,9 +139,10 @@ def test_what_is_random_is_seeded_by_block(init: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(one[1:], shifted[:-1], strict=True))
     assert not torch.equal(one[0], one[1])
-    model, state = tiny(), torch.random.get_rng_state()
+    model, state, on_gpu = tiny(), torch.random.get_rng_state(), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", on_gpu.append)
     graft(model, Plan.all(site="attn", operator="hyena_x"), init=init)
-    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(torch.random.get_rng_state(), state) and not on_gpu, "the user's generators are left alone"
 
 
 @pytest.mark.parametrize("operator", ["hyena_x", "swa"])

@@ -117,9 +117,21 @@ def test_a_folder_and_an_array_of_the_same_images_stream_alike(tmp_path: Path) -
         assert len(stream) == 5 and [len(b) for b in batches] == [2, 2, 1]
         assert torch.equal(torch.cat(batches), wanted[order] if name == "folder" else wanted)
         assert torch.equal(torch.cat(list(stream.first(3))), torch.cat(batches)[:3])
+        assert torch.equal(torch.cat(list(stream.drawn(5))), torch.cat(batches))
     before = ImageStream(tmp_path / "folder", side=4).identity
     Image.fromarray(pixels[0]).save(tmp_path / "folder" / "more.png")
     assert ImageStream(tmp_path / "folder", side=4).identity != before
+
+
+def test_a_floor_is_drawn_from_all_of_a_folder_that_is_sorted_by_class(tmp_path: Path) -> None:
+    pixels = np.repeat(np.arange(200, dtype=np.uint8), 5)[:, None, None, None] * np.ones((1, 1, 4, 4), np.uint8)
+    np.save(tmp_path / "sorted.npy", pixels)
+    stream = ImageStream(tmp_path / "sorted.npy", side=4, channels=1)
+    some = torch.cat(list(stream.drawn(100)))[:, 0, 0, 0]
+    assert len(some) == 100 and torch.equal(some, torch.cat(list(stream.drawn(100)))[:, 0, 0, 0])
+    every = torch.cat(list(stream))[:, 0, 0, 0]
+    assert abs(some.mean() - every.mean()) < 4 * every.std() / 10
+    assert torch.cat(list(stream.first(100))).max() < some.max()
 
 
 def test_large_pictures_are_cut_to_their_middle(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,6 +49,16 @@ def test_a_sentence_or_a_plan_that_resolves(entries: list[dict[str, object]]) ->
     chosen = plan.resolve(DIT)
     assert chosen and len({choice.site for choice in chosen}) == len(chosen)
     assert Plan.from_yaml(plan.to_yaml()).digest == plan.digest
+
+
+@pytest.mark.parametrize("depth", [5, 6, 7, 9, 12, 28, 38, 57])
+def test_a_share_is_as_many_blocks_as_it_says(depth: int) -> None:
+    """Sixths, sevenths and ninths too, which no decimal percentage holds exactly."""
+    for count in range(1, depth + 1):
+        for made in (Plan.interleaved, Plan.first, Plan.last):
+            edit = made(operator="swa", share=count / depth).edits[0]
+            assert len(edit.indices(depth)) == count, (made, count)
+    assert len(pattern_blocks("first 83.33%", 12)) == 9, "as written: a little less than five sixths"
 
 
 def test_a_share_of_the_blocks_leaves_an_operator_its_own_options() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from grafting.cli import main
 from grafting.hosts import HostError, bundled_config, bundled_configs, shape_of
+from grafting.plan import Plan
 
 
 @pytest.mark.parametrize("name", bundled_configs())
@@ -100,6 +101,18 @@ def test_text_tokens_are_a_setting(capsys: pytest.CaptureFixture[str], tmp_path:
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
         assert main(["plan", str(tmp_path), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["text_tokens"] == tokens
+
+
+def test_a_plan_is_written_down_and_is_the_same_plan_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--operator", "mlp:ratio=3", "--site", "mlp", "--blocks", "last 25%"]
+    path = tmp_path / "made" / "plan.yaml"
+    assert main(["plan", "dit-xl-2-256", *options, "--out", str(path)]) == 0
+    table = capsys.readouterr().out
+    edit = {"site": "mlp", "blocks": "last 25%", "operator": "mlp", "options": {"ratio": 3}}
+    assert Plan.from_yaml(path) == Plan.from_dict({"edits": [edit]})
+    assert main(["plan", "dit-xl-2-256", "--plan", str(path)]) == 0 and capsys.readouterr().out == table
+    refused = tmp_path / "refused.yaml"
+    assert main(["plan", "dit-xl-2-256", "--blocks", "1,28", "--out", str(refused)]) == 2 and not refused.exists()
 
 
 PROFILE = {"model": "xl", "tokens": 1024, "batch": 4, "threads": 2, "milliseconds": 2000.0}

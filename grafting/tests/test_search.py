@@ -189,6 +189,9 @@ def test_an_exact_stand_in_carries_no_error_and_none_carries_all_of_it(tiny_teac
     handle = begin(network, plan, material, init="copy", seed=0, calibration=0)
     found = carried_errors(handle, held, batch_size=3)
     assert found[Site(0, "attn")] == 0
+    network.train()  # in which diffusers' label embedders drop labels by themselves
+    assert carried_errors(handle, held, batch_size=3) == found and network.training
+    network.eval()
     seen: dict[str, torch.Tensor] = {}
     block, site = network.transformer_blocks[1], handle.switches[Site(1, "mlp")]  # type: ignore[index, union-attr]
     with handle.teacher():

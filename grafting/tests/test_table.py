@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ from grafting.report.goals import verdicts
 from grafting.report.table import TableResults, read_table
 from grafting.settings import SettingsError
 from grafting.store.configs import config_of
+from grafting.store.models import open_model
 from grafting.study.bench import Study
 from grafting.study.entries import Entry
 from grafting.study.forecast import measuring_flops
 from grafting.study.parts import StudyError
 from grafting.study.publish import publish
-from grafting.study.rows import against_of, fit, matching, none_of, rows, untrained_of
+from grafting.study.rows import Row, against_of, fit, matching, none_of, rows, untrained_of
 from grafting.study.stages import denoiser, left_unexplained, stage_one_flops, stage_two_flops, start_flops
 from grafting.study.table import TableRecipe
 from grafting.study.whole import Table, by_timestep, run_rows
@@ -62,6 +64,7 @@ rows:
   - {name: depth-halved, share: 50, plan: {restructure: [{merge: pairs}]}, none: depth-dropped}
   - {name: depth-dropped, role: control, share: 50, plan: {restructure: [{drop: interleaved 50%}]}}
   - {name: lost, plan: {edits: [{site: attn, blocks: [99], operator: swa}]}}
+  - {name: many, site: attn, operator: swa, shares: [50], images: [1000000]}
   - {name: hyena_x, site: attn, operator: hyena_x, shares: [50], seeds: [7]}
   - {name: to-noise, site: attn, operator: hyena_x, shares: [50], finetune: {target: noise},
      stage_one: 0, against: hyena_x, samples: false}
@@ -89,7 +92,7 @@ def grafted(model: torch.nn.Module, plan: Plan) -> Iterator[Grafted]:
 def finished(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, TableResults]:
     table = opened(tiny_teacher, tmp_path_factory.mktemp("table") / "out")
     failed = run_rows(table, table.rows, lambda: publish(table))
-    assert list(failed) == ["lost"]
+    assert list(failed) == ["lost", "many-50-n1000000"] and "1000000" in failed["many-50-n1000000"]
     return table, publish(table)
 
 
@@ -106,11 +109,12 @@ def test_rows_come_in_the_order_of_their_use_and_name_what_they_are(finished: tu
         "hyena_x-100",
         "lost",
         "mlp_r3-50-b0_005-n10",
+        "many-50-n1000000",
         "to-noise-50",
         "hyena_x-50-s7",
     ]
-    assert [row.name for row in results.rows] == [row.name for row in table.rows if row.name != "lost"]
-    assert list(results.missing) == ["lost"] and "block 99" in results.missing["lost"]
+    assert [row.name for row in results.rows] == [row.name for row in table.rows if row.recipe is not None]
+    assert list(results.missing) == ["lost", "many-50-n1000000"] and "block 99" in results.missing["lost"]
     assert read_table(table.out / "table.json") == results
     assert results.teacher == table.recipe.teacher and results.features.endswith("-classifier (not Inception FID)")
     page = table.out / "table.html"
@@ -357,13 +361,46 @@ def test_a_budget_too_small_for_a_step_is_refused(finished: tuple[Table, TableRe
         fit(cost, 0.99 * need, first=0.0, **settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("allowed", [*range(1, 130, 3), 5000])
+def test_stage_one_is_as_long_as_its_share_pays_for(allowed: int, finished: tuple[Table, TableResults]) -> None:
+    """Against a walk from one step on; three held-out errors whatever the length."""
+    table, _ = finished
+    cost, start = table.named("hyena_x-50").cost, table.recipe.starts["copied"]
+    assert cost is not None
+    step = stage_one_flops(cost, replace(start.distill, steps=1, evaluate_every=1))
+    stages = (replace(start.distill, steps=n, evaluate_every=-(-n // 2)) for n in count(1))
+    longest = sum(1 for _ in takewhile(lambda stage: stage_one_flops(cost, stage) <= allowed * step, stages))
+    settings = {"calibration": 0, "distill": start.distill, "finetune": table.recipe.finetune}
+    one, _ = fit(cost, 2**20 * allowed * step, first=2**-20, **settings)  # type: ignore[arg-type]
+    assert (0 if one is None else one.steps) == longest
+
+
+def test_a_control_none_is_of_the_row_s_own_budget_images_and_seed(tiny_teacher: Path) -> None:
+    """One that is named names a group too, of whose rows the alike one is taken."""
+    model = open_model(str(tiny_teacher)).transformer
+
+    def made(*budgets: float) -> list[Row]:
+        halved = {"plan": {"restructure": [{"merge": "pairs"}]}, "none": "dropped", "budgets": [1e-4, 2e-4]}
+        dropped = {"plan": {"restructure": [{"drop": "interleaved 50%"}]}, "role": "control", "budgets": list(budgets)}
+        groups = [{"name": "halved", "share": 50} | halved, {"name": "dropped", "share": 50} | dropped]
+        return rows(recipe(tiny_teacher, f"rows={json.dumps(groups)}"), model, 1_000_000)
+
+    found = made(1e-4, 2e-4)
+    controls = {row.name: none_of(row, found) for row in found if row.none}
+    wanted = {"halved": "dropped", "halved-b0_02": "dropped-b0_02"}
+    assert {name: none and none.name for name, none in controls.items()} == wanted
+    with pytest.raises(StudyError, match=r"rows halved-b0_02: their none has no row of their share, budget, images"):
+        made(1e-4)
+
+
 def test_done_rows_are_skipped_and_a_broken_one_is_made_again_to_the_same_figures(
     finished: tuple[Table, TableResults], tiny_teacher: Path
 ) -> None:
     table, results = finished
     said: list[str] = []
     again = Table(table.recipe, table.out, said.append)
-    assert run_rows(again, again.rows, lambda: None) == {"lost": again.named("lost").problem} and not said
+    refused = {row.name: row.problem for row in again.rows if row.problem}
+    assert run_rows(again, again.rows, lambda: None) == refused and list(refused) == list(results.missing) and not said
     path = table.out / "rows" / "hyena_x-50.json"
     before = path.read_bytes()
     path.write_bytes(before[: len(before) // 2])

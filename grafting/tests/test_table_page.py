@@ -132,6 +132,9 @@ def test_half_is_judged_at_two_budgets_with_the_plans_that_count_as_half() -> No
     told = summary(TableResults(title="", rows=tuple(rows)))
     assert told[0].endswith(": 2 of 2 reach it. The control none by the same rule: 0 of 1 reach it.")
     assert told[1].endswith(": 0 of 1 reach it.")
+    unseen = [row(f"{name}-50-b2", 50, 0.01, 0.2, budget=0.02, variant=True, figures={}) for name in "bc"]
+    told = summary(TableResults(title="", rows=(*rows, *unseen)))
+    assert told[1].endswith(": 0 of 1 reach it. 2 more were judged by the loss alone."), "not as if all had been judged"
     cheap = [TEACHER, row("a-50", 50, 0.01, 0.2, budget=0.02)]
     assert [v.goal.budget for v in verdicts(TableResults(title="", rows=tuple(cheap)))] == [None], (
         "no stretch of itself"
@@ -261,8 +264,8 @@ def test_page_shows_every_row_and_what_is_missing(results: TableResults, tmp_pat
         and cells["KID − teacher’s"].startswith("+0.00050<small>-0.00450")
         and cells["KID"] == "0.01050"
     )
-    assert re.findall(r"u[-\w]+|[-+.\d]+\d", cells["− none’s"]) == [
-        *("-0.0200", "-0.0300", "-0.0100", "untrained-x-50", "-0.4000", "-0.5000", "-0.3000")
+    assert re.findall(r"[nu][-\w]+|[-+.\d]+\d", cells["− none’s"]) == [
+        *("-0.0200", "-0.0300", "-0.0100", "none-attn-50", "untrained-x-50", "-0.4000", "-0.5000", "-0.3000")
     ]
     assert cells["− teacher’s"].endswith("<small>start +0.2000</small><small>stage 1 +0.1000</small>")
 

@@ -17,6 +17,7 @@ MODULES = (
     "meningitis.analysis",
     "meningitis.frames",
     "meningitis.notation",
+    "meningitis.glyphs",
     "meningitis.report",
     "meningitis.report.diagram",
     "meningitis.calendar",

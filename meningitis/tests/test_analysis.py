@@ -16,7 +16,7 @@ from meningitis.analysis import infected, runs
 from meningitis.analysis.events import weekly_peak
 from meningitis.analysis.outcomes import draw, sampled
 from meningitis.engine import simulate
-from meningitis.model import Model
+from meningitis.model import Model, ModelError
 from meningitis.models import BASIC, GENERALISED
 from meningitis.symbolic import growth, initial_state
 
@@ -282,6 +282,39 @@ def test_adequacy_depends_on_the_outcome() -> None:
     assert np.isnan(found.phi[-1])
     with pytest.raises(ValueError, match="direct_fraction"):
         analysis.adequacy(BASIC, BASIC.values())
+
+
+@pytest.mark.parametrize(
+    "analyse",
+    [
+        lambda model, v: analysis.compare(model, v, {**v, "transmission_rate": 0.15}, days=70.0).to_dict(),
+        lambda model, v: analysis.events(model, v, 70.0).to_dict(),
+        lambda model, v: analysis.profiles(model, v, {"carrier_odds": [0.8, 1.0]}, days=14.0).to_dict(),
+        lambda model, v: analysis.profiles(model, v, days=14.0).to_dict(),
+        lambda model, v: analysis.final_sizes(model, v, days=70.0).to_dict(),
+        lambda model, v: analysis.adequacy(model, v, (0.0, 0.001), days=70.0).to_dict(),
+        lambda model, v: analysis.local_sensitivity(model, v, days=70.0).to_dict(),
+        lambda model, v: analysis.bands(model, n=4, values=v, days=14.0).to_dict(),
+        lambda _, v: {"share": float(analysis.final_size_exact(v))},
+    ],
+    ids=[
+        "compare", "events", "swept profiles", "profiles", "final_sizes", "adequacy", "local", "bands", "exact",
+    ],
+)  # fmt: skip
+def test_every_analysis_fills_a_set_from_the_default_scenario(analyse: Any) -> None:
+    some = {"direct_fraction": 0.0, "initial_immune_fraction": 0.3}
+    complete = GENERALISED.values(overrides=some)
+    np.testing.assert_equal(analyse(GENERALISED, some), analyse(GENERALISED, complete))
+
+
+def test_every_analysis_reads_quantities_and_refuses_what_is_unknown() -> None:
+    with_text = analysis.final_sizes(BASIC, {"carrier_odds": "50 %"}, {"transmission_rate": ["60/year", "70/year"]})
+    plain = analysis.final_sizes(BASIC, {"carrier_odds": 0.5}, {"transmission_rate": [60 / 365, 70 / 365]})
+    assert np.array_equal(with_text.integrated, plain.integrated) and np.array_equal(with_text.exact, plain.exact)
+    assert with_text.sweep["transmission_rate"] == pytest.approx([60 / 365, 70 / 365])
+    for analyse in (analysis.events, analysis.profiles, analysis.final_sizes, analysis.local_sensitivity):
+        with pytest.raises(ModelError, match="did you mean 'carrier_odds'"):
+            analyse(BASIC, {"carier_odds": 1.0})
 
 
 def test_averted_by_comparison() -> None:

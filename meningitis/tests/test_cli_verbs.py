@@ -175,6 +175,28 @@ def test_profile_with_and_without_a_sweep(say: Any) -> None:
     assert json.loads(say("profile", "--model", "basic", "--days", "14", "--json"))["times"] == [0, 7, 14]
 
 
+def test_a_profile_has_the_critical_and_the_early_ratio_of_each_set(say: Any) -> None:
+    """phi/a1, and the leading eigenvector of the infected subsystem at the start, both by hand."""
+    words = ("profile", "--model", "basic", "--days", "14", "--sweep", "carrier_conversion_rate=0.0001,0.0003")
+    found = table(say(*words, "--csv"))
+    v = BASIC.values()
+    a1 = v["stage_progression_rate"] + v["stage1_immunity_rate"] + v["stage1_death_rate"]
+    a2 = v["stage2_immunity_rate"] + v["stage2_death_rate"]
+    b = v["transmission_rate"] * (1 - v["initial_immune_fraction"] - v["initial_carrier_fraction"])
+    for phi, part in found.groupby("carrier_conversion_rate"):
+        assert part["critical"].to_numpy() == pytest.approx(np.full(3, phi / a1))
+        out = phi + v["carrier_immunity_rate"]
+        growth = [
+            [b * v["carrier_odds"] - out, b, b * v["stage2_infectiousness"]],
+            [phi, -a1, 0],
+            [0, v["stage_progression_rate"], -a2],
+        ]
+        rates, vectors = np.linalg.eig(np.array(growth))
+        C, I1, _ = vectors[:, np.argmax(rates.real)].real
+        assert part["early"].to_numpy() == pytest.approx(np.full(3, I1 / C))
+    assert "critical" in say(*words).splitlines()[0] and "early" in say(*words).splitlines()[0]
+
+
 def test_compare_subtracts_two_runs(say: Any) -> None:
     found = json.loads(say("compare", "--model", "basic", "--with", "transmission_rate=60/year", "--json"))
     times = np.array([0.0, 365.0])

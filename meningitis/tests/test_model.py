@@ -7,7 +7,8 @@ import pytest
 import sympy
 from scipy import stats
 
-from meningitis.model import Compartment, Distribution, Flow, InitialState, Model, ModelError, Parameter
+from meningitis.engine import simulate
+from meningitis.model import Compartment, Distribution, Flow, InitialState, Model, ModelError, Parameter, Scenario
 from meningitis.models import BASIC, GENERALISED, get, names
 
 SIR = """
@@ -100,6 +101,27 @@ def test_each_mistake_has_its_code(old, new, code, message):
     assert code in codes(caught)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        (r"\beta", r"\beta", True),
+        (r"\gamma_c", r"\gamma_{\mathrm{c}}", True),  # written apart, shown alike
+        (r"\beta", "β", True),
+        (r"\phi", r"\varphi", False),
+        (r"\beta_1", r"\beta_2", False),
+    ],
+)
+def test_two_parameters_shown_alike_are_refused(first, second, refused):
+    text = SIR.replace("{name: beta,", f"{{name: beta, symbol: '{first}',")
+    text = text.replace("{name: gamma,", f"{{name: gamma, symbol: '{second}',")
+    if not refused:
+        assert [p.symbol for p in Model.from_yaml(text).parameters[:2]] == [first, second]
+        return
+    with pytest.raises(ModelError, match=r"parameter gamma: symbol .* is shown as that of beta") as caught:
+        Model.from_yaml(text)
+    assert codes(caught) == ["E002"]
+
+
 def test_density_dependence_needs_another_unit():
     text = SIR.replace("beta*S*I/N", "beta*S*I").replace("default: 0.5}", "default: 0.001, unit: 1/(persons day)}")
     assert Model.from_yaml(text).parameter("beta").unit == "1/(persons day)"
@@ -122,10 +144,7 @@ def test_values_refuse_all_unknown_and_bad_ones_together():
 
 def test_sympy_rates_with_foreign_symbols_are_matched_by_name():
     x, k = sympy.symbols("x k")
-    fixed = Distribution(kind="fixed", low=1, high=1)
-    rate = Parameter(
-        name="k", symbol="k", unit="1/day", default=1, bounds=(0, 2), distribution=fixed, kind="rate", meaning="decay"
-    )
+    rate = Parameter(name="k", default=1, meaning="decay")
     model = Model(
         name="decay",
         compartments=(Compartment(name="x", meaning="stock"),),
@@ -149,3 +168,73 @@ def test_sympy_rates_with_foreign_symbols_are_matched_by_name():
 def test_distributions_against_scipy(distribution, oracle):
     u = np.linspace(0, 1, 41)
     np.testing.assert_allclose(distribution.ppf(u), oracle.ppf(u), rtol=1e-12)
+
+
+def sir(**changed):
+    """SIR in Python, as short as the declaration allows."""
+    declared = {
+        "name": "sir",
+        "closed": True,
+        "compartments": (Compartment(name="S"), Compartment(name="I", infected=True), Compartment(name="R")),
+        "parameters": (
+            Parameter(name="beta", default=0.5),
+            Parameter(name="gamma", default=70 / 365),
+            Parameter(name="N", default=1000.0, kind="count"),
+        ),
+        "flows": (
+            Flow(name="infection", source="S", target="I", rate="beta*S*I/N", new_infection=True, case=True),
+            Flow(name="recovery", source="I", target="R", rate="gamma*I"),
+        ),
+        "initial": InitialState(values={"S": "N - 1", "I": 1.0}),
+    }
+    return Model(**{**declared, **changed})
+
+
+def test_python_leaves_out_what_yaml_leaves_out():
+    assert sir().hash == Model.from_yaml(SIR).hash == Model.from_yaml(sir().to_yaml()).hash
+    beta, _, people = sir().parameters
+    assert (beta.symbol, beta.unit, beta.kind, beta.bounds) == (r"\mathrm{beta}", "1/day", "rate", (0.0, 5.0))
+    assert beta.distribution == Distribution(kind="fixed", low=0.5, high=0.5)
+    assert (people.unit, people.bounds) == ("persons", (0.0, 10_000.0))
+    share = Parameter(name="some_share", default=0.5, kind="proportion")
+    assert (share.symbol, share.unit, share.bounds) == (r"\mathrm{some\_share}", "1", (0.0, 1.0))
+    birth = Flow(name="birth", target="S", rate="N")
+    assert (birth.source, Flow(name="death", source="S", rate="S").target) == (None, None)
+
+
+def test_quantities_of_a_scenario_are_numbers_in_the_model():
+    model = sir(scenarios=(Scenario(name="fast", overrides={"beta": "140/year"}, days=70),))
+    assert dict(model.scenario("fast").overrides) == {"beta": 140 / 365}
+    assert model.values("fast") == {"beta": 140 / 365, "gamma": 70 / 365, "N": 1000.0}
+    same = simulate(model, parameters={"beta": 140 / 365}, days=70)["I"]
+    assert np.array_equal(simulate(model, scenario="fast")["I"], same)
+    with pytest.raises(ModelError, match="scenario slow, beta: '3 days' is in day, but must be in 1/day") as caught:
+        sir(scenarios=(Scenario(name="slow", overrides={"beta": "3 days"}),))
+    assert codes(caught) == ["E013"]
+
+
+def test_quantities_are_read_in_sweeps_and_complete_sets():
+    wanted = simulate(sir(), parameters={"beta": [60 / 365, 70 / 365, 0.4]}, days=70)["I"]
+    complete = {"beta": ["60/year", "70/year", 0.4], "gamma": "70/year", "N": 1000}
+    for given in ({"beta": ["60/year", "70/year", 0.4]}, complete):
+        assert np.array_equal(simulate(sir(), parameters=given, days=70)["I"], wanted)
+    with pytest.raises(ModelError, match=r"sir, beta: '9 persons' is in persons.*sir, gamma: 99 is outside") as caught:
+        simulate(sir(), parameters={"beta": ["9 persons", "1/day"], "gamma": [99, 1]})
+    assert codes(caught) == ["E013", "E013"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"default": "70/year"}, "default is '70/year', but must be a number"),
+        ({"bounds": ("0", 1.0)}, "lower bound is '0', but must be a number"),
+        ({"bounds": 5.0}, "bounds are 5.0, but must be a pair of numbers"),
+        ({"distribution": Distribution(kind="uniform", low="10/year", high=0.6)}, "low is '10/year', but must be"),  # type: ignore[arg-type]
+        ({"distribution": "uniform"}, "distribution is 'uniform', but must be a Distribution"),
+    ],
+)
+def test_a_parameter_of_text_is_refused_with_the_others(wrong, says):
+    others = sir().parameters[1:]
+    with pytest.raises(ModelError, match=f"parameter beta: {says}") as caught:
+        sir(parameters=(Parameter(**{"name": "beta", "default": 0.5, **wrong}), *others), max_step="2 days")
+    assert codes(caught) == ["E005", "E005"] and "max_step is '2 days', but must be a number" in str(caught.value)

@@ -13,7 +13,8 @@ from scipy.integrate import solve_ivp
 
 from meningitis import analysis, symbolic
 from meningitis.chapters.course import course, ratios
-from meningitis.chapters.outcomes import infected
+from meningitis.chapters.importance import sensitivity
+from meningitis.chapters.outcomes import control, infected
 from meningitis.chapters.structure import thresholds
 from meningitis.chapters.work import Work
 from meningitis.cli import main
@@ -53,14 +54,60 @@ def waning(tmp_path: Path) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("verb", [["r0"], ["sensitivity"], ["study", "--out", "OUT"]])
+@pytest.mark.parametrize("verb", ["r0", "sensitivity"])
 def test_facts_of_one_matrix_are_refused_where_rates_move(
-    verb: list[str], seasonal: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str, seasonal: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [word.replace("OUT", str(tmp_path / "out")) for word in verb]
-    assert main([*words, "--model", seasonal]) == 2
+    assert main([verb, "--model", seasonal]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "infection depends on time t" in said
+
+
+def moved(t: float, y: np.ndarray, beta: float = 0.4) -> list[float]:
+    """The seasonal model by hand: S, I, R and the cumulative cases."""
+    new, recovered, lost = beta * (1 + 0.3 * np.sin(0.2 * t)) * y[0] * y[1] / 1000, 0.2 * y[1], 0.01 * y[2]
+    return [lost - new, new - recovered, recovered - lost, new]
+
+
+def test_a_study_goes_through_where_rates_move(seasonal: str, tmp_path: Path) -> None:
+    """What needs one matrix is left out and said to be; the rest is there, with the right numbers."""
+    file, out = Path(seasonal), tmp_path / "out"
+    drawn = "{name: beta, default: 0.4, distribution: {kind: uniform, low: 0.3, high: 0.5}}"
+    file.write_text(file.read_text().replace("{name: beta, default: 0.4}", drawn))
+    words = ["study", "--model", seasonal, "--out", str(out), "--sobol-n", "64", "--lhs-n", "60", "--days", "70"]
+    assert main(words) == 0
+    page = (out / "report.html").read_text()
+    assert "infection depends on time in the waning model: F, V, R₀, growth and thresholds" in page
+    assert "infection depends on time: no value of a parameter is the one at which R₀ = 1" in page
+    assert "R₀ = " not in page.replace("at which R₀ = 1", "") and ", and exactly at the end" not in page
+    course = pd.read_csv(out / "tables" / "course.csv").iloc[0]
+    weeks = solve_ivp(moved, (0, 70), [990.0, 10, 0, 0], t_eval=np.arange(0, 71, 7.0), rtol=1e-10, atol=1e-10).y[3]
+    assert course["cases"] == pytest.approx(weeks[-1], rel=1e-4)
+    assert course["weekly_peak_per_100000"] == pytest.approx(100 * np.diff(weeks).max(), rel=1e-4)
+    compared = pd.read_csv(out / "tables" / "compare.csv").set_index("outcome")
+    fewer = solve_ivp(moved, (0, 70), [990.0, 10, 0, 0], args=(0.32,), rtol=1e-10, atol=1e-10).y[3, -1]
+    assert compared.loc["cases", "b"] == pytest.approx(fewer, rel=1e-4)  # beta a fifth lower
+    assert compared.loc["R0", ["a", "b"]].isna().all()
+    ranks = pd.read_csv(out / "tables" / "prcc-waning.csv").set_index("outcome")["prcc"]
+    assert np.isnan(ranks["R0"]) and ranks["cases"] > 0.9
+    assert (out / "figures" / "bands-waning.svg").exists()
+
+
+def test_a_study_of_a_model_without_distributions_says_that_nothing_is_sampled(
+    waning: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Model.from_yaml(Path(waning))
+    work = Work(
+        report=Report(out=tmp_path, title="", lead=""),
+        models=(model,), seed=1, sobol_n=16, lhs_n=60, start=None, weeks="iso", days=70.0,
+    )  # fmt: skip
+    work.report.section("Sensitivity and control")
+    sensitivity(work)
+    control(work)
+    page = work.report.write(work.results).read_text()
+    assert page.count("No parameter of the waning model has a distribution to sample.") == 2
+    assert main(["sensitivity", "--global", "--model", waning]) == 2
+    assert "declares no distribution of a parameter" in capsys.readouterr().err
 
 
 def test_a_season_is_simulated_and_its_surveillance_thresholds_are_told(
@@ -70,12 +117,7 @@ def test_a_season_is_simulated_and_its_surveillance_thresholds_are_told(
     assert "epidemic threshold" in capsys.readouterr().out
     assert main(["simulate", "--model", seasonal, "--days", "70", "--csv"]) == 0
     found = pd.read_csv(io.StringIO(capsys.readouterr().out)).iloc[-1]
-
-    def rates(t: float, y: np.ndarray) -> list[float]:
-        new, recovered, lost = 0.4 * (1 + 0.3 * np.sin(0.2 * t)) * y[0] * y[1] / 1000, 0.2 * y[1], 0.01 * y[2]
-        return [lost - new, new - recovered, recovered - lost]
-
-    exact = solve_ivp(rates, (0, 70), [990.0, 10.0, 0.0], rtol=1e-10, atol=1e-10).y[:, -1]
+    exact = solve_ivp(moved, (0, 70), [990.0, 10.0, 0.0, 0.0], rtol=1e-10, atol=1e-10).y[:3, -1]
     columns = {name.split(" [")[0]: value for name, value in found.items()}
     assert [float(columns[name]) for name in ("S", "I", "R")] == pytest.approx(exact, rel=1e-4)
 

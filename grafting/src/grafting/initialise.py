@@ -202,7 +202,7 @@ def make_stand_in(
     if entry.operator == "identity":
         return copy.deepcopy(original).to(dtype=dtype)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + entry.site.block)
+        torch.default_generator.manual_seed(seed + entry.site.block)  # torch.manual_seed would set a GPU's too
         operator = build(
             entry.operator,
             width=host.width(model),

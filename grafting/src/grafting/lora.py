@@ -170,7 +170,7 @@ def add_lora(handle: Grafted, settings: Lora, *, seed: int = 0, dtype: torch.dty
     modes = {name: layer.training for name, layer in chosen.items()}
     # peft freezes whatever it is given: what trains is for the stage to say.
     with _same_gradients([carrier]), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would set a GPU's too
         inject_adapter_in_model(config, carrier, NAME)
     adapters = Adapters(settings=settings, blocks=blocks, names=tuple(chosen))
     for name, layer in adapters.layers.items():

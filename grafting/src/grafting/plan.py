@@ -57,7 +57,7 @@ def pattern_blocks(pattern: str, depth: int, locality: Sequence[float] | None = 
         raise PlanError([f"blocks {pattern!r}: a list of indices, 'all', or '{'|'.join(PATTERNS)} P%'"])
     if match[0] == "all":
         return tuple(range(depth))
-    share = Fraction(match[2]) / 100
+    share = (Fraction(match[2]) / 100).limit_denominator(10**6)  # 83.33333333333333 % is five of six
     if not 0 < share <= 1:
         raise PlanError([f"blocks {pattern!r}: the share must be above 0 % and at most 100 %"])
     count = int(share * depth)
@@ -156,7 +156,7 @@ class Plan:
     def most_local(
         cls, locality: Sequence[float], *, site: str = "attn", operator: str, share: float = 0.5, **options: Any
     ) -> Plan:
-        """The ``share`` of the blocks whose attention is most local, by one figure per block, as a list."""
+        """The ``share`` of the blocks whose attention is most local, as a list; one figure per block with the site."""
         return cls._patterned("most local", site, operator, share, options).located(locality)
 
     @classmethod
@@ -195,9 +195,17 @@ class Plan:
         """Whether any edit waits for the locality of the blocks."""
         return any(edit.by_locality for edit in self.edits)
 
-    def located(self, locality: Sequence[float]) -> Plan:
-        """The same plan with ``most local P%`` and ``least local P%`` as lists of blocks; locality: one per block."""
-        return replace(self, edits=tuple(edit.located(locality) for edit in self.edits))
+    def located(self, locality: Sequence[float], source: Source | None = None) -> Plan:
+        """The same plan with ``most local P%`` and ``least local P%`` as lists of blocks; locality: one per block.
+
+        source: the model, where not every block has every site.
+        """
+        shape = None if source is None else shape_of(source)
+
+        def having(edit: Edit) -> Sequence[float]:
+            return locality if shape is None else locality[: shape.having(edit.site)]
+
+        return replace(self, edits=tuple(edit.located(having(edit)) for edit in self.edits))
 
     def resolve(self, source: Source) -> list[Resolved]:
         """Sites in the model's order with what they get. Raises PlanError where a pattern or a block does not fit."""

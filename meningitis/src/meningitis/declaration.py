@@ -18,6 +18,7 @@ from meningitis.model import (
     Parameter,
     Problem,
     Scenario,
+    unit_of,
 )
 from meningitis.units import UnitError, parse_quantity, quantity_in
 
@@ -28,6 +29,9 @@ _TYPES: Mapping[str, tuple[Any, str]] = {
     "int": (int | float, "a number"),
 }
 """What a field of that type may hold in YAML, and in words."""
+
+ENDS = ("low", "high", "mode")
+"""The entries of a distribution that are quantities."""
 
 
 def to_dict(model: Model) -> dict[str, Any]:
@@ -40,7 +44,8 @@ def to_dict(model: Model) -> dict[str, Any]:
         **({} if model.max_step is None else {"max_step": model.max_step}),
         "compartments": [_plain(compartment) for compartment in model.compartments],
         "parameters": [
-            {**_plain(p), "bounds": list(p.bounds), "distribution": _plain(p.distribution)} for p in model.parameters
+            {**_plain(p), "kind": p.kind, "bounds": list(p.bounds), "distribution": _plain(p.distribution)}
+            for p in model.parameters
         ],
         "flows": [{**_plain(f), "rate": str(f.rate)} for f in model.flows],
         "initial": dict(model.initial.values),
@@ -148,12 +153,11 @@ class _Reader:
             return 0.0
 
     def compartment(self, data: Any, where: str) -> Any:
-        return self.make(Compartment, {"meaning": "", **data} if isinstance(data, Mapping) else data, where)
+        return self.make(Compartment, data, where)
 
     def flow(self, data: Any, where: str) -> Any:
         if isinstance(data, Mapping):
-            data = {"source": None, "target": None, **data}
-            data["rate"] = str(data.get("rate", ""))
+            data = {**data, "rate": str(data.get("rate", ""))}
         return self.make(Flow, data, where)
 
     def scenario(self, data: Any, where: str) -> Any:
@@ -162,40 +166,28 @@ class _Reader:
             if not isinstance(given, Mapping):
                 self.bad(where, "'overrides' must be a table of parameter: value")
                 given = {}
-            data = {
-                "title": "",
-                **data,
-                "overrides": {k: self.number(v, f"{where}.{k}", self.units.get(k)) for k, v in given.items()},
-            }
+            given = {k: self.number(v, f"{where}.{k}", self.units.get(k)) for k, v in given.items()}
+            data = {**data, "overrides": given}
         return self.make(Scenario, data, where)
 
     def parameter(self, data: Any, where: str) -> Any:
+        """The numbers are read in the parameter's unit; what is left out, `Parameter` fills."""
         if not isinstance(data, Mapping) or "name" not in data or "default" not in data:
-            self.bad(where, "a parameter is a table with at least name, default, unit and kind")
+            self.bad(where, "a parameter is a table with at least name and default")
             return None
-        kind = data.get("kind", "rate")
-        unit = str(data.get("unit", {"rate": "1/day", "count": "persons"}.get(str(kind), "1")))
+        unit = str(data.get("unit", unit_of(str(data.get("kind", "rate")))))
         self.units[str(data["name"])] = unit
-        default = self.number(data["default"], f"{where}.default", unit)
-        widest = [0.0, 1.0 if kind == "proportion" else max(1.0, 10 * default)]
-        bounds = data.get("bounds", widest)
-        if not isinstance(bounds, list) or len(bounds) != 2:
-            self.bad(where, "bounds are a list of two values, low and high")
-            bounds = widest
-        distribution = data.get("distribution", {"kind": "fixed", "low": default, "high": default})
-        if isinstance(distribution, Mapping):
-            ends = {
-                k: self.number(v, f"{where}.{k}", unit) for k, v in distribution.items() if k in ("low", "high", "mode")
-            }
-            distribution = {**distribution, **ends}
-        filled = {
-            "symbol": rf"\mathrm{{{data['name']}}}".replace("_", r"\_"),
-            "meaning": "",
-            **data,
-            "unit": unit,
-            "kind": kind,
-            "default": default,
-            "bounds": tuple(self.number(bound, f"{where}.bounds", unit) for bound in bounds),
-            "distribution": self.make(Distribution, distribution, f"{where}.distribution"),
-        }
-        return self.make(Parameter, filled, where)
+        read = {"unit": unit, "default": self.number(data["default"], f"{where}.default", unit)}
+        if "bounds" in data:
+            bounds = data["bounds"]
+            if not isinstance(bounds, list) or len(bounds) != 2:
+                self.bad(where, "bounds are a list of two values, low and high")
+                bounds = [0.0, 0.0]
+            read["bounds"] = tuple(self.number(bound, f"{where}.bounds", unit) for bound in bounds)
+        if "distribution" in data:
+            distribution = data["distribution"]
+            if isinstance(distribution, Mapping):
+                ends = {k: self.number(v, f"{where}.{k}", unit) for k, v in distribution.items() if k in ENDS}
+                distribution = {**distribution, **ends}
+            read["distribution"] = self.make(Distribution, distribution, f"{where}.distribution")
+        return self.make(Parameter, {**data, **read}, where)

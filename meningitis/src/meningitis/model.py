@@ -46,6 +46,9 @@ CUMULATIVE = ("new_infections", "cases", "deaths")
 
 Kind = Literal["rate", "count", "proportion", "multiplier"]
 
+_FILLED: Any = None
+"""The default of a field that `__post_init__` fills from the others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -96,17 +99,33 @@ class Distribution:
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """A quantity that the rates or the initial state use. `default` and `bounds` are in days and persons."""
+    """A quantity that the rates or the initial state use. `default` and `bounds` are numbers in days and persons.
+
+    What is left out: `symbol` is the name; `unit` 1/day for a rate, persons for a count, else 1; `bounds` 0 to 1 for a
+    proportion, else 0 to ten times the default (1 at least); `distribution` the default alone, so nothing is sampled.
+    """
 
     name: str
-    symbol: str
-    unit: str
+    symbol: str = _FILLED
+    unit: str = _FILLED
     default: float
-    bounds: tuple[float, float]
-    distribution: Distribution
-    kind: Kind
-    meaning: str
+    bounds: tuple[float, float] = _FILLED
+    distribution: Distribution = _FILLED
+    kind: Kind = "rate"
+    meaning: str = ""
     source: str = "assumed"
+
+    def __post_init__(self) -> None:
+        default = self.default if is_number(self.default) else 0.0  # anything else is refused with the model
+        filled = {
+            "symbol": rf"\mathrm{{{self.name}}}".replace("_", r"\_"),
+            "unit": unit_of(self.kind),
+            "bounds": (0.0, 1.0 if self.kind == "proportion" else max(1.0, 10 * default)),
+            "distribution": Distribution(kind="fixed", low=default, high=default),
+        }
+        for name, value in filled.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +136,7 @@ class Compartment:
     """
 
     name: str
-    meaning: str
+    meaning: str = ""
     infected: bool = False
     dead: bool = False
 
@@ -130,8 +149,8 @@ class Flow:
     """
 
     name: str
-    source: str | None
-    target: str | None
+    source: str | None = None
+    target: str | None = None
     rate: str | sympy.Expr
     new_infection: bool = False
     case: bool = False
@@ -150,11 +169,14 @@ class InitialState:
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A named set of parameter values. `season` is a label: the model knows no seasons. `gives` says what it shows."""
+    """A named set of parameter values. `season` is a label: the model knows no seasons. `gives` says what it shows.
+
+    `overrides` may be quantities such as '70/year'; those of a model's scenarios are numbers (days, persons).
+    """
 
     name: str
-    title: str
-    overrides: Mapping[str, float] = field(default_factory=dict)
+    title: str = ""
+    overrides: Mapping[str, float | str] = field(default_factory=dict)
     days: int = 365
     season: str = ""
     gives: str = ""
@@ -188,6 +210,7 @@ class Model:
         for part in ("compartments", "parameters", "flows", "scenarios"):
             object.__setattr__(self, part, tuple(getattr(self, part)))
         checked = check(self)
+        object.__setattr__(self, "scenarios", checked.scenarios)
         object.__setattr__(self, "_rates", MappingProxyType(checked.rates))
         object.__setattr__(self, "_initial", MappingProxyType(checked.initial))
 
@@ -278,8 +301,8 @@ class Model:
         """
         from meningitis.validation import check_values
 
-        merged = {parameter.name: parameter.default for parameter in self.parameters}
-        merged.update(self.scenario(scenario).overrides)
+        merged: dict[str, Any] = {parameter.name: parameter.default for parameter in self.parameters}
+        merged.update(self.scenario(scenario).overrides)  # read as numbers at construction
         return check_values(self, merged, overrides or {})
 
     def to_dict(self) -> dict[str, Any]:
@@ -303,6 +326,16 @@ class Model:
         from meningitis.declaration import from_yaml
 
         return from_yaml(source)
+
+
+def unit_of(kind: str) -> str:
+    """The unit of a parameter that declares none."""
+    return {"rate": "1/day", "count": "persons"}.get(kind, "1")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a plain number, which text such as '70/year' and True are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _unknown(name: str, known: Iterable[str], *, where: str) -> Problem:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import sympy as sp
 
+from meningitis.glyphs import glyph, greek
 from meningitis.symbolic.limits import tidy
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 SUM, PRODUCT, POWER, ATOM = range(4)  # how tightly the outermost operation of a formula binds
 
-# The variants have names of their own in Unicode; TeX's \phi is the closed form, its \varphi the open one.
-_VARIANTS = {"varepsilon": "ε", "epsilon": "ϵ", "varphi": "φ", "phi": "ϕ", "vartheta": "ϑ", "varrho": "ϱ"}
 _DIGITS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 TALL = ' class="tall"'
 """Brackets that the page draws itself: browsers let `mo` grow only where the reader has a font for mathematics."""
@@ -264,34 +262,13 @@ class Notation:
         return (1 if complement else 3 if e.is_Add else 2), self._rank(e.free_symbols)
 
 
-def glyph(latex: str) -> tuple[str, str]:
-    r"""A LaTeX name as Unicode: its base and its subscript. `\gamma_c` is ("γ", "c")."""
-    base, _, sub = re.sub(r"\\_", "\0", latex.strip()).partition("_")
-    return _plain(base), _plain(sub)
-
-
-def _plain(latex: str) -> str:
-    bare = re.sub(r"\\(?:mathrm|mathit|text|operatorname)\b", "", latex).replace("{", "").replace("}", "")
-    return re.sub(r"\\([A-Za-z]+)", lambda found: _greek(found[1]) or found[1], bare).replace("\0", "_").strip()
-
-
-def _greek(name: str) -> str:
-    if name in _VARIANTS:
-        return _VARIANTS[name]
-    size = "CAPITAL" if name[:1].isupper() else "SMALL"
-    try:
-        return unicodedata.lookup(f"GREEK {size} LETTER {name.upper().replace('LAMBDA', 'LAMDA')}")
-    except KeyError:
-        return ""
-
-
 def _own(name: str) -> tuple[str, str]:
     """The glyph of a symbol that has no LaTeX name: a Greek name is its letter, digits at the end are lowered."""
     head, _, sub = name.partition("_")
     letters = head.rstrip("0123456789")
     if letters and not sub:
         head, sub = letters, head[len(letters) :]
-    return _greek(head) or head, sub
+    return greek(head) or head, sub
 
 
 def _upright(text: str) -> str:

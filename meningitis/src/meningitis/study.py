@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from meningitis.analysis.outcomes import sampled
+from meningitis.analysis.outcomes import distributed, sampled
 from meningitis.calendar import WeekSystem
 from meningitis.chapters import CHAPTERS, Work
 from meningitis.model import Model
@@ -29,12 +29,13 @@ def study(
     weeks: WeekSystem = "iso",
     progress: Callable[[str], None] | None = None,
 ) -> Path:
-    """Run the whole study and write figures/, tables/, results.json and, last, report.html under `out`.
+    """Run the whole study and write figures/, tables/, results.json, report.html and, last, manifest.json under `out`.
 
     `models`: the fuller one last; chapters that need what a declaration lacks say so. `scenario`, `overrides` and
     `days` change what single runs start from, every scenario's values, and the length of every run.
+    The files of an earlier study in `out` are removed, and no others; so are those of this one where it fails.
     Returns the page's path. Raises ModelError for unknown scenarios or values out of bounds, ValueError for unusable
-    sample sizes, OSError where `out` cannot be written.
+    sample sizes, or where `out` has a manifest of something else, OSError where it cannot be written.
     """
     if sobol_n < 2 or sobol_n & (sobol_n - 1):
         raise ValueError(f"sobol-n is {sobol_n}, but must be a power of two such as 4096")
@@ -66,15 +67,20 @@ def study(
         days=days,
     )
     for model in models:
-        sampled(model, work.pinned(model))
+        if distributed(model):
+            sampled(model, work.pinned(model))
     models[-1].values(scenario, work.overrides)  # what it refuses, it refuses before anything is written
-    out.mkdir(parents=True, exist_ok=True)
-    for place, (title, chapter) in enumerate(CHAPTERS, start=1):
-        if progress:
-            progress(f"{place}/{len(CHAPTERS)} {title} ({time.perf_counter() - began:.1f} s)")
-        report.section(title)
-        chapter(work)
-    page = report.write(work.results)
+    report.begin()
+    try:
+        for place, (title, chapter) in enumerate(CHAPTERS, start=1):
+            if progress:
+                progress(f"{place}/{len(CHAPTERS)} {title} ({time.perf_counter() - began:.1f} s)")
+            report.section(title)
+            chapter(work)
+        page = report.write(work.results)
+    except BaseException:  # interrupted as well
+        report.discard()
+        raise
     if progress:
         progress(f"done in {time.perf_counter() - began:.1f} s")
     return page

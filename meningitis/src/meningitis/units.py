@@ -48,7 +48,7 @@ def quantity(text: str | float) -> tuple[float, Dimension | None]:
     if isinstance(text, int | float):
         value = float(text)
     else:
-        match = _QUANTITY.fullmatch(text)
+        match = _QUANTITY.fullmatch(str(text))  # whatever else it is: a number of numpy's reads as one
         if match is None:
             raise UnitError(
                 f"'{text}' is not a quantity: write a number with an optional unit, such as 70/year or 20 %"

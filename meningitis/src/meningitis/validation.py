@@ -5,13 +5,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
 
+from meningitis.glyphs import glyph
 from meningitis.grammar import CONSTANTS, FUNCTIONS, GrammarError, nearest, parse
-from meningitis.model import CUMULATIVE, TIME, Flow, Model, ModelError, Parameter, Problem
+from meningitis.model import (
+    CUMULATIVE,
+    TIME,
+    Distribution,
+    Flow,
+    Model,
+    ModelError,
+    Parameter,
+    Problem,
+    Scenario,
+    is_number,
+)
 from meningitis.units import (
     DIMENSIONLESS,
     PERSONS,
@@ -29,7 +41,7 @@ ROUNDING = 1e-7
 
 CODES: Mapping[str, str] = {
     "E001": "a rate or initial value uses a name that is declared nowhere",
-    "E002": "two things have the same name, or a name is not usable",
+    "E002": "two things have the same name or symbol, or a name is not usable",
     "E003": "a rate or initial value cannot be read",
     "E004": "a flow is not in persons per day, or an initial value not in persons",
     "E005": "a default, bound, distribution or length is outside what it may be",
@@ -49,31 +61,38 @@ CODES: Mapping[str, str] = {
 
 @dataclass(kw_only=True)
 class Checked:
-    """The parsed expressions of a valid declaration."""
+    """The parsed expressions of a valid declaration, and its scenarios with their values as numbers."""
 
     rates: dict[str, sympy.Expr] = field(default_factory=dict)
     initial: dict[str, sympy.Expr] = field(default_factory=dict)
+    scenarios: tuple[Scenario, ...] = ()
 
 
 def check(model: Model) -> Checked:
-    """Check a whole declaration; raise ModelError with every problem, or return its parsed expressions."""
+    """Check a whole declaration; raise ModelError with every problem, or return what was read in it."""
     problems: list[Problem] = []
     _names(model, problems)
     units = _parameters(model, problems)
     checked = Checked()
     _flows(model, units, checked, problems)
     _initial(model, units, checked, problems)
-    if model.max_step is not None and not (math.isfinite(model.max_step) and model.max_step > 0):
-        message = f"max_step is {model.max_step:g} days, but must be above 0"
+    if model.max_step is not None and not _lasts(model.max_step):
+        message = f"max_step is {model.max_step!r}, but must be a number of days above 0"
         problems.append(Problem(code="E005", where=f"model {model.name}", message=message))
     for scenario in model.scenarios:
-        if not (math.isfinite(scenario.days) and scenario.days > 0):
-            message = f"days is {scenario.days:g}, but must be above 0"
-            problems.append(Problem(code="E005", where=f"scenario {scenario.name}", message=message))
-        _values(model, scenario.overrides, f"scenario {scenario.name}", problems)
+        where = f"scenario {scenario.name}"
+        if not _lasts(scenario.days):
+            message = f"days is {scenario.days!r}, but must be a number above 0"
+            problems.append(Problem(code="E005", where=where, message=message))
+        read = replace(scenario, overrides=_values(model, scenario.overrides, where, problems))
+        checked.scenarios += (read,)
     if problems:
         raise ModelError(problems)
     return checked
+
+
+def _lasts(days: float) -> bool:
+    return is_number(days) and math.isfinite(days) and days > 0
 
 
 def check_values(model: Model, base: Mapping[str, float], overrides: Mapping[str, float | str]) -> dict[str, float]:
@@ -112,6 +131,12 @@ def _names(model: Model, problems: list[Problem]) -> None:
         if not re.fullmatch(r"[^\W\d]\w*", name) or name == TIME or name in FUNCTIONS or name in CONSTANTS:
             message = f"'{name}' must be a word that is neither time '{TIME}' nor a function or constant of the grammar"
             problems.append(Problem(code="E002", where=f"name {name}", message=message))
+    by_glyph: dict[tuple[str, str], str] = {}
+    for parameter in model.parameters:
+        other = by_glyph.setdefault(glyph(parameter.symbol), parameter.name)
+        if other != parameter.name:
+            message = f"symbol '{parameter.symbol}' is shown as that of {other}: figures could not tell them apart"
+            problems.append(Problem(code="E002", where=f"parameter {parameter.name}", message=message))
     # Columns of every table beside the compartments' and the swept parameters'.
     for what, names in (("compartment", model.state_names), ("parameter", model.parameter_names)):
         for name in sorted({*CUMULATIVE, "set", "time"} & set(names)):
@@ -140,8 +165,22 @@ def _parameters(model: Model, problems: list[Problem]) -> dict[sympy.Symbol, Dim
 def _range(parameter: Parameter) -> list[str]:
     if parameter.kind not in ("rate", "count", "proportion", "multiplier"):
         return [f"kind '{parameter.kind}' is not rate, count, proportion or multiplier"]
-    low, high = parameter.bounds
-    found = []
+    bounds: Any = parameter.bounds
+    d: Any = parameter.distribution
+    if not (isinstance(bounds, tuple | list) and len(bounds) == 2):
+        return [f"bounds are {bounds!r}, but must be a pair of numbers, low and high"]
+    if not isinstance(d, Distribution):
+        return [f"distribution is {d!r}, but must be a Distribution"]
+    low, high = bounds
+    numbers = {"default": parameter.default, "lower bound": low, "upper bound": high, "low": d.low, "high": d.high}
+    numbers |= {} if d.mode is None else {"mode": d.mode}
+    found = [
+        f"{what} is {value!r}, but must be a number (parse_quantity makes one of text such as 70/year)"
+        for what, value in numbers.items()
+        if not is_number(value)
+    ]
+    if found:
+        return found
     if not low <= high:
         found.append(f"bounds {low:g} to {high:g} are not in order")
     if low < 0:
@@ -150,7 +189,6 @@ def _range(parameter: Parameter) -> list[str]:
         found.append(f"a proportion lies in [0, 1], but its bounds reach {high:g}")
     if not low <= parameter.default <= high:
         found.append(f"default {parameter.default:g} is outside {low:g} to {high:g}")
-    d = parameter.distribution
     if d.kind not in ("uniform", "loguniform", "triangular", "fixed"):
         found.append(f"distribution '{d.kind}' is not uniform, loguniform, triangular or fixed")
     if not low <= d.low <= d.high <= high:

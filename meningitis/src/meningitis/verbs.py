@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from meningitis.model import Model
 
 SWEPT = {"carrier_odds": (0.5, 0.75, 1.0, 1.25, 1.5), "direct_fraction": (0.0, 0.01, 0.1, 0.5, 1.0)}
-"""What final-size sweeps over, where a model has it, no value is given and no --sweep."""
+"""What final-size sweeps over, within its bounds, where a model has it, no value is given and no --sweep."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -291,12 +291,13 @@ def _final_size(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from meningitis import analysis
+    from meningitis.analysis.runs import within
 
     model = model_of(arguments)
     sweep = sweep_of(model, arguments)
     if not sweep:
-        given = given_of(arguments)
-        sweep = {n: list(grid) for n, grid in SWEPT.items() if n in model.parameter_names and n not in given}
+        free = [name for name in SWEPT if name in model.parameter_names and name not in given_of(arguments)]
+        sweep = {name: within(model, name, SWEPT[name]) for name in free}
     found = analysis.final_sizes(model, values_of(model, arguments), sweep, days=days_of(model, arguments))
     if found.note:
         print(f"meningitis: {found.note}", file=sys.stderr)

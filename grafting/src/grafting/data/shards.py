@@ -11,6 +11,7 @@ that could not be read. ``null.safetensors`` has the empty prompt, ``states`` (L
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from functools import cached_property, lru_cache
@@ -30,6 +31,8 @@ OPEN = 256
 """Files that are kept open, each mapped and not read."""
 HELD_OUT = (0.05, 1000)
 """Pictures that are held out of training: this share, and no more than so many."""
+DRAWN = "both halves in drawn order, mirror images to learn from alone"
+"""What a half is, for all that depends on it."""
 
 
 class ShardError(ValueError):
@@ -87,8 +90,8 @@ class Encoded:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of the manifest, which names the hashes of all files."""
-        return sha256(self.folder / MANIFEST)
+        """A hash of the manifest, which names the hashes of all files, and of how halves are drawn."""
+        return hashlib.sha256(f"{sha256(self.folder / MANIFEST)} {DRAWN}".encode()).hexdigest()
 
     def verify(self) -> None:
         """Read every file once. Raises ShardError for the first whose hash is not the manifest's."""
@@ -99,16 +102,29 @@ class Encoded:
                 )
 
     def half(self, *, train: bool) -> torch.Tensor:
-        """(n,) positions of the samples that are learnt from, or held out: :data:`HELD_OUT` of the pictures, drawn by
-        counter, each with its mirror image. The only picture there is, is in both halves."""
-        each = 2 if self.manifest["mirrored"] else 1
-        pictures = len(self) // each
+        """(n,) positions of the samples that are learnt from, or held out: :data:`HELD_OUT` of the pictures.
+
+        They are drawn by counter and stay in the order of the draw, so that the first of them are a fair share of all,
+        in folders that are sorted by class too. A mirror image is learnt from beside its picture, and not held out:
+        the two are no independent measurements. The only picture there is, is in both halves.
+        """
         share, most = HELD_OUT
+        each, pictures = self._each, len(self._order)
         held = min(max(1, round(share * pictures)), most)
-        chosen = torch.zeros(pictures, dtype=torch.bool)
-        chosen[torch.randperm(pictures, generator=generator(0, "held out"))[:held]] = True
-        wanted = chosen != train if pictures > 1 else torch.ones_like(chosen)
-        return torch.nonzero(wanted.repeat_interleave(each))[:, 0]
+        if not train:
+            return self._order[:held] * each
+        learnt = self._order[held if pictures > 1 else 0 :]
+        return (learnt[:, None] * each + torch.arange(each)).flatten()
+
+    @property
+    def _each(self) -> int:
+        """Samples of a picture."""
+        return 2 if self.manifest["mirrored"] else 1
+
+    @cached_property
+    def _order(self) -> torch.Tensor:
+        """(pictures,) all of them, as they are drawn."""
+        return torch.randperm(len(self) // self._each, generator=generator(0, "held out"))
 
     def latents(self, positions: torch.Tensor | None = None) -> Rows:
         """Rows of latents (B, C, h, w) float32, scaled as the transformer takes them."""

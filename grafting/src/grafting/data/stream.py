@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..files import sha256
+from ..random import generator
 from .pictures import SUFFIXES, PictureError, read_picture
 
 ARRAYS = ("images", "arr_0", "train_images")
@@ -53,7 +54,7 @@ class ImageStream:
     def __len__(self) -> int:
         return len(self._files) if self.path.is_dir() else len(self._array)
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """A hash of the file, or of the names and sizes of a folder's images."""
         if not self.path.is_dir():
@@ -63,12 +64,19 @@ class ImageStream:
 
     def first(self, count: int) -> Iterator[torch.Tensor]:
         """Batches of the first ``count`` images."""
-        for start in range(0, min(count, len(self)), self.batch):
-            stop = min(start + self.batch, count, len(self))
+        return self._batches(torch.arange(min(count, len(self))))
+
+    def drawn(self, count: int) -> Iterator[torch.Tensor]:
+        """Batches of ``count`` images drawn by counter: a fair share of all, in a folder sorted by class too."""
+        order = torch.randperm(len(self), generator=generator(0, "drawn images"))
+        return self._batches(order[:count].sort().values)
+
+    def _batches(self, places: torch.Tensor) -> Iterator[torch.Tensor]:
+        for part in places.split(self.batch):
             if self.path.is_dir():
-                pixels = np.stack([self._read(file) for file in self._files[start:stop]])
+                pixels = np.stack([self._read(self._files[place]) for place in part.tolist()])
             else:
-                pixels = self._array[start:stop]
+                pixels = self._array[part.numpy()]
             if pixels.shape[-1] in (1, 3) and pixels.shape[1] not in (1, 3):
                 pixels = pixels.transpose(0, 3, 1, 2)
             if pixels.shape[1:] != (self.channels, self.side, self.side):

@@ -161,7 +161,7 @@ def located(plan: Plan, model: str, analysis: Path | None, config: Mapping[str, 
     ranking = read_ranking(analysis or folder / FILE)
     if config is None:
         config = bundled_config(model) if model in bundled_configs() else config_of(model)
-    depth = shape_of(config).depth
-    if depth != len(ranking.values):
-        raise PlanError([f"an analysis of {len(ranking.values)} blocks ({ranking.model}); {model} has {depth}"])
-    return plan.located(ranking.values)
+    shape = shape_of(config)
+    if shape.depth != len(ranking.values):
+        raise PlanError([f"an analysis of {len(ranking.values)} blocks ({ranking.model}); {model} has {shape.depth}"])
+    return plan.located(ranking.values, shape)

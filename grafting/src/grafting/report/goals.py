@@ -86,7 +86,12 @@ def verdicts(results: TableResults) -> tuple[Verdict, ...]:
 
 
 def _asked(row: TableRow, goal: Goal) -> bool:
-    if row.share != goal.share or row.images is not None or row.seed is not None or row.changed or not row.figures:
+    return bool(row.figures) and _meant(row, goal)
+
+
+def _meant(row: TableRow, goal: Goal) -> bool:
+    """Whether the goal is for such a row, be it judged by samples or by the loss alone."""
+    if row.share != goal.share or row.images is not None or row.seed is not None or row.changed:
         return False
     if goal.budget is None or row.budget is None:
         return goal.budget is None and not row.variant
@@ -197,6 +202,8 @@ def summary(results: TableResults) -> tuple[str, ...]:
         mine = [verdict for verdict in found if verdict.goal is goal]
         if mine:
             told.append(f"{goal.text}: {_counted([verdict for verdict in mine if not verdict.control])}")
+            unseen = sum(row.role == "hybrid" and _meant(row, goal) and not row.figures for row in results.rows)
+            told[-1] += f" {unseen} more were judged by the loss alone." if unseen else ""
             if bare := [verdict for verdict in mine if verdict.control]:
                 told[-1] += f" The control none by the same rule: {_counted(bare)}"
     plain = [row for row in results.rows if not row.variant]

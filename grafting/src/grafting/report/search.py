@@ -7,6 +7,7 @@ search.html            the page, drawn from search.json alone
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,8 @@ def layout(plan: Mapping[str, Any], kinds: Sequence[str], depth: int) -> Layout:
 
 
 def score_maps(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(heading, SVG) of every predictor at every kind of site: blocks down, operators across."""
+    """(heading, SVG) of every predictor at every kind of site: blocks down, operators across; empty where a block has
+    no such site."""
     found = []
     for by, words in PREDICTORS.items():
         for kind in KINDS:
@@ -140,7 +142,7 @@ def score_maps(content: Mapping[str, Any]) -> list[tuple[str, str]]:
             blocks = range(content["depth"])
             heading = f"{kind}: {words}"
             svg = heat_map(
-                [[scores[block, name] for name in names] for block in blocks],
+                [[scores.get((block, name), math.nan) for name in names] for block in blocks],
                 heading,
                 rows=[str(block) for block in blocks],
                 columns=names,

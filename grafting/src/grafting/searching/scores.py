@@ -22,6 +22,7 @@ from ..hosts import Site
 from ..hosts.registry import schedule_of
 from ..initialise import start_versions
 from ..measure.denoising import Triples, denoising_losses, paired_difference
+from ..modes import evaluating
 from ..store.models import Model
 from ..study.parts import part
 from ..study.stages import Material, begin, denoiser
@@ -187,6 +188,7 @@ def carried_errors(handle: Grafted, held: Triples, *, batch_size: int = 128) -> 
 
     with ExitStack() as stack:
         stack.enter_context(handle.teacher())
+        stack.enter_context(evaluating(model))  # labels are not dropped
         stack.enter_context(
             visit_spans({site: ((switch, switch),) for site, switch in handle.switches.items()}, at_site, host.streams)
         )

@@ -83,6 +83,7 @@ class Study:
         self.material = Material(self.model, self._data(device)).first(recipe.images)
         self.judging = Judge(recipe.evaluate, self.model, self.material, out, device)
         self.asked = Asked(recipe.evaluate, self.model, self.material, recipe.seed, device)
+        _ = self.material.identity  # hashed once, for all recipes that share it
         self.entries = entries(recipe)
         self.source = tensors_hash(self.teacher.state_dict())
         self._check_data()

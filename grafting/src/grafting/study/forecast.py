@@ -6,7 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,7 +17,11 @@ from ..precision import autocast
 from ..sampling import Pipeline
 from .rows import Row
 from .stages import PASSES, denoiser
+from .timing import place
 from .whole import Table
+
+FEW = 4
+"""Steps of a walk that are timed in the place of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +57,15 @@ def measuring_flops(table: Table, row: Row) -> float:
 
 
 def rates(table: Table) -> Rates:
-    """From the rows that were made in one go with as many threads; else from a training step and a batch of samples."""
+    """From the rows that were made in one go on this device with as many threads; else from a training step and a few
+    steps of a batch of samples."""
     flops, took = {"train": 0.0, "measure": 0.0}, {"train": 0.0, "measure": 0.0}
     for row in table.rows:
         path = table.out / "work" / row.name / "seconds.json"
         if row.parts and path.is_file() and table.done(row) is not None:
             seconds = json.loads(path.read_text())
-            if seconds.get("threads") != torch.get_num_threads():
+            here = (seconds.get("threads"), seconds.get("place"))
+            if here != (torch.get_num_threads(), place(table.study.team.device, torch.get_num_threads())):
                 continue
             made = {"train": making_flops(table, row), "measure": measuring_flops(table, row)}
             flops = {key: flops[key] + made[key] for key in flops}
@@ -91,10 +97,14 @@ def _sampling_rate(table: Table) -> float:
     config, study = table.recipe.evaluate, table.study
     asked = rows(study.asked.condition, slice(config.batch))
     pipeline = Pipeline(study.teacher, study.model.autoencoder, null=study.asked.null)
+    few = replace(config.sampling, steps=min(config.steps, FEW))
     began = time.perf_counter()
-    pipeline(asked, sampling=config.sampling, batch_size=config.batch)
+    z = pipeline.latents(asked, sampling=few, batch_size=config.batch)
+    walked = time.perf_counter()
+    pipeline.decode(z)
+    took = (walked - began) * config.steps / few.steps + time.perf_counter() - walked
     passes = count(asked) * config.steps * (1 if config.guidance == 1 else 2)
-    return table.training / (PASSES * table.samples) * passes / (time.perf_counter() - began)
+    return table.training / (PASSES * table.samples) * passes / took
 
 
 def dry_run(table: Table, chosen: Sequence[Row], found: Rates) -> str:

@@ -76,7 +76,8 @@ class Judge:
     @property
     def settings(self) -> dict[str, Any]:
         """What a figure depends on besides the samples."""
-        floor = self.floor_stream.identity if self.floor_stream else self.material.identity["images"]
+        named = self.floor_stream
+        floor = f"{named.identity}, drawn" if named else self.material.identity["images"]
         return {"judge": self.identity, "reference": self.reference.key, "floor": floor, "measures": MEASURES}
 
     def _stream(self, path: str) -> ImageStream:
@@ -94,7 +95,7 @@ class Judge:
         n = self.config.samples
         held: Iterable[torch.Tensor]
         held = (
-            self.floor_stream.first(n)
+            self.floor_stream.drawn(n)
             if self.floor_stream
             else self.material.images(train=False).images[:n].split(BATCH)
         )

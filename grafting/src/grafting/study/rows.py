@@ -25,9 +25,9 @@ class Row:
     learnt from, None for all. seed: of start and training, None for the recipe's. variant: of another budget, data,
     seed or setting than the table's own, or without samples; changed: of another setting; samples: whether any are
     drawn, or the held-out loss alone judges it; finetune: what it changes in stage 2. none: the
-    row of its control *none*, where that is not the one of equal site and share. against: the name of the rows that it
-    is compared with. recipe, entry: the study that makes it, and its name there; None where ``problem`` says why it
-    cannot be made. parts: FLOPs by part. cost: of its plan; None for the unchanged teacher.
+    name or label of its control *none*, where that is not the one of equal site and share. against: the name of the
+    rows that it is compared with. recipe, entry: the study that makes it, and its name there; None where ``problem``
+    says why it cannot be made. parts: FLOPs by part. cost: of its plan; None for the unchanged teacher.
     """
 
     name: str
@@ -89,9 +89,12 @@ def rows(recipe: TableRecipe, model: Any, samples: int) -> list[Row]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise StudyError(f"rows {', '.join(twice)} occur twice: give their groups other names")
-    for key, known in (("none", names), ("against", [row.label for row in found])):
+    labels = [row.label for row in found]
+    for key, known in (("none", [*names, *labels]), ("against", labels)):
         if lost := sorted({getattr(row, key) for row in found} - {"", *known}):
             raise StudyError(f"{key} {', '.join(lost)}: no such row; there are {', '.join(dict.fromkeys(known))}")
+    if odd := [row.name for row in found if row.none and none_of(row, found) is None]:
+        raise StudyError(f"rows {', '.join(odd)}: their none has no row of their share, budget, images and seed")
     return sorted(found, key=_order)
 
 
@@ -110,10 +113,11 @@ def matching(found: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
 
 
 def none_of(row: Row, found: Sequence[Row]) -> Row | None:
-    """A hybrid's control *none*: the one that it names, or that of the same site, share, budget, images, seed and
-    stage 2."""
+    """A hybrid's control *none*, of the same share, budget, images and seed: of the name or label that it gives, or
+    that of the same site and stage 2."""
     if row.none:
-        return next(other for other in found if other.name == row.none)
+        named = (other for other in found if row.none in (other.name, other.label) and _alike(row, other))
+        return next(named, None)
     place = (row.site, row.finetune)
     there = (o for o in found if o.operator == "none" and _alike(row, o) and (o.site, o.finetune) == place)
     return next(there, None) if row.role == "hybrid" else None
@@ -311,10 +315,16 @@ def fit(
 
     A stage 1 too short for a single step is left out. Raises StudyError where no step of stage 2 is left.
     """
-    one = None
-    steps = int(first * allowed / stage_one_flops(cost, replace(distill, steps=1, evaluate_every=1))) or 1
-    while first and stage_one_flops(cost, _timed(distill, steps)) <= first * allowed:
-        one, steps = _timed(distill, steps), steps + 1
+    fits, beyond = 0, 1  # steps; a stage of more of them is never cheaper
+    while first and stage_one_flops(cost, _timed(distill, beyond)) <= first * allowed:
+        fits, beyond = beyond, 2 * beyond
+    while beyond - fits > 1:
+        middle = (fits + beyond) // 2
+        if stage_one_flops(cost, _timed(distill, middle)) <= first * allowed:
+            fits = middle
+        else:
+            beyond = middle
+    one = _timed(distill, fits) if fits else None
     left = allowed - sum(part_flops(cost, calibration=calibration, one=one, two=None).values())
     step = part_flops(cost, calibration=0, one=None, two=replace(finetune, steps=1))["stage 2"]
     if left < step:

@@ -42,6 +42,7 @@ from .parts import StudyError, kept, key_of, part
 from .rows import Row, against_of, base, none_of, rows, untrained_of
 from .stages import training_flops
 from .table import TableRecipe
+from .timing import place
 
 LOSSES = "losses.safetensors"
 GRID = 20
@@ -64,7 +65,8 @@ class Table:
                 "rows spend a share: give trained_on, as --set trained_on=358000000"
             )
         self.samples = samples
-        self.rows = rows(recipe, self.study.teacher, samples)
+        self.rows = [self._checked(row) for row in rows(recipe, self.study.teacher, samples)]
+        self._known: dict[str, dict[str, Any]] = {}
 
     @cached_property
     def training(self) -> float:
@@ -75,6 +77,14 @@ class Table:
         """The row of that name."""
         return next(row for row in self.rows if row.name == name)
 
+    def _checked(self, row: Row) -> Row:
+        """The row, with what this model or its data refuse of it as its problem."""
+        try:
+            self.opened(row)
+        except StudyError as error:
+            return replace(row, recipe=None, problem=row.problem or str(error))
+        return row
+
     def opened(self, row: Row) -> tuple[Study, Entry]:
         """The study that makes a row, and its entry there. Raises StudyError where it cannot be made."""
         if row.recipe is None:
@@ -84,6 +94,19 @@ class Table:
         return study, replace(entry, name=row.name)  # a folder of its own for each
 
     def _settings(self, row: Row) -> dict[str, Any]:
+        """What a row's figures depend on. Raises StudyError where it cannot be made."""
+        if row.name not in self._known:
+            self._known[row.name] = self._found_settings(row)
+        return self._known[row.name]
+
+    def _key(self, row: Row) -> str:
+        """A hash of the same; of a row that is refused, of the refusal."""
+        try:
+            return key_of(self._settings(row))
+        except ValueError as error:
+            return key_of({"refused": str(error)})
+
+    def _found_settings(self, row: Row) -> dict[str, Any]:
         study, entry = self.opened(row)
         config = study.recipe.evaluate
         protocol: dict[str, Any] = {"triples": config.triples, "seed": study.recipe.seed}
@@ -135,8 +158,9 @@ class Table:
         images = study.sample(entry) if row.samples else None
         judged = measured(study.judge(entry), study.score(entry)) if row.samples else Measured({}, {}, "")
         if fresh and entry is study.subject(entry):
-            took = {"train": trained - began, "measure": time.monotonic() - trained, "threads": torch.get_num_threads()}
-            write_json_atomic(home / "seconds.json", took)
+            threads = torch.get_num_threads()
+            took = {"train": trained - began, "measure": time.monotonic() - trained, "threads": threads}
+            write_json_atomic(home / "seconds.json", took | {"place": place(study.team.device, threads)})
         apart: dict[str, Figure] = {}
         stages: dict[str, Figure] = {}
         bins: tuple[Figure, ...] = ()
@@ -194,7 +218,7 @@ class Table:
 
     def fail(self, row: Row, error: Exception) -> None:
         """Note why a row could not be made, for every process and for the page."""
-        noted = {"reason": str(error), "at": time.time(), "key": key_of(self._settings(row))}
+        noted = {"reason": str(error), "at": time.time(), "key": self._key(row)}
         write_json_atomic(self._failure(row), noted)
 
     def failed(self, row: Row, since: float = 0.0) -> str:
@@ -206,7 +230,7 @@ class Table:
             return row.problem
         try:
             noted = json.loads(self._failure(row).read_text())
-            fresh = noted["at"] >= since and noted["key"] == key_of(self._settings(row))
+            fresh = noted["at"] >= since and noted["key"] == self._key(row)
             return str(noted["reason"]) if fresh else ""
         except (OSError, ValueError, KeyError, TypeError):
             return ""

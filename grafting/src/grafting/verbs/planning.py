@@ -37,6 +37,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--tflops", type=float, metavar="N", help="TFLOP/s to reckon with, where nothing is measured")
     made.add_argument("--steps", type=integers, default=[200, 300], metavar="N,N", help="of both stages (200,300)")
     made.add_argument("--batch", type=at_least(1), default=64)
+    made.add_argument("--out", type=Path, metavar="FILE", help="write the plan there, as YAML for --plan")
     made.add_argument("--json", action="store_true")
 
 
@@ -89,6 +90,7 @@ def plan(arguments: argparse.Namespace) -> None:
     """A plan's cost, bounds, time and disk, from a configuration alone."""
     from ..cost import plan_cost, table
     from ..expect import STATED_RATE, expect, lines, read_measured, stated, throughput
+    from ..files import write_text_atomic
 
     chosen = plan_of(arguments)
     if len(arguments.steps) != 2:
@@ -107,6 +109,8 @@ def plan(arguments: argparse.Namespace) -> None:
         rate = stated(STATED_RATE if arguments.tflops is None else arguments.tflops * 1e12)
     one, two = arguments.steps
     expected = expect(cost, rate, steps=(one, two), batch=arguments.batch, measured=measured)
+    if arguments.out is not None:
+        write_text_atomic(arguments.out, chosen.to_yaml())
     if arguments.json:
         print(json.dumps(cost.to_dict() | {"expected": expected.to_dict()}, indent=2))
         return

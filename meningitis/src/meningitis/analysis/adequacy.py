@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.optimize import brentq
 
 from meningitis.analysis.outcomes import outcomes
-from meningitis.analysis.runs import Array, checked, solved
+from meningitis.analysis.runs import Array, checked, filled, solved
 from meningitis.engine import simulate
 from meningitis.model import Model
 
@@ -61,9 +61,11 @@ def adequacy(
 ) -> Adequacy:
     """Total infected, cases, deaths and weekly peak by p, at equal phi and with phi rescaled to equal early cases.
 
+    Parameters that `values` leave out are as in the default scenario.
     Raises: ValueError for a model without direct_fraction or a grid that does not begin at 0.
     """
     checked(model, [P, PHI])
+    values = filled(model, values)
     p = np.asarray(p_grid, dtype=np.float64)
     if p.size == 0 or p[0] != 0:
         raise ValueError("p_grid must begin with 0, which every other value is compared with")

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import qmc
 
 from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled
-from meningitis.analysis.runs import Array, solved
+from meningitis.analysis.runs import Array, filled, solved
 from meningitis.engine import simulate
 from meningitis.model import Model
 
@@ -47,7 +47,12 @@ class Comparison:
 
 
 def compare(model: Model, a: Mapping[str, float], b: Mapping[str, float], *, days: float = 365.0) -> Comparison:
-    """Cases and deaths averted by going from parameter set `a` to `b` (both complete, as `Model.values` gives them)."""
+    """Cases and deaths averted by going from parameter set `a` to `b`.
+
+    Parameters that a set leaves out are as in the default scenario.
+    Raises: ModelError for unknown names and bad values.
+    """
+    a, b = filled(model, a), filled(model, b)
     both = {name: np.array([a[name], b[name]]) for name in model.parameter_names}
     found = outcomes(model, both, days=days)
     run = simulate(model, parameters=both, times=np.unique(np.append(np.arange(0.0, days, 7.0), days)), days=days)
@@ -117,7 +122,7 @@ def bands(
     names = sampled(model, pinned)
     uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
     times = np.arange(0.0, days + 1e-9, 7.0)
-    samples = draw(model, names, uniform, values or model.values())
+    samples = draw(model, names, uniform, filled(model, values))
     run = solved(simulate(model, parameters=samples, times=times, days=days))
     weekly = np.diff(run.cumulative, axis=1, prepend=0.0)
     columns = {name: run.states[:, :, k] for k, name in enumerate(model.state_names)}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from meningitis.analysis.runs import at_times, crossing_days
+from meningitis.analysis.runs import at_times, crossing_days, filled
 from meningitis.analysis.surveillance import who_thresholds
 from meningitis.calendar import DAY, date_of
 from meningitis.model import Model
@@ -141,8 +141,10 @@ def events(
     The two ratios only where the declaration has a case compartment fed by a carrier compartment, the prevalence peak
     where it has a single case compartment. `reporting_fraction` is how many suspected cases are reported for each of
     the model's: below 1 where some are missed, above it where illness of other causes is suspected too.
+    Parameters that `values` leave out are as in the default scenario.
     Raises: ValueError where it is not above 0 and finite, days are less than a week, or no flow is declared a case.
     """
+    values = filled(model, values)
     if not 0 < reporting_fraction < np.inf:
         raise ValueError(f"reporting_fraction is {reporting_fraction}, but must be above 0 and finite")
     if days < 7:

@@ -15,7 +15,7 @@ import sympy as sp
 from numpy.typing import ArrayLike
 from scipy.special import lambertw
 
-from meningitis.analysis.runs import Array, all_solved, checked, grid_of
+from meningitis.analysis.runs import Array, all_solved, swept
 from meningitis.engine import reduce
 from meningitis.model import Model
 from meningitis.models import BASIC, GENERALISED
@@ -92,6 +92,8 @@ def _shipped(values: Values) -> Model:
 
 
 def _evaluated(model: Model, expressions: Mapping[str, sp.Expr], values: Values) -> dict[str, Array]:
+    if not values.keys() >= set(model.parameter_names):
+        values = {**model.values(), **values}
     arrays = [np.asarray(values[name], dtype=np.float64) for name in model.parameter_names]
     function = sp.lambdify([model.symbols[name] for name in model.parameter_names], list(expressions.values()), "numpy")
     shape = np.broadcast_shapes(*(array.shape for array in arrays))
@@ -130,25 +132,26 @@ def final_sizes(
 ) -> FinalSizes:
     """Total ever infected for every combination of the swept values (none: `values` alone), of any declared model.
 
+    Parameters that neither `values` nor the sweep gives are as in the default scenario.
     Raises: ValueError for an unknown parameter or one without values; RuntimeError where a trajectory fails.
     """
-    sweep = dict(sweep or {})
-    checked(model, list(sweep))
-    grid = grid_of(sweep)
-    size = len(next(iter(grid.values()))) if grid else 1
-    samples = {name: np.full(size, float(value)) for name, value in values.items()} | grid
+    samples = swept(model, values, sweep)
     found = reduce(model, samples, days=days)
     all_solved(found["status"], samples)
     N = sum(starting_state(samples, model).values())
     try:
         exact, note = final_size_exact(samples, model=model), ""
     except ValueError as error:
-        exact, note = np.full(size, np.nan), str(error)
+        exact, note = np.full_like(N, np.nan), str(error)
     if refilled(model):
         again = "people enter the compartments that new infections drain: infections per person, which can exceed 1"
         note = f"{note}; {again}" if note else again
     return FinalSizes(
-        sweep=grid, days=days, integrated=np.asarray(found["ever_infected"]) / N, exact=np.asarray(exact), note=note
+        sweep={name: samples[name] for name in sweep or {}},
+        days=days,
+        integrated=np.asarray(found["ever_infected"]) / N,
+        exact=np.asarray(exact),
+        note=note,
     )
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from meningitis.analysis.outcomes import OUTCOMES, outcomes
+from meningitis.analysis.runs import filled
 from meningitis.model import Model
 from meningitis.symbolic import elasticities, initial_state, moving_rates
 
@@ -24,15 +25,16 @@ class LocalSensitivity:
     """(dY/dx)(x/Y) by outcome and parameter; R0 exactly, others by central differences of 1 %, one-sided at a bound
     or where a step would begin below zero.
 
-    An outcome that is zero has no relative change (NaN), nor has R0 where rates depend on time.
+    An outcome that is zero has no relative change (NaN), nor has R0 where rates depend on time, nor any outcome but R0
+    with a parameter whose bounds leave no room for two steps.
     """
 
     indices: dict[str, dict[str, float]]
 
     def ranked(self, outcome: str) -> list[str]:
-        """Parameters by size of their index for one outcome, largest first."""
+        """Parameters by size of their index for one outcome, largest first, those without one last."""
         column = self.indices[outcome]
-        return sorted(column, key=lambda name: -abs(column[name]))
+        return sorted(column, key=lambda name: -np.nan_to_num(abs(column[name]), nan=-1.0))
 
     def frame(self) -> pd.DataFrame:
         """Long table: outcome, parameter, index."""
@@ -45,8 +47,12 @@ class LocalSensitivity:
 
 
 def local_sensitivity(model: Model, values: Mapping[str, float], *, days: float = 365.0) -> LocalSensitivity:
-    """Normalised sensitivity of R0, weekly peak, cases, deaths and total infected to every parameter at `values`."""
-    names = model.parameter_names
+    """Normalised sensitivity of R0, weekly peak, cases, deaths and total infected to every parameter at `values`.
+
+    Parameters that `values` leave out are as in the default scenario.
+    Raises: ModelError for unknown names and bad values.
+    """
+    names, values = model.parameter_names, filled(model, values)
 
     def begins(name: str, x: float) -> bool:
         return min(initial_state(model, {**values, name: x}).values()) >= 0
@@ -74,7 +80,7 @@ def _stencil(
     """Two relative steps, in units of STEP, and their weights in the derivative, both of second order.
 
     Central, or one-sided where that leaves the bounds or nothing begins there (a compartment would be below zero);
-    central after all where no side has room for two steps.
+    no steps, and weights that are not known (NaN), where no side has room for two.
     """
     low, high = bounds
     central = np.array([1.0, -1.0]), np.array([0.5, -0.5])
@@ -84,4 +90,4 @@ def _stencil(
         taken = x * (1 + STEP * steps)
         if np.all((low <= taken) & (taken <= high)) and all(begins(float(point)) for point in taken):
             return steps, weights
-    return central
+    return np.zeros(2), np.full(2, np.nan)

@@ -52,14 +52,21 @@ def varies(found: Array) -> bool:
     return bool(np.ptp(found) > NOISE * abs(np.mean(found)))
 
 
-def sampled(model: Model, pinned: Collection[str] = ()) -> tuple[str, ...]:
-    """Names of the parameters whose distribution is not a single value and which are not pinned, in declared order.
+def distributed(model: Model) -> tuple[str, ...]:
+    """Names of the parameters whose distribution is not a single value, in declared order."""
+    return tuple(p.name for p in model.parameters if np.ptp(p.distribution.ppf(np.array([0.01, 0.5, 0.99]))) > 0)
 
-    Raises: ValueError where every one that could be sampled is pinned.
+
+def sampled(model: Model, pinned: Collection[str] = ()) -> tuple[str, ...]:
+    """Names of the parameters that have a distribution and are not pinned, in declared order.
+
+    Raises: ValueError where there are none.
     """
-    varying = [p.name for p in model.parameters if np.ptp(p.distribution.ppf(np.array([0.01, 0.5, 0.99]))) > 0]
+    varying = distributed(model)
     left = tuple(name for name in varying if name not in pinned)
-    if varying and not left:
+    if not varying:
+        raise ValueError(f"model {model.name!r} declares no distribution of a parameter, so there is none to sample")
+    if not left:
         raise ValueError(f"every sampled parameter of model {model.name!r} is given a value, so none is left to sample")
     return left
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm, qmc, rankdata
 
 from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled, varies
-from meningitis.analysis.runs import Array
+from meningitis.analysis.runs import Array, filled
 from meningitis.model import Model
 
 LEVEL = 0.95
@@ -119,7 +119,7 @@ def prcc(
     if n < len(names) + 5:
         raise ValueError(f"n is {n}, but {len(names)} sampled parameters need at least {len(names) + 5}")
     uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
-    samples = draw(model, names, uniform, values or model.values())
+    samples = draw(model, names, uniform, filled(model, values))
     found = outcomes(model, samples, days=days, progress=progress, checkpoint=checkpoint)
     week, cases = found["peak_week"], found["peak_weekly_incidence"] > 0
     peaked = cases & (week > 1) & (week < days // 7)

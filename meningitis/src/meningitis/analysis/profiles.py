@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from meningitis.analysis.runs import Array, checked, columns, grid_of, solved
+from meningitis.analysis.runs import Array, columns, solved, swept
 from meningitis.engine import simulate
 from meningitis.model import Model
 from meningitis.symbolic import growth, thresholds
@@ -35,12 +35,17 @@ class Profiles:
     early: Array
 
     def frame(self) -> pd.DataFrame:
-        """Long table: set, swept values, day, stage1, both, threshold, prevalence."""
+        """Long table: set, swept values, day, stage1, both, threshold, critical, early, prevalence.
+
+        The critical and the early ratio are those of the set, on each of its days.
+        """
         n, points = self.stage1.shape
         table: dict[str, Any] = {"set": np.repeat(np.arange(n), points)}
         table |= {name: np.repeat(values, points) for name, values in self.sweep.items()}
         table |= {"day": np.tile(self.times, n), "stage1": self.stage1.ravel(), "both": self.both.ravel()}
-        return pd.DataFrame(table | {"threshold": self.threshold.ravel(), "prevalence": self.prevalence.ravel()})
+        table |= {"threshold": self.threshold.ravel()}
+        table |= {"critical": np.repeat(self.critical, points), "early": np.repeat(self.early, points)}
+        return pd.DataFrame(table | {"prevalence": self.prevalence.ravel()})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, lists of lists."""
@@ -59,17 +64,16 @@ def profiles(
 ) -> Profiles:
     """Case-carrier ratios for every combination of the swept parameter values (none: `values` alone).
 
+    Parameters that neither `values` nor the sweep gives are as in the default scenario.
     Raises: ValueError for an unknown parameter, one without values, or a declaration without thresholds (see
     `symbolic.thresholds`); RuntimeError where a trajectory fails.
     """
     conditions = thresholds(model)
     case, carrier = conditions.case, conditions.carrier
-    sweep = dict(sweep or {})
-    checked(model, list(sweep))
-    grid = grid_of(sweep)
-    size = len(next(iter(grid.values()))) if grid else 1
+    samples = swept(model, values, sweep)
+    size = next(iter(samples.values())).size
     times = np.unique(np.append(np.arange(0.0, days, step), days))
-    run = solved(simulate(model, parameters={**values, **grid}, times=times, days=days))
+    run = solved(simulate(model, parameters=samples, times=times, days=days))
     ill = ill_states(model)
     stage1, both, prevalence, threshold = (np.empty((size, times.size)) for _ in range(4))
     critical, early = np.empty(size), np.empty(size)
@@ -78,14 +82,14 @@ def profiles(
         carriers = np.where(held[carrier] > 0, held[carrier], np.nan)
         prevalence[k] = sum(held[name] for name in ill)
         stage1[k], both[k] = held[case] / carriers, prevalence[k] / carriers
-        here = {**values, **{name: float(column[k]) for name, column in grid.items()}}
+        here = {name: float(column[k]) for name, column in samples.items()}
         threshold[k] = conditions.along(model, here, held)["stage1_spreads"]
         critical[k] = conditions.evaluate(model, here)["critical_ratio"]
         speed = growth(model, here)
         early[k] = speed.early_ratio if speed.rate > 0 and speed.early_ratio is not None else np.nan
     return Profiles(
         times=times,
-        sweep=grid,
+        sweep={name: samples[name] for name in sweep or {}},
         stage1=stage1,
         both=both,
         prevalence=prevalence,

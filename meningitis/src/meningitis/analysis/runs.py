@@ -10,6 +10,7 @@ import sympy
 from numpy.typing import ArrayLike, NDArray
 
 from meningitis.engine import Ensemble, crossings, simulate
+from meningitis.engine.ensemble import table
 from meningitis.engine.status import Status
 from meningitis.model import Model
 
@@ -61,16 +62,31 @@ def crossing_days(
     return [crossing.time for crossing in found if crossing.upwards == upwards]
 
 
-def grid_of(sweep: Mapping[str, Sequence[float]]) -> dict[str, Array]:
-    """All combinations of the swept values, as one array (n,) for each parameter.
+def swept(
+    model: Model, values: Mapping[str, float], sweep: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, Array]:
+    """Every parameter as one array (n,): all combinations of the swept values, the others as in `values`.
 
-    Raises: ValueError for a parameter without values.
+    What neither gives is as in the default scenario; quantities such as '70/year' are read.
+    Raises: ValueError for an unknown swept parameter or one without values; ModelError as `Model.values` does.
     """
+    sweep = dict(sweep or {})
+    checked(model, list(sweep))
     empty = [name for name, values in sweep.items() if len(values) == 0]
     if empty:
         raise ValueError(f"the sweep over {', '.join(empty)} has no values")
-    rows = np.array(list(product(*sweep.values())), dtype=np.float64)
-    return {name: rows[:, k] for k, name in enumerate(sweep)}
+    rows = list(product(*sweep.values()))
+    return table(model, None, {**values, **{name: [row[k] for row in rows] for k, name in enumerate(sweep)}})
+
+
+def filled(model: Model, values: Mapping[str, float] | None) -> dict[str, float]:
+    """Every parameter's value, filled, read and refused as in `swept`."""
+    return {name: float(column.item()) for name, column in swept(model, values or {}).items()}
+
+
+def within(model: Model, name: str, grid: ArrayLike) -> list[float]:
+    """A grid's values in order, those beyond the parameter's bounds drawn in to them, each once."""
+    return sorted({float(x) for x in np.clip(grid, *model.parameter(name).bounds)})
 
 
 def checked(model: Model, names: Sequence[str]) -> None:

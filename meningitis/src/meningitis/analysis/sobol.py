@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import qmc, sobol_indices
 
 from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled, varies
-from meningitis.analysis.runs import Array
+from meningitis.analysis.runs import Array, filled
 from meningitis.model import Model
 
 LEVEL, RESAMPLES = 0.95, 500
@@ -135,7 +135,7 @@ def sobol(
     Raises: ValueError where n is not a power of two or nothing is left to sample; RuntimeError where a run fails.
     """
     names = sampled(model, pinned)
-    held = values or model.values()
+    held = filled(model, values)
 
     def run(uniform: Array) -> Array:
         samples = draw(model, names, uniform, held)

@@ -9,7 +9,6 @@ import pandas as pd
 
 from meningitis import analysis, symbolic
 from meningitis.chapters.work import KEY, OUTCOME_WORDS, Work
-from meningitis.files import write_atomically
 from meningitis.model import Model
 from meningitis.notation import Notation
 from meningitis.report import figures
@@ -23,6 +22,9 @@ def sensitivity(work: Work) -> None:
     _local(work)
     ranked = []
     for model in work.models:
+        if none := work.undrawn(model):
+            work.report.text(f"{none} There are no rank correlations and no Sobol indices.")
+            continue
         days = work.length(model)
         ranks, shares, drawn = analysis.global_sensitivity(
             model,
@@ -54,7 +56,7 @@ def sensitivity(work: Work) -> None:
             f"Sobol indices from {work.sobol_n:,} base samples, {end}. What first orders leave of 1 is interaction."
             f"{_early(drawn)}",
         )
-        write_atomically(work.report.out / "tables" / f"prcc-{model.name}.csv", ranks.to_csv(index=False))
+        work.report.file(f"tables/prcc-{model.name}.csv", ranks.to_csv(index=False))
         work.report.table(
             f"sobol-{model.name}",
             shares,
@@ -66,7 +68,7 @@ def sensitivity(work: Work) -> None:
     held = [name for model in work.models for name in work.pinned(model) if name in KEY]
     if held:
         work.report.text(f"{', '.join(dict.fromkeys(held))} held as given: which parameters are key is not tested.")
-    elif set(KEY) <= set(work.fullest.parameter_names):
+    elif ranked and set(KEY) <= set(work.fullest.parameter_names):
         _key_claim(work, pd.DataFrame(ranked), shares)
 
 
@@ -85,18 +87,22 @@ def _local(work: Work) -> None:
     bars, parts = {}, []
     for model in work.models:
         symbols = {p.name: p.symbol for p in model.parameters}
-        index = symbolic.elasticities(model).evaluate(work.values(model))
-        bars[model.name] = {symbols[name]: value for name, value in index.items() if value != 0}
+        if moving := symbolic.moving_rates(model):
+            work.report.text(f"{', '.join(moving)} depends on time: R₀ of the {model.name} model has no indices.")
+        else:
+            index = symbolic.elasticities(model).evaluate(work.values(model))
+            bars[model.name] = {symbols[name]: value for name, value in index.items() if value != 0}
         found = analysis.local_sensitivity(model, work.values(model), days=work.length(model)).frame()
         found.insert(0, "model", model.name)
         parts.append(found)
     table = pd.concat(parts, ignore_index=True)
     work.results["local_indices"] = table.to_dict("records")
-    work.report.figure(
-        "tornado",
-        figures.tornado(bars),
-        "Normalised forward indices of R₀, derived symbolically; zero indices left out.",
-    )
+    if bars:
+        work.report.figure(
+            "tornado",
+            figures.tornado(bars),
+            "Normalised forward indices of R₀, derived symbolically; zero indices left out.",
+        )
     write, model = Notation(work.fullest), work.fullest
     cells: dict[str, dict[str, str]] = {}
     for row in parts[-1].to_dict("records"):
@@ -106,7 +112,8 @@ def _local(work: Work) -> None:
         "local-indices",
         table,
         f"Normalised indices of every outcome, {model.name} model: % change for 1 % of the parameter. Parameters "
-        "without any effect there (a value of zero has no 1 %) are left out. The file has every model.",
+        "without any effect there (a value of zero has no 1 %, nor has one without room in its bounds) are left out. "
+        "The file has every model.",
         pd.DataFrame([{"": write.text(model.symbols[name]), **cells[name]} for name in felt]),
     )
 

@@ -6,11 +6,14 @@ import math
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from meningitis import analysis, symbolic
+from meningitis.analysis.adequacy import PHI, P
+from meningitis.analysis.runs import within
 from meningitis.chapters.work import OUTCOME_WORDS, Work
-from meningitis.files import write_atomically
 from meningitis.frames import OUTCOME_UNITS
+from meningitis.model import Model
 from meningitis.notation import Notation
 from meningitis.report import figures
 
@@ -20,6 +23,8 @@ EFFICACY = 0.9
 """Share of the vaccinated who are protected against acquiring carriage, in the example of a coverage."""
 SHARES = (0.0, 0.0005, 0.001, 0.0015, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Proportions ill at once that are compared with none: close to it, where equal early cases are possible at all."""
+FELT = 1e-6
+"""Index from which a parameter counts as one to lower."""
 SAME = 0.05
 """Relative difference below which p = 0 counts as adequate for an outcome."""
 
@@ -30,23 +35,25 @@ def infected(work: Work) -> None:
     if "carrier_odds" not in model.parameter_names:
         total = analysis.final_sizes(model, work.values(model), days=YEARS)
         work.results["ever_infected"] = {model.name: total.to_dict()}
-        words = f"Share of the population ever infected: by integrator after {YEARS:g} days, and exactly at the end."
-        work.report.table("ever-infected", total.frame(), f"{words} {total.note}")
+        end = ", and exactly at the end" if np.isfinite(total.exact).all() else ""
+        words = f"Share of the population ever infected: by integrator after {YEARS:g} days{end}. {total.note}"
+        work.report.table("ever-infected", total.frame(), words)
         return
-    direct = "direct_fraction" in model.parameter_names
-    epsilon, p = np.linspace(0.2, 2.0, 37), np.linspace(0.0, 1.0, 41) if direct else np.zeros(1)
+    epsilon = _points(model, "carrier_odds", 0.2, 2.0, 37)
+    p = _points(model, "direct_fraction", 0.0, 1.0, 41) if "direct_fraction" in model.parameter_names else np.zeros(1)
     found = analysis.ever_infected(model, work.values(model), list(epsilon), list(p), days=YEARS)
     exact = bool(np.isfinite(found.exact).all())
     share = found.exact if exact else found.integrated
     way = "when the outbreak is over (exact relation)" if exact else f"within {YEARS:g} days"
-    if direct:
+    if epsilon.size > 1 and p.size > 1:
+        basic = "; p = 0 is the basic model" if p[0] == 0 else ""
         work.report.figure(
             "ever-infected-curves",
             figures.ever_infected_curves(epsilon, p, share),
-            f"Share of the population ever infected {way}; p = 0 is the basic model.",
+            f"Share of the population ever infected {way}{basic}.",
         )
         work.report.figure("ever-infected-map", figures.ever_infected_map(epsilon, p, share), "The same as a map.")
-    some, few = (slice(0, None, 4), [0, 4, 10, 20, 40]) if direct else (slice(0, None, 4), [0])
+    some, few = slice(0, None, 4), [j for j in (0, 4, 10, 20, 40) if j < p.size]
     shown = pd.DataFrame(
         {"ε": [f"{x:.2g}" for x in epsilon[some]]}
         | {f"p = {p[j]:.2g}": [f"{100 * x:.1f}" for x in share[some, j]] for j in few}
@@ -59,8 +66,9 @@ def infected(work: Work) -> None:
         shown,
     )
     for other in work.models[:-1]:
+        epsilon = _points(other, "carrier_odds", 0.2, 2.0, 37)
         table = analysis.ever_infected(other, work.values(other), list(epsilon), days=YEARS).frame()
-        write_atomically(work.report.out / "tables" / f"ever-infected-{other.name}.csv", table.to_csv(index=False))
+        work.report.file(f"tables/ever-infected-{other.name}.csv", table.to_csv(index=False))
     gap = float(np.max(np.abs(found.integrated - found.exact))) if exact else None
     work.results["ever_infected"] = {model.name: found.to_dict(), "largest_gap": gap}
     if gap is None:
@@ -72,13 +80,25 @@ def infected(work: Work) -> None:
     )
 
 
+def _points(model: Model, name: str, low: float, high: float, count: int) -> NDArray[np.float64]:
+    """Even steps from low to high, or as far as the parameter's bounds reach; a single point where they hold it."""
+    first, last = np.clip([low, high], *model.parameter(name).bounds).tolist()
+    return np.unique(np.linspace(first, last, count))
+
+
 def adequacy(work: Work) -> None:
     """Outcomes over p, at equal conversion and at equal early cases, and whether p = 0 is adequate for each."""
     model = work.fullest
-    if "direct_fraction" not in model.parameter_names:
-        work.report.text("This chapter varies direct_fraction, which the model does not have.")
+    missing = [name for name in (P, PHI) if name not in model.parameter_names]
+    if missing:
+        work.report.text(f"This chapter varies {' and '.join(missing)}, which the model does not have.")
         return
-    found = analysis.adequacy(model, work.values(model), SHARES, days=work.length(model))
+    shares = within(model, P, SHARES)
+    if shares[0] > 0 or len(shares) == 1:
+        low, high = model.parameter(P).bounds
+        work.report.text(f"This chapter compares {P} with 0, for which its bounds, {low:g} to {high:g}, have no room.")
+        return
+    found = analysis.adequacy(model, work.values(model), shares, days=work.length(model))
     table = found.frame()
     work.results["adequacy"] = table.to_dict("records")
     names = {name: OUTCOME_WORDS[name] for name in found.equal}
@@ -123,10 +143,8 @@ def _postponed(unfinished: tuple[str, ...]) -> str:
     return f" Not over by then: {' and '.join(unfinished)}, so that what is averted may be postponed."
 
 
-def control(work: Work) -> None:
-    """What an intervention averts, and percentile bands over sampled parameters."""
-    model = work.fullest
-    values = work.values(model)
+def _critical(work: Work, model: Model, values: dict[str, float]) -> None:
+    """What would bring R0 to one."""
     facts = symbolic.control(model, values, efficacy=EFFICACY)
     write = Notation(model)
     table = pd.DataFrame(
@@ -164,22 +182,61 @@ def control(work: Work) -> None:
                 }
             ),
         )
-    lever = "transmission_rate" if "transmission_rate" in values else model.parameter_names[0]
-    other = {**values, lever: 0.8 * values[lever]}
-    found = analysis.compare(model, values, other, days=work.length(model))
+
+
+def _lever(model: Model, values: dict[str, float], days: float) -> str | None:
+    """The rate that the example lowers: one of infection before others, by the index of R0, or of the ever infected."""
+    index = (
+        analysis.local_sensitivity(model, values, days=days).indices["ever_infected"]
+        if symbolic.moving_rates(model)
+        else symbolic.elasticities(model).evaluate(values)
+    )
+    rates = model.flow_rates()
+    infecting = set().union(*(rates[flow.name].free_symbols for flow in model.flows if flow.new_infection))
+    able = [
+        p.name for p in model.parameters if p.kind == "rate" and index[p.name] > FELT and p.bounds[0] < values[p.name]
+    ]
+    return min(able, key=lambda name: (model.symbols[name] not in infecting, -index[name]), default=None)
+
+
+def _averted(work: Work, model: Model, values: dict[str, float]) -> None:
+    """Two parameter sets side by side, as an example."""
+    days = work.length(model)
+    lever = _lever(model, values, days)
+    if lever is None:
+        work.report.text("No rate can be lowered, within its bounds, to less infection: no two sets are compared.")
+        return
+    lowest = model.parameter(lever).bounds[0]
+    other = {**values, lever: max(0.8 * values[lever], lowest)}
+    found = analysis.compare(model, values, other, days=days)
+    changed = "lowered by a fifth" if other[lever] > lowest else f"lowered to the end of its bounds, {lowest:g}"
     work.results["compare"] = found.to_dict()
     work.report.table(
         "compare",
         found.frame(),
         f"An example of two parameter sets of the {model.name} model, {model.scenario(work.scenario).name} scenario, "
-        f"{found.days:g} days: {lever} as it is (a) and lowered by a fifth (b). Cases averted "
+        f"{found.days:g} days: {lever} as it is (a) and {changed} (b). Cases averted "
         f"{found.cases_averted:,.0f}, deaths averted {found.deaths_averted:,.0f}.{_postponed(found.unfinished)}",
         found.frame().assign(
             outcome=[OUTCOME_WORDS[name] for name in found.a],
             unit=[OUTCOME_UNITS[name].replace("1", "") for name in found.a],
         ),
     )
+
+
+def control(work: Work) -> None:
+    """What would bring R0 to one, what an intervention averts, and percentile bands over sampled parameters."""
+    model = work.fullest
+    values = work.values(model)
+    if moving := symbolic.moving_rates(model):
+        work.report.text(f"{', '.join(moving)} depends on time: no value of a parameter is the one at which R₀ = 1.")
+    else:
+        _critical(work, model, values)
+    _averted(work, model, values)
     for each in work.models:
+        if none := work.undrawn(each):
+            work.report.text(f"{none} There are no bands.")
+            continue
         band = analysis.bands(
             each,
             n=min(work.lhs_n, 1000),

@@ -87,6 +87,12 @@ def thresholds(work: Work) -> None:
     """F, V, K, R0 and the conditions for growth, in symbols and, by scenario, in numbers."""
     rows, found = [], {}
     for model in work.models:
+        if moving := symbolic.moving_rates(model):
+            work.report.text(
+                f"{', '.join(moving)} depends on time in the {model.name} model: F, V, R₀, growth and thresholds, "
+                "which are those of one matrix, are left out. Runs and what is counted along them follow."
+            )
+            continue
         found[model.name] = _formulas(work, model)
         for scenario in work.scenarios(model):
             values = work.values(model, scenario)
@@ -107,6 +113,8 @@ def thresholds(work: Work) -> None:
     table = pd.DataFrame(rows)
     work.results["thresholds"] = found
     work.results["reproduction"] = table.to_dict("records")
+    if not rows:
+        return
     heads = (
         "model", "scenario", "R₀", "R at start", "growth (per day)", "doubling time (days)", "generation time (days)",
         "immune share needed", "β at R₀ = 1 (per day)",

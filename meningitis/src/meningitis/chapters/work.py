@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from meningitis.analysis.outcomes import OUTCOMES
+from meningitis.analysis.outcomes import OUTCOMES, distributed
 from meningitis.calendar import WeekSystem
 from meningitis.model import Model
 
@@ -54,6 +54,10 @@ class Work:
     def pinned(self, model: Model) -> tuple[str, ...]:
         """Parameters that the overrides hold at one value, so that no analysis samples them."""
         return tuple(name for name in model.parameter_names if name in self.overrides)
+
+    def undrawn(self, model: Model) -> str:
+        """Why nothing is sampled, as a sentence; empty where something is."""
+        return "" if distributed(model) else f"No parameter of the {model.name} model has a distribution to sample."
 
     def draws(self, model: Model) -> str:
         """How parameters are sampled, for a caption: what is held, and that a scenario does not reach the sampled."""

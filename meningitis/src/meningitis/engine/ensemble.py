@@ -17,6 +17,7 @@ from meningitis.engine.status import Status
 from meningitis.engine.system import System, of_expressions, of_model
 from meningitis.grammar import nearest, parse
 from meningitis.model import CUMULATIVE, TIME, Model, ModelError, Problem
+from meningitis.units import UnitError, quantity_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,8 +173,8 @@ def longest_step(model: Model) -> float:
 def table(model: Model, scenario: str | None, parameters: Mapping[str, ArrayLike] | None) -> dict[str, Array]:
     """Return every parameter as an (n,) array: the scenario's values with `parameters` on top, bounds checked.
 
-    Single values of some of the parameters are read and checked as by :meth:`Model.values`: '70/year', too, and a start
-    below zero is refused.
+    Quantities such as '70/year' are read. Single values of some of the parameters are checked as by
+    :meth:`Model.values`, which refuses a start below zero.
     """
     given = dict(parameters or {})
     if given.keys() == set(model.parameter_names):  # nothing of the scenario is left, and its values take a millisecond
@@ -186,7 +187,11 @@ def table(model: Model, scenario: str | None, parameters: Mapping[str, ArrayLike
     problems = []
     for name, value in given.items():
         low, high = model.parameter(name).bounds
-        array = np.asarray(value, dtype=float)
+        try:
+            given[name] = array = _numbers(model.parameter(name).unit, value)
+        except UnitError as error:
+            problems.append(Problem(code="E013", where=f"model {model.name}, {name}", message=str(error)))
+            continue
         bad = array[~((array >= low) & (array <= high))]
         if bad.size:
             message = f"{bad.flat[0]:g} is outside {low:g} to {high:g} ({model.parameter(name).unit})"
@@ -194,6 +199,14 @@ def table(model: Model, scenario: str | None, parameters: Mapping[str, ArrayLike
     if problems:
         raise ModelError(problems)
     return _broadcast({**base, **given}, f"model {model.name}")
+
+
+def _numbers(unit: str, value: ArrayLike) -> Array:
+    """A value or an array as numbers in a parameter's unit."""
+    held = np.asarray(value)
+    if held.dtype.kind in "biuf":
+        return held.astype(float, copy=False)
+    return np.array([quantity_in(unit, each) for each in held.ravel().tolist()], dtype=float).reshape(held.shape)
 
 
 def _broadcast(given: Mapping[str, ArrayLike], where: str) -> dict[str, Array]:

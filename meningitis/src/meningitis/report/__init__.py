@@ -11,13 +11,13 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meningitis.files import write_atomically
+from meningitis.files import remove_listed, write_atomically, write_manifest
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-PAGE = "report.html"
+PAGE, RESULTS = "report.html", "results.json"
 NUMBER = re.compile(r"[−+]?[\d.,]+(e[−+]?\d+)?|[–·]|−?∞|≈ 0")
 """A cell that is set flush right where all of its column are such."""
 
@@ -66,7 +66,7 @@ def show(value: Any) -> str:
 
 @dataclass(kw_only=True)
 class Report:
-    """Sections of text, claims, tables and figures, each file written as it is added; the page comes last."""
+    """Sections of text, claims, tables and figures, each file written as it is added; page and manifest come last."""
 
     out: Path
     title: str
@@ -75,6 +75,25 @@ class Report:
     claims: list[dict[str, Any]] = field(default_factory=list)
     figures: int = 0
     tables: int = 0
+    written: list[str] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Make the folder, and remove the report that is in it, so that no two are mixed; other files stay.
+
+        Raises: OSError where that cannot be done, ValueError where the folder has a manifest of something else.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        remove_listed(self.out, first=(PAGE, RESULTS))
+
+    def discard(self) -> None:
+        """Remove what was written: without its page a report is none."""
+        for name in self.written:
+            (self.out / name).unlink(missing_ok=True)
+
+    def file(self, name: str, data: str | bytes) -> None:
+        """Write a file by its name under the folder."""
+        write_atomically(self.out / name, data)
+        self.written.append(name)
 
     def section(self, title: str) -> None:
         """Begin a section; all that is added next belongs to it."""
@@ -109,8 +128,8 @@ class Report:
 
         with styled():
             svg = to_svg(figure, name)
-            write_atomically(self.out / "figures" / f"{name}.pdf", to_pdf(figure))
-        write_atomically(self.out / "figures" / f"{name}.svg", svg)
+            self.file(f"figures/{name}.pdf", to_pdf(figure))
+        self.file(f"figures/{name}.svg", svg)
         self.figures += 1
         inline = svg[svg.index("<svg") :]
         points = float(re.search(r'width="([\d.]+)pt"', inline)[1])  # type: ignore[index]
@@ -120,7 +139,7 @@ class Report:
 
     def table(self, name: str, frame: pd.DataFrame, caption: str, shown: pd.DataFrame | None = None) -> None:
         """Write NAME.csv (all digits) and add the table, rounded, to the page; `shown` there in its stead."""
-        write_atomically(self.out / "tables" / f"{name}.csv", frame.to_csv(index=False))
+        self.file(f"tables/{name}.csv", frame.to_csv(index=False))
         self.tables += 1
         shown = frame if shown is None else shown
         rows = [[show(cell) for cell in row] for row in shown.itertuples(index=False)]
@@ -131,12 +150,13 @@ class Report:
         self._add(kind="table", name=name, heads=heads, rows=rows, caption=caption, number=self.tables)
 
     def write(self, results: dict[str, Any]) -> Path:
-        """Write results.json and then, last, the self-contained page. Returns the page's path."""
+        """Write results.json, the self-contained page and, last, the manifest of all files. Returns the page's path."""
         from jinja2 import Environment
 
-        write_atomically(self.out / "results.json", to_json(results))
+        self.file(RESULTS, to_json(results))
         source = resources.files("meningitis.report").joinpath("page.html").read_text(encoding="utf-8")
         template = Environment(autoescape=True).from_string(source)
         page = template.render(title=self.title, lead=self.lead, claims=self.claims, sections=self.sections)
-        write_atomically(self.out / PAGE, page)
+        self.file(PAGE, page)
+        write_manifest(self.out, self.written)
         return self.out / PAGE
