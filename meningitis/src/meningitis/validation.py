@@ -76,13 +76,13 @@ def check(model: Model) -> Checked:
     checked = Checked()
     _flows(model, units, checked, problems)
     _initial(model, units, checked, problems)
-    if model.max_step is not None and not _lasts(model.max_step):
-        message = f"max_step is {model.max_step!r}, but must be a number of days above 0"
+    if model.max_step is not None and (amiss := _amiss(model.max_step)):
+        message = f"max_step is {model.max_step!r}, but must be {amiss}"
         problems.append(Problem(code="E005", where=f"model {model.name}", message=message))
     for scenario in model.scenarios:
         where = f"scenario {scenario.name}"
-        if not _lasts(scenario.days):
-            message = f"days is {scenario.days!r}, but must be a number above 0"
+        if amiss := _amiss(scenario.days):
+            message = f"days is {scenario.days!r}, but must be {amiss}"
             problems.append(Problem(code="E005", where=where, message=message))
         read = replace(scenario, overrides=_values(model, scenario.overrides, where, problems))
         checked.scenarios += (read,)
@@ -91,8 +91,11 @@ def check(model: Model) -> Checked:
     return checked
 
 
-def _lasts(days: float) -> bool:
-    return is_number(days) and math.isfinite(days) and days > 0
+def _amiss(days: float) -> str:
+    """What a length in days must be and is not; empty where it is."""
+    if not is_number(days):
+        return "a number of days"
+    return "" if math.isfinite(days) and days > 0 else "above 0"
 
 
 def check_values(model: Model, base: Mapping[str, float], overrides: Mapping[str, float | str]) -> dict[str, float]:
