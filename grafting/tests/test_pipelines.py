@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
+import grafting
 from grafting.graft import graft, ungraft
 from grafting.plan import Plan
 
@@ -44,3 +47,19 @@ def test_graft_runs_in_dit_pipeline() -> None:
     assert hybrid.shape == plain.shape and np.isfinite(hybrid).all() and not np.array_equal(hybrid, plain)
     ungraft(transformer)
     assert np.array_equal(_draw(transformer, vae), plain)
+
+
+def test_a_saved_graft_goes_into_a_pipeline_as_the_page_of_files_says(tmp_path: Path) -> None:
+    """The delta into the pipeline's own transformer, in place; saved whole, it needs no pretrained model."""
+    transformer, vae = _parts()
+    plain = _draw(transformer, vae)
+    handle = graft(transformer, Plan.interleaved(operator="hyena_x"), init="random")
+    hybrid = _draw(transformer, vae)
+    grafting.save(handle, tmp_path / "graft")
+    again, vae = _parts()
+    loaded = grafting.load(tmp_path / "graft", again)
+    assert loaded.model is again and np.array_equal(_draw(again, vae), hybrid)
+    grafting.save(loaded, tmp_path / "whole", whole=True)
+    ungraft(again)
+    assert np.array_equal(_draw(again, vae), plain)
+    assert np.array_equal(_draw(grafting.load(tmp_path / "whole").model, vae), hybrid)  # type: ignore[arg-type]
