@@ -30,11 +30,12 @@ from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
 from grafting.study.asked import Asked
 from grafting.study.forecast import dry_run, rates
+from grafting.study.making import run_rows
 from grafting.study.publish import publish
 from grafting.study.recipe import EvaluateStage
 from grafting.study.scenes import embedded, scene_prompts
 from grafting.study.table import TableRecipe
-from grafting.study.whole import Table, run_rows
+from grafting.study.whole import Table
 from grafting.teachers import bundle
 from grafting.text import NULL, TextEncoder
 from grafting.training.team import Team

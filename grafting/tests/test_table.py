@@ -36,12 +36,13 @@ from grafting.store.models import open_model
 from grafting.study.bench import Study
 from grafting.study.entries import Entry
 from grafting.study.forecast import measuring_flops
+from grafting.study.making import run_rows
 from grafting.study.parts import StudyError
 from grafting.study.publish import publish
 from grafting.study.rows import Row, against_of, fit, matching, none_of, rows, untrained_of
 from grafting.study.stages import denoiser, left_unexplained, stage_one_flops, stage_two_flops, start_flops
 from grafting.study.table import TableRecipe
-from grafting.study.whole import Table, by_timestep, run_rows
+from grafting.study.whole import Table, by_timestep
 from grafting.teachers import teachers
 
 TEXT = """

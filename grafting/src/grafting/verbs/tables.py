@@ -26,11 +26,12 @@ def study(arguments: argparse.Namespace) -> None:
     """Run the rows of a table, or say what they would cost."""
     text = recipe_source(arguments.recipe)
     from ..study.forecast import dry_run, rates
+    from ..study.making import run_rows
     from ..study.parts import StudyError
     from ..study.publish import publish
     from ..study.rows import matching
     from ..study.table import TableRecipe
-    from ..study.whole import Table, run_rows
+    from ..study.whole import Table
 
     recipe = TableRecipe.from_yaml(text, arguments.set, arguments.recipe)
     out = arguments.out or Path("out") / Path(arguments.recipe).stem
