@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from grafting.files import write_bytes_atomic, write_text_atomic
 from grafting.report.results import Figure
-from grafting.report.table import TableResults, TableRow, read_table
+from grafting.report.table import TableResults, TableRow, read_table, write_table
 from grafting.report.table_page import qualities, render_table
 
 HOME = Path(__file__).resolve().parents[1]
@@ -27,13 +28,15 @@ SHIPPED = HOME / "src" / "grafting" / "assets" / "fashion" / "runs" / "table"
 def ship(out: Path) -> None:
     """Copy what is finished and write the page again. Raises ValueError where ``out`` holds no table."""
     results = read_table(out / "table.json")
+    # Why a row failed is of the machine where it did, as the files are that say so and are left out below.
+    results = replace(results, missing=dict.fromkeys(results.missing, "not run yet"))
     shutil.rmtree(SHIPPED / "rows", ignore_errors=True)
     made = {row.name for row in results.rows}
     for path in sorted((out / "rows").iterdir()):
         if path.name.split(".")[0] in made and not path.name.endswith(".failed.json"):
             write_bytes_atomic(SHIPPED / "rows" / path.name, path.read_bytes())
-    for name in ("table.json", "losses.safetensors"):
-        write_bytes_atomic(SHIPPED / name, (out / name).read_bytes())
+    write_bytes_atomic(SHIPPED / "losses.safetensors", (out / "losses.safetensors").read_bytes())
+    write_table(SHIPPED / "table.json", results)
     write_text_atomic(SHIPPED / "report.html", render_table(results, SHIPPED))
     write_text_atomic(PICTURE, picture(results))
     write_text_atomic(PAGE, told(results, PAGE.read_text(encoding="utf-8")))
