@@ -60,12 +60,13 @@ def rates(table: Table) -> Rates:
     """From the rows that were made in one go on this device with as many threads; else from a training step and a few
     steps of a batch of samples."""
     flops, took = {"train": 0.0, "measure": 0.0}, {"train": 0.0, "measure": 0.0}
+    threads = torch.get_num_threads()
+    here = threads, place(table.study.team.device, threads)
     for row in table.rows:
         path = table.out / "work" / row.name / "seconds.json"
         if row.parts and path.is_file() and table.done(row) is not None:
             seconds = json.loads(path.read_text())
-            here = (seconds.get("threads"), seconds.get("place"))
-            if here != (torch.get_num_threads(), place(table.study.team.device, torch.get_num_threads())):
+            if (seconds.get("threads"), seconds.get("place")) != here:
                 continue
             made = {"train": making_flops(table, row), "measure": measuring_flops(table, row)}
             flops = {key: flops[key] + made[key] for key in flops}
