@@ -179,10 +179,15 @@ def test_a_row_without_samples_is_judged_by_its_loss(finished: tuple[Table, Tabl
     table, results = finished
     row = results.row("to-noise-50")
     assert row is not None and row.loss is not None and set(row.differences) == set(row.over_other) == {"loss"}
-    assert row.variant and not row.figures and not row.protocol and row.grid is None and row.by_timestep and row.left
+    assert row.variant and not row.figures and not row.protocol and row.by_timestep and row.left
     there = {path.name for path in (table.out / "work" / row.name).iterdir()}
     assert "denoise.json" in there and not {"sample.json", "quality.json"} & there
     assert f"<td>{row.name}<" in (table.out / "table.html").read_text()
+    # It is looked at all the same: its grid is of the first samples that it would draw.
+    study, entry = table.opened(table.named("hyena_x-50"))
+    first = study.glimpse(entry, 20)
+    assert first is not None and torch.allclose(first, next(study.images(entry, 20)), rtol=1e-3)  # kept as float16
+    assert row.grid is not None and (table.out / row.grid).read_bytes().startswith(b"\x89PNG")
     drawn, bare = (measuring_flops(table, table.named(name)) for name in ("hyena_x-50", "to-noise-50"))
     cost = table.named(row.name).cost
     assert cost is not None and drawn == (24 * 3 + 40) * cost.flops_after and bare == 40 * cost.flops_after
@@ -282,6 +287,10 @@ def test_hybrids_of_the_table_proper_are_timed(finished: tuple[Table, TableResul
         assert publish(table).row("hyena_x-50") == hybrid
         clock.unlink()
         assert publish(table).row("hyena_x-50").speed == ()  # type: ignore[union-attr]
+        # Nothing is timed while a row is being made beside it, of these or of others.
+        with locked(table.out / "work" / "depth-halved.lock", wait=True):
+            run_rows(table, [table.named("hyena_x-50")], lambda: None)
+        assert not clock.is_file()
         run_rows(table, [table.named("hyena_x-50")], lambda: None)
         again = publish(table).row("hyena_x-50")
         assert again is not None and f"{threads + 1} threads" in again.speed[0].setting

@@ -80,6 +80,12 @@ class Asked:
         """Of a model of text, the empty prompt's row."""
         return self._states[1]
 
+    def first(self, network: nn.Module, count: int) -> torch.Tensor:
+        """(count, C, H, W) the first of a model's samples, for looking at: as :meth:`draw` has them, and kept nowhere."""
+        pipeline = Pipeline(network, self.model.autoencoder, null=self.null)
+        wanted = rows(self.condition, slice(0, count))
+        return pipeline(wanted, sampling=self.config.sampling, seed=self.seed, batch_size=self.config.batch)
+
     def draw(self, network: nn.Module, out: Path, *, size: int, name: str) -> list[str]:
         """Draw a model's samples into files of ``size`` in the folder ``out``, in half precision; returns their names.
 

@@ -412,6 +412,11 @@ class Study:
             write_bytes_atomic(self.out / self.subject(entry).name / "grid.png", picture)
         return first
 
+    def glimpse(self, entry: Entry, count: int) -> torch.Tensor:
+        """(count, C, H, W) the first samples of a model of which no more are wanted."""
+        with self.opened(self.subject(entry)) as (model, _):
+            return self.asked.first(model, count)
+
     @property
     def reference(self) -> Reference:
         """Of real images, what FID and KID compare to."""

@@ -127,13 +127,15 @@ class Table:
 
     def done(self, row: Row) -> TableRow | None:
         """A finished row, from its file; None where there is none, or one of other settings, or a broken one."""
-        if row.recipe is None or (row.samples and not (self.out / "rows" / f"{row.name}.png").is_file()):
+        path = self.out / "rows" / f"{row.name}.json"
+        if row.recipe is None or not path.is_file():
             return None
         try:
-            outcome = kept(self.out / "rows" / f"{row.name}.json", self._settings(row))
-            return None if outcome is None else TableRow.from_dict(outcome)
+            outcome = kept(path, self._settings(row))
+            found = None if outcome is None else TableRow.from_dict(outcome)
         except ValueError:  # a plan that does not fit is told when the row is made
             return None
+        return None if found is None or (found.grid and not (self.out / found.grid).is_file()) else found
 
     def make(self, row: Row) -> TableRow:
         """Train, measure and judge one row, from wherever it stands.
@@ -154,7 +156,7 @@ class Table:
         learnt = study.train(entry)
         trained = time.monotonic()
         losses = study.denoise(entry)
-        images = study.sample(entry) if row.samples else None
+        images = study.sample(entry) if row.samples else study.glimpse(entry, GRID)
         judged = measured(study.judge(entry), study.score(entry)) if row.samples else Measured({}, {}, "")
         if fresh and entry is study.subject(entry):
             threads = torch.get_num_threads()
@@ -196,7 +198,7 @@ class Table:
             explained=learnt.get("explained") or learnt.get("started") or {},
             figures=judged.figures,
             protocol=judged.protocol,
-            grid=f"rows/{row.name}.png" if row.samples else None,
+            grid=None if images is None else f"rows/{row.name}.png",
             note=_note(bool(learnt.get("same")), stages.get("start")),
         )
         if images is not None:
