@@ -81,7 +81,7 @@ class Asked:
         return self._states[1]
 
     def first(self, network: nn.Module, count: int) -> torch.Tensor:
-        """(count, C, H, W) the first of a model's samples, for looking at: as :meth:`draw` has them, and kept nowhere."""
+        """(count, C, H, W) the first of a model's samples, as :meth:`draw` has them, to be looked at; kept nowhere."""
         pipeline = Pipeline(network, self.model.autoencoder, null=self.null)
         wanted = rows(self.condition, slice(0, count))
         return pipeline(wanted, sampling=self.config.sampling, seed=self.seed, batch_size=self.config.batch)
