@@ -135,6 +135,14 @@ def test_broken_results_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_operators_inspect_and_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["operators", "hyena*"]) == 0 and "hyena_x" in capsys.readouterr().out
     assert main(["inspect", "dit-xl-2-256"]) == 0 and "28 blocks" in capsys.readouterr().out
+    assert main(["recipes", "ls"]) == 0
+    told = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert told["table"] == told["ablation-start"] == "study" and told["fashion-classifier"] == "pretrain"
+    assert told["demo"] == told["ablation-half"] == "run"
+    assert main(["run", "table", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == "grafting run: table is a table of many rows: give it to grafting study\n"
+    assert main(["study", "demo", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == "grafting study: demo: no table (kind: table): give it to grafting run\n"
     assert main(["recipes", "cp", "fashion-transformer", str(tmp_path)]) == 0
     assert (tmp_path / "fashion-transformer.yaml").is_file()
     assert main(["recipes", "cp", "fashion-transformer", str(tmp_path)]) == 2

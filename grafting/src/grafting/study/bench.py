@@ -439,7 +439,9 @@ class Study:
 
     @cached_property
     def _teacher_features(self) -> Features:
-        return self.features(self.entries[0])
+        # Of several processes that judge rows of one folder, one draws the teacher's samples; the others wait for them.
+        with locked(self.out / "teacher" / "features.lock", wait=True) if self.team.size == 1 else nullcontext():
+            return self.features(self.entries[0])
 
     def judge(self, entry: Entry) -> dict[str, Any] | None:
         """FID, KID and recognition of one model's samples beside the floor; None where none are asked for."""
