@@ -151,7 +151,7 @@ def untrained_of(row: Row, found: Sequence[Row]) -> Row | None:
 
 
 def _size(row: Row) -> float | None:
-    return row.cost and row.cost.flops_after
+    return None if row.cost is None else row.cost.flops_after
 
 
 def _order(row: Row) -> tuple[Any, ...]:

@@ -32,7 +32,7 @@ def add(verbs: Verbs) -> None:
         "--triples", type=at_least(2), default=256, metavar="N", help="of the held-out loss (default 256)"
     )
     made.add_argument(
-        "--points", type=at_least(2), default=20, metavar="N", help="budgets along the front (default 20)"
+        "--points", type=at_least(2), default=20, metavar="N", help="budgets along the front, evenly apart (default 20)"
     )
     made.add_argument(
         "--check", type=at_least(0), default=4, metavar="N", help="plans measured whole along the front (default 4)"
