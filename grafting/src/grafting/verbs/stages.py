@@ -159,9 +159,10 @@ def distill(arguments: argparse.Namespace) -> None:
 def finetune(arguments: argparse.Namespace) -> None:
     """Stage 2: finetune a graft end to end and save it; a pretrained model too, where adapters alone learn."""
     from ..graft import Grafted, graft, tensors_hash
+    from ..hashes import is_of
     from ..plan import Plan
     from ..store.configs import ModelError
-    from ..store.folder import is_of, other_constant, save
+    from ..store.folder import other_constant, save
     from ..store.manifest import read_manifest
     from ..store.models import open_model
     from ..study.recipe import FinetuneStage, depended_on
@@ -196,7 +197,7 @@ def finetune(arguments: argparse.Namespace) -> None:
             teacher = open_model(base, weights=arguments.weights).to(team.device).transformer
         except ModelError as error:
             raise ModelError(f"{error}; it is the teacher of {arguments.model}: say with --base where it is") from error
-        if manifest is not None and not is_of(teacher, handle.source_hash):
+        if manifest is not None and not is_of(teacher, handle.source_hash, handle.rounded):
             raise ValueError(f"{base} is not the teacher of {arguments.model}, whose hash is {handle.source_hash[:12]}")
         if manifest is not None and (odd := other_constant(teacher, manifest)):
             raise ValueError(f"{base} is not the teacher of {arguments.model}: {odd}")
