@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,8 +106,32 @@ def test_a_card_links_to_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.
     for k, base in enumerate(("someone/some-model", "here/some-model", "gone/some-model.pt", "fashion", "")):
         linked = base == "someone/some-model"
         save(graft(tiny(), PLAN), tmp_path / str(k), base=base or None)
-        head = (tmp_path / str(k) / "README.md").read_text().split("---")[1]
+        text = (tmp_path / str(k) / "README.md").read_text()
+        head = text.split("---")[1]
         assert (f"base_model: {base}\n" in head) == linked == ("base_model" in head)
+        assert ("base=pretrained" not in text) == (linked or base == "fashion")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("base", ["teacher", "gone", None])
+def test_the_code_of_a_card_runs(whole: bool, base: str | None, tmp_path: Path, monkeypatch: Any) -> None:
+    """As it is printed, beside the folder; and the pipeline draws with the graft then."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
+
+    monkeypatch.chdir(tmp_path)
+    tiny().save_pretrained("teacher" if base == "teacher" else "path/to/it")  # type: ignore[operator]
+    handle = graft(tiny(), PLAN, init="random")
+    save(handle, "folder", whole=whole, base=base)
+    text = Path("folder/README.md").read_text()
+    assert "is needed to load it" in text and re.findall(r"^pip install (.*)$", text, re.MULTILINE) == ["./grafting"]
+    assert ("pretrained = " in text) == (not whole and base != "teacher")
+    opening, piping = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(opening, made)
+    assert torch.equal(output(made["model"].transformer), output(handle.model))
+    pipe = DiTPipeline(tiny(), AutoencoderKL(block_out_channels=[8], norm_num_groups=2), DDIMScheduler())
+    exec(piping, {"pipe": pipe})
+    assert torch.equal(output(pipe.transformer), output(handle.model))
 
 
 def test_a_base_of_other_constants_is_refused(tmp_path: Path) -> None:
@@ -237,7 +263,7 @@ def test_a_delta_of_a_bundled_teacher_finds_it_by_itself(tmp_path: Path) -> None
     assert again.source_hash == handle.source_hash
     mine, theirs = handle.model.state_dict(), again.model.state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert 'grafting.load("this folder")' in (tmp_path / "README.md").read_text()
+    assert 'grafting.open_model("folder")  #' in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ from ..restructure import Group
 from ..settings import build
 from ..switch import Switch
 from ..teachers import load_teacher, teachers
-from .checkpoints import CHECKPOINTS, read_checkpoint, translate, unshift_timesteps
-from .configs import HUB_ID
+from .card import card
+from .checkpoints import read_checkpoint, translate, unshift_timesteps
 from .manifest import MANIFEST, StoreError, read_manifest
 
 WEIGHTS = "graft.safetensors"
@@ -217,37 +217,6 @@ def shared_tensors(handle: Grafted) -> dict[str, torch.Tensor]:
     inside = [name for name, module in handle.model.named_modules() if isinstance(module, Switch)]
     state = handle.model.state_dict()
     return {key: value for key, value in state.items() if not any(key.startswith(f"{name}.") for name in inside)}
-
-
-def card(manifest: Mapping[str, Any]) -> str:
-    """The model card, Markdown."""
-    lora = manifest["lora"]
-    edits = "\n".join(
-        [
-            *(f"- {e['operator']} at {e['site']}, blocks {e['blocks']}" for e in manifest["plan"]["edits"]),
-            *(f"- {step}" for step in manifest["plan"].get("restructure", ())),
-            *([f"- LoRA of rank {lora['rank']} on {', '.join(lora['targets'] or ['every role'])}"] if lora else []),
-        ]
-    )
-    need = "" if manifest["whole"] or manifest["base"]["name"] in teachers() else ", base=pretrained"
-    # The hub links a graft to its model by this line; a path of two parts only looks like an id.
-    name = manifest["base"]["name"] or ""
-    on_hub = HUB_ID.fullmatch(name) and not Path(name).parent.exists() and not name.endswith(CHECKPOINTS)
-    based = f"base_model: {name}\n" if on_hub else ""
-    extra = "" if manifest["whole"] else "\nOnly what is new is here; the pretrained model is needed beside it."
-    parts = [
-        f"---\nlibrary_name: grafting\n{based}---\n# A grafted diffusion transformer",
-        f"A `{manifest['class']}` with some of its operators or blocks replaced or adapted:\n\n{edits}",
-        f"Pretrained model: {manifest['base']['name'] or 'unnamed'}, "
-        f"tensors' SHA-256 `{manifest['base']['sha256']}`.{extra}",
-        f'```python\nimport grafting\n\nhandle = grafting.load("this folder"{need})\n```',
-        "diffusers' own `from_pretrained` cannot load this folder, on purpose: it would drop the new operators.",
-    ]
-    for title in ("protocol", "results"):
-        if manifest[title]:
-            rows = "\n".join(f"| {key} | {value} |" for key, value in manifest[title].items())
-            parts.append(f"## {title.capitalize()}\n\n| | |\n|---|---|\n{rows}")
-    return "\n\n".join(parts) + "\n"
 
 
 def _fill(slots: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], path: Path) -> None:
