@@ -32,6 +32,7 @@ def test_delta_round_trip(tmp_path: Path) -> None:
     again = load(tmp_path, tiny())
     assert torch.equal(output(again.model), output(handle.model))
     assert again.explained == handle.explained and again.plan == handle.plan
+    assert again.copied == handle.copied and len(again.copied) == 3
     shared = sum(p.numel() for n, p in handle.model.named_parameters() if ".operator." in n)
     assert (tmp_path / "graft.safetensors").stat().st_size < 4 * shared + 10_000
     with again.teacher() as teacher:

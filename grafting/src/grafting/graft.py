@@ -72,7 +72,8 @@ class Grafted:
     facts: its constants that neither weights nor configuration hold, by module path of the pretrained model.
 
     source_hash: of the pretrained tensors in float32. rounded: by type of half precision, of their roundings to it;
-    empty where that is not known. explained: by site, the share of the original's output variance on the calibration
+    empty where that is not known. copied: by site, whether the operator began with anything of the original's weights,
+    where it was to. explained: by site, the share of the original's output variance on the calibration
     activations that the start explains (empty where nothing was solved). private: the student has its own copy of every
     weight, so there is no teacher inside and nothing to take out. required: by name, whether each parameter of the
     pretrained model required a gradient. adapters: of :func:`grafting.lora.add_lora`, where there are any.
@@ -87,6 +88,7 @@ class Grafted:
     seed: int
     source_hash: str
     rounded: dict[str, str] = field(default_factory=dict)
+    copied: dict[Site, bool] = field(default_factory=dict)
     explained: dict[Site, float] = field(default_factory=dict)
     private: bool = False
     required: dict[str, bool] = field(default_factory=dict)
@@ -253,6 +255,7 @@ class Grafted:
             seed=self.seed,
             source_hash=self.source_hash,
             rounded=dict(self.rounded),
+            copied=dict(self.copied),
             explained=dict(self.explained),
             groups={group: memo[id(module)] for group, module in self.groups.items()},
             student_blocks=None if self.student_blocks is None else memo[id(self.student_blocks)],
@@ -337,7 +340,8 @@ def graft(
 
     Args:
         init: ``random`` (the paper's; per-site seed = ``seed`` + block), ``copy``, ``solve``, or ``default``: solve
-            where there is calibration, copy elsewhere. What cannot be copied stays random.
+            where there is calibration, copy elsewhere. What cannot be copied stays random, and
+            :attr:`Grafted.copied` says so.
         calibration: batch(step) giving ``z`` (B, C, H, W) clean latents and their condition ``y``, labels (B,) or as in
             :mod:`grafting.conditions`; ``calibration_batches`` of them are noised by ``diffusion``, by default as
             the model was taught, and shown to it once for all sites together, at most ``calibration_room`` samples at a
@@ -362,8 +366,9 @@ def graft(
     host = host_for(model)
     chosen = plan.resolve(model)
     originals = {entry.site: host.get(model, entry.site) for entry in chosen}
+    copied: dict[Site, bool] = {}
     stand_ins = {
-        entry.site: make_stand_in(host, model, originals[entry.site], entry, init, seed, dtype=dtype)
+        entry.site: make_stand_in(host, model, originals[entry.site], entry, init, seed, dtype=dtype, copied=copied)
         for entry in chosen
     }
     explained: dict[Site, float] = {}
@@ -410,6 +415,7 @@ def graft(
         seed=seed,
         source_hash=source_hash,
         rounded=rounded,
+        copied=copied,
         explained=explained,
         required=required,
         groups=groups,

@@ -79,6 +79,7 @@ def save(
         "lora": None if handle.adapters is None else asdict(handle.adapters.settings),
         "init": handle.init,
         "seed": handle.seed,
+        "copied": {site.name: found for site, found in handle.copied.items()},
         "explained": {site.name: share for site, share in handle.explained.items()},
         "versions": _versions(),
         "file": {"name": WEIGHTS, "sha256": sha256(folder / WEIGHTS), "bytes": (folder / WEIGHTS).stat().st_size},
@@ -146,6 +147,8 @@ def load(folder: Path | str, base: nn.Module | None = None, *, dtype: torch.dtyp
     if schedule is not None:
         set_schedule(handle.model, schedule)
     handle.init, handle.seed, handle.rounded = manifest["init"], manifest["seed"], dict(rounded)
+    copied = manifest.get("copied", {})  # which older folders do not say
+    handle.copied = {s: copied[s.name] for s in handle.switches if s.name in copied}
     handle.explained = {s: manifest["explained"][s.name] for s in handle.switches if s.name in manifest["explained"]}
     return handle
 

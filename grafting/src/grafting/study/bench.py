@@ -58,6 +58,7 @@ from .stages import (
     left_unexplained,
     stage_one,
     stage_two,
+    uncopied,
 )
 
 Say = Callable[[str], None]
@@ -216,6 +217,8 @@ class Study:
             room=None if stage is None else stage.batch,
         )
         try:
+            for line in uncopied(handle):
+                self.say(f"{entry.name}: {line}")
             outcome["started"] = {site.name: share for site, share in handle.explained.items()}
             if two is not None:
                 self._look(entry, "start", handle.model)

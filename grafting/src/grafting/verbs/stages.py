@@ -116,7 +116,7 @@ def distill(arguments: argparse.Namespace) -> None:
     from ..store.folder import save
     from ..store.models import open_model
     from ..study.recipe import DistillStage, depended_on
-    from ..study.stages import Material, begin, learns, stage_one
+    from ..study.stages import Material, begin, learns, stage_one, uncopied
 
     if arguments.set and not arguments.steps:
         raise ValueError(f"--set {arguments.set[0]}: a setting of training, and --steps 0 trains nothing")
@@ -134,6 +134,8 @@ def distill(arguments: argparse.Namespace) -> None:
         calibration=arguments.calibration,
         room=arguments.batch,
     )
+    for line in uncopied(handle) if team.leads else ():
+        print(line)
     for site, share in handle.explained.items() if team.leads else ():
         print(f"{site.name}: {share:.3f} of the variance explained at the start, on the images it was solved from")
     if stage is not None and learns(handle):
