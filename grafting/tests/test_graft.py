@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from grafting.graft import Grafted, GraftError, graft, handle_of, tensors_hash, 
 from grafting.lora import Lora, add_lora
 from grafting.plan import Plan, PlanError
 from grafting.restructure import Drop, Merge, Step
+from grafting.study.stages import uncopied
 
 
 def tiny(seed: int = 0) -> nn.Module:
@@ -162,6 +164,41 @@ def test_solve_beats_copy_and_random(operator: str) -> None:
             output(model)
         assert len(handle.explained) == (4 if init == "solve" else 0)
     assert errors["solve"] < errors["random"] and errors["solve"] < errors["copy"]
+
+
+BARE = Plan.explicit(site="attn", operator="mamba2", blocks=[0]) + Plan.explicit(
+    site="attn", operator="swa", blocks=[1, 2]
+)
+
+
+def test_what_was_copied_is_kept_by_site() -> None:
+    """Of mamba2 nothing ever is; of a window nothing where the original's projections are of another shape."""
+    told = {"blocks.0.attn": False, "blocks.1.attn": True, "blocks.2.attn": True}
+    handle = graft(tiny(), BARE, init="copy")
+    assert {site.name: found for site, found in handle.copied.items()} == told
+    assert handle.own_copy().copied == handle.copied
+    assert uncopied(handle) == ["mamba2: nothing to copy, random start"]
+    assert not graft(tiny(), BARE, init="random").copied
+    odd, attention = tiny(), "transformer_blocks.2.attn1"
+    odd.get_submodule(attention).to_k = nn.Linear(32, 16)
+    bare = "swa at blocks.2.attn: nothing to copy, random start"
+    assert uncopied(graft(odd, BARE, init="copy")) == ["mamba2: nothing to copy, random start", bare]
+    assert uncopied(graft(tiny(), BARE, calibration=batch)) == [
+        "mamba2: nothing to copy, random start, its last layer solved"
+    ]
+
+
+@pytest.mark.parametrize("keywords", [{"init": "copy", "dtype": torch.float32}, {"init": "random"}])
+def test_packed_weights_are_refused_before_anything(keywords: Any) -> None:
+    """Of a model that was loaded in four bits; beside them what starts at random can learn, in a type that is named."""
+    model = tiny()
+    layer: Any = model.get_submodule("transformer_blocks.1.attn1.to_q")
+    layer.weight = nn.Parameter(torch.zeros(16 * 32, 1, dtype=torch.uint8), requires_grad=False)
+    before = dict(model.named_modules())
+    with pytest.raises(ValueError, match=r"^blocks\.1\.attn: its weights are packed as torch\.uint8.*in bfloat16$"):
+        graft(model, Plan.all(site="attn", operator="swa"), **keywords)
+    assert handle_of(model) is None and dict(model.named_modules()) == before
+    assert graft(model, Plan.all(site="attn", operator="swa"), init="random", dtype=torch.float32).operators()
 
 
 def test_calibration_in_smaller_passes_solves_the_same() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
@@ -63,3 +64,6 @@ def test_a_saved_graft_goes_into_a_pipeline_as_the_page_of_files_says(tmp_path: 
     ungraft(again)
     assert np.array_equal(_draw(again, vae), plain)
     assert np.array_equal(_draw(grafting.load(tmp_path / "whole").model, vae), hybrid)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="load it without base"):
+        grafting.load(tmp_path / "whole", again)
+    assert np.array_equal(_draw(again, vae), plain)

@@ -60,6 +60,16 @@ def test_finetune_of_grafted_weights_alone_stays_a_delta(taught: Path, tmp_path:
     assert not json.loads((tmp_path / "x" / "graft.json").read_text())["whole"]
 
 
+def test_distill_says_once_where_nothing_could_be_copied(
+    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["distill", str(tiny_teacher), "--operator", "mamba2", "--steps", "0"]
+    for name, init, told in (("a", "copy", 1), ("b", "random", 0)):
+        assert main([*given, "--init", init, "--out", str(tmp_path / name)]) == 0
+        assert capsys.readouterr().out.splitlines().count("mamba2: nothing to copy, random start") == told
+    assert not any(json.loads((tmp_path / "a" / "graft.json").read_text())["copied"].values())
+
+
 def test_a_state_of_other_settings_is_refused(
     taught: Path,
     tiny_teacher: Path,

@@ -37,7 +37,7 @@ class LoraError(ValueError):
     """Adapters that cannot be had; the model is as it was."""
 
 
-MISSING = "LoRA needs the package peft: pip install 'dit-grafting[lora]'"
+MISSING = "LoRA needs the package peft: pip install peft"
 """What is said where adapters are asked for and it is not there."""
 
 

@@ -217,7 +217,7 @@ def _graft(folder: Path, base: str | None, weights: str) -> Model:
     except StoreError:
         if weights == "fp32":
             raise
-        teacher = open_model(wanted)  # the delta was made from its weights before they are rounded
+        teacher = open_model(wanted)  # of older folders, which do not note its rounding
         handle = load(folder, teacher.transformer)
     return Model(
         name=str(folder),

@@ -116,7 +116,7 @@ def distill(arguments: argparse.Namespace) -> None:
     from ..store.folder import save
     from ..store.models import open_model
     from ..study.recipe import DistillStage, depended_on
-    from ..study.stages import Material, begin, learns, stage_one
+    from ..study.stages import Material, begin, learns, stage_one, uncopied
 
     if arguments.set and not arguments.steps:
         raise ValueError(f"--set {arguments.set[0]}: a setting of training, and --steps 0 trains nothing")
@@ -134,6 +134,8 @@ def distill(arguments: argparse.Namespace) -> None:
         calibration=arguments.calibration,
         room=arguments.batch,
     )
+    for line in uncopied(handle) if team.leads else ():
+        print(line)
     for site, share in handle.explained.items() if team.leads else ():
         print(f"{site.name}: {share:.3f} of the variance explained at the start, on the images it was solved from")
     if stage is not None and learns(handle):
@@ -159,9 +161,10 @@ def distill(arguments: argparse.Namespace) -> None:
 def finetune(arguments: argparse.Namespace) -> None:
     """Stage 2: finetune a graft end to end and save it; a pretrained model too, where adapters alone learn."""
     from ..graft import Grafted, graft, tensors_hash
+    from ..hashes import is_of
     from ..plan import Plan
     from ..store.configs import ModelError
-    from ..store.folder import is_of, other_constant, save
+    from ..store.folder import other_constant, save
     from ..store.manifest import read_manifest
     from ..store.models import open_model
     from ..study.recipe import FinetuneStage, depended_on
@@ -196,7 +199,7 @@ def finetune(arguments: argparse.Namespace) -> None:
             teacher = open_model(base, weights=arguments.weights).to(team.device).transformer
         except ModelError as error:
             raise ModelError(f"{error}; it is the teacher of {arguments.model}: say with --base where it is") from error
-        if manifest is not None and not is_of(teacher, handle.source_hash):
+        if manifest is not None and not is_of(teacher, handle.source_hash, handle.rounded):
             raise ValueError(f"{base} is not the teacher of {arguments.model}, whose hash is {handle.source_hash[:12]}")
         if manifest is not None and (odd := other_constant(teacher, manifest)):
             raise ValueError(f"{base} is not the teacher of {arguments.model}: {odd}")
