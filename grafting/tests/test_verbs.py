@@ -260,7 +260,9 @@ def test_profile_counts_a_plain_model_and_pairs_a_delta(
     assert delta["parameters"] == plain["parameters"]
 
 
-def test_run_report_and_the_command_that_resumes(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_run_report_and_the_command_that_resumes(
+    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe, out = tmp_path / "small.yaml", tmp_path / "out"
     recipe.write_text(
         f"""
@@ -289,9 +291,13 @@ controls: [untrained]
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"go on with: grafting run {recipe} --out {out} --resume" in error
+    capsys.readouterr()
     assert main(["run", str(recipe), "--out", str(out)]) == 2
+    assert f"{out} holds a run that is not finished: go on with it by --resume, or name" in capsys.readouterr().err
     short = ["run", str(recipe), "--out", str(tmp_path / "short"), "--budget", "0.00002"]
     assert main(short) == 0 and main([*short, "--resume"]) == 0
+    capsys.readouterr()
+    assert main(short) == 2 and "holds a finished run: go on with it by --resume" in capsys.readouterr().err
     page = tmp_path / "short" / "report.html"
     text = page.read_text()
     page.unlink()

@@ -31,9 +31,11 @@ class Verbs:
         """A parser for ``grafting NAME``, which calls ``run`` with what was parsed.
 
         resume: what the same command line needs to go on after Ctrl-C: "" where it goes on by itself, None where
-        nothing is kept.
+        nothing is kept. A verb that goes on by itself takes ``--resume`` too, as ``run`` has it.
         """
         made = self._subparsers.add_parser(name, help=help, description=help)
+        if resume == "":
+            made.add_argument("--resume", action="store_true", help="changes nothing: it goes on by itself")
         # Not "resume": defaults of the parser would become those of a verb's own --resume.
         made.set_defaults(run=run, goes_on_with=resume)
         return made
