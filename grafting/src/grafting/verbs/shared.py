@@ -98,6 +98,22 @@ def text_tokens_option(made: argparse.ArgumentParser) -> None:
     )
 
 
+def side_option(made: argparse.ArgumentParser) -> None:
+    """``--side``, a grid of tokens (height, width)."""
+    made.add_argument(
+        "--side",
+        type=height_width("a whole number of at least 1, or two such as 4x8 for height and width"),
+        metavar="HxW",
+        help="tokens of another size, N for a square (default: the model's own)",
+    )
+
+
+def size_option(made: argparse.ArgumentParser, help: str) -> None:
+    """``--size``, pixels (height, width)."""
+    kind = height_width("pixels such as 512, or 512x768 for height and width")
+    made.add_argument("--size", type=kind, metavar="HxW", help=f"{help}, N for a square; default: the model's own")
+
+
 def base_option(made: argparse.ArgumentParser) -> None:
     """``--base``, for a graft that is opened."""
     made.add_argument("--base", metavar="MODEL", help="a graft's pretrained model, where the graft does not name it")
@@ -220,6 +236,18 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return whole
+
+
+def height_width(told: str) -> Callable[[str], tuple[int, int]]:
+    """``HxW``, or one number for a square, for argparse; ``told``: what it must be, in words."""
+
+    def both(text: str) -> tuple[int, int]:
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
+            raise argparse.ArgumentTypeError(f"{text!r} must be {told}")
+        height, _, width = text.partition("x")
+        return int(height), int(width or height)
+
+    return both
 
 
 def _blocks(text: str) -> str | list[int]:
