@@ -245,6 +245,30 @@ def test_evaluate_pairs_a_delta_with_its_own_teacher(
     assert "loss" in capsys.readouterr().out
 
 
+def test_labels_of_samples_are_in_turn_or_drawn_as_a_recipe_has_it(
+    tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from grafting.sampling import Pipeline, draw_labels
+
+    seen: list[torch.Tensor] = []
+    latents = Pipeline.latents
+
+    def spied(self: Pipeline, labels: Any, **more: Any) -> torch.Tensor:
+        seen.append(labels)
+        return latents(self, labels, **more)
+
+    monkeypatch.setattr(Pipeline, "latents", spied)
+    given = ["evaluate", str(tiny_teacher), "--triples", "8", "--samples", "12", "--steps", "2", "--seed", "3"]
+    for more, how in (([], "balanced"), (["--labels", "balanced"], "balanced"), (["--labels", "uniform"], "uniform")):
+        assert main([*given, *more]) == 0 and f", {how} labels, " in capsys.readouterr().out
+        assert torch.equal(seen.pop(), draw_labels(12, 3, how, 3))  # type: ignore[arg-type]
+        assert main([*given, *more, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["quality"]["protocol"]["labels"] == how
+        seen.clear()
+    for more, word in ((["--labels", "even"], "balanced"), (["--samples", "0", "--labels", "uniform"], "--samples N")):
+        assert main([*given, *more]) == 2 and word in capsys.readouterr().err
+
+
 def test_profile_counts_a_plain_model_and_pairs_a_delta(
     taught: Path, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

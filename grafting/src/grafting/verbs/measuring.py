@@ -69,6 +69,9 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--extractor", help="classifier (default), inception, inception:FILE or python:module:attribute")
     made.add_argument("--reference", metavar="PATH", help="real images, or ADM's statistics; else the training images")
     made.add_argument("--floor", metavar="PATH", help="held-out real images; else those of the data")
+    made.add_argument(
+        "--labels", choices=("balanced", "uniform"), help="of samples: the classes in turn (default), or drawn"
+    )
     made.add_argument("--bootstraps", type=at_least(0), metavar="N", help="rounds of FID's intervals (default 100)")
     data_option(made)
     made.add_argument("--json", action="store_true")
@@ -102,7 +105,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--batch {arguments.batch}: --geneval draws nothing")
     arguments.batch = arguments.batch or BATCH
     other = "--geneval" if arguments.geneval else "--scenes" if arguments.scenes else None
-    judging = ("extractor", "reference", "floor", "bootstraps")
+    judging = ("extractor", "reference", "floor", "bootstraps", "labels")
     for name in ("triples", "samples", *judging, "data"):
         if other and getattr(arguments, name) is not None:
             raise ValueError(f"--{name} is about held-out losses and samples, which {other} does not measure")
@@ -139,7 +142,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         extractor=ExtractorConfig.parse(arguments.extractor or "classifier"),
         reference=arguments.reference,
         floor=arguments.floor,
-        **({} if arguments.bootstraps is None else {"bootstraps": arguments.bootstraps}),
+        **{name: given for name in ("bootstraps", "labels") if (given := getattr(arguments, name)) is not None},
     )
     at = next(model.transformer.parameters()).device
     judge = Judge(config, model, material, None, at)
@@ -246,7 +249,8 @@ def _quality(model: Model, against: nn.Module | None, judge: Judge, arguments: a
     from ..study.stages import null_class
 
     n, batch = arguments.samples, arguments.batch
-    labels, sampling = draw_labels(n, null_class(model.transformer)), sampling_of(arguments)
+    labels = draw_labels(n, null_class(model.transformer), judge.config.labels, arguments.seed)
+    sampling = sampling_of(arguments)
 
     def features(network: Any, name: str) -> Features:
         pipeline, show = Pipeline(network, model.autoencoder), progress(f"samples of {name}")
