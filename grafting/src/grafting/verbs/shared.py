@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..graft import Grafted
     from ..plan import Plan
     from ..sampling import Sampling
     from ..store.models import Model
@@ -52,6 +53,14 @@ def plan_options(made: argparse.ArgumentParser) -> None:
         help="indices (1,3,5) or a pattern, such as 'last 25%%' or 'most local 50%%'; default: interleaved 50%%",
     )
     made.add_argument("--analysis", type=Path, metavar="FILE", help="of grafting analyze, for patterns of locality")
+
+
+def asks_for_plan(arguments: argparse.Namespace) -> bool:
+    """Whether any option of a plan is given, for a verb that does without one. Raises ValueError for an idle one."""
+    asked = any(getattr(arguments, name) is not None for name in ("plan", "operator", "site", "blocks"))
+    if arguments.analysis is not None and not asked:
+        raise ValueError(f"--analysis {arguments.analysis} says which blocks are local: give --blocks or --plan too")
+    return asked
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
@@ -168,6 +177,34 @@ def opened(arguments: argparse.Namespace, name: str | None = None) -> Model:
 
     model = open_model(name or arguments.model, base=arguments.base, weights=arguments.weights)
     return with_autoencoder(model, arguments.vae) if arguments.vae else model
+
+
+def pretrained_of(handle: Grafted, name: str, base: str) -> Model:
+    """The model ``base``, of which the graft ``name`` keeps no weights, in float32, to stand beside it.
+
+    Raises ModelError where it cannot be opened, ValueError for another model than the graft was made from; of a
+    released graft, which does not say which that is, for one of other sizes.
+    """
+    from ..hosts import shape_of
+    from ..store.configs import ModelError
+    from ..store.folder import is_of, other_constant
+    from ..store.manifest import read_manifest
+    from ..store.models import open_model
+
+    try:
+        found = open_model(base)
+    except ModelError as error:
+        raise ModelError(f"{error}; it is the teacher of {name}: say with --base where it is") from error
+    other = f"{base} is not the teacher of {name}"
+    if not Path(name).is_dir():
+        if shape_of(found.transformer) != shape_of(handle.model):
+            raise ValueError(f"{other}: it is of other sizes")
+        return found
+    if not is_of(found.transformer, handle.source_hash):
+        raise ValueError(f"{other}, whose hash is {handle.source_hash[:12]}")
+    if odd := other_constant(found.transformer, read_manifest(Path(name))):
+        raise ValueError(f"{other}: {odd}")
+    return found
 
 
 def weights_option(made: argparse.ArgumentParser) -> None:
