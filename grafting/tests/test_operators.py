@@ -103,6 +103,31 @@ def test_half_precision_keeps_sums_over_many_tokens() -> None:
     assert step.dtype == decay.dtype == torch.float32
 
 
+@each_variant
+def test_adapters_of_peft_work_on_every_operator(name: str, options: dict[str, Any]) -> None:
+    """LoRA beside all linear layers, as a user of peft puts it there: it computes what its merged weights do."""
+    peft = pytest.importorskip("peft")
+    operator = made(name, 36, **options)
+    layers = [path for path, layer in operator.named_modules() if isinstance(layer, torch.nn.Linear)]
+    x = torch.randn(2, 36, WIDTH, dtype=torch.float64)
+    before = operator(x)
+    adapted = peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=layers), copy.deepcopy(operator))
+    torch.testing.assert_close(adapted(x), before)
+    for key, parameter in adapted.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter)
+            parameter.data = parameter.data.double()
+        elif "lora_A" in key:
+            parameter.data = parameter.data.double()
+    moved = adapted(x)
+    assert not torch.allclose(moved, before, rtol=1e-3)
+    for path in layers:
+        layer = adapted.get_submodule(path)
+        with torch.no_grad():
+            operator.get_submodule(path).weight += layer.get_delta_weight("default")
+    torch.testing.assert_close(moved, operator(x))
+
+
 @each
 def test_samples_do_not_mix(name: str) -> None:
     operator = made(name, 36)

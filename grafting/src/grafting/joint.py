@@ -125,15 +125,12 @@ class Joint(nn.Module):
         """What becomes of the picture's tokens x (B, N, D)."""
         if self.operator is None:
             return Seen(features=None, added=self.projected(self.read(x, text)))
-        self.operator.check_input(x, grid)
+        features, keys, values = self.operator(x, grid=grid, text=text)
         if isinstance(self.operator, Attention):
-            features, keys, values = self.operator.joint(x, text, grid=grid)
             return Seen(features=features, keys=keys, values=values)
-        features, lent = self.operator.lending(x, grid=grid)
-        own = None if lent is None else lent.unflatten(2, (self.heads, -1))
         if self.wide:
-            return Seen(features=features, added=self.projected(self.read(x, text)), values=own)
-        return Seen(features=features + self.read(x, text), values=own)
+            return Seen(features=features, added=self.projected(self.read(x, text)), values=values)
+        return Seen(features=features + self.read(x, text), values=values)
 
     def projected(self, read: Tensor) -> Tensor:
         """What the picture reads (B, N, D), as the original projects what it gives."""

@@ -32,8 +32,7 @@ class Attention(AttentionFormulas, Operator):
     @property
     def qkv_projection(self) -> nn.Linear:
         """The layer that makes queries, keys and values, in this order."""
-        layer = getattr(self, self.qkv_name)
-        assert isinstance(layer, nn.Linear)
+        layer: nn.Linear = getattr(self, self.qkv_name)
         return layer
 
     def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

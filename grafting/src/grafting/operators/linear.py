@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from grafting.operators.attention import Attention
 from grafting.operators.base import QKV, Grid, Operator, Text, Weights, assign
-from grafting.operators.convolution import add_random_taps, filter_2d, make_identity, naive_filter_2d
+from grafting.operators.convolution import Filter2d, add_random_taps, make_identity
 from grafting.operators.formulas import LinearFormulas, LocalMeanFormulas
 from grafting.operators.registry import register
 
@@ -33,7 +33,7 @@ class LinearAttention(LinearFormulas, Attention):
             self.map_q = nn.Parameter(torch.eye(size).repeat(self.heads, 1, 1))
             self.map_k = nn.Parameter(torch.eye(size).repeat(self.heads, 1, 1))
         if taps := self.options["local"]:
-            self.local = nn.Conv2d(self.width, self.width, taps, groups=self.width)
+            self.local = Filter2d(self.width, taps)
             for parameter in self.local.parameters():
                 nn.init.zeros_(parameter)
 
@@ -72,7 +72,7 @@ class LinearAttention(LinearFormulas, Attention):
         y = ((q @ state) / (total + SMALL)).transpose(1, 2).flatten(2).to(kind)
         if not self.options["local"]:
             return y
-        return y + filter_2d(near.flatten(2), self.local.weight, self.local.bias, grid=grid)
+        return y + self.local(near.flatten(2), grid)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         assert self.heads is not None
@@ -87,7 +87,7 @@ class LinearAttention(LinearFormulas, Attention):
             heads.append(pairs @ v / (pairs.sum(-1, keepdim=True) + SMALL))
         y = torch.cat(heads, dim=-1)
         if self.options["local"]:
-            y = y + naive_filter_2d(h[..., 2 * self.width :], self.local.weight, self.local.bias, grid=grid)
+            y = y + self.local.naive(h[..., 2 * self.width :], grid)
         return self.out_projection(y)
 
     def naive_map(self, x: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class LocalMean(LocalMeanFormulas, Operator):
         d, taps = self.width, self.options["kernel"]
         self.value = nn.Linear(d, d)
         self.gate = nn.Linear(d, d)
-        self.filter = nn.Conv2d(d, d, taps, groups=d)
+        self.filter = Filter2d(d, taps)
         self.out_proj = nn.Linear(2 * d, d)
         self.start()
 
@@ -129,12 +129,11 @@ class LocalMean(LocalMeanFormulas, Operator):
 
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         v = self.value(x)
-        local = filter_2d(v, self.filter.weight, self.filter.bias, grid=grid)
-        return torch.cat([local, self.gate(x) * v.mean(dim=1, keepdim=True)], dim=-1)
+        return torch.cat([self.filter(v, grid), self.gate(x) * v.mean(dim=1, keepdim=True)], dim=-1)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         v = self.value(x)
-        local = naive_filter_2d(v, self.filter.weight, self.filter.bias, grid=grid)
+        local = self.filter.naive(v, grid)
         mean = sum(v[:, m] for m in range(v.shape[1])) / v.shape[1]
         rows = [torch.cat([local[:, n], self.gate(x[:, n]) * mean], dim=-1) for n in range(x.shape[1])]
         return self.out_proj(torch.stack(rows, dim=1))
