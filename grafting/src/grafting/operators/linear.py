@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grafting.operators.attention import Attention
-from grafting.operators.base import QKV, Grid, Operator, Text, Weights, assign
+from grafting.operators.base import QKV, Grid, Operator, Places, Text, Weights, assign, no_autocast
 from grafting.operators.convolution import Filter2d, add_random_taps, make_identity
 from grafting.operators.formulas import LinearFormulas, LocalMeanFormulas
 from grafting.operators.registry import register
@@ -61,7 +61,16 @@ class LinearAttention(LinearFormulas, Attention):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         q, k = self.mapped(q, k)
         if kind == torch.float16:  # which ends at 65,504: sums over some thousand tokens do not fit
-            q, k, v = q.float(), k.float(), v.float()
+            with no_autocast(v):
+                y = self.sums(q.float(), k.float(), v.float(), places)
+        else:
+            y = self.sums(q, k, v, places)
+        y = y.to(kind)
+        return y + self.local(near.flatten(2), grid) if self.options["local"] else y
+
+    @staticmethod
+    def sums(q: Tensor, k: Tensor, v: Tensor, places: Places | None) -> Tensor:
+        """(B, N, D) of φ(q) (B, H, N, C'), and φ(k) and values of the picture's tokens and then the text's."""
         total = q @ k.sum(dim=-2).unsqueeze(-1)  # a product and not a sum: no temporary of the size of q
         if places is not None:
             q, k = q.transpose(1, 2), k.transpose(1, 2)
@@ -69,10 +78,7 @@ class LinearAttention(LinearFormulas, Attention):
             k = torch.cat([places.of_picture(parts[0]), places.of_text(parts[1])], dim=1).transpose(1, 2)
             q = places.of_picture(q).transpose(1, 2)
         state = k.transpose(-1, -2) @ v
-        y = ((q @ state) / (total + SMALL)).transpose(1, 2).flatten(2).to(kind)
-        if not self.options["local"]:
-            return y
-        return y + self.local(near.flatten(2), grid)
+        return ((q @ state) / (total + SMALL)).transpose(1, 2).flatten(2)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         assert self.heads is not None
