@@ -220,9 +220,11 @@ def test_calibration_in_smaller_passes_solves_the_same() -> None:
     [
         ({"init": "best"}, "init 'best': one of default, random, copy, solve"),
         ({"init": "solve"}, "needs calibration"),
+        ({"calibration": batch, "calibration_batches": 0}, "calibration_batches 0: at least 1"),
+        ({"calibration": batch, "calibration_room": -1}, "calibration_room -1: at least 1"),
     ],
 )
-def test_refusals_leave_the_model_alone(keywords: dict[str, str], message: str) -> None:
+def test_refusals_leave_the_model_alone(keywords: dict[str, Any], message: str) -> None:
     model = tiny()
     before = dict(model.named_modules())
     with pytest.raises(GraftError, match=message):
@@ -251,17 +253,39 @@ def test_a_mask_that_no_operator_reads_is_refused_and_the_originals_read_it() ->
     assert switch(x, attention_mask=None).shape == x.shape
 
 
-def test_a_graft_that_fails_halfway_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["make_student", "conventions"])
+def test_a_graft_that_fails_halfway_leaves_no_hook(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     hooks = [len(module._forward_pre_hooks) for module in model.modules()]
 
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setitem(graft.__globals__, "make_student", full)
+    monkeypatch.setitem(graft.__globals__, name, full)
     with pytest.raises(MemoryError):
         graft(model, Plan.from_yaml("restructure: [{merge: pairs}]"))
     assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks and handle_of(model) is None
+
+
+def test_an_interrupted_pass_leaves_checkpointing_as_it_was() -> None:
+    """Ctrl-C within a block: no hook after the pass sees it, and the next pass begins as any other."""
+    model = tiny()
+    model.enable_gradient_checkpointing()  # type: ignore[operator]
+    own = model._gradient_checkpointing_func
+    handle = graft(model, Plan.all(operator="swa_2d"), init="random")
+    wanted = output(model)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    hook = next(iter(handle.switches.values())).register_forward_pre_hook(interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            output.__wrapped__(model)  # type: ignore[attr-defined]
+    hook.remove()
+    found = output.__wrapped__(model)  # type: ignore[attr-defined]
+    found.sum().backward()
+    assert torch.equal(found.detach(), wanted) and model._gradient_checkpointing_func is own
 
 
 def test_own_copy_leaves_the_teacher_and_cannot_be_taken_out() -> None:

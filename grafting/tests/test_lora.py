@@ -116,6 +116,16 @@ def test_output_is_that_of_weights_with_the_products_added_by_hand(make: Callabl
         assert not torch.allclose(output(handle), output(other), atol=1e-2)
 
 
+def test_a_rank_is_measured_by_a_layer_and_not_by_the_shape_of_its_weight() -> None:
+    """Which is one column where four bits of two numbers share a byte, as bitsandbytes packs them."""
+    handle = graft(dit(), HALF)
+    packed: Any = handle.host.blocks(handle.model)[0].attn1.to_q
+    packed.weight = nn.Parameter(torch.zeros(packed.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+    add_lora(handle, Lora(rank=3))
+    with pytest.raises(LoraError, match=r"rank 17: blocks\.0\.attn1\.to_q has 16 channels"):
+        add_lora(graft(dit(), HALF), Lora(rank=17))
+
+
 @hosts
 def test_merged_is_unmerged_but_for_rounding_and_leaves_the_handle_alone(make: Callable[[], nn.Module]) -> None:
     handle = adapted(make())

@@ -352,13 +352,17 @@ def graft(
             A folder of the graft then notes nothing of their roundings to half precision.
 
     Raises:
-        GraftError, ValueError: the plan does not fit the model, the model is grafted already, an unknown ``init``, or
-            ``solve`` without calibration. The model is then as it was.
+        GraftError, ValueError: the plan does not fit the model, the model is grafted already, an unknown ``init``,
+            ``solve`` without calibration, or calibration without a batch. The model is then as it was.
     """
     if init not in STARTS:
         raise GraftError(f"init {init!r}: one of {', '.join(STARTS)}")
     if init == "solve" and calibration is None:
         raise GraftError("init 'solve' needs calibration: batch(step) with z and y; or take init 'copy'")
+    if calibration is not None and calibration_batches < 1:
+        raise GraftError(f"calibration_batches {calibration_batches}: at least 1, or no calibration")
+    if calibration_room is not None and calibration_room < 1:
+        raise GraftError(f"calibration_room {calibration_room}: at least 1")
     if handle_of(model) is not None:
         raise GraftError("this model is grafted already: ungraft(model) first")
     if not plan.bare:
@@ -379,13 +383,13 @@ def graft(
         )
     source_hash, rounded = (source_hash, {}) if source_hash else named(model)
     required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    layout = plan.layout(model)
+    facts = {} if layout is None else conventions(model)
     raster = Raster(host, model)
     switches = {site: Switch(originals[site], stand_ins[site], raster) for site in originals}
     inner: dict[Site, Switch] = {}
     student: Student | None = None
     groups: dict[Group, Parallel] = {}
-    facts: dict[str, Any] = {}
-    layout = plan.layout(model)
     if layout is not None:
 
         def replace(branch: nn.Module, block: int) -> None:
@@ -399,7 +403,6 @@ def graft(
         except BaseException:
             raster.detach()
             raise
-        facts = conventions(model)
     for site, switch in switches.items():
         switch.train(originals[site].training)
         host.set(model, site, switch)
