@@ -44,6 +44,9 @@ def widened(model: nn.Module) -> nn.Module:
 def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
     """A context in which matrix products run in ``precision``; raises ValueError for an unknown one.
 
+    Weights are rounded where they are used and no copy of them is kept: it would be of all of them in a pass without
+    gradients, and of what they were before where an optimiser steps in between.
+
     On a CPU softmax attention stays in float32: torch's bfloat16 backward of it is five times slower there than the
     float32 one, which eats what bfloat16 gains in the projections.
     """
@@ -53,10 +56,10 @@ def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
     if precision == "fp32":
         yield
     elif kind == "cpu":
-        with torch.autocast(kind, torch.bfloat16), _FullAttention():
+        with torch.autocast(kind, torch.bfloat16, cache_enabled=False), _FullAttention():
             yield
     else:
-        with torch.autocast(kind, torch.bfloat16):
+        with torch.autocast(kind, torch.bfloat16, cache_enabled=False):
             yield
 
 
