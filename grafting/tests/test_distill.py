@@ -22,6 +22,7 @@ from grafting.diffusion import Diffusion, Levels, draw
 from grafting.graft import Grafted, graft
 from grafting.operators import get
 from grafting.plan import Plan
+from grafting.restructure import Merge
 from grafting.training.distill import Distillation, DistillConfig, Learner, SiteConfig, distance, distill
 from grafting.training.distill_state import load_state
 
@@ -389,3 +390,20 @@ def test_a_state_of_an_operator_that_began_otherwise_is_refused(
     monkeypatch.setattr(get(name), "start_version", classmethod(lambda cls, init: 7))
     with pytest.raises(ValueError, match=rf"another start \(starts.*{name}.*7.*\): name another folder"):
         distill(fresh(), batch, 10, replace(CONFIG, steps=1), tmp_path)
+
+
+def test_a_gate_that_nothing_has_is_refused() -> None:
+    """Groups learn updates of the residual stream, which no gate scales; sites beside them, or within, have theirs."""
+    merged = Plan(restructure=(Merge(groups=((1, 2),)),))
+    gated = replace(CONFIG, steps=1, gate_weighted=True)
+    with pytest.raises(ValueError, match="gate_weighted: no site of this plan has weights to learn, and groups"):
+        distill(graft(tiny(), merged), batch, 10, gated)
+    distill(graft(tiny(), merged), batch, 10, replace(gated, gate_weighted=False))
+    distill(graft(tiny(), merged + ONE), batch, 10, gated)
+
+
+def test_a_model_in_float16_is_refused() -> None:
+    for dtype in (None, torch.float32):
+        handle = graft(tiny().half(), PLAN, dtype=dtype)
+        with pytest.raises(ValueError, match=r"held in float16, .*: load it in float32 or bfloat16"):
+            distill(handle, batch, 10, CONFIG)

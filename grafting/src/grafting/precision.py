@@ -21,6 +21,14 @@ def in_half(model: nn.Module) -> bool:
     return next(model.parameters()).dtype == torch.bfloat16
 
 
+def refuse_float16(model: nn.Module) -> None:
+    """Raises ValueError for a model with weights in float16, which no training here passes through beside others."""
+    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        raise ValueError(
+            "the model's weights are held in float16, beside which nothing trains: load it in float32 or bfloat16"
+        )
+
+
 def refuse_mixed(model: nn.Module, precision: str) -> None:
     """Raises ValueError where passes are asked for in another precision than that of a model in bfloat16."""
     if in_half(model) and precision != "bf16":

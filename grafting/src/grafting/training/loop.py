@@ -111,7 +111,7 @@ def refuse_half(parameters: Mapping[str, nn.Parameter]) -> None:
             kind = str(parameter.dtype).removeprefix("torch.")
             raise ValueError(
                 f"{name} is {kind}: train a model in float32 (model.float()), or what is new in float32 beside weights "
-                "that do not learn (graft(..., dtype=torch.float32)); precision bf16 is for passes"
+                "in bfloat16 that do not learn (graft(..., dtype=torch.float32)); precision bf16 is for passes"
             )
 
 
