@@ -356,6 +356,32 @@ def test_a_run_of_another_graft_is_refused(tmp_path: Path) -> None:
             finetune(model, student, None, batches, 3, _config(1, (0.0, 0.0)), tmp_path)
 
 
+def test_a_run_that_began_from_other_weights_is_refused(tmp_path: Path) -> None:
+    """Not where the last bits alone differ, as of a start that was solved on another number of threads."""
+
+    def run(moved: float = 1.0) -> torch.Tensor:
+        teacher, student, batches = _parts()
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter *= moved
+        finetune(student, student, teacher, batches, 3, _config(3), tmp_path)
+        return student.conv.weight.detach()
+
+    done = run()
+    with pytest.raises(ValueError, match="holds a run that began from other weights: name another folder or remove it"):
+        run(moved=1.1)
+    assert torch.equal(run(moved=1 + 1e-6), done)
+    teacher, student, batches = _parts()
+    for _ in range(2):  # the second time from where the first one ended
+        finetune(student, student, teacher, batches, 3, _config(3), tmp_path)
+        assert torch.equal(student.conv.weight, done)
+    assert torch.equal(run(), done)
+    state = json.loads((tmp_path / "state.json").read_text())
+    del state["start"]  # as of before it was noted
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    assert torch.equal(run(moved=1.1), done)
+
+
 def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
     student, teacher, batches = _parts()
     with pytest.raises(ValueError, match=r"conv\.weight is bfloat16: train a model in float32"):

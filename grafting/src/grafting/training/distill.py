@@ -29,8 +29,9 @@ from ..hosts.registry import schedule_of
 from ..initialise import explained, start_versions
 from ..modes import evaluating
 from ..precision import PRECISIONS, autocast, in_half, refuse_float16, refuse_mixed
-from .distill_state import load_state, save_state
+from .distill_state import load_learners, save_learners
 from .loop import Progress, deferred_interrupt, refuse_half, refuse_infinite
+from .state import began
 from .team import Team
 
 if TYPE_CHECKING:
@@ -205,8 +206,8 @@ def distill(
     ``batches`` are of. Returns a report by site name.
 
     Raises ValueError where no site can learn, or none has the gate that is asked for, the model is in float16 or the
-    precision another than that of weights in bfloat16, or ``out`` holds a run with other settings, of another plan,
-    model or start.
+    precision another than that of weights in bfloat16, or ``out`` holds a run with other settings, of another plan or
+    model, or that began from other weights: a caller's own start must be the same each time.
     """
     schedule = diffusion or schedule_of(handle.model)
     return Distillation(handle, batches, null, config, out, heldout or batches, schedule, team, depends).run()
@@ -262,6 +263,10 @@ class Distillation:
                 "gate_weighted: no site of this plan has weights to learn, and groups, which learn the update of the "
                 "residual stream itself, have no gate; give gate_weighted false"
             )
+        weights = {
+            f"{site.name}.{name}": p for site, one in self.learners.items() for name, p in one.parameters.items()
+        }
+        self.start = None if out is None else began(weights)
 
     def run(self) -> dict[str, SiteReport]:
         """Train to the last step, or until every site has stopped; the model is in evaluation mode meanwhile."""
@@ -271,7 +276,7 @@ class Distillation:
 
     def _run(self) -> None:
         if self.out is not None:
-            self.step = load_state(self.out, self.learners, self.config, self.depends)
+            self.step, self.start = load_learners(self.out, self.learners, self.config, self.depends, self.start)
         if self.step == 0 and not all(learner.heldout for learner in self.learners.values()):
             self._evaluate()
         progress = Progress(self.config.steps, self.step, "distill")
@@ -389,7 +394,7 @@ class Distillation:
 
     def _save(self) -> None:
         if self.out is not None and self.team.leads:
-            save_state(self.out, self.step, self.learners, self.config, self.depends)
+            save_learners(self.out, self.step, self.learners, self.config, self.depends, self.start)
         self.team.wait()
 
     def _finish(self) -> dict[str, SiteReport]:

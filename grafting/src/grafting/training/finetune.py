@@ -30,6 +30,7 @@ from ..switch import Switch
 from .features import Pairs, match_features, returned
 from .loop import Loop, LoopConfig
 from .objective import teacher_objective
+from .state import began
 from .team import Team
 
 CAP = 1000.0
@@ -209,8 +210,8 @@ def finetune(
 
     Raises ValueError where the settings need a teacher, pairs or what was replaced and none are given, weights that a
     graft shares with its teacher would train, a flow's error would be weighted by level, the model is in float16 or the
-    precision another than that of weights in bfloat16, or ``out`` holds a run of other settings or of
-    another graft.
+    precision another than that of weights in bfloat16, or ``out`` holds a run of other settings, of another graft or
+    that began from other weights: a caller's own start must be the same each time.
     """
     if teacher is None and any(config.teacher_share):
         raise ValueError(
@@ -279,6 +280,7 @@ def finetune(
             depends["lora"] = asdict(handle.adapters.settings)
     loop = Loop(model, losses, config.loop, out, "finetune", workers, depends)
     refuse_mixed(model, config.precision)
+    loop.start = None if out is None else began(loop.parameters)  # the first process's, which all have by now
     parts = (model,) if handle is None else handle.parts()
     lean = checkpointed(model, workers.device, config.precision) if config.checkpointing else nullcontext()
     with evaluating(*parts, student, teacher), lean, fading(switches):
