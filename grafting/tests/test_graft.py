@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import grafting
-from grafting.activations import visit
+from grafting.activations import Streams, visit_spans
 from grafting.graft import Grafted, GraftError, graft, handle_of, tensors_hash, ungraft
 from grafting.lora import Lora, add_lora
 from grafting.plan import Plan, PlanError
@@ -157,10 +157,13 @@ def test_solve_beats_copy_and_random(operator: str) -> None:
         )
         errors[init] = 0.0
 
-        def measure(site: object, x: torch.Tensor, y: torch.Tensor, handle: Grafted = handle, init: str = init) -> None:
-            errors[init] += (handle.switches[site].stand_in(x) - y).square().sum().item()
+        def measure(
+            site: object, x: torch.Tensor, y: Streams, call: object, handle: Grafted = handle, init: str = init
+        ) -> None:
+            errors[init] += (handle.switches[site].stand_in(x) - y[0]).square().sum().item()
 
-        with handle.teacher() as model, visit(handle.switches, measure):
+        spans = {site: ((switch, switch),) for site, switch in handle.switches.items()}
+        with handle.teacher() as model, visit_spans(spans, measure):
             output(model)
         assert len(handle.explained) == (4 if init == "solve" else 0)
     assert errors["solve"] < errors["random"] and errors["solve"] < errors["copy"]
