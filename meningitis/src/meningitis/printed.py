@@ -53,16 +53,20 @@ def equations_text(model: Model) -> str:
     return "\n".join(lines)
 
 
-def matrices_text(model: Model) -> str:
-    """F, V, K and R0, the rates of leaving that they share, and a legend of the symbols."""
-    derived = symbolic.next_generation(model)
+def matrices_text(model: Model, values: Mapping[str, float] | None = None) -> str:
+    """F, V, K and R0, the rates of leaving that they share, and a legend of the symbols.
+
+    As they are where those parameters are 0 that `values` say (none: where all are positive).
+    """
+    derived = symbolic.next_generation(model, zeros=() if values is None else symbolic.zeros_at(model, values))
     write = Notation(model)
     expressions: dict[str, Any] = {"F": derived.F, "V": derived.V}
     if derived.r0 is not None:
         expressions |= {"K": derived.K, "R0": derived.r0}
     short, rates = abbreviated(model, expressions)
     names = sp.Matrix([[model.symbols[name] for name in derived.infected]])
-    parts = [beside("infected: ", write.text(names))]
+    stopped = f" (where {' and '.join(derived.zeros)} is 0)" if derived.zeros else ""
+    parts = [beside("infected: ", write.text(names)) + stopped]
     parts += [beside(f"{name} = ", write.text(short[name])) for name in ("F", "V")]
     if derived.r0 is not None:
         parts += [beside("K = F V⁻¹ = ", write.text(short["K"])), f"R₀ = {write.text(short['R0'])}"]

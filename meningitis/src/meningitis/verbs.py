@@ -169,9 +169,11 @@ def _r0(arguments: argparse.Namespace) -> None:
     values = values_of(model, arguments)
     speed = symbolic.growth(model, values)
     control = symbolic.control(model, values, efficacy=arguments.efficacy)
+    everyone = control.r0_susceptible
     partly = control.susceptible is not None and control.susceptible < 1
     rows: list[tuple[str, float | None, str]] = [
         ("R0", control.r0, "1"),
+        *([("R0 with everyone susceptible", everyone, "1")] if everyone is not None else []),
         ("R at the start", speed.reproduction, "1"),
         ("growth rate", speed.rate, "1/day"),
         ("doubling time" if speed.rate > 0 else "halving time", abs(speed.doubling_time), "days"),
@@ -187,9 +189,9 @@ def _r0(arguments: argparse.Namespace) -> None:
         if value is not None
     ]
     frame = pd.DataFrame(rows, columns=["quantity", "value", "unit"])
-    matrices = symbolic.next_generation(model)
+    matrices = symbolic.next_generation(model, zeros=symbolic.zeros_at(model, values))
     data = {"matrices": matrices.to_dict(), "growth": speed.to_dict(), "control": control.to_dict()}
-    words = "" if arguments.json or arguments.csv else f"{matrices_text(model)}\n\n{control.reason}".strip()
+    words = "" if arguments.json or arguments.csv else f"{matrices_text(model, values)}\n\n{control.reason}".strip()
     put(arguments, frame, {**data, "R0": control.r0, "values": values}, words)
 
 
