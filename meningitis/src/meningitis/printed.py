@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import sympy as sp
@@ -106,6 +106,19 @@ def spread_text(model: Model, values: Mapping[str, float]) -> str:
     write, reproduction = Notation(model), symbolic.effective_r(model)
     text = f"infection spreads while R(t) = {write.text(reproduction)} > 1{few}"
     return f"{text}\n\n{legend_text(model, {'R': reproduction})}"
+
+
+def weeks_text(episodes: Iterable[tuple[int, int]]) -> str:
+    """Episodes as the numbers of their first and last week."""
+    return ", ".join(f"{first}–{last}" if first < last else str(first) for first, last in episodes)
+
+
+def alert_text(happened: Events) -> str:
+    """In how many weeks suspected cases are at the alert threshold or above, and in which."""
+    count = len(happened.alert_weeks)
+    if not count:
+        return f"in none of {happened.weeks} weeks at or above the alert threshold"
+    return f"at or above the alert threshold in {count} of {happened.weeks} weeks: {weeks_text(happened.episodes)}"
 
 
 def outlook_text(happened: Events) -> list[str]:

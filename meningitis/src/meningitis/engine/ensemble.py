@@ -100,9 +100,9 @@ def simulate(
 
     `parameters` are values or (n,) arrays on top of the scenario's; `times` are output days (weekly and the last day
     by default); `atol` is in persons; `reference` names a scipy method (DOP853, Radau, LSODA, ...) instead of the
-    kernel; `max_step` (days; by default the declaration's or, where it has none, a day where rates depend on time) keeps
-    steps from growing longer than a pulse while nothing happens. The kernel ends a step at each corner of min, max and
-    abs over time and parameters, whose arguments are linear in time; where time is nowhere else, steps have no bound.
+    kernel; `max_step` (days; by default the declaration's or, where it has none, a day where rates depend on time)
+    keeps steps from growing longer than a pulse while nothing happens. The kernel ends a step at each corner of min,
+    max and abs of what is linear in time and else of parameters; where time is nowhere else, steps have no bound.
     A set's numbers do not depend on the other sets, their order or the threads.
     A start below zero is refused in single values of some of the parameters. In arrays, or where every parameter is
     given, its set alone fails, as any set may: NaN, status NEGATIVE, a sentence in `failures` and no warning.

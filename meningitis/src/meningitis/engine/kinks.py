@@ -1,7 +1,7 @@
 """Where rates turn at a time that the declaration gives: the corners of min, max and abs over time and parameters.
 
-Steps are chosen by the error, which is nothing while nothing happens: between two corners the integrator would pass over
-what lies there. So it ends a step at each, and bounds its steps where time is anywhere else.
+Steps are chosen by the error, which is nothing while nothing happens: they grow, and pass over what lies between two
+corners. So the integrator ends a step at each corner, and bounds its steps where time is anywhere else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAST = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Kinks:
-    """`times` of the corners, expressions over the parameters; `bounded`: time is elsewhere too, and steps need a bound."""
+    """`times` of the corners, over the parameters; `bounded`: time is elsewhere too, so that steps need a bound."""
 
     times: tuple[sympy.Expr, ...]
     bounded: bool

@@ -42,8 +42,9 @@ class Control:
     compartment (`reason` says so); coverage: share to vaccinate at `efficacy` against infection, which here is to
     acquire carriage (a vaccine that prevents illness alone leaves R0 as it is), were nobody immune yet, None where even
     everyone would not do or herd_immunity is None; r0_susceptible: R0 were everyone susceptible, where the disease-free
-    state leaves nobody so (`r0` is then 0 and tells of no outbreak), elsewhere None; critical: by parameter, the value nearest to the present one at
-    which R0 = 1 with all others fixed, in its own unit (rates per day), None where none lies within its bounds.
+    state leaves nobody so (`r0` is then 0 and tells of no outbreak), elsewhere None; critical: by parameter, the value
+    nearest to the present one at which R0 = 1 with all others fixed, in its own unit (rates per day), None where none
+    lies within its bounds.
     """
 
     r0: float

@@ -39,6 +39,7 @@ def disease_free_state(model: Model, *, seconds: float, zeros: tuple[str, ...] =
     for members in _kept_together(
         model, zeros
     ):  # their rates add up to nothing, so that their total takes the place of one
+        # Their rates add up to nothing, so that their total takes the place of one.
         equations[members[0]] = sum((model.symbols[name] - begun[name] for name in members), sp.Integer(0))
     unknowns = [model.symbols[name] for name in rates]
     try:
