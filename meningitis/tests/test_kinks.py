@@ -61,6 +61,8 @@ def test_no_pulse_is_passed_over(model: Model) -> None:
     wanted = np.array([by_hand(d) for d in DAYS])
     assert found["new_infections"][:, -1] == pytest.approx(wanted[:, 2], rel=1e-4)
     assert found["S"][:, -1] == pytest.approx(wanted[:, 0], rel=1e-4)
+    by_scipy = simulate(model, parameters={"tau": DAYS[:2]}, days=365, reference="DOP853")["new_infections"][:, -1]
+    assert by_scipy == pytest.approx(wanted[:2, 2], rel=1e-4)
     swept = reduce(model, {"tau": np.array(DAYS)}, days=365)
     assert swept["new_infections"].tolist() == found["new_infections"][:, -1].tolist()
 

@@ -233,6 +233,8 @@ def _thresholds(arguments: argparse.Namespace) -> None:
 
 
 def _sensitivity(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
     from meningitis import analysis, symbolic
 
     model = model_of(arguments)
@@ -266,7 +268,8 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     held = ", ".join(f"{name} = {values[name]:g}" for name in pinned) or "none"
     words = f"pinned by --set or --params: {held}; sampled, whatever the scenario says: {', '.join(names)}"
     print(f"meningitis: {words}", file=sys.stderr)
-    for sentence in analysis.unknown(model, values):
+    middle = {name: float(model.parameter(name).distribution.ppf(np.array(0.5))) for name in names}
+    for sentence in analysis.unknown(model, {**values, **middle}):
         print(f"meningitis: {sentence}", file=sys.stderr)
     sizes = sampling_of(arguments)
     folder = Path(arguments.checkpoint) if arguments.checkpoint else None

@@ -66,10 +66,13 @@ def course(work: Work) -> None:
         "course",
         table,
         f"Totals by scenario, over its whole length. {_seasons(work)}A dash for the week of the peak: the last "
-        "week is the highest, or nobody falls ill; for the weeks at or above alert: none; for a count: the model has "
-        "none. Weeks are counted from 1, those between two episodes left out.",
+        "week is the highest, or nobody falls ill; for the weeks at or above alert: none. Weeks are numbered from 1; "
+        "those between two episodes do not count.",
         table.set_axis(list(heads), axis="columns"),
     )
+    told = [words for model in work.models for words in analysis.unknown(model, work.values(model))]
+    for sentence in dict.fromkeys(told):
+        work.report.text(f"A dash for what is not known: {sentence}.")
 
 
 def _seasons(work: Work) -> str:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 MAX_STEPS = 20_000
 MOVING_STEP = 1.0
-"""Days: the longest step of a model whose rates change with time, other than at corners, and that declares none."""
+"""Days: the longest step of a model whose rates change with time, other than at corners, and that declares none; and
+of scipy's methods where there are corners."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,10 +262,12 @@ def run(
     peaks = np.empty((n, len(system.watched), 2))
     status = np.zeros(n, dtype=np.int64)
     steps = np.zeros(n, dtype=np.int64)
+    # scipy's methods know of no corners.
+    bounded = min(max_step, MOVING_STEP) if kinks(system).times else max_step
     if reference is not None:
         out.fill(np.nan)
         peaks.fill(np.nan)
-        solve_scipy(system, sets, at, end, reference, rtol, atol, out, peaks, status, steps, range(n), max_step)
+        solve_scipy(system, sets, at, end, reference, rtol, atol, out, peaks, status, steps, range(n), bounded)
     else:
         begun = np.hstack([sets, kink_times(system, sets, end)]) if kinks(system).times else sets
         given = (begun, at, end, rtol, atol, max_steps, float(max_step), out, peaks, status, steps)
@@ -272,7 +275,7 @@ def run(
         stiff = np.flatnonzero((status == Status.TOO_MANY_STEPS) | (status == Status.STEP_TOO_SMALL))
         if stiff.size:
             kept = status[stiff].copy()
-            solve_scipy(system, sets, at, end, "Radau", rtol, atol, out, peaks, status, steps, stiff, max_step)
+            solve_scipy(system, sets, at, end, "Radau", rtol, atol, out, peaks, status, steps, stiff, bounded)
             status[stiff] = np.where(status[stiff] == Status.OK, Status.FALLBACK, kept)
     states = len(system.rhs)
     return Ensemble(

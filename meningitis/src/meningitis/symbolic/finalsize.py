@@ -14,7 +14,8 @@ from meningitis.symbolic.caching import by_model
 from meningitis.symbolic.declared import infected_states
 from meningitis.symbolic.force import linear_force
 from meningitis.symbolic.limits import TimeLimit, time_limit
-from meningitis.symbolic.nextgen import SYMBOLIC_SECONDS, short_form
+from meningitis.symbolic.nextgen import SYMBOLIC_SECONDS
+from meningitis.symbolic.radius import short_form
 
 
 @dataclass(frozen=True, kw_only=True)
