@@ -133,7 +133,7 @@ def thresholds(work: Work) -> None:
 
 
 def _formulas(work: Work, model: Model) -> dict[str, Any]:
-    derived = symbolic.next_generation(model)
+    derived = symbolic.next_generation(model, zeros=symbolic.zeros_at(model, work.values(model)))
     write = Notation(model, {symbolic.SHARE: "s", sp.Symbol("r"): "r"})
     expressions: dict[str, Any] = {"F": derived.F, "V": derived.V}
     if derived.r0 is not None:

@@ -2,6 +2,7 @@
 
 from meningitis.symbolic.control import Control, control, critical_value
 from meningitis.symbolic.declared import moving_rates
+from meningitis.symbolic.diseasefree import zeros_at
 from meningitis.symbolic.effective import effective_r, effective_r_numeric, only_while_few, reproduction_along
 from meningitis.symbolic.elasticity import Elasticities, elasticities
 from meningitis.symbolic.equilibria import Equilibria, Equilibrium, equilibria
@@ -11,6 +12,7 @@ from meningitis.symbolic.nextgen import (
     NextGeneration,
     NumericR0,
     next_generation,
+    nobody_left,
     r0,
     r0_numeric,
 )
@@ -40,9 +42,11 @@ __all__ = [
     "moving_rates",
     "next_generation",
     "no_thresholds",
+    "nobody_left",
     "only_while_few",
     "r0",
     "r0_numeric",
     "reproduction_along",
     "thresholds",
+    "zeros_at",
 ]

@@ -19,8 +19,8 @@ from meningitis.symbolic.nextgen import (
     infection_jacobians,
     infection_matrices,
     over_arrays,
-    radius_within,
 )
+from meningitis.symbolic.radius import radius_within
 
 
 def effective_r(model: Model) -> sp.Expr:
