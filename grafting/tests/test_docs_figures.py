@@ -389,6 +389,7 @@ def test_searched_halves() -> None:
     shown = table("search.md", "plan | blocks")
     names = {"interleaved": ("hyena_x-50", "none-attn-50")}
     names |= {f"searched by `{by}`": (f"searched-{by}", f"searched-{by}-none") for by in ("loss", "carried")}
+    names["searched of all operators"] = ("searched-any", "searched-any-none")
     assert [cells[0] for cells in shown] == list(names)
     for cells in shown:
         row, none = (rows[name] for name in names[cells[0]])
