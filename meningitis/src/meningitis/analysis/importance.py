@@ -24,7 +24,8 @@ def global_sensitivity(
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, PRCC]:
-    """Tables of PRCC and of Sobol indices with 95 % intervals, by outcome and parameter, with LaTeX symbols.
+    """Tables of PRCC and of Sobol indices with 95 % intervals (Fisher's z; Student's t over scrambles), by outcome
+    and parameter, with LaTeX symbols.
 
     The outcomes are those of the first `days`; the third of what is returned says in what share of the Latin hypercube
     cases still rise then, so that outbreaks are cut short, and in what share they peak between the first and the last
