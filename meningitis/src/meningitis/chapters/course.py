@@ -43,17 +43,18 @@ def course(work: Work) -> None:
                     "cases": found["cases"],
                     "deaths": found["deaths"],
                     "ever_infected_%": 100 * found["ever_infected"] / N,
-                    "weeks_above_alert": _weeks_above_alert(model, values, days),
+                    "weeks_above_alert": _weeks_above_alert(work, model, values, days),
                 }
             )
             curves[scenario.name] = weeks / N * 1e5
         N = sum(symbolic.initial_state(model, work.values(model)).values())
         who = analysis.who_thresholds(N)
+        alert, epidemic = (line / work.reporting_fraction / N * 1e5 for line in (who.alert, who.epidemic))
         work.report.figure(
             f"incidence-{model.name}",
-            figures.incidence(curves, who.alert / N * 1e5, who.epidemic / N * 1e5, start=work.start, system=work.weeks),
+            figures.incidence(curves, alert, epidemic, start=work.start, system=work.weeks),
             f"Weekly incidence of illness in the {model.name} model, with WHO's operational thresholds for a district "
-            f"of {N:,.0f} inhabitants. Weeks are differences of the cumulative count. Log scale.",
+            f"of {N:,.0f} inhabitants{_reported(work)}. Weeks are differences of the cumulative count. Log scale.",
         )
     table = pd.DataFrame(rows)
     work.results["course"] = table.to_dict("records")
@@ -70,10 +71,17 @@ def course(work: Work) -> None:
     )
 
 
+def _reported(work: Work) -> str:
+    """How many suspected cases WHO's thresholds count, where it is not one for each."""
+    if work.reporting_fraction == 1:
+        return ""
+    return f", reached by {work.reporting_fraction:g} suspected cases for each case of the model"
+
+
 def _seasons(work: Work) -> str:
     if not any(scenario.season for model in work.models for scenario in model.scenarios):
         return ""
-    if any(symbolic.moving_rates(model) for model in work.models):
+    if any(symbolic.timed_rates(model) for model in work.models):
         return "The season is a label. "
     return "The season is a label: the model knows none, and holds its rates beyond the season's end. "
 
@@ -82,8 +90,10 @@ def _has_cases(model: Model) -> bool:
     return any(flow.case for flow in model.flows)
 
 
-def _weeks_above_alert(model: Model, values: dict[str, float], days: float) -> int | None:
-    duration = analysis.events(model, values, days).duration if _has_cases(model) else None
+def _weeks_above_alert(work: Work, model: Model, values: dict[str, float], days: float) -> int | None:
+    if not _has_cases(model):
+        return None
+    duration = analysis.events(model, values, days, reporting_fraction=work.reporting_fraction).duration
     return None if duration is None else round(duration / 7)
 
 
@@ -91,7 +101,11 @@ def ratios(work: Work) -> None:
     """Case-carrier ratios, the events along each run, and the claim that a ratio forewarns of an epidemic."""
     kept = {
         (model.name, model.scenario(name).name): analysis.events(
-            model, work.values(model, name), work.length(model, name), start=work.start
+            model,
+            work.values(model, name),
+            work.length(model, name),
+            start=work.start,
+            reporting_fraction=work.reporting_fraction,
         )
         for model in work.models
         if _has_cases(model)
@@ -100,6 +114,8 @@ def ratios(work: Work) -> None:
     fitting = [model for model in work.models if not symbolic.no_thresholds(model)]
     if not fitting:
         work.report.text(f"There is no ratio of cases to carriers: {symbolic.no_thresholds(work.fullest)}.")
+    if kept and work.reporting_fraction != 1:
+        work.report.text(f"Alerts and epidemics are WHO's thresholds{_reported(work)} (--reporting-fraction).")
     for model in fitting:
         _figures(work, model, kept[model.name, model.scenario(work.scenario).name])
     if kept:

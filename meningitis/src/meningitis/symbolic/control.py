@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
-from meningitis.symbolic.declared import drained_states, uninfected_states
+from meningitis.symbolic.declared import completed, drained_states, uninfected_states
 from meningitis.symbolic.limits import tidy
 from meningitis.symbolic.nextgen import disease_free_at, infection_matrices, next_generation, r0_numeric
 
@@ -61,6 +61,7 @@ def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0)
     """
     if not 0 < efficacy <= 1:
         raise ValueError(f"efficacy is {efficacy}, but must be above 0 and at most 1")
+    values = completed(model, values)
     numeric = r0_numeric(model)
     reproduction = float(numeric(values))
     reason = "R0 is not known at these values" if np.isnan(reproduction) else _no_single_share(model)

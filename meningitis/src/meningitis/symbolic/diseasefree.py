@@ -12,7 +12,7 @@ import numpy as np
 import sympy as sp
 from numpy.typing import ArrayLike, NDArray
 
-from meningitis.model import Flow, Model
+from meningitis.model import TIME, Flow, Model
 from meningitis.symbolic.caching import by_model
 from meningitis.symbolic.declared import drained_states, uninfected_states
 from meningitis.symbolic.limits import TimeLimit, tidy, time_limit
@@ -26,11 +26,14 @@ STILL = 1e-9
 def disease_free_state(model: Model, *, seconds: float) -> dict[str, sp.Expr]:
     """The disease-free state as expressions of the parameters.
 
-    Everyone susceptible, where that lasts; where flows without infection move people, the state in which those flows
-    balance, each set of compartments that they connect keeping its total unless people enter or leave it.
+    Everyone susceptible, where that lasts or where what moves people without infection depends on time; where flows
+    without infection move people, the state in which those flows balance, each set of compartments that they connect
+    keeping its total unless people enter or leave it.
     Raises: ValueError where the solution is not single or takes longer than `seconds`; `settled_state` then answers.
     """
     begun, rates = everyone_susceptible(model), _rates(model)
+    if any(model.symbols[TIME] in rate.free_symbols for rate in rates.values()):
+        return begun  # a dated campaign, say: the state is that of the start
     at = {model.symbols[name]: value for name, value in begun.items()}
     if all(tidy(rate.subs(at)).is_zero for rate in rates.values()):
         return begun

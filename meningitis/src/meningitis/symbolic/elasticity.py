@@ -11,6 +11,7 @@ import sympy as sp
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
+from meningitis.symbolic.declared import completed
 from meningitis.symbolic.nextgen import next_generation, r0_numeric
 
 STEP = 1e-5
@@ -25,7 +26,11 @@ class Elasticities:
     reason: str = ""
 
     def evaluate(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Indices at `values`, dimensionless, ranked by size; parameters absent from R0 have 0."""
+        """Indices at `values`, dimensionless, ranked by size; parameters absent from R0 have 0.
+
+        Parameters that `values` leave out are as in the default scenario.
+        """
+        values = completed(self.model, values)
         if self.expressions:
             at = {self.model.symbols[name]: values[name] for name in self.model.parameter_names}
             found = {name: float(index.subs(at)) for name, index in self.expressions.items()}
@@ -40,6 +45,7 @@ class Elasticities:
 
     def frame(self, values: Mapping[str, float]) -> pd.DataFrame:
         """Table parameter, symbol, value, index, ranked."""
+        values = completed(self.model, values)
         symbols = {p.name: p.symbol for p in self.model.parameters}
         rows = [(name, symbols[name], values[name], index) for name, index in self.evaluate(values).items()]
         return pd.DataFrame(rows, columns=["parameter", "symbol", "value", "index"])

@@ -12,7 +12,7 @@ import sympy as sp
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
 from meningitis.symbolic.declared import infected_states, new_infections
-from meningitis.symbolic.force import linear_force, same
+from meningitis.symbolic.force import linear_force, same, without_name
 from meningitis.symbolic.limits import TimeLimit, time_limit
 from meningitis.symbolic.nextgen import SYMBOLIC_SECONDS, short_form
 
@@ -51,7 +51,7 @@ def _derived(model: Model) -> FirstIntegral:
     try:
         force = linear_force(model)
     except ValueError as missing:
-        raise ValueError(f"{without}: {missing}") from missing
+        raise ValueError(f"{without}: {without_name(model, missing)}") from missing
     susceptible = force.susceptible
     if any(f.target == susceptible or (f.source == susceptible and not f.new_infection) for f in model.flows):
         raise ValueError(f"{without}: {susceptible} has other flows than infection")

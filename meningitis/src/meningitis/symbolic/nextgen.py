@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
-from meningitis.symbolic.declared import infected_states, new_infections, refuse_time
+from meningitis.symbolic.declared import infected_states, new_infections, refuse_time, timed_rates
 from meningitis.symbolic.diseasefree import (
     disease_free_state,
     everyone_susceptible,
@@ -113,6 +113,8 @@ def _remarks(model: Model, free: Mapping[str, sp.Expr]) -> list[str]:
     begun, (_, importing) = everyone_susceptible(model), flows_without_infection(model)
     gone = [name for name, value in free.items() if value.is_zero and not begun[name].is_zero]
     remarks = [f"without infection nobody stays in {' or '.join(gone)}"] if gone else []
+    if timed := [name for name in timed_rates(model) if name not in {flow.name for flow in importing}]:
+        remarks.append(f"{' and '.join(timed)} depends on time, so R0 takes everyone as susceptible, as at the start")
     if importing:
         names = " and ".join(flow.name for flow in importing)
         remarks.append(f"R0 leaves out {names}: it goes on where nobody is infected, so no state is disease-free")
