@@ -27,6 +27,31 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return caught.err
 
 
+def test_a_key_given_twice_is_refused_with_its_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text, lines in (
+        ("twice.yaml", "carrier_odds: 1\ntransmission_rate: 0.2\ncarrier_odds: 0.5\n", "1 and 3"),
+        ("twice.json", '{"carrier_odds": 1,\n "carrier_odds": 0.5}', "1 and 2"),
+    ):
+        (tmp_path / name).write_text(text)
+        said = refused(capsys, "r0", "--params", str(tmp_path / name))
+        assert f"{name}: 'carrier_odds' is given twice in one table, on lines {lines}" in said
+    (tmp_path / "twice.yaml").write_text("name: x\nname: y\n")
+    said = refused(capsys, "show", "--model", str(tmp_path / "twice.yaml"))
+    assert "twice.yaml: 'name' is given twice in one table, on lines 1 and 2" in said
+
+
+def test_a_study_is_not_written_over_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    said = refused(capsys, "study", "--model", "basic", "--out", str(tmp_path / "file"))
+    assert "file is a file: a report needs a folder" in said and (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_reporting_fraction_is_above_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("simulate",), ("study", "--out", str(tmp_path / "out"))):
+        assert "reporting_fraction is 0.0, but must be" in refused(capsys, *words, "--reporting-fraction", "0")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("verb", ["simulate", "r0", "thresholds", "sensitivity", "final-size", "profile", "show"])
 def test_a_start_below_zero_is_refused_by_every_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, verb, "--model", "basic", "--set", "initial_immune_fraction=1")

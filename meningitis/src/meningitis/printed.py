@@ -62,10 +62,11 @@ def matrices_text(model: Model) -> str:
         expressions |= {"K": derived.K, "R0": derived.r0}
     short, rates = abbreviated(model, expressions)
     names = sp.Matrix([[model.symbols[name] for name in derived.infected]])
+    name = {"R0": "R₀"}.get(symbolic.reproduction_name(model), "R_c")
     parts = [beside("infected: ", write.text(names))]
     parts += [beside(f"{name} = ", write.text(short[name])) for name in ("F", "V")]
     if derived.r0 is not None:
-        parts += [beside("K = F V⁻¹ = ", write.text(short["K"])), f"R₀ = {write.text(short['R0'])}"]
+        parts += [beside("K = F V⁻¹ = ", write.text(short["K"])), f"{name} = {write.text(short['R0'])}"]
     parts += [derived.reason] if derived.reason else []
     return "\n\n".join([*parts, *_rates(write, rates), legend_text(model, expressions)])
 

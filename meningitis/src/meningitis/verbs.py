@@ -109,12 +109,18 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def weekly_table(
-    model: Model, values: Mapping[str, float], days: float, start: dt.date | None, weeks: WeekSystem
+    model: Model,
+    values: Mapping[str, float],
+    days: float,
+    start: dt.date | None,
+    weeks: WeekSystem,
+    reporting_fraction: float = 1.0,
 ) -> pd.DataFrame:
     """Weekly course of one run: states at the end of each week and the week's new infections, cases and deaths.
 
     `days` of the last week are fewer than seven where the run ends within it. A week is named by the epidemiological
-    week that its fourth day is in, with which it shares four days at least; one of fewer days has no name.
+    week that its fourth day is in, with which it shares four days at least; one of fewer days has no name. Where
+    suspected cases are not as many as cases, a column has them.
     """
     import numpy as np
     import pandas as pd
@@ -139,6 +145,8 @@ def weekly_table(
         table["epi_week"] = dated(fourth, start, weeks)["epi_week"]
     table |= {name: run.states[0, 1:, k] for k, name in enumerate(run.state_names)}
     table |= {f"weekly_{name}": np.diff(run.cumulative[0, :, k]) for k, name in enumerate(run.cumulative_names)}
+    if reporting_fraction != 1:
+        table["weekly_suspected_cases"] = reporting_fraction * table["weekly_cases"]
     table["weekly_cases_per_100000"] = 1e5 * table["weekly_cases"] / run.states[0, 0].sum()
     return pd.DataFrame(table)
 
@@ -154,9 +162,12 @@ def _told_of_weeks(start: dt.date, weeks: WeekSystem) -> None:
 
 
 def _simulate(arguments: argparse.Namespace) -> None:
+    from meningitis import analysis
+
     model = model_of(arguments)
     values, (start, weeks) = values_of(model, arguments), calendar_of(arguments)
-    put(arguments, weekly_table(model, values, days_of(model, arguments), start, weeks), model=model)
+    fraction = analysis.checked_fraction(arguments.reporting_fraction)
+    put(arguments, weekly_table(model, values, days_of(model, arguments), start, weeks, fraction), model=model)
 
 
 def _r0(arguments: argparse.Namespace) -> None:
@@ -169,21 +180,22 @@ def _r0(arguments: argparse.Namespace) -> None:
     values = values_of(model, arguments)
     speed = symbolic.growth(model, values)
     control = symbolic.control(model, values, efficacy=arguments.efficacy)
+    name = symbolic.reproduction_name(model)
     partly = control.susceptible is not None and control.susceptible < 1
     rows: list[tuple[str, float | None, str]] = [
-        ("R0", control.r0, "1"),
+        (name if name == "R0" else f"{name}, control reproduction number", control.r0, "1"),
         ("R at the start", speed.reproduction, "1"),
         ("growth rate", speed.rate, "1/day"),
         ("doubling time" if speed.rate > 0 else "halving time", abs(speed.doubling_time), "days"),
         ("generation time", speed.generation_time, "days"),
         ("early case-carrier ratio", speed.early_ratio if speed.rate > 0 else None, "1"),
         *([("susceptible share s without infection", control.susceptible, "1")] if partly else []),
-        (f"immune share needed, 1 - {'s' if partly else 1}/R0", control.herd_immunity, "1"),
+        (f"immune share needed, 1 - {'s' if partly else 1}/{name}", control.herd_immunity, "1"),
         (f"coverage needed at efficacy {arguments.efficacy:g}, nobody immune yet", control.coverage, "1"),
     ]
     rows += [
-        (f"{name} at which R0 = 1", value, model.parameter(name).unit)
-        for name, value in control.critical.items()
+        (f"{parameter} at which {name} = 1", value, model.parameter(parameter).unit)
+        for parameter, value in control.critical.items()
         if value is not None
     ]
     frame = pd.DataFrame(rows, columns=["quantity", "value", "unit"])
@@ -321,7 +333,7 @@ def _profile(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from meningitis import analysis
+    from meningitis import analysis, symbolic
     from meningitis.frames import OUTCOME_UNITS
 
     model = model_of(arguments)
@@ -337,7 +349,12 @@ def _compare(arguments: argparse.Namespace) -> None:
     for name in found.unfinished:
         words = f"infection is not over in {name} after {found.days:g} days: what is averted by then may be postponed"
         print(f"meningitis: {words}", file=sys.stderr)
-    put(arguments, frame, found.to_dict())
+    told = ""
+    if symbolic.reproduction_name(model) != "R0" and not (arguments.json or arguments.csv):
+        frame["outcome"] = frame["outcome"].replace({"R0": symbolic.reproduction_name(model)})
+        told = "R_c, the control reproduction number, is that of the disease-free state, where flows without infection "
+        told += "such as vaccination balance; R_at_start that of the people as the run begins"
+    put(arguments, frame, found.to_dict(), told)
 
 
 def _study(arguments: argparse.Namespace) -> None:
@@ -356,6 +373,7 @@ def _study(arguments: argparse.Namespace) -> None:
         days=None if arguments.days is None else days_of(chosen[-1], arguments),
         start=start,
         weeks=weeks,
+        reporting_fraction=arguments.reporting_fraction,
         **sampling_of(arguments),
         progress=lambda words: print(words, file=sys.stderr),
     )

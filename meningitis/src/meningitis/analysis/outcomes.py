@@ -12,11 +12,15 @@ from meningitis.analysis.runs import Array, all_solved
 from meningitis.engine import reduce
 from meningitis.engine.ensemble import table
 from meningitis.model import Model
-from meningitis.symbolic import moving_rates, r0_numeric
+from meningitis.symbolic import moving_rates, r0_numeric, reproduction_at_start
 
 OUTCOMES = ("R0", "peak_weekly_incidence", "peak_week", "cases", "deaths", "ever_infected")
-"""R0, NaN where rates depend on time; highest weekly cases, persons; its week (1 is the first); cases, deaths and ever
-infected, persons. All but R0 within the days of the run: an outbreak that takes longer is cut short."""
+"""R0, NaN where F or V depends on time; highest weekly cases, persons; its week (1 is the first); cases, deaths and
+ever infected, persons. All but R0 within the days of the run: an outbreak that takes longer is cut short."""
+
+COMPARED = ("R0", "R_at_start", *OUTCOMES[1:])
+"""The outcomes that sets are compared by: R at the start too, where people stand as the run begins and not as at the
+disease-free state that R0 is of."""
 
 NOISE = 1e-5
 """Relative spread that the solver's own error makes: ten times its rtol."""
@@ -30,7 +34,7 @@ def outcomes(
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> dict[str, Array]:
-    """Every one of OUTCOMES for each parameter set, shape (n,); `progress` and `checkpoint` as in `engine.reduce`.
+    """Every one of COMPARED for each parameter set, shape (n,); `progress` and `checkpoint` as in `engine.reduce`.
 
     Parameters that `samples` leave out are as in the default scenario.
     Raises: ModelError as `engine.simulate` does; ValueError for a checkpoint of another sweep, or less than a week;
@@ -43,7 +47,11 @@ def outcomes(
     size = next(iter(full.values())).size
     found = reduce(model, full, days=days, progress=progress, checkpoint=checkpoint)
     all_solved(found["status"], full)
-    reproduction = {"R0": np.broadcast_to(np.nan if moving_rates(model) else r0_numeric(model)(full), size)}
+    moving = bool(moving_rates(model))
+    reproduction = {
+        "R0": np.broadcast_to(np.nan if moving else r0_numeric(model)(full), size),
+        "R_at_start": np.broadcast_to(np.nan if moving else reproduction_at_start(model, full), size),
+    }
     return reproduction | {name: np.asarray(found[name], dtype=np.float64) for name in OUTCOMES[1:]}
 
 
