@@ -164,7 +164,7 @@ def _parameters(model: Model, problems: list[Problem]) -> dict[sympy.Symbol, Dim
             units[model.symbols[parameter.name]] = parse_unit("1")
         else:
             if amiss := _kind(parameter.kind, units[model.symbols[parameter.name]]):
-                message = f"a {parameter.kind} {amiss}, but its unit is {parameter.unit}"
+                message = f"a {parameter.kind} {amiss}, but its unit is {parameter.unit} (a multiplier may have any)"
                 problems.append(Problem(code="E016", where=where, message=message))
         problems += [Problem(code="E005", where=where, message=message) for message in _range(parameter)]
     return units
