@@ -55,7 +55,7 @@ CODES: Mapping[str, str] = {
     "E013": "a given value is outside its bounds or cannot be read",
     "E014": "the values given leave a compartment below zero at the start",
     "E015": "a flow by which people are infected is not declared a new infection",
-    "E016": "a parameter's kind and its unit disagree",
+    "E018": "a parameter's kind and its unit disagree",
 }
 """What each code of a Problem means."""
 
@@ -165,7 +165,7 @@ def _parameters(model: Model, problems: list[Problem]) -> dict[sympy.Symbol, Dim
         else:
             if amiss := _kind(parameter.kind, units[model.symbols[parameter.name]]):
                 message = f"a {parameter.kind} {amiss}, but its unit is {parameter.unit} (a multiplier may have any)"
-                problems.append(Problem(code="E016", where=where, message=message))
+                problems.append(Problem(code="E018", where=where, message=message))
         problems += [Problem(code="E005", where=where, message=message) for message in _range(parameter)]
     return units
 
