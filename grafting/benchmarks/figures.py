@@ -85,13 +85,14 @@ def merged() -> str:
 
 
 def predictors() -> str:
-    """What plans lose after finetuning over what either predictor said before any training, plan by plan."""
+    """What hybrids lose after both stages over what either predictor said before any training, row by row."""
     content = measured("scores")
-    rows, told = content["rows"], content["spearman"]["finetuned"]
+    rows = [row for row in content["rows"] if "hybrids" in row["groups"]]
+    told = content["spearman"]["hybrids"]["finetuned"]
     top, bottom, gap, edge = 30.0, 250.0, 40.0, 52.0
     panel = (WIDTH - edge - gap) / 2
     lost = [row["finetuned"][key] for row in rows for key in ("low", "high")]
-    parts = [text(0, 12, "loss above the teacher’s, finetuned", size=12, fill=FAINT)]
+    parts = [text(0, 12, "loss above the teacher’s, after both stages", size=12, fill=FAINT)]
     for number, by in enumerate(("loss", "carried")):
         left, said = edge + number * (panel + gap), [row["predicted"][by] for row in rows]
 
@@ -109,7 +110,7 @@ def predictors() -> str:
             parts.append(f'<circle cx="{across:.1f}" cy="{height:.1f}" r="4.5" fill="{HYBRID}"/>')
         rank = f"predicted by {by}: rank correlation {told[by]['value']:.2f}"
         parts.append(text(left + panel / 2, bottom + 38, rank, anchor="middle", size=12, fill=FAINT))
-    return drawing(WIDTH, bottom + 46, "Finetuned loss over either prediction, a dot for each plan", parts)
+    return drawing(WIDTH, bottom + 46, "Finetuned loss over either prediction, a dot for each hybrid", parts)
 
 
 def locality() -> str:

@@ -1,84 +1,90 @@
 """Which score foretells finetuned quality: the change of the held-out loss, or the error carried to the stream.
 
-    python grafting/benchmarks/scores.py fashion --plans 12 --steps 60 --out grafting/benchmarks/results/scores.json
+    python grafting/benchmarks/scores.py --out grafting/benchmarks/results/scores.json
 
-Each plan swaps half of the sites, half of the attention and half of the MLPs, chosen at random, with operators drawn at
-random: every plan has as many swaps as any other. It starts solved, is finetuned on the teacher's output, and is judged
-by its held-out loss minus the teacher's on triples of another seed than the scores'. A prediction is the sum of the
-plan's scores. Shown are Spearman's rank correlations of both predictions with the measured losses, with bootstrap
-intervals over plans, at the start and after finetuning. A finished plan is kept in ``--out``, and the same command goes
-on with the next one.
+Asked of the rows of the whole table that ship beside the bundled teacher, each taught in both stages at one cost and
+judged on 2,000 triples of another seed than the scores'. A prediction is the sum of the scores of a row's sites, all
+found before any training. Counted are rows of the table's own budget, data, seed and settings whose operators were
+scored. Shown are Spearman's rank correlations of both predictions with the measured losses, at the start and after both
+stages, of all rows, of hybrids alone, and of half of the attention alone, with bootstrap intervals over rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 
 from grafting.files import write_json_atomic
-from grafting.graft import ungraft
-from grafting.hosts import Site
-from grafting.initialise import start_versions
-from grafting.measure.denoising import Triples, denoising_losses, paired_difference
-from grafting.plan import Plan
-from grafting.random import generator
-from grafting.searching.candidates import Candidate, candidates, plan_of
+from grafting.report.table import TableResults, read_table
 from grafting.searching.find import PREDICTORS, predicted
-from grafting.searching.scores import Score, Scoring, score
-from grafting.store.models import Model, open_model
-from grafting.study.recipe import FinetuneStage
-from grafting.study.stages import Material, begin, denoiser, stage_two
+from grafting.searching.scores import Score
+from grafting.searching.solve import SearchError
+from grafting.store.configs import config_of
+from grafting.study.rows import Row, rows
+from grafting.study.table import TableRecipe
+from grafting.teachers import teacher_folder
 
-OPERATORS = ("hyena_x", "swa", "local_mean", "linear", "mlp:ratio=3")
+TEACHER = "fashion"
 STAGES = ("start", "finetuned")
-JUDGED_BY = 1
-"""The seed of the triples that plans are judged by; the scores' is 0."""
+GROUPS = ("all rows", "hybrids", "half of the attention")
 
 
-def random_plan(operators: Sequence[Candidate], depth: int, number: int) -> Plan:
-    """Half of the sites of each kind that ``operators`` fit, drawn from the counter ``number`` alone."""
-    source = generator(number, "plan")
-    taken: dict[Site, Candidate] = {}
-    for kind in sorted({one.kind for one in operators}):
-        fitting = [one for one in operators if one.kind == kind]
-        blocks = torch.randperm(depth, generator=source)[: depth // 2].tolist()
-        picks = torch.randint(len(fitting), (len(blocks),), generator=source).tolist()
-        taken |= {Site(block, kind): fitting[pick] for block, pick in zip(sorted(blocks), picks, strict=True)}
-    return plan_of(taken, f"random {number}")
+def shipped_scores() -> list[Score]:
+    """Of the default operators, as they lie beside the teacher."""
+    folder = teacher_folder(TEACHER) / "scores"
+    return [
+        Score(**entry)
+        for path in sorted(folder.iterdir())
+        for entry in json.loads(path.read_text())["outcome"]["scores"]
+    ]
 
 
-def learn(model: Model, plan: Plan, stage: FinetuneStage, held: Triples, calibration: int) -> dict[str, Any]:
-    """The held-out loss minus the teacher's, at the solved start and after finetuning; the model is as before."""
-    material, network, began = Material(model), model.transformer, time.perf_counter()
-    teacher = denoising_losses(denoiser(network), held)
-    handle = begin(network, plan, material, init="solve", seed=0, calibration=calibration)
-    try:
-        start = denoising_losses(denoiser(network), held)
-        trained, _ = stage_two(handle, stage, material, seed=0, out=None)
-        finetuned = denoising_losses(denoiser(trained.model), held)  # type: ignore[arg-type]
-    finally:
-        ungraft(network)
-    return {
-        "plan": plan.to_dict(),
-        "start": asdict(paired_difference(start, teacher, held.image)),
-        "finetuned": asdict(paired_difference(finetuned, teacher, held.image)),
-        "seconds": round(time.perf_counter() - began, 1),
-    }
+def plain(recipe: TableRecipe, row: Row) -> bool:
+    """Whether a row is of the settings that most have, so that rows differ by their plans alone."""
+    groups = (group for group in recipe.rows if group.start in ("copied", "solved"))
+    usual = {group.name for group in groups if not group.finetune and group.stage_one is None}
+    return row.label in usual and row.budget == recipe.budget and row.images is None and row.seed is None
 
 
-def correlations(rows: Sequence[Mapping[str, Any]], rounds: int = 10_000, seed: int = 0) -> dict[str, Any]:
+def compared(results: TableResults, scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """A dictionary for every such row that is made: its name, predictions and measured losses above the teacher's."""
+    recipe = TableRecipe.from_yaml((files("grafting") / "recipes" / "table.yaml").read_text())
+    found: list[dict[str, Any]] = []
+    config = config_of(TEACHER)
+    for row in rows(recipe, config, trained_on()):
+        made = results.row(row.name)
+        if made is None or row.recipe is None or not plain(recipe, row) or "start" not in made.stages:
+            continue
+        plan = row.recipe.plans[row.name]
+        try:
+            told = {by: predicted(plan, config, scores, by=by) for by in PREDICTORS}
+        except SearchError:  # an operator that was not scored, or depth
+            continue
+        groups = [GROUPS[0], *([GROUPS[1]] if row.role == "hybrid" else [])]
+        kinds = {edit.site for edit in plan.edits}
+        groups += [GROUPS[2]] if row.share == 50 and kinds == {"attn"} else []
+        ends = {"start": asdict(made.stages["start"]), "finetuned": asdict(made.differences["loss"])}
+        found.append({"row": row.name, "groups": groups, "predicted": told, **ends})
+    return found
+
+
+def trained_on() -> int:
+    """Samples that the teacher's training took, by its card."""
+    card = json.loads((teacher_folder(TEACHER) / "teacher.json").read_text())
+    return int(card["training"]["samples"])
+
+
+def correlations(found: Sequence[Mapping[str, Any]], rounds: int = 10_000, seed: int = 0) -> dict[str, Any]:
     """By stage, Spearman's correlation of each prediction with the measured loss, and ``loss``'s minus ``carried``'s.
 
-    Intervals are percentiles of a bootstrap over plans, the same draws for all; a draw of one plan alone has none.
+    Intervals are percentiles of a bootstrap over rows, the same draws for all; a draw of one row alone has none.
     """
     from scipy.stats import rankdata
 
@@ -86,75 +92,43 @@ def correlations(rows: Sequence[Mapping[str, Any]], rounds: int = 10_000, seed: 
         a, b = (rankdata(v, axis=-1) for v in (x, y))
         a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
         with np.errstate(invalid="ignore"):
-            found: np.ndarray[Any, Any] = (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
-        return found
+            both: np.ndarray[Any, Any] = (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+        return both
 
-    draws = np.random.default_rng(seed).integers(len(rows), size=(rounds, len(rows)))
-    found: dict[str, Any] = {}
+    draws = np.random.default_rng(seed).integers(len(found), size=(rounds, len(found)))
+    told: dict[str, Any] = {}
     for stage in STAGES:
-        measured = np.array([row[stage]["value"] for row in rows])
+        measured = np.array([row[stage]["value"] for row in found])
         sides = {}
         for by in PREDICTORS:
-            told = np.array([row["predicted"][by] for row in rows])
-            sides[by] = spearman(told, measured), spearman(told[draws], measured[draws])
+            said = np.array([row["predicted"][by] for row in found])
+            sides[by] = spearman(said, measured), spearman(said[draws], measured[draws])
         sides["loss minus carried"] = tuple(a - b for a, b in zip(sides["loss"], sides["carried"], strict=True))
-        found[stage] = {
+        told[stage] = {
             name: {"value": float(value), "low": float(low), "high": float(high)}
             for name, (value, drawn) in sides.items()
             for low, high in [np.nanpercentile(drawn, (2.5, 97.5))]
         }
-    return found
+    return told
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Measure, print and, with ``--out``, write."""
+    """Compare, print and, with ``--out``, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("teacher", nargs="?", default="fashion")
-    parser.add_argument("--operators", nargs="+", default=list(OPERATORS))
-    parser.add_argument("--plans", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--triples", type=int, default=512, help="that plans are judged by")
-    parser.add_argument("--calibration", type=int, default=256)
-    parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--scores", type=Path, help="a folder that keeps the scores")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    shipped = teacher_folder(TEACHER) / "runs" / "table" / "table.json"
+    parser.add_argument("table", nargs="?", type=Path, default=shipped, help="a table.json of the shipped recipe")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args(given)
-    torch.set_num_threads(arguments.threads)
-    stage = FinetuneStage(
-        steps=arguments.steps, batch=arguments.batch, lr=2e-4, warmup=0.2, precision=arguments.precision
-    )
-    depends = ("teacher", "operators", "steps", "batch", "precision", "triples", "calibration")
-    settings = {key: getattr(arguments, key) for key in depends}
-    settings |= start_versions(candidates(arguments.operators), "solve")
-    rows: list[dict[str, Any]] = []
-    if arguments.out and arguments.out.is_file():
-        before = json.loads(arguments.out.read_text())
-        if before["settings"] != settings:
-            raise SystemExit(f"{arguments.out} was measured with {before['settings']}, this is {settings}")
-        rows = before["rows"]
-    model, operators = open_model(arguments.teacher), candidates(arguments.operators)
-    material = Material(model)
-    z, y = material.latents(train=False), material.images(train=False).labels
-    held = Triples.draw(z, y, n=arguments.triples, seed=JUDGED_BY)
-    depth = len(model.transformer.transformer_blocks)  # type: ignore[arg-type]
-    for number in range(len(rows), arguments.plans):
-        row = learn(model, random_plan(operators, depth, number), stage, held, arguments.calibration)
-        rows.append(row)
-        print(f"plan {number}: " + ", ".join(f"{s} {row[s]['value']:+.5f}" for s in STAGES), flush=True)
-        if arguments.out:
-            write_json_atomic(arguments.out, {"settings": settings, "rows": rows})
-    scoring = Scoring(calibration=arguments.calibration)
-    with TemporaryDirectory() as scratch:
-        scores: list[Score] = score(model, operators, arguments.scores or Path(scratch), scoring=scoring)
-    for row in rows:
-        plan = Plan.from_dict(row["plan"])
-        row["predicted"] = {by: predicted(plan, model.transformer, scores, by=by) for by in PREDICTORS}
-    content = {"settings": settings, "rows": rows, "spearman": correlations(rows)}
-    for of, sides in content["spearman"].items():
-        told = ", ".join(f"{name} {s['value']:+.2f} ({s['low']:+.2f} … {s['high']:+.2f})" for name, s in sides.items())
-        print(f"{of:<10}{told}")
+    found = compared(read_table(arguments.table), shipped_scores())
+    content: dict[str, Any] = {"rows": found, "spearman": {}}
+    for group in GROUPS:
+        mine = [row for row in found if group in row["groups"]]
+        content["spearman"][group] = {"rows": len(mine), **correlations(mine)}
+        print(f"{group}: {len(mine)} rows")
+        for stage in STAGES:
+            sides = content["spearman"][group][stage].items()
+            told = (f"{name} {s['value']:+.2f} ({s['low']:+.2f} … {s['high']:+.2f})" for name, s in sides)
+            print(f"  {stage:<10}{', '.join(told)}")
     if arguments.out:
         write_json_atomic(arguments.out, content)
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from grafting.activations import visit
+from grafting.activations import Streams, visit_spans
 from grafting.data import read_subset
 from grafting.diffusion import Diffusion, draw
 from grafting.files import write_json_atomic
@@ -75,11 +75,12 @@ class Activations:
             inputs: list[torch.Tensor] = []
             outputs: list[torch.Tensor] = []
 
-            def keep(_: Site, x: torch.Tensor, f: torch.Tensor, xs: Any = inputs, fs: Any = outputs) -> None:
+            def keep(_: Site, x: torch.Tensor, f: Streams, call: Any, xs: Any = inputs, fs: Any = outputs) -> None:
                 xs.append(x)
-                fs.append(f)
+                fs.append(f[0])
 
-            with torch.no_grad(), visit({site: host.get(model, site)}, keep):
+            module = host.get(model, site)
+            with torch.no_grad(), visit_spans({site: ((module, module),)}, keep):
                 for index, (part, labels) in enumerate(zip(z.split(CHUNK), y.split(CHUNK), strict=True)):
                     noise, t = draw(part.shape, diffusion, number, index)
                     host.call(model, diffusion.add_noise(part, t, noise), t, labels)

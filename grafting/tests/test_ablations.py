@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
 from grafting.hosts import host_for
 from grafting.measure.suggest import read_ranking
 from grafting.store.configs import config_of
+from grafting.study import run
+from grafting.study.making import run_rows
+from grafting.study.publish import publish
 from grafting.study.recipe import RunRecipe
 from grafting.study.rows import none_of, rows
 from grafting.study.table import TableRecipe
+from grafting.study.whole import Table
 from grafting.teachers import teacher_folder, teachers
 
 pytestmark = pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
@@ -68,3 +74,55 @@ def test_tables_have_their_rows(name: str, count: int) -> None:
     if name == "data":
         assert {row.images for row in found} == {None, 80, 800, 8000}
         assert all(set(row.steps) <= {"stage 2"} for row in found)
+
+
+SMALL = ("calibration=16", "evaluate.triples=6", "evaluate.batch=6")
+
+
+@pytest.mark.parametrize("name", ["half", "loss", "samples"])
+def test_runs_go_from_end_to_end(name: str, tiny_teacher: Path, tmp_path: Path) -> None:
+    """In small: every plan of theirs is taught, measured and told."""
+    cuts = [f"teacher={tiny_teacher}", "distill.steps=2", "distill.batch=4", *SMALL]
+    if name == "half":
+        ranking = {"model": "tiny", "distance": "raster", "reach": 2, "values": [0.1, 0.9, 0.2, 0.8]}
+        (tmp_path / "analysis.json").write_text(json.dumps({"ranking": ranking}))
+        cuts += [
+            "finetune.steps=2",
+            "finetune.batch=4",
+            "evaluate.samples=4",
+            "evaluate.steps=2",
+            "evaluate.bootstraps=2",
+        ]
+        cuts += [f"analysis={tmp_path / 'analysis.json'}", "distill.heldout_batches=1"]
+    else:
+        cuts += ["evaluate.grid=2", "evaluate.steps=2", *(["images=8"] if name == "samples" else [])]
+    recipe = RunRecipe.from_yaml(text(name), cuts)
+    results = run(recipe, tmp_path / "out", say=lambda line: None)
+    told = {model.name: model for model in results.models}
+    assert set(recipe.plans) < set(told)
+    assert all(told[plan].denoising_difference is not None for plan in recipe.plans)
+    assert {curve.stage for curve in results.curves} >= {f"{plan}: stage 1" for plan in recipe.plans}
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["start", "target", "data"])
+def test_tables_go_from_end_to_end(name: str, tiny_teacher: Path, tmp_path: Path) -> None:
+    """In small, and of each of their settings the row of the least budget or images alone."""
+    cuts = [f"teacher={tiny_teacher}", "trained_on=3000", "finetune.batch=4", "evaluate.samples=4", "evaluate.steps=2"]
+    cuts += ["evaluate.bootstraps=2", *SMALL]
+    plain = TableRecipe.from_yaml(text(name))
+    cuts += [f"starts.{start}.distill.batch=4" for start in plain.starts]
+    changes = {"budgets": "[0.02]", "images": "[8]"}
+    cuts += [
+        f"rows.{number}.{key}={value}"
+        for number, group in enumerate(plain.rows)
+        for key, value in changes.items()
+        if getattr(group, key)
+    ]
+    table = Table(TableRecipe.from_yaml(text(name), cuts), tmp_path / "out", lambda line: None)
+    assert run_rows(table, table.rows, lambda: None) == {}
+    made = publish(table)
+    assert {row.label for row in made.rows} == {"teacher", *(group.name for group in plain.rows)} and not made.missing
+    # Each setting is another model; but what learns on the teacher's output in place of itself is the teacher.
+    losses = {row.name: row.loss.value for row in made.rows if row.loss and row.name != "procedure"}
+    assert len(set(losses.values())) == len(losses)

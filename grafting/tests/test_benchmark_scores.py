@@ -1,4 +1,4 @@
-"""The benchmark of predictors: equal plans, correlations beside scipy's, and that it goes on where it was."""
+"""The benchmark of predictors: its rows, their predictions, and correlations beside scipy's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from scipy.stats import spearmanr
 
-from grafting.searching.candidates import candidates
+from grafting.teachers import teacher_folder
 
 HOME = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -18,15 +18,6 @@ HOME = Path(__file__).resolve().parents[1] / "benchmarks"
 @pytest.fixture(scope="module")
 def script() -> dict[str, Any]:
     return runpy.run_path(str(HOME / "scores.py"))
-
-
-def test_plans_differ_and_swap_equally_many_sites(script: dict[str, Any]) -> None:
-    operators = candidates(("swa", "linear", "mlp:ratio=3"))
-    plans = [script["random_plan"](operators, 12, number) for number in range(6)]
-    assert plans[2] == script["random_plan"](operators, 12, 2) and len({plan.to_yaml() for plan in plans}) == 6
-    for plan in plans:
-        sites = [(edit.site, block) for edit in plan.edits for block in edit.blocks]
-        assert len(sites) == len(set(sites)) == 12 and sum(kind == "attn" for kind, _ in sites) == 6
 
 
 def row(loss: float, carried: float, measured: float) -> dict[str, Any]:
@@ -50,30 +41,36 @@ def test_correlations_are_spearmans(script: dict[str, Any]) -> None:
 def test_the_page_says_what_was_measured(script: dict[str, Any]) -> None:
     kept = json.loads((HOME / "results" / "scores.json").read_text())
     page = (HOME.parent / "docs" / "search.md").read_text()
-    assert len(kept["rows"]) == 12
-    for name in ("loss", "carried", "loss minus carried"):
-        found = [kept["spearman"][stage][name] for stage in ("start", "finetuned")]
-        cells = [f"{one['value']:.2f} ({one['low']:.2f} … {one['high']:.2f})".replace("-", "−") for one in found]
-        assert f"| {name} | {' | '.join(cells)} |" in page
-    for stage in ("start", "finetuned"):
+    for group, told in kept["spearman"].items():
+        mine = [row for row in kept["rows"] if group in row["groups"]]
+        assert len(mine) == told["rows"]
+        cells = []
+        for name in ("loss", "carried", "loss minus carried"):
+            one = told["finetuned"][name]
+            cells.append(f"{one['value']:.2f} ({one['low']:.2f} … {one['high']:.2f})".replace("-", "−"))
+        assert f"| {group} | {len(mine)} | {' | '.join(cells)} |" in page
         for name in ("loss", "carried"):
-            told = [row["predicted"][name] for row in kept["rows"]]
-            exact = spearmanr(told, [row[stage]["value"] for row in kept["rows"]]).statistic
-            assert kept["spearman"][stage][name]["value"] == pytest.approx(exact)
+            said = [row["predicted"][name] for row in mine]
+            exact = spearmanr(said, [row["finetuned"]["value"] for row in mine]).statistic
+            assert told["finetuned"][name]["value"] == pytest.approx(exact)
 
 
-def test_it_goes_on_with_the_next_plan(
-    script: dict[str, Any], tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_are_those_of_the_table_that_ships(script: dict[str, Any], tmp_path: Path) -> None:
+    """And their predictions sums of the scores that lie beside the teacher."""
     out = tmp_path / "scores.json"
-    options = ["--operators", "swa:window=3", "mlp:ratio=2", "--steps", "1", "--batch", "4", "--precision", "fp32"]
-    options += ["--triples", "8", "--calibration", "16", "--scores", str(tmp_path), "--out", str(out)]
-    command = [str(tiny_teacher), *options]
-    script["main"]([*command, "--plans", "2"])
-    first = json.loads(out.read_text())
-    script["main"]([*command, "--plans", "3"])
-    second = json.loads(out.read_text())
-    assert len(second["rows"]) == 3 and second["rows"][:2] == first["rows"]
-    assert capsys.readouterr().out.count("plan 0:") == 1 and set(second["spearman"]) == {"start", "finetuned"}
-    with pytest.raises(SystemExit, match="was measured with"):
-        script["main"]([*command, "--plans", "3", "--steps", "2"])
+    script["main"](["--out", str(out)])
+    assert json.loads(out.read_text()) == json.loads((HOME / "results" / "scores.json").read_text())
+    rows = {row["row"]: row for row in json.loads(out.read_text())["rows"]}
+    assert {"hyena_x-50", "searched-loss", "none-mlp-100"} <= rows.keys()
+    assert not {"teacher", "procedure", "depth-halved", "mamba2-50", "hyena_x_2d-random-50"} & rows.keys()
+    home = teacher_folder("fashion")
+    table = {row["name"]: row for row in json.loads((home / "runs" / "table" / "table.json").read_text())["rows"]}
+    scores = json.loads((home / "scores" / "attn-hyena_x.json").read_text())["outcome"]["scores"]
+    for name, blocks in (("hyena_x-50", {1, 3, 5, 7, 9, 11}), ("searched-loss", {0, 1, 2, 5, 10, 11})):
+        assert rows[name]["finetuned"] == table[name]["differences"]["loss"]
+        carried = sum(score["carried"] for score in scores if score["block"] in blocks)
+        assert rows[name]["predicted"]["carried"] == pytest.approx(carried)
+        assert (
+            "half of the attention" in rows[name]["groups"]
+            and "half of the attention" not in rows["mlp_r3-50"]["groups"]
+        )

@@ -31,6 +31,8 @@ def test_plan_prints_bounds_from_a_bare_configuration(capsys: pytest.CaptureFixt
         (["plan", "dit-xl-2-256", "--operator", "swa:window=["], "operator 'swa:window=[': window: not YAML"),
         (["plan", "dit-xl-2-256", "--operator", "mha:heads=8"], "heads is the model's, no option of an operator"),
         (["plan", "dit-xl-2-256", "--side", "0"], "argument --side: '0' must be a whole number of at least 1"),
+        (["plan", "pixart-sigma-2048", "--side", "4x0"], "'4x0' must be a whole number of at least 1, or two such as"),
+        (["plan", "dit-xl-2-256", "--side", "4x8"], "4 x 8 tokens: a DiT of diffusers puts its tokens together as"),
         (["plan", "dit-xl-2-256", "--plan", "nope.yaml"], "--plan nope.yaml: no such file"),
         (["operators", "x*"], "x*"),
         (["operators", "--width", "0"], "width"),
@@ -135,9 +137,51 @@ def test_broken_results_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_operators_inspect_and_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["operators", "hyena*"]) == 0 and "hyena_x" in capsys.readouterr().out
     assert main(["inspect", "dit-xl-2-256"]) == 0 and "28 blocks" in capsys.readouterr().out
+    assert main(["recipes", "ls"]) == 0
+    told = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert told["table"] == told["ablation-start"] == "study" and told["fashion-classifier"] == "pretrain"
+    assert told["demo"] == told["ablation-half"] == "run"
+    assert main(["run", "table", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == "grafting run: table is a table of many rows: give it to grafting study\n"
+    assert main(["study", "demo", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == "grafting study: demo: no table (kind: table): give it to grafting run\n"
     assert main(["recipes", "cp", "fashion-transformer", str(tmp_path)]) == 0
     assert (tmp_path / "fashion-transformer.yaml").is_file()
     assert main(["recipes", "cp", "fashion-transformer", str(tmp_path)]) == 2
+
+
+def test_the_tokens_of_a_plan_may_be_of_a_rectangle(capsys: pytest.CaptureFixture[str]) -> None:
+    def planned(*more: str) -> dict[str, object]:
+        assert main(["plan", "pixart-sigma-2048", "--operator", "hyena_x", "--json", *more]) == 0
+        found: dict[str, object] = json.loads(capsys.readouterr().out)
+        return found
+
+    assert planned("--side", "64x256") == planned() == planned("--side", "128x128") == planned("--side", "128")
+    assert planned("--side", "4x8")["tokens"] == 32
+
+
+RESUMED = [
+    ["pretrain", "fashion-classifier", "--out", "x"],
+    ["distill", "fashion", "--out", "x"],
+    ["finetune", "x", "--out", "y"],
+    ["encode", "x", "--model", "fashion", "--out", "y"],
+    ["pairs", "fashion", "--out", "x"],
+    ["search", "fashion"],
+    ["study", "table"],
+]
+
+
+@pytest.mark.parametrize("arguments", RESUMED, ids=lambda arguments: arguments[0])
+def test_verbs_that_go_on_by_themselves_take_the_word_and_change_nothing(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from grafting.cli import _parser
+
+    plain, told = (_parser().parse_args([*arguments, *more]) for more in ([], ["--resume"]))
+    assert {**vars(plain), "resume": True} == vars(told) and told.goes_on_with == ""
+    with pytest.raises(SystemExit):
+        _parser().parse_args([arguments[0], "--help"])
+    assert "it goes on by itself" in " ".join(capsys.readouterr().out.split())
 
 
 def test_only_a_run_that_is_told_to_resumes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -22,8 +23,9 @@ from grafting.diffusion import Diffusion, Levels, draw
 from grafting.graft import Grafted, graft
 from grafting.operators import get
 from grafting.plan import Plan
+from grafting.restructure import Merge
 from grafting.training.distill import Distillation, DistillConfig, Learner, SiteConfig, distance, distill
-from grafting.training.distill_state import load_state
+from grafting.training.distill_state import load_learners
 
 PLAN = Plan.interleaved(site="attn", operator="hyena_x") + Plan.explicit(
     site="mlp", operator="mlp", blocks=[0], ratio=3
@@ -92,8 +94,8 @@ def test_a_state_is_continued_on_the_models_device(tmp_path: Path) -> None:
     distill(fresh(), batch, 10, CONFIG, tmp_path)
     away = graft(tiny(), PLAN, init="random", seed=3)
     away.model.to("meta")
-    run = Distillation(away, batch, 10, CONFIG, tmp_path, batch, Diffusion())
-    assert load_state(tmp_path, run.learners, CONFIG, run.depends) == CONFIG.steps
+    run = Distillation(away, batch, 10, CONFIG, None, batch, Diffusion())
+    assert load_learners(tmp_path, run.learners, CONFIG, run.depends)[0] == CONFIG.steps
     moments = [v for learner in run.learners.values() for s in learner.optimizer.state.values() for v in s.values()]
     assert len(moments) == 3 * sum(len(learner.parameters) for learner in run.learners.values())
     assert {value.device.type for value in moments} == {"meta"}
@@ -102,6 +104,11 @@ def test_a_state_is_continued_on_the_models_device(tmp_path: Path) -> None:
 def test_a_state_of_other_operators_or_a_damaged_one_is_named(tmp_path: Path) -> None:
     distill(fresh(), batch, 10, CONFIG, tmp_path)
     other = Plan(edits=(replace(PLAN.edits[0], options={"kernel": 6}), PLAN.edits[1]))
+    with pytest.raises(ValueError, match=r"other settings \(plan [0-9a-f]+ there, [0-9a-f]+ now\)"):
+        distill(fresh(other), batch, 10, CONFIG, tmp_path)
+    manifest = json.loads((tmp_path / "distill.json").read_text())
+    manifest["depends"]["plan"] = other.digest  # as if one option were another by now
+    (tmp_path / "distill.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"distill-\d+\.safetensors is the state of another model: .*, must be"):
         distill(fresh(other), batch, 10, CONFIG, tmp_path)
     (tmp_path / "distill.json").write_text("{}")
@@ -288,7 +295,7 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     whole = fresh()
     wanted = distill(whole, batch, 10, CONFIG)
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), str(Path(__file__).parent)])
-    deadline = time.monotonic() + 50
+    deadline = time.monotonic() + 100
     while not (tmp_path / "distill.json").is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(random.random() * 0.4)
@@ -320,6 +327,9 @@ def test_interrupt_leaves_a_resumable_state_and_other_settings_are_refused(tmp_p
     assert same(weights(resumed), weights(whole))
     (tmp_path / "distill-12.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="its hash differs"):
+        distill(fresh(), batch, 10, CONFIG, tmp_path)
+    (tmp_path / "distill-12.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"distill-12\.safetensors is not the file .*: it is missing"):
         distill(fresh(), batch, 10, CONFIG, tmp_path)
 
 
@@ -376,7 +386,7 @@ def test_a_state_of_another_start_is_refused(
     other: Callable[[], Grafted], null: int, named: str, tmp_path: Path
 ) -> None:
     distill(fresh(), batch, 10, replace(CONFIG, steps=1), tmp_path)
-    with pytest.raises(ValueError, match=rf"another start \({named}\): name another folder"):
+    with pytest.raises(ValueError, match=rf"other settings \({named}\): name another folder"):
         distill(other(), batch, null, replace(CONFIG, steps=1), tmp_path)
     distill(fresh(), batch, 10, replace(CONFIG, steps=1, save_every=7), tmp_path)
 
@@ -387,5 +397,65 @@ def test_a_state_of_an_operator_that_began_otherwise_is_refused(
     distill(fresh(), batch, 10, replace(CONFIG, steps=1), tmp_path)
     (name,) = {edit.operator for edit in PLAN.edits if edit.site == "attn"}
     monkeypatch.setattr(get(name), "start_version", classmethod(lambda cls, init: 7))
-    with pytest.raises(ValueError, match=rf"another start \(starts.*{name}.*7.*\): name another folder"):
+    with pytest.raises(ValueError, match=rf"other settings \(starts.*{name}.*7.*\): name another folder"):
         distill(fresh(), batch, 10, replace(CONFIG, steps=1), tmp_path)
+
+
+@pytest.mark.parametrize("init", ["solve", "random"])
+def test_a_run_that_began_from_other_weights_is_refused(init: str, tmp_path: Path) -> None:
+    """Of one plan, teacher and seed, but solved from other samples, or moved; not where its last bits alone differ."""
+    few = replace(CONFIG, steps=1)
+
+    def begun(first: int = 0, moved: float = 1.0) -> Grafted:
+        calibration = (lambda step: batch(first + step)) if init == "solve" else None
+        handle = graft(tiny(), PLAN, init=init, seed=3, calibration=calibration)
+        with torch.no_grad():
+            for parameters in handle.learnable().values():
+                for parameter in parameters.values():
+                    parameter *= moved
+        return handle
+
+    whole = begun()
+    wanted = distill(whole, batch, 10, few, tmp_path)
+    with pytest.raises(ValueError, match="holds a run that began from other weights: name another folder or remove it"):
+        distill(begun(100) if init == "solve" else begun(moved=1.1), batch, 10, few, tmp_path)
+    again = begun(moved=1 + 1e-6)
+    assert distill(again, batch, 10, few, tmp_path) == wanted and same(weights(again), weights(whole))
+    manifest = json.loads((tmp_path / "distill.json").read_text())
+    del manifest["start"]  # as of before it was noted
+    (tmp_path / "distill.json").write_text(json.dumps(manifest))
+    assert distill(begun(moved=1.1), batch, 10, few, tmp_path) == wanted
+
+
+def test_a_model_that_learns_on_after_an_interrupt_goes_on(tmp_path: Path) -> None:
+    """The same objects, in one process: they stand where the run left them, and once more where it ended."""
+    whole, handle = fresh(), fresh()
+    wanted = distill(whole, batch, 10, CONFIG)
+
+    def interrupted(step: int) -> dict[str, torch.Tensor]:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(handle, interrupted, 10, CONFIG, tmp_path, heldout=batch)
+    for one in (handle, handle, fresh()):
+        assert distill(one, batch, 10, CONFIG, tmp_path) == wanted
+        assert same(weights(one), weights(whole))
+
+
+def test_a_gate_that_nothing_has_is_refused() -> None:
+    """Groups learn updates of the residual stream, which no gate scales; sites beside them, or within, have theirs."""
+    merged = Plan(restructure=(Merge(groups=((1, 2),)),))
+    gated = replace(CONFIG, steps=1, gate_weighted=True)
+    with pytest.raises(ValueError, match="gate_weighted: no site of this plan has weights to learn, and groups"):
+        distill(graft(tiny(), merged), batch, 10, gated)
+    distill(graft(tiny(), merged), batch, 10, replace(gated, gate_weighted=False))
+    distill(graft(tiny(), merged + ONE), batch, 10, gated)
+
+
+def test_a_model_in_float16_is_refused() -> None:
+    for dtype in (None, torch.float32):
+        handle = graft(tiny().half(), PLAN, dtype=dtype)
+        with pytest.raises(ValueError, match=r"held in float16, .*: load it in float32 or bfloat16"):
+            distill(handle, batch, 10, CONFIG)

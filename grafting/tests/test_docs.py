@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,13 @@ def test_readme_names_every_operator_and_the_bounds_that_plan_prints(capsys: pyt
     assert "FLOP bound       1.02x" in capsys.readouterr().out
     assert main(["plan", "pixart-sigma-2048", "--operator", "hyena_x"]) == 0
     assert "FLOP bound       1.49x" in capsys.readouterr().out
+
+
+def test_the_package_says_where_it_runs() -> None:
+    """Its locks are POSIX's: Windows cannot import what trains."""
+    systems = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    assert [name.split(" :: ")[-1] for name in systems] == ["Linux", "MacOS"]
+    assert "with Python 3.11 or later, on Linux or macOS" in (ROOT / "README.md").read_text()
 
 
 def _printed(text: str, value: float) -> bool:

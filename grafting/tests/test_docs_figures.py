@@ -101,7 +101,7 @@ def test_depth_to_width() -> None:
             str(row["batch"]),
             f"{row['tokens']:,}",
             f"{milliseconds:.1f} ms" if milliseconds < 100 else f"{milliseconds:.0f} ms",
-            *(f"{fast[name]:.2f}x ({median[name]:.2f})" for name in ("scale", "dense")),
+            *(f"{fast[name]:.2f}x ({median[name]:.2f})" for name in ("branches", "scale", "dense")),
         ]
         assert fast["scale"] >= 1 and fast["dense"] >= 0.92  # nowhere slower, and what was asked
 

@@ -242,6 +242,21 @@ def test_checkpointing_gives_the_same_bits_for_less_memory(make: Callable[[], An
     )
 
 
+def test_checkpointing_leaves_the_callers_own() -> None:
+    model, _ = _dit()
+    named = ("gradient_checkpointing", "_gradient_checkpointing_func")
+
+    def found() -> list[dict[str, Any]]:
+        return [{name: vars(module).get(name) for name in named} for module in model.modules()]
+
+    for own in (None, lambda block, *inputs: block(*inputs)):
+        model.disable_gradient_checkpointing() if own is None else model.enable_gradient_checkpointing(own)
+        before = found()
+        with checkpointed(model, torch.device("cpu"), "fp32"):
+            assert model.is_gradient_checkpointing and found() != before
+        assert found() == before and model.is_gradient_checkpointing == (own is not None)
+
+
 def test_stage_two_with_checkpointing_ends_at_the_same_weights() -> None:
     ends = []
     for checkpointing in (False, True):
@@ -341,10 +356,38 @@ def test_a_run_of_another_graft_is_refused(tmp_path: Path) -> None:
             finetune(model, student, None, batches, 3, _config(1, (0.0, 0.0)), tmp_path)
 
 
+def test_a_run_that_began_from_other_weights_is_refused(tmp_path: Path) -> None:
+    """Not where the last bits alone differ, as of a start that was solved on another number of threads."""
+
+    def run(moved: float = 1.0) -> torch.Tensor:
+        teacher, student, batches = _parts()
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter *= moved
+        finetune(student, student, teacher, batches, 3, _config(3), tmp_path)
+        return student.conv.weight.detach()
+
+    done = run()
+    with pytest.raises(ValueError, match="holds a run that began from other weights: name another folder or remove it"):
+        run(moved=1.1)
+    assert torch.equal(run(moved=1 + 1e-6), done)
+    teacher, student, batches = _parts()
+    for _ in range(2):  # the second time from where the first one ended
+        finetune(student, student, teacher, batches, 3, _config(3), tmp_path)
+        assert torch.equal(student.conv.weight, done)
+    assert torch.equal(run(), done)
+    state = json.loads((tmp_path / "state.json").read_text())
+    del state["start"]  # as of before it was noted
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    assert torch.equal(run(moved=1.1), done)
+
+
 def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
     student, teacher, batches = _parts()
     with pytest.raises(ValueError, match=r"conv\.weight is bfloat16: train a model in float32"):
         finetune(student.bfloat16(), student, teacher, batches, 3, _config(1))
+    with pytest.raises(ValueError, match=r"held in float16, .*: load it in float32 or bfloat16"):
+        finetune(student.half(), student, teacher, batches, 3, _config(1))
     student = student.float()
     student.conv.bias.register_hook(lambda gradient: gradient * torch.inf)
     before = copy.deepcopy(student.state_dict())

@@ -347,6 +347,25 @@ def test_a_graft_knows_the_grid_of_every_pass_and_refuses_what_it_would_not_read
         model.to("meta")(tokens.to("meta"), **{k: v.to("meta") for k, v in given.items()}, img_ids=ids.to("meta"))
 
 
+def test_positions_are_read_once_and_again_where_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline gives the same at every step, and reading them waits for the device."""
+    model, *_ = ready("Flux")
+    host, reads, read = host_for(model), [], type(host_for(model)).grid_read
+    monkeypatch.setattr(type(host), "grid_read", staticmethod(lambda ids: reads.append(1) or read(ids)))
+    ids = positions((2, 8), torch.device("cpu"))
+    for _ in range(3):
+        assert host.grid_called(model, (), {"img_ids": ids}) == (2, 8)
+    assert len(reads) == 1
+    ids.copy_(positions((4, 4), ids.device))
+    assert host.grid_called(model, (), {"img_ids": ids}) == (4, 4) and len(reads) == 2
+    assert host.grid_called(model, (), {"img_ids": ids[None]}) == (4, 4)
+    with torch.inference_mode():
+        ids = positions((2, 8), ids.device)
+        assert host.grid_called(model, (), {"img_ids": ids}) == (2, 8)
+        ids.copy_(positions((4, 4), ids.device))
+        assert host.grid_called(model, (), {"img_ids": ids}) == (4, 4)
+
+
 @pytest.mark.parametrize("row", ["SD3.5, no square", "Flux"])
 def test_a_search_knows_what_each_kind_of_block_costs(row: str) -> None:
     """Text that ends, streams that are one: the sum of what single swaps change is what the plan changes."""

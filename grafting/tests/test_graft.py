@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import grafting
-from grafting.activations import visit
+from grafting.activations import Streams, visit_spans
 from grafting.graft import Grafted, GraftError, graft, handle_of, tensors_hash, ungraft
 from grafting.lora import Lora, add_lora
 from grafting.plan import Plan, PlanError
 from grafting.restructure import Drop, Merge, Step
+from grafting.study.stages import uncopied
 
 
 def tiny(seed: int = 0) -> nn.Module:
@@ -155,13 +157,51 @@ def test_solve_beats_copy_and_random(operator: str) -> None:
         )
         errors[init] = 0.0
 
-        def measure(site: object, x: torch.Tensor, y: torch.Tensor, handle: Grafted = handle, init: str = init) -> None:
-            errors[init] += (handle.switches[site].stand_in(x) - y).square().sum().item()
+        def measure(
+            site: object, x: torch.Tensor, y: Streams, call: object, handle: Grafted = handle, init: str = init
+        ) -> None:
+            errors[init] += (handle.switches[site].stand_in(x) - y[0]).square().sum().item()
 
-        with handle.teacher() as model, visit(handle.switches, measure):
+        spans = {site: ((switch, switch),) for site, switch in handle.switches.items()}
+        with handle.teacher() as model, visit_spans(spans, measure):
             output(model)
         assert len(handle.explained) == (4 if init == "solve" else 0)
     assert errors["solve"] < errors["random"] and errors["solve"] < errors["copy"]
+
+
+BARE = Plan.explicit(site="attn", operator="mamba2", blocks=[0]) + Plan.explicit(
+    site="attn", operator="swa", blocks=[1, 2]
+)
+
+
+def test_what_was_copied_is_kept_by_site() -> None:
+    """Of mamba2 nothing ever is; of a window nothing where the original's projections are of another shape."""
+    told = {"blocks.0.attn": False, "blocks.1.attn": True, "blocks.2.attn": True}
+    handle = graft(tiny(), BARE, init="copy")
+    assert {site.name: found for site, found in handle.copied.items()} == told
+    assert handle.own_copy().copied == handle.copied
+    assert uncopied(handle) == ["mamba2: nothing to copy, random start"]
+    assert not graft(tiny(), BARE, init="random").copied
+    odd, attention = tiny(), "transformer_blocks.2.attn1"
+    odd.get_submodule(attention).to_k = nn.Linear(32, 16)
+    bare = "swa at blocks.2.attn: nothing to copy, random start"
+    assert uncopied(graft(odd, BARE, init="copy")) == ["mamba2: nothing to copy, random start", bare]
+    assert uncopied(graft(tiny(), BARE, calibration=batch)) == [
+        "mamba2: nothing to copy, random start, its last layer solved"
+    ]
+
+
+@pytest.mark.parametrize("keywords", [{"init": "copy", "dtype": torch.float32}, {"init": "random"}])
+def test_packed_weights_are_refused_before_anything(keywords: Any) -> None:
+    """Of a model that was loaded in four bits; beside them what starts at random can learn, in a type that is named."""
+    model = tiny()
+    layer: Any = model.get_submodule("transformer_blocks.1.attn1.to_q")
+    layer.weight = nn.Parameter(torch.zeros(16 * 32, 1, dtype=torch.uint8), requires_grad=False)
+    before = dict(model.named_modules())
+    with pytest.raises(ValueError, match=r"^blocks\.1\.attn: its weights are packed as torch\.uint8.*in bfloat16$"):
+        graft(model, Plan.all(site="attn", operator="swa"), **keywords)
+    assert handle_of(model) is None and dict(model.named_modules()) == before
+    assert graft(model, Plan.all(site="attn", operator="swa"), init="random", dtype=torch.float32).operators()
 
 
 def test_calibration_in_smaller_passes_solves_the_same() -> None:
@@ -183,9 +223,11 @@ def test_calibration_in_smaller_passes_solves_the_same() -> None:
     [
         ({"init": "best"}, "init 'best': one of default, random, copy, solve"),
         ({"init": "solve"}, "needs calibration"),
+        ({"calibration": batch, "calibration_batches": 0}, "calibration_batches 0: at least 1"),
+        ({"calibration": batch, "calibration_room": -1}, "calibration_room -1: at least 1"),
     ],
 )
-def test_refusals_leave_the_model_alone(keywords: dict[str, str], message: str) -> None:
+def test_refusals_leave_the_model_alone(keywords: dict[str, Any], message: str) -> None:
     model = tiny()
     before = dict(model.named_modules())
     with pytest.raises(GraftError, match=message):
@@ -214,17 +256,39 @@ def test_a_mask_that_no_operator_reads_is_refused_and_the_originals_read_it() ->
     assert switch(x, attention_mask=None).shape == x.shape
 
 
-def test_a_graft_that_fails_halfway_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["make_student", "conventions"])
+def test_a_graft_that_fails_halfway_leaves_no_hook(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     hooks = [len(module._forward_pre_hooks) for module in model.modules()]
 
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setitem(graft.__globals__, "make_student", full)
+    monkeypatch.setitem(graft.__globals__, name, full)
     with pytest.raises(MemoryError):
         graft(model, Plan.from_yaml("restructure: [{merge: pairs}]"))
     assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks and handle_of(model) is None
+
+
+def test_an_interrupted_pass_leaves_checkpointing_as_it_was() -> None:
+    """Ctrl-C within a block: no hook after the pass sees it, and the next pass begins as any other."""
+    model = tiny()
+    model.enable_gradient_checkpointing()  # type: ignore[operator]
+    own = model._gradient_checkpointing_func
+    handle = graft(model, Plan.all(operator="swa_2d"), init="random")
+    wanted = output(model)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    hook = next(iter(handle.switches.values())).register_forward_pre_hook(interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            output.__wrapped__(model)  # type: ignore[attr-defined]
+    hook.remove()
+    found = output.__wrapped__(model)  # type: ignore[attr-defined]
+    found.sum().backward()
+    assert torch.equal(found.detach(), wanted) and model._gradient_checkpointing_func is own
 
 
 def test_own_copy_leaves_the_teacher_and_cannot_be_taken_out() -> None:

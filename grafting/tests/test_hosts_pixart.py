@@ -11,7 +11,7 @@ import torch
 from test_hosts_table import pixart
 from torch import nn
 
-from grafting.activations import visit
+from grafting.activations import visit_spans
 from grafting.graft import Grafted, graft, ungraft
 from grafting.hosts import Site, host_for
 from grafting.operators import OperatorError, get
@@ -44,7 +44,8 @@ def test_grid_of_latents_that_are_no_square(operator: str, size: tuple[int, int]
     """Inside the host, on 16 tokens as on other numbers, against the naive form on the grid that the input has."""
     handle, call = hybrid(operator)
     seen: dict[Site, tuple[torch.Tensor, torch.Tensor]] = {}
-    with visit(handle.operators(), lambda site, x, y: seen.update({site: (x, y)})), torch.no_grad():
+    spans = {site: ((module, module),) for site, module in handle.operators().items()}
+    with visit_spans(spans, lambda site, x, y, call: seen.update({site: (x, *y)})), torch.no_grad():
         assert call(latents(*size)).shape == (2, 6, *size)
     height, width = size[0] // 2, size[1] // 2
     for site, (x, y) in seen.items():

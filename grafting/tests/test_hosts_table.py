@@ -150,6 +150,19 @@ def test_every_operator_on_every_host(host: str, operator: str, kind: str, tmp_p
     assert torch.equal(call(), after)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_delta_knows_its_model_as_diffusers_loads_it_in_half_precision(
+    host: str, half: torch.dtype, tmp_path: Path
+) -> None:
+    model, *_ = ready(host)
+    model.save_pretrained(tmp_path / "published")  # type: ignore[operator]
+    save(graft(model, Plan.all(operator="swa"), init="copy"), tmp_path / "graft")
+    base = type(model).from_pretrained(tmp_path / "published", torch_dtype=half)  # type: ignore[attr-defined]
+    (kind,) = {parameter.dtype for parameter in load(tmp_path / "graft", base).new()}
+    assert kind == half
+
+
 @pytest.mark.parametrize("host", HOSTS)
 def test_every_host_s_sites_are_timed_as_the_model_calls_them(host: str) -> None:
     """Beside text, on the grid, at another number of tokens than the model's own."""

@@ -131,6 +131,19 @@ def test_other_operators_stand_beside_what_the_picture_reads_of_the_text(row: st
     torch.testing.assert_close(told, original(x, encoder_hidden_states=text)[1], rtol=1e-4, atol=1e-5)
 
 
+def test_the_picture_counts_as_all_of_its_tokens_in_half_precision() -> None:
+    """Of 16,384 of its tokens and 5 of the text all weights are one: the text is read with 5 / 16,389 of them."""
+    _, made, _, text = placed("SD3", "none", 1)
+    made = made.bfloat16()
+    for name, constant in (("to_q", 0.0), ("add_v_proj", 1.0)):
+        for parameter in made.kept[name].parameters():
+            nn.init.constant_(parameter, 0.0)
+        nn.init.constant_(made.kept[name].bias, constant)  # type: ignore[arg-type]
+    with torch.no_grad():
+        read = made.read(torch.randn(2, 16384, D).bfloat16(), made.text(text.bfloat16()))
+    torch.testing.assert_close(read.float(), torch.full_like(read, 5 / 16389).float(), rtol=5e-3, atol=0)
+
+
 def test_values_that_are_lent_are_what_text_reads() -> None:
     _, made, x, text = placed("SD3", "hyena_x", 1)
     before = made(x, grid=(4, 4), context=text)

@@ -103,6 +103,64 @@ def test_half_precision_keeps_sums_over_many_tokens() -> None:
     assert step.dtype == decay.dtype == torch.float32
 
 
+@pytest.mark.parametrize("feature_map", ["elu+1", "learned"])
+def test_half_precision_keeps_sums_under_autocast_too(feature_map: str) -> None:
+    """Which would turn the products of what was made float32 into float16 again, where they are infinite."""
+    linear = made("linear", 4096, torch.float32, feature_map=feature_map, local=3)
+    x = torch.randn(1, 4096, WIDTH)
+    linear.qkv_projection.bias.data += 8  # type: ignore[operator, union-attr]
+    with torch.no_grad():
+        exact = linear(x)
+        with torch.autocast("cpu", torch.float16):
+            given = linear(x)
+    torch.testing.assert_close(given.float(), exact, rtol=2e-2, atol=2e-2 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("auto", [False, True])
+@pytest.mark.parametrize(("name", "options"), [("swa", {"window": 64}), ("swa_2d", {"window": 8})])
+def test_windows_in_half_precision_are_as_exact_as_fused_attention(
+    name: str, options: dict[str, Any], auto: bool, dtype: torch.dtype
+) -> None:
+    """On logits of some ten, where a score in half precision is off by a percent; the window sees every token."""
+    torch.manual_seed(3)
+    window: Any = operators.build(name, width=64, heads=2, tokens=64, **options)
+    q, k, v = (scale * torch.randn(2, 64, 2, 32) for scale in (4, 4, 1))
+    q, k, v = (t.to(dtype) for t in (q, k, v))
+    exact = window.mix(q.double(), k.double(), v.double(), grid=(8, 8))
+    with torch.autocast("cpu", dtype, enabled=auto):
+        given = window.mix(q, k, v, grid=(8, 8))
+        fused = torch.nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+    assert given.dtype == dtype
+    off = (given.double() - exact).norm()
+    assert off < 1.5 * (fused.transpose(1, 2).flatten(2).double() - exact).norm()
+
+
+@each_variant
+def test_adapters_of_peft_work_on_every_operator(name: str, options: dict[str, Any]) -> None:
+    """LoRA beside all linear layers, as a user of peft puts it there: it computes what its merged weights do."""
+    peft = pytest.importorskip("peft")
+    operator = made(name, 36, **options)
+    layers = [path for path, layer in operator.named_modules() if isinstance(layer, torch.nn.Linear)]
+    x = torch.randn(2, 36, WIDTH, dtype=torch.float64)
+    before = operator(x)
+    adapted = peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=layers), copy.deepcopy(operator))
+    torch.testing.assert_close(adapted(x), before)
+    for key, parameter in adapted.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter)
+            parameter.data = parameter.data.double()
+        elif "lora_A" in key:
+            parameter.data = parameter.data.double()
+    moved = adapted(x)
+    assert not torch.allclose(moved, before, rtol=1e-3)
+    for path in layers:
+        layer = adapted.get_submodule(path)
+        with torch.no_grad():
+            operator.get_submodule(path).weight += layer.get_delta_weight("default")
+    torch.testing.assert_close(moved, operator(x))
+
+
 @each
 def test_samples_do_not_mix(name: str) -> None:
     operator = made(name, 36)

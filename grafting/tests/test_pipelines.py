@@ -5,12 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 
 import grafting
+from grafting.diffusion import BySize, Diffusion, Flow
 from grafting.graft import graft, ungraft
+from grafting.hosts.registry import schedule_of
 from grafting.plan import Plan
+from grafting.store.configs import ModelError
 
 
 def _parts() -> tuple[DiTTransformer2DModel, AutoencoderKL]:
@@ -63,3 +76,37 @@ def test_a_saved_graft_goes_into_a_pipeline_as_the_page_of_files_says(tmp_path: 
     ungraft(again)
     assert np.array_equal(_draw(again, vae), plain)
     assert np.array_equal(_draw(grafting.load(tmp_path / "whole").model, vae), hybrid)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="load it without base"):
+        grafting.load(tmp_path / "whole", again)
+    assert np.array_equal(_draw(again, vae), plain)
+
+
+def test_a_live_pipeline_is_a_model() -> None:
+    """Its own transformer and autoencoder, and the noise that its scheduler says."""
+    transformer, vae = _parts()
+    pipeline = DiTPipeline(transformer, vae, DDIMScheduler())
+    model = grafting.open_model(pipeline)
+    assert model.transformer is transformer and model.autoencoder is vae and model.graft is None
+    assert model.name == "DiTPipeline" and schedule_of(transformer) == Diffusion()
+    handle = graft(transformer, Plan.interleaved(operator="swa"))
+    assert grafting.open_model(pipeline).graft is handle
+    with pytest.raises(ModelError, match="the pipeline's DDIMScheduler has beta_schedule scaled_linear"):
+        grafting.open_model(DiTPipeline(transformer, vae, DDIMScheduler(beta_schedule="scaled_linear")))
+    with pytest.raises(ModelError, match="DDPMPipeline has no transformer"):
+        grafting.open_model(DDPMPipeline(vae, DDIMScheduler()))
+
+
+@pytest.mark.parametrize("shift", [None, 1.0, 2.5])
+def test_the_shift_of_a_live_flux_goes_into_what_is_saved(shift: float | None, tmp_path: Path) -> None:
+    """Dev's by size where its scheduler shifts dynamically, else one number: schnell's, or another."""
+    transformer = FluxTransformer2DModel(
+        num_layers=1, num_single_layers=1, num_attention_heads=2, attention_head_dim=16, axes_dims_rope=(4, 6, 6),
+        joint_attention_dim=24, pooled_projection_dim=10, guidance_embeds=shift is None,
+    ).eval()  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift or 1.0, use_dynamic_shifting=shift is None)
+    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    model = grafting.open_model(FluxPipeline(transformer=transformer, scheduler=scheduler, **parts))
+    wanted = Flow(shift=BySize() if shift is None else shift, even=True)
+    assert schedule_of(model.transformer) == wanted and model.autoencoder is None
+    grafting.save(graft(model.transformer, Plan.interleaved(operator="swa")), tmp_path / "graft", whole=True)
+    assert schedule_of(grafting.load(tmp_path / "graft").model) == wanted

@@ -19,6 +19,9 @@ from grafting.conditions import MASK, rows
 from grafting.data.shards import Encoded
 from grafting.graft import ungraft
 from grafting.hosts import Site, host_for
+from grafting.sampling import pixels_per_latent
+from grafting.searching.candidates import candidates
+from grafting.searching.costs import timed
 from grafting.store.models import open_model
 
 
@@ -142,10 +145,36 @@ def test_sample_draws_prompts_and_no_labels(
     assert main([*map(str, given), "--prompt", "blue", "--labels", "1"]) == 2
 
 
+def test_pictures_may_be_of_another_size_than_the_models_own(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["sample", folder / "graft", "--steps", 2, "--prompt", "blue", "--zoom", 1, "--out", tmp_path / "x.png"]
+    model = open_model(str(folder / "pixart"))
+    side = model.transformer.config.sample_size * pixels_per_latent(model.autoencoder)  # type: ignore[union-attr,arg-type]
+    sizes = []
+    for more in ([], ["--size", f"{side}x{2 * side}"], ["--size", f"{3 * side}x{side}"], ["--size", side]):
+        run(*given, *more)
+        with Image.open(tmp_path / "x.png") as drawn:
+            sizes.append(drawn.size)
+    words = sizes[0][1] - side  # the prompt above the picture
+    assert (
+        words > 0
+        and sizes == [(w, words + h) for w, h in ((side, side), (2 * side, side), (side, 3 * side))] + sizes[:1]
+    )
+    assert main([*map(str, given), "--size", f"{side + 1}x{side}"]) == 2
+    assert f"--size {side + 1}x{side}: multiples of " in capsys.readouterr().err
+
+
 def test_search_scores_operators_on_captions(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["search", folder / "pixart", "--data", folder / "encoded", "--operators", "hyena_x", "--site", "attn"]
     found = told(capsys, *given, "--triples", 4, "--points", 2, "--out", tmp_path, "--budget", "flops=0.99")
     assert found["front"] and (tmp_path / "plans" / "best.yaml").is_file()
+    wide = told(
+        capsys, *given, "--triples", 4, "--points", 2, "--out", tmp_path, "--budget", "flops=0.999", "--side", "2x4"
+    )
+    assert wide["protocol"] == "FLOPs of one sample, 2 x 4 tokens" and wide["whole"] < found["whole"]
+    costs = timed(open_model(str(folder / "pixart")).transformer, candidates(["hyena_x"]), side=(2, 4), rounds=2)
+    assert costs.whole > 0 and len(costs.changes) == 4
 
 
 def test_a_study_runs_from_its_recipe(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DiTTransformer2DModel
+from torch import nn
 
+from grafting.measure.speed import peak_bytes
 from grafting.precision import autocast
 
 
@@ -47,6 +49,18 @@ def test_model_and_gradients_are_near_float32() -> None:
     exact, rough = gradients
     assert not torch.equal(exact, rough)
     assert (exact - rough).norm() < 0.05 * exact.norm()
+
+
+def test_no_copy_of_the_weights_outlives_its_product() -> None:
+    """Of weights that learn autocast would keep one to the end, in passes without gradients too, and use it after a
+    step has moved them."""
+    layers = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(8)))
+    x, of_one = torch.randn(1, 256), 256 * 256 * 2
+    with autocast("cpu", "bf16"), torch.no_grad():
+        assert peak_bytes(lambda: layers(x)) < 2 * of_one
+        before = layers[0](x)
+        layers[0].weight *= 2
+        assert torch.equal(layers[0](x), 2 * before)
 
 
 def test_unknown_precision_is_a_sentence() -> None:

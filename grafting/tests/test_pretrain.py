@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from grafting.data import load_fashion
 from grafting.teachers import PARTS, bundle, load_teacher, teacher_folder
 from grafting.training.loop import LoopConfig
 from grafting.training.pretrain import PretrainRecipe, pretrain
+from grafting.training.pretrain.transformer import latents, trained_autoencoder
+from grafting.training.team import Team
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,28 @@ def test_three_parts_train_resume_and_bundle(fashion: Path, tmp_path: Path) -> N
     half = DiTTransformer2DModel.from_pretrained(tmp_path / "bundle" / "transformer").float()
     for a, b in zip(whole.parameters(), half.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_latents_are_of_the_pictures_and_the_autoencoder_at_hand(fashion: Path, tmp_path: Path) -> None:
+    """Of a run that was stopped before its first state, whose pictures were others then."""
+    pretrain(_recipe("autoencoder", fashion, model=AUTOENCODER), tmp_path / "autoencoder")
+    source = str(tmp_path / "autoencoder" / "model")
+    data, out, team = tmp_path / "data", tmp_path / "run", Team(device=torch.device("cpu"))
+    shutil.copytree(fashion, data)
+    recipe = _recipe("transformer", data, model=TRANSFORMER, autoencoder=source)
+    vae = trained_autoencoder(recipe, team)
+    z, y = latents(vae, recipe, out, team)
+    made = (out / "latents.safetensors").stat().st_mtime_ns
+    kept, labels = latents(vae, recipe, out, team)
+    assert torch.equal(kept, z) and torch.equal(labels, y) and (out / "latents.safetensors").stat().st_mtime_ns == made
+    images = data / "train-images-idx3-ubyte"
+    content = images.read_bytes()
+    images.write_bytes(content[:16] + content[16:][::-1])
+    other, _ = latents(vae, recipe, out, team)
+    assert not torch.equal(other, z) and torch.equal(latents(vae, recipe, out, team)[0], other)
+    with torch.no_grad():
+        next(vae.parameters()).mul_(1.1)
+    assert not torch.equal(latents(vae, recipe, out, team)[0], other)
 
 
 KILLED = """

@@ -243,6 +243,102 @@ def test_the_wide_form_is_taken_and_follows_the_weights(monkeypatch: pytest.Monk
     assert calls == [2, 2, 2, 2, 2], "a hooked branch is called as itself"
 
 
+def side_by_side(steps: Any, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output of merged pairs as they run by themselves, and block by block; ``steps`` are done to every branch."""
+    handle = graft(model, PAIRS)
+    for module in handle.groups.values():
+        for number, branch in enumerate(module.branches):
+            steps(branch, number)
+    found = output(model)
+    for module in handle.groups.values():
+        module.wide = False
+    return found, output(model)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("what", ["weights", "eps"])
+def test_norms_that_have_weights_or_differ_are_heeded_side_by_side(what: str) -> None:
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(**dict(tiny().config) | {"norm_elementwise_affine": what == "weights"}).eval()
+
+    def change(branch: Any, number: int) -> None:
+        if what == "eps":
+            branch.norm3.eps = [1e-5, 1.0][number]
+        else:
+            nn.init.normal_(branch.norm3.weight)
+            nn.init.normal_(branch.norm3.bias)
+
+    wide, plain = side_by_side(change, model)
+    torch.testing.assert_close(wide, plain, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(plain, side_by_side(lambda *_: None, tiny())[1], atol=1e-3)
+
+
+PLACES = ("", "norm1", "norm1.linear", "norm1.norm", "norm3", "attn1", "attn1.to_q", "attn1.to_out.0", "ff", "ff.net.0")
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("way", ["hook", "forward"])
+@pytest.mark.parametrize("place", [*PLACES, "ff.net.0.proj", "ff.net.2"])
+def test_what_was_put_around_a_call_is_heeded_side_by_side(place: str, way: str) -> None:
+    """A hook, or a forward in the place of the class's own, which is how accelerate and diffusers wrap a module."""
+
+    def change(branch: nn.Module, number: int) -> None:
+        module: Any = branch.get_submodule(place)
+        if number and way == "hook":
+            module.register_forward_hook(lambda _, __, out: _scaled(out))
+        elif number:
+            own = module.forward
+            module.forward = lambda *given, **named: _scaled(own(*given, **named))
+
+    wide, plain = side_by_side(change, tiny())
+    torch.testing.assert_close(wide, plain, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(plain, side_by_side(lambda *_: None, tiny())[1], atol=1e-3)
+
+
+def _scaled(out: Any) -> Any:
+    return tuple(1.5 * part for part in out) if isinstance(out, tuple) else 1.5 * out
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("layer", ["norm1.linear", "attn1.to_v", "ff.net.2"])
+def test_adapters_of_peft_are_heeded_side_by_side(layer: str) -> None:
+    peft = pytest.importorskip("peft")
+
+    def change(branch: nn.Module, _: int) -> None:
+        peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=[layer]), branch)
+        for name, parameter in branch.named_parameters():
+            if "lora" in name:
+                nn.init.normal_(parameter)
+
+    wide, plain = side_by_side(change, tiny())
+    torch.testing.assert_close(wide, plain, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(plain, side_by_side(lambda *_: None, tiny())[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["dit", "pixart"])
+def test_blocks_side_by_side_compile_whole(family: str) -> None:
+    """Without a break; and the weights that a compiled model reads are those that there are."""
+    torch.manual_seed(3)
+    model, condition = _pixart() if family == "pixart" else (tiny(), torch.tensor([1, 4]))
+    handle = graft(model.eval(), PAIRS)
+    found: dict[bool, list[torch.Tensor]] = {False: [], True: []}
+    for compiled in (False, True):
+        if compiled:
+            model.compile(backend="eager", fullgraph=True)
+        for _ in range(2):
+            torch.manual_seed(4)
+            with torch.no_grad():
+                found[compiled].append(_call(model, condition))
+                for module in handle.groups.values():
+                    for parameter in module.parameters():
+                        parameter.neg_()
+    for given, wanted in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(given, wanted)
+    assert not torch.allclose(*found[False], atol=1e-2)
+
+
 def test_operators_and_steps_compose_and_keep_the_original_numbers() -> None:
     model = six()
     before = output(model)

@@ -345,3 +345,27 @@ def test_conditions_of_the_other_kind_are_refused(painter, transformer):
         Pipeline(model).latents(captions(1), sampling=Sampling(guidance=2.0))
     with pytest.raises(ValueError, match="conditioned on classes"):
         Pipeline(transformer).latents(captions(1))
+
+
+def test_latents_of_another_size_are_walked_at_their_own_shift() -> None:
+    """Of a rectangle as the model is called with it, and of a flow whose shift follows the number of tokens."""
+    from test_hosts_table import ready
+
+    model, _, _, condition = ready("Flux dev, no square")
+    seen: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    sampling = Sampling(steps=2)
+    drawn = {size: Pipeline(model, size=size).latents(condition, sampling=sampling) for size in (None, (8, 8), (4, 8))}
+    assert torch.equal(drawn[None], drawn[8, 8]) and drawn[4, 8].shape == (2, 3, 4, 8)
+    assert seen[-2:] == [(2, 2 * 4, 12)] * 2
+    walks = [Pipeline(model, size=size)._stepper(sampling, torch.device("cpu")) for size in (None, (4, 16), (4, 8))]
+    own, alike, smaller = (walk.timesteps for walk in walks)
+    assert torch.equal(own, alike) and not torch.equal(own, smaller)
+    with pytest.raises(ValueError, match="latents of 3 x 8: multiples of 2"):
+        Pipeline(model, size=(3, 8))
+
+
+def test_a_dit_draws_squares_alone(transformer) -> None:
+    assert Pipeline(transformer, size=(6, 6)).latents([0], sampling=Sampling(steps=2)).shape == (1, 4, 6, 6)
+    with pytest.raises(ValueError, match="4 x 6 tokens: a DiT of diffusers"):
+        Pipeline(transformer, size=(4, 6))

@@ -13,7 +13,7 @@ import torch
 from test_hosts_table import ready
 from torch import nn
 
-from grafting.activations import as_tokens, visit
+from grafting.activations import as_tokens, visit_spans
 from grafting.conditions import MASK, TEXT, each, rows
 from grafting.cost import adapter_cost, block_cost, host_flops, plan_cost, site_parameters
 from grafting.diffusion import Denoiser, Flow
@@ -99,7 +99,8 @@ def test_its_attention_is_its_map_times_its_values(row: str) -> None:
     host = host_for(model)
     attention: Any = host.get(model, Site(1, "attn"))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    with visit({0: attention}, lambda _, x, y: seen.append((x, y))), torch.no_grad():
+    spans = {0: ((attention, attention),)}
+    with visit_spans(spans, lambda _, x, y, call: seen.append((x, *y))), torch.no_grad():
         host.call(model, z, t, condition)
         ((x, y),) = seen
         values = attention.to_v(x).unflatten(2, (attention.heads, -1)).transpose(1, 2)
@@ -114,7 +115,9 @@ def test_a_graft_of_its_mlp_works_on_the_tokens_of_the_grid(row: str) -> None:
     model, z, t, condition = ready(row)
     handle = graft(model, Plan.all(site="mlp", operator="mix_ffn", kernel=5), init="random")
     seen: dict[Site, Any] = {}
-    with visit(handle.switches, lambda site, x, y: seen.update({site: (x, y)}), handle.host.streams), torch.no_grad():
+    spans = {site: ((switch, switch),) for site, switch in handle.switches.items()}
+    see: Any = lambda site, x, y, call: seen.update({site: (as_tokens(x), *y)})  # noqa: E731
+    with visit_spans(spans, see, handle.host.streams), torch.no_grad():
         handle.host.call(model, z, t, condition)
     grid = (z.shape[2], z.shape[3])
     for site, (x, y) in seen.items():

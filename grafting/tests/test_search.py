@@ -435,3 +435,13 @@ def test_the_scores_that_ship_are_those_of_the_bundled_teacher(
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(code.replace(", check=2", ""), {})  # a plan measured whole takes as long as all else here
     assert "edits:" in capsys.readouterr().out
+
+
+def test_a_side_that_the_model_cannot_draw_is_refused_before_the_work(
+    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", str(tiny_teacher), "--side", "2x8", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "2 x 8 tokens: a DiT of diffusers" in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    with pytest.raises(SearchError, match="side 0: at least 1"):
+        grafting.search(str(tiny_teacher), NAMES, side=(0, 4))

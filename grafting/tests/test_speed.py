@@ -166,6 +166,7 @@ def test_speed_and_bound_of_a_hybrid_are_timed_in_turn(
     from test_graft import tiny
 
     from grafting.graft import graft
+    from grafting.measure import beside
     from grafting.measure.speed import Latency
     from grafting.plan import Plan
     from grafting.study import timing
@@ -177,7 +178,7 @@ def test_speed_and_bound_of_a_hybrid_are_timed_in_turn(
         made.append(latency(calls, rounds=rounds, warmup=0))
         return made[-1]
 
-    monkeypatch.setattr(timing, "latency", once)
+    monkeypatch.setattr(beside, "latency", once)
     handle = graft(tiny(), Plan.all(site=site, operator="swa" if site == "attn" else "mlp"), init="random")
     (row,) = timing.speed_rows(handle, handle.model, SpeedStage(batch=1, rounds=2))
     (timed,) = made
@@ -196,6 +197,7 @@ def test_each_clock_runs_what_it_is_called_after(private: bool, monkeypatch: pyt
     from torch.overrides import TorchFunctionMode
 
     from grafting.graft import graft, ungraft
+    from grafting.measure import beside
     from grafting.measure.speed import Latency
     from grafting.plan import Plan
     from grafting.study import timing
@@ -243,7 +245,7 @@ def test_each_clock_runs_what_it_is_called_after(private: bool, monkeypatch: pyt
             found[name] = (list(ran), list(cores))
         return dict.fromkeys(calls, Latency(minimum=1.0, low=1.0, median=1.0, high=1.0, rounds=rounds, threads=1))
 
-    monkeypatch.setattr(timing, "latency", once)
+    monkeypatch.setattr(beside, "latency", once)
     timing.speed_rows(handle, teacher, SpeedStage(batch=1, rounds=2))
     whole, mine = [f"original {block}" for block in range(4)], "copy" if private else "original"
     assert found["teacher"] == (whole, [0, 1, 2, 3])

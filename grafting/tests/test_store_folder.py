@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +32,7 @@ def test_delta_round_trip(tmp_path: Path) -> None:
     again = load(tmp_path, tiny())
     assert torch.equal(output(again.model), output(handle.model))
     assert again.explained == handle.explained and again.plan == handle.plan
+    assert again.copied == handle.copied and len(again.copied) == 3
     shared = sum(p.numel() for n, p in handle.model.named_parameters() if ".operator." in n)
     assert (tmp_path / "graft.safetensors").stat().st_size < 4 * shared + 10_000
     with again.teacher() as teacher:
@@ -104,8 +107,32 @@ def test_a_card_links_to_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.
     for k, base in enumerate(("someone/some-model", "here/some-model", "gone/some-model.pt", "fashion", "")):
         linked = base == "someone/some-model"
         save(graft(tiny(), PLAN), tmp_path / str(k), base=base or None)
-        head = (tmp_path / str(k) / "README.md").read_text().split("---")[1]
+        text = (tmp_path / str(k) / "README.md").read_text()
+        head = text.split("---")[1]
         assert (f"base_model: {base}\n" in head) == linked == ("base_model" in head)
+        assert ("base=pretrained" not in text) == (linked or base == "fashion")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("base", ["teacher", "gone", None])
+def test_the_code_of_a_card_runs(whole: bool, base: str | None, tmp_path: Path, monkeypatch: Any) -> None:
+    """As it is printed, beside the folder; and the pipeline draws with the graft then."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
+
+    monkeypatch.chdir(tmp_path)
+    tiny().save_pretrained("teacher" if base == "teacher" else "path/to/it")  # type: ignore[operator]
+    handle = graft(tiny(), PLAN, init="random")
+    save(handle, "folder", whole=whole, base=base)
+    text = Path("folder/README.md").read_text()
+    assert "is needed to load it" in text and re.findall(r"^pip install (.*)$", text, re.MULTILINE) == ["./grafting"]
+    assert ("pretrained = " in text) == (not whole and base != "teacher")
+    opening, piping = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(opening, made)
+    assert torch.equal(output(made["model"].transformer), output(handle.model))
+    pipe = DiTPipeline(tiny(), AutoencoderKL(block_out_channels=[8], norm_num_groups=2), DDIMScheduler())
+    exec(piping, {"pipe": pipe})
+    assert torch.equal(output(pipe.transformer), output(handle.model))
 
 
 def test_a_base_of_other_constants_is_refused(tmp_path: Path) -> None:
@@ -174,6 +201,60 @@ def test_a_delta_goes_into_its_model_in_half_precision(tmp_path: Path) -> None:
         load(tmp_path, other)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_delta_of_float32_goes_into_its_model_in_half_precision(tmp_path: Path, half: torch.dtype) -> None:
+    """As a pipeline on a GPU holds it, ``torch_dtype`` given: weights of float32 are rounded there, and known still."""
+    handle = graft(tiny(), PLAN, init="random")
+    save(handle, tmp_path, base="tiny")
+    again = load(tmp_path, tiny().to(half))
+    assert {p.dtype for p in again.model.parameters()} == {half} and again.source_hash == handle.source_hash
+    for site, operator in handle.operators().items():
+        mine = again.operators()[site].state_dict()
+        assert all(torch.equal(mine[name], t.to(half)) for name, t in operator.state_dict().items())
+    save(again, tmp_path / "again")  # it still is a graft of the model in float32
+    for base in (tiny(), tiny().to(half)):
+        assert load(tmp_path / "again", base).source_hash == handle.source_hash
+    other = tiny().to(half)
+    with torch.no_grad():
+        other.proj_out_1.bias[0] += 1  # type: ignore[operator, union-attr, index]
+    with pytest.raises(StoreError, match=r"base has hash \w+, \S+ was made from \w+ \(tiny\)$"):
+        load(tmp_path, other)
+
+
+def test_a_delta_made_from_a_rounding_goes_into_what_was_rounded(tmp_path: Path) -> None:
+    for half in (torch.bfloat16, torch.float16):
+        save(graft(tiny().to(half), PLAN, init="random", dtype=torch.float32), tmp_path / str(half))
+        for base in (tiny(), tiny().to(half), tiny().to(half).float()):
+            assert load(tmp_path / str(half), base).plan == PLAN
+
+
+def test_an_older_delta_asks_for_its_model_in_float32(tmp_path: Path) -> None:
+    """Such a folder has no hashes of the roundings, and loads as ever otherwise."""
+    handle = graft(tiny(), PLAN, init="random")
+    save(handle, tmp_path)
+    manifest = json.loads((tmp_path / "graft.json").read_text())
+    assert set(manifest["base"].pop("rounded")) == {"bfloat16", "float16"}
+    (tmp_path / "graft.json").write_text(json.dumps(manifest))
+    base = tiny().to(torch.bfloat16)
+    with pytest.raises(StoreError, match=r"is in bfloat16.*: load the base in float32, give it the graft, then cast"):
+        load(tmp_path, base)
+    assert handle_of(base) is None
+    again = load(tmp_path, tiny())
+    assert torch.equal(output(again.model), output(handle.model)) and again.rounded == {}
+    again.model.to(torch.bfloat16)
+    assert {p.dtype for p in again.model.parameters()} == {torch.bfloat16}
+
+
+def test_a_whole_folder_takes_no_base(tmp_path: Path) -> None:
+    """Nothing of it would go there, and a pipeline would go on drawing with its own transformer."""
+    save(graft(tiny(), PLAN), tmp_path, whole=True)
+    base = tiny()
+    with pytest.raises(StoreError, match=r"whole.*load it without base.*pipe\.transformer = grafting\.load\(") as told:
+        load(tmp_path, base)
+    assert "\n" not in str(told.value) and handle_of(base) is None
+    assert load(tmp_path).private
+
+
 def test_a_delta_of_a_bundled_teacher_finds_it_by_itself(tmp_path: Path) -> None:
     from grafting.teachers import load_teacher
 
@@ -183,7 +264,7 @@ def test_a_delta_of_a_bundled_teacher_finds_it_by_itself(tmp_path: Path) -> None
     assert again.source_hash == handle.source_hash
     mine, theirs = handle.model.state_dict(), again.model.state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert 'grafting.load("this folder")' in (tmp_path / "README.md").read_text()
+    assert 'grafting.open_model("folder")  #' in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

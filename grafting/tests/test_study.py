@@ -267,6 +267,15 @@ def test_solved_start_alone_and_grafted_only_training(tiny_teacher: Path, tmp_pa
     assert delta < whole / 3 and grafted.models[1].denoising is not None
 
 
+def test_a_study_says_once_where_nothing_could_be_copied(tiny_teacher: Path, tmp_path: Path) -> None:
+    small = ("controls=[untrained]", "evaluate={triples: 20, grid: 0}", "speed=null", "budget=0")
+    said: list[str] = []
+    for _ in range(2):  # the second finds all of it made
+        run(recipe(tiny_teacher, "plan.edits.0.operator=mamba2", *small), tmp_path / "out", say=said.append)
+    told = [line for line in said if "nothing to copy" in line]
+    assert told == ["hybrid: mamba2: nothing to copy, random start, its last layer solved"]
+
+
 def test_flops_are_told_where_the_card_does_not_say_what_the_teacher_took(tiny_teacher: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_teacher, tmp_path / "teacher")
     (tmp_path / "teacher" / "teacher.json").write_text("{}")

@@ -488,11 +488,14 @@ def test_rows_are_picked_by_pattern(finished: tuple[Table, TableResults]) -> Non
 
 
 def test_controls_are_of_the_same_place(tiny_teacher: Path, tmp_path: Path) -> None:
-    """Of several *untrained* of one site and share that of the same operator; data and budget part *none* alone."""
+    """Of several *untrained* of one site and share that of the same operator, and size; data and budget part *none*."""
     groups = """[
       {name: a, site: attn, operator: hyena_x, shares: [50, 75], images: [10, 20]},
       {name: b, site: attn, operator: swa, shares: [50]},
       {name: r3, site: mlp, operator: mlp, options: {ratio: 3}, shares: [50]},
+      {name: u-r6, role: control, what: untrained, site: mlp, operator: mlp, options: {ratio: 6}, shares: [75]},
+      {name: u-r2, role: control, what: untrained, site: mlp, operator: mlp, options: {ratio: 2}, shares: [75]},
+      {name: r2, site: mlp, operator: mlp, options: {ratio: 2}, shares: [75]},
       {name: u-swa, role: control, what: untrained, site: attn, operator: swa, shares: [50]},
       {name: u-x, role: control, what: untrained, site: attn, operator: hyena_x, shares: [50]},
       {name: none, role: control, site: attn, operator: none, shares: [50], images: [10]}]"""
@@ -502,6 +505,7 @@ def test_controls_are_of_the_same_place(tiny_teacher: Path, tmp_path: Path) -> N
         "a-50-n10": ("none-50-n10", "u-x-50"),
         "a-50-n20": (None, "u-x-50"),
         "b-50": (None, "u-swa-50"),
+        "r2-75": (None, "u-r2-75"),
     }
 
 
@@ -673,6 +677,22 @@ def test_the_shipped_table_goes_on_from_a_copy(tmp_path: Path) -> None:
     )
     assert [row.name for row in table.rows if table.done(row) is not None] == [row.name for row in shipped.rows]
     assert publish(table).rows == shipped.rows
+
+
+def test_plans_by_locality_are_of_the_analysis_that_a_table_names(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Without one such rows alone are refused."""
+    groups = """[
+      {name: a, site: attn, operator: swa, shares: [50]},
+      {name: near, plan: {edits: [{site: attn, blocks: most local 50%, operator: swa}]}}]"""
+    table = opened(tiny_teacher, tmp_path / "out", f"rows={groups}")
+    assert [row.name for row in table.rows if row.recipe is None] == ["near"]
+    assert "analysis: FILE" in table.failed(table.named("near"))
+    ranking = {"model": "mine", "distance": "raster", "reach": 2, "values": [0.1, 0.9, 0.2, 0.8]}
+    (tmp_path / "analysis.json").write_text(json.dumps({"ranking": ranking}))
+    named = opened(tiny_teacher, tmp_path / "out", f"rows={groups}", f"analysis={tmp_path / 'analysis.json'}").named(
+        "near"
+    )
+    assert named.recipe is not None and named.recipe.plans["near"].edits[0].blocks == (1, 3)
 
 
 def test_two_rows_of_one_name_are_refused(tiny_teacher: Path, tmp_path: Path) -> None:

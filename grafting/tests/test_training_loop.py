@@ -132,6 +132,19 @@ def test_a_state_of_another_model_or_a_damaged_one_is_named(tmp_path: Path) -> N
             run(model)
 
 
+def test_tensors_that_are_gone_are_a_sentence(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+
+    def run() -> None:
+        losses = {"mse": model(torch.ones(1, 2)).square().sum()}
+        Loop(model, lambda _: losses, LoopConfig(steps=1, lr=0.1), tmp_path, "tiny").run()
+
+    run()
+    (tmp_path / "state-1.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"state-1\.safetensors is not the file .*: it is missing or its hash differs"):
+        run()
+
+
 def test_every_bad_setting_is_named_at_once() -> None:
     with pytest.raises(ValueError, match=r"steps 0.*lr -1.*schedule 'step'"):
         LoopConfig(steps=0, lr=-1, schedule="step")

@@ -60,6 +60,16 @@ def test_finetune_of_grafted_weights_alone_stays_a_delta(taught: Path, tmp_path:
     assert not json.loads((tmp_path / "x" / "graft.json").read_text())["whole"]
 
 
+def test_distill_says_once_where_nothing_could_be_copied(
+    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["distill", str(tiny_teacher), "--operator", "mamba2", "--steps", "0"]
+    for name, init, told in (("a", "copy", 1), ("b", "random", 0)):
+        assert main([*given, "--init", init, "--out", str(tmp_path / name)]) == 0
+        assert capsys.readouterr().out.splitlines().count("mamba2: nothing to copy, random start") == told
+    assert not any(json.loads((tmp_path / "a" / "graft.json").read_text())["copied"].values())
+
+
 def test_a_state_of_other_settings_is_refused(
     taught: Path,
     tiny_teacher: Path,
@@ -245,6 +255,30 @@ def test_evaluate_pairs_a_delta_with_its_own_teacher(
     assert "loss" in capsys.readouterr().out
 
 
+def test_labels_of_samples_are_in_turn_or_drawn_as_a_recipe_has_it(
+    tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from grafting.sampling import Pipeline, draw_labels
+
+    seen: list[torch.Tensor] = []
+    latents = Pipeline.latents
+
+    def spied(self: Pipeline, labels: Any, **more: Any) -> torch.Tensor:
+        seen.append(labels)
+        return latents(self, labels, **more)
+
+    monkeypatch.setattr(Pipeline, "latents", spied)
+    given = ["evaluate", str(tiny_teacher), "--triples", "8", "--samples", "12", "--steps", "2", "--seed", "3"]
+    for more, how in (([], "balanced"), (["--labels", "balanced"], "balanced"), (["--labels", "uniform"], "uniform")):
+        assert main([*given, *more]) == 0 and f", {how} labels, " in capsys.readouterr().out
+        assert torch.equal(seen.pop(), draw_labels(12, 3, how, 3))  # type: ignore[arg-type]
+        assert main([*given, *more, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["quality"]["protocol"]["labels"] == how
+        seen.clear()
+    for more, word in ((["--labels", "even"], "balanced"), (["--samples", "0", "--labels", "uniform"], "--samples N")):
+        assert main([*given, *more]) == 2 and word in capsys.readouterr().err
+
+
 def test_profile_counts_a_plain_model_and_pairs_a_delta(
     taught: Path, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,7 +294,9 @@ def test_profile_counts_a_plain_model_and_pairs_a_delta(
     assert delta["parameters"] == plain["parameters"]
 
 
-def test_run_report_and_the_command_that_resumes(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_run_report_and_the_command_that_resumes(
+    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe, out = tmp_path / "small.yaml", tmp_path / "out"
     recipe.write_text(
         f"""
@@ -289,9 +325,13 @@ controls: [untrained]
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"go on with: grafting run {recipe} --out {out} --resume" in error
+    capsys.readouterr()
     assert main(["run", str(recipe), "--out", str(out)]) == 2
+    assert f"{out} holds a run that is not finished: go on with it by --resume, or name" in capsys.readouterr().err
     short = ["run", str(recipe), "--out", str(tmp_path / "short"), "--budget", "0.00002"]
     assert main(short) == 0 and main([*short, "--resume"]) == 0
+    capsys.readouterr()
+    assert main(short) == 2 and "holds a finished run: go on with it by --resume" in capsys.readouterr().err
     page = tmp_path / "short" / "report.html"
     text = page.read_text()
     page.unlink()
@@ -303,6 +343,8 @@ controls: [untrained]
     [
         (["sample", "nothing", "--out", "x.png"], "'nothing' is no bundled teacher"),
         (["sample", "TEACHER", "--out", "x.png", "--labels", "7"], "label 7"),
+        (["sample", "TEACHER", "--out", "x.png", "--size", "2x4"], "2 x 4 tokens: a DiT of diffusers puts"),
+        (["sample", "TEACHER", "--out", "x.png", "--size", "2by4"], "'2by4' must be pixels such as 512, or 512x768"),
         (["sample", "TEACHER", "--out", "x.png", "--spacing", "trailing"], "linspace, leading"),
         (["sample", "TEACHER", "--out", "x.png", "--guided-channels", "3"], "give --guidance too"),
         (["sample", "TEACHER", "--out", "x.png", "--guided-channels", "3", "--guidance", "2"], "the samples have 1"),

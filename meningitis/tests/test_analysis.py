@@ -50,7 +50,7 @@ def random_values(seed: int) -> dict[str, float]:
     v |= {"population": N, "initial_immune_fraction": 0.2, "initial_carrier_fraction": 0.001}
     v |= {"initial_stage1_fraction": 0.002, "initial_stage2_fraction": 0.003}
     wanted = (1.4, 0.7, 2.5, 1.1)[seed % 4]
-    v["transmission_rate"] *= wanted / (0.8 * float(infected.infection_potential(v)["S"]))
+    v["transmission_rate"] *= wanted / (0.8 * float(infected.infection_potential(GENERALISED, v)["S"]))
     return v
 
 
@@ -59,8 +59,8 @@ def test_final_size_by_lambert_is_that_of_the_integrator(seed: int) -> None:
     v = random_values(seed)
     run = by_hand(v, 3000.0)
     begun = v["population"] * (1 - v["initial_immune_fraction"])
-    assert analysis.final_size_exact(v) == pytest.approx((begun - run.y[0, -1]) / N, rel=1e-8)
-    H = analysis.first_integral(v, dict(zip(("S", "C", "I1", "I2"), run.y, strict=True)))
+    assert analysis.final_size_exact(GENERALISED, v) == pytest.approx((begun - run.y[0, -1]) / N, rel=1e-8)
+    H = analysis.first_integral(GENERALISED, v, dict(zip(("S", "C", "I1", "I2"), run.y, strict=True)))
     assert np.allclose(H, H[0], rtol=1e-11)
 
 
@@ -78,7 +78,9 @@ def test_a_wrong_exact_relation_is_told_apart(wrong: str, monkeypatch: pytest.Mo
     else:
         spoiled["carrier_odds"], spoiled["stage2_infectiousness"] = v["stage2_infectiousness"], v["carrier_odds"]
     integrated = (N * (1 - v["initial_immune_fraction"]) - run.y[0, -1]) / N
-    assert abs(float(analysis.final_size_exact(spoiled)) - integrated) > 1e-4  # the right one is good to 1e-8
+    assert (
+        abs(float(analysis.final_size_exact(GENERALISED, spoiled)) - integrated) > 1e-4
+    )  # the right one is good to 1e-8
 
 
 def test_infectives_at_the_start_are_swept_like_a_parameter() -> None:
@@ -295,7 +297,7 @@ def test_adequacy_depends_on_the_outcome() -> None:
         lambda model, v: analysis.adequacy(model, v, (0.0, 0.001), days=70.0).to_dict(),
         lambda model, v: analysis.local_sensitivity(model, v, days=70.0).to_dict(),
         lambda model, v: analysis.bands(model, n=4, values=v, days=14.0).to_dict(),
-        lambda _, v: {"share": float(analysis.final_size_exact(v))},
+        lambda model, v: {"share": float(analysis.final_size_exact(model, v))},
     ],
     ids=[
         "compare", "events", "swept profiles", "profiles", "final_sizes", "adequacy", "local", "bands", "exact",
@@ -341,8 +343,8 @@ def test_weekly_bands_are_percentiles_of_an_independent_solver_s_weeks() -> None
 def test_nobody_infected_infects_nobody() -> None:
     """The relation has a second root there, that of an outbreak which nobody begins."""
     values = BASIC.values(overrides={"initial_carrier_fraction": 0.0})
-    state = analysis.infected.starting_state(values, BASIC)
-    assert state["S"] == analysis.infected.final_susceptible(values, state, BASIC)
+    state = analysis.infected.starting_state(BASIC, values)
+    assert state["S"] == analysis.infected.final_susceptible(BASIC, values, state)
     found = analysis.final_sizes(BASIC, values, {"carrier_odds": [0.5, 1.5]})
     assert np.array_equal(found.exact, [0, 0]) and np.array_equal(found.integrated, [0, 0])
 

@@ -97,12 +97,13 @@ def test_a_declaration_says_how_long_what_it_has_lasts() -> None:
     dated = Model.from_yaml(SEASON.to_yaml() + "max_step: 2 days\n")
     assert dated.max_step == 2.0 and Model.from_yaml(dated.to_yaml()).hash == dated.hash != SEASON.hash
     assert "max_step" not in SEASON.to_dict()
-    passed = simulate(SEASON, parameters=given, days=365, times=[0.0, 365.0])["new_infections"][0, -1]
+    unbounded = {"parameters": given, "days": 365, "times": [0.0, 365.0], "max_step": np.inf}
+    passed = simulate(SEASON, **unbounded)["new_infections"][0, -1]
     assert passed < 1e-3 * brought
     for reference in (None, "DOP853"):
         run = simulate(dated, parameters=given, days=365, times=[0.0, 365.0], reference=reference)
         assert run["new_infections"][0, -1] == pytest.approx(brought, rel=1e-5)
-    free = simulate(dated, parameters=given, days=365, times=[0.0, 365.0], max_step=np.inf)
+    free = simulate(dated, **unbounded)
     assert free["new_infections"][0, -1] == passed
     swept = reduce(dated, {**given, "c": [0.01, 0.02]}, days=365)
     assert swept["new_infections"] == pytest.approx([brought, 2 * brought], rel=1e-5)

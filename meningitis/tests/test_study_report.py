@@ -116,5 +116,6 @@ def test_cells_and_json() -> None:
         "0", "1.235e+06", "−1.234e−04", "0.5", "–", "yes", "–", "x",
     ]  # fmt: skip
     assert [show(x) for x in (float("inf"), -float("inf"))] == ["∞", "−∞"] and NUMBER.fullmatch("−∞")
-    assert plain({"x": (1, float("inf"))}) == {"x": [1, None]}
+    told = plain({"x": (1, float("inf"), -float("inf"), float("nan"))})  # unknown is not infinite
+    assert told == {"x": [1, "Infinity", "-Infinity", None]} and float(told["x"][2]) == -float("inf")
     assert json.loads(to_json(np.float64(0.1))) == 0.1

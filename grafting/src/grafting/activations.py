@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 Key = TypeVar("Key")
-Visitor = Callable[[Any, torch.Tensor, torch.Tensor], None]
 Streams = tuple[torch.Tensor, ...]
 """The picture's tokens (B, N, D), and of a family whose blocks carry text beside them the text's (B, L, D)."""
 Read = Callable[[nn.Module, Any], Streams]
@@ -26,33 +25,6 @@ def plain(_: nn.Module, output: torch.Tensor) -> Streams:
 def as_tokens(x: torch.Tensor) -> torch.Tensor:
     """(B, N, D), of what a convolution reads or gives on the grid too: (B, D, H, W), in raster order."""
     return x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
-
-
-@contextmanager
-def visit(
-    modules: Mapping[Key, nn.Module],
-    visitor: Callable[[Key, torch.Tensor, torch.Tensor], None],
-    read: Read = plain,
-) -> Iterator[None]:
-    """While open, ``visitor(key, inputs, outputs)`` is called after every pass through one of ``modules``.
-
-    Inputs and outputs (B, N, D), of the picture, are detached and belong to the visitor for the length of the call
-    only, so that what a visit allocates is freed before the next site runs.
-    """
-
-    def watch(key: Key) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            inputs = args[0] if args else kwargs["hidden_states"]
-            visitor(key, as_tokens(inputs).detach(), read(module, output)[0].detach())
-
-        return hook
-
-    handles = [module.register_forward_hook(watch(key), with_kwargs=True) for key, module in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

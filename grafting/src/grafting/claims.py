@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import fcntl  # of POSIX: Linux and macOS are what the package is for
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager

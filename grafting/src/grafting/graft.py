@@ -13,7 +13,6 @@ all weights that are not grafted.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -27,6 +26,8 @@ from torch import nn
 from .activations import Streams
 from .conventions import conventions
 from .diffusion import Schedule
+from .hashes import named
+from .hashes import tensors_hash as tensors_hash
 from .hosts import Host, Site, host_for
 from .hosts.registry import schedule_of
 from .initialise import STARTS, Batches, make_stand_in, solve_all
@@ -44,7 +45,6 @@ class GraftError(ValueError):
     """A graft, or its removal, that cannot be done; the model is as it was."""
 
 
-HALVES = (torch.float16, torch.bfloat16)
 Answered = tuple[tuple[torch.Tensor, torch.Tensor], ...]
 """By stream, what the student gives (B, N, D) and what it should give; the picture's first."""
 
@@ -71,11 +71,12 @@ class Grafted:
     raster: where all of them read the token grid of the pass at hand.
     facts: its constants that neither weights nor configuration hold, by module path of the pretrained model.
 
-    source_hash: of the pretrained tensors. explained: by site, the share of the original's output variance on the
-    calibration activations that the start explains (empty where nothing was solved). private: the student has its own
-    copy of every weight, so there is no teacher inside and nothing to take out. required: by name, whether each
-    parameter of the pretrained model required a gradient. adapters: of :func:`grafting.lora.add_lora`, where there are
-    any.
+    source_hash: of the pretrained tensors in float32. rounded: by type of half precision, of their roundings to it;
+    empty where that is not known. copied: by site, whether the operator began with anything of the original's weights,
+    where it was to. explained: by site, the share of the original's output variance on the calibration
+    activations that the start explains (empty where nothing was solved). private: the student has its own copy of every
+    weight, so there is no teacher inside and nothing to take out. required: by name, whether each parameter of the
+    pretrained model required a gradient. adapters: of :func:`grafting.lora.add_lora`, where there are any.
     """
 
     model: nn.Module
@@ -86,6 +87,8 @@ class Grafted:
     init: str
     seed: int
     source_hash: str
+    rounded: dict[str, str] = field(default_factory=dict)
+    copied: dict[Site, bool] = field(default_factory=dict)
     explained: dict[Site, float] = field(default_factory=dict)
     private: bool = False
     required: dict[str, bool] = field(default_factory=dict)
@@ -251,6 +254,8 @@ class Grafted:
             init=self.init,
             seed=self.seed,
             source_hash=self.source_hash,
+            rounded=dict(self.rounded),
+            copied=dict(self.copied),
             explained=dict(self.explained),
             groups={group: memo[id(module)] for group, module in self.groups.items()},
             student_blocks=None if self.student_blocks is None else memo[id(self.student_blocks)],
@@ -279,24 +284,6 @@ def _site_answer(host: Host, switch: Switch) -> Callable[..., Answered]:
 def _group_answer(module: Parallel) -> Callable[..., Answered]:
     """Of updates: what is added to the residual stream."""
     return lambda inputs, outputs, call: ((module(inputs, **call) - inputs, outputs[0] - inputs),)
-
-
-def tensors_hash(
-    tensors: Mapping[str, torch.Tensor],
-    *,
-    halves_as: torch.dtype | None = None,
-    rounded_to: torch.dtype | None = None,
-) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names; of those in half precision
-    as they are in ``halves_as``, where it is given, after all numbers are rounded to ``rounded_to``, where that is."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        tensor = tensor.to(rounded_to) if tensor.is_floating_point() and rounded_to is not None else tensor
-        tensor = tensor.to(halves_as) if tensor.dtype in HALVES and halves_as is not None else tensor
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def null_identity(null: Any) -> int | str:
@@ -353,23 +340,29 @@ def graft(
 
     Args:
         init: ``random`` (the paper's; per-site seed = ``seed`` + block), ``copy``, ``solve``, or ``default``: solve
-            where there is calibration, copy elsewhere. What cannot be copied stays random.
+            where there is calibration, copy elsewhere. What cannot be copied stays random, and
+            :attr:`Grafted.copied` says so.
         calibration: batch(step) giving ``z`` (B, C, H, W) clean latents and their condition ``y``, labels (B,) or as in
             :mod:`grafting.conditions`; ``calibration_batches`` of them are noised by ``diffusion``, by default as
             the model was taught, and shown to it once for all sites together, at most ``calibration_room`` samples at a
             time.
         dtype: of what is new; the model's own by default. In float32 it can learn beside weights in bfloat16, which do
             not: both stages, held-out losses, samples and analyses run such a model, a search does not.
-        source_hash: of the model's tensors in float32, where it is known; reading them all takes a while in large ones.
+        source_hash: of the model's tensors in float32, where it is known: reading them all takes a while in large ones.
+            A folder of the graft then notes nothing of their roundings to half precision.
 
     Raises:
-        GraftError, ValueError: the plan does not fit the model, the model is grafted already, an unknown ``init``, or
-            ``solve`` without calibration. The model is then as it was.
+        GraftError, ValueError: the plan does not fit the model, the model is grafted already, an unknown ``init``,
+            ``solve`` without calibration, or calibration without a batch. The model is then as it was.
     """
     if init not in STARTS:
         raise GraftError(f"init {init!r}: one of {', '.join(STARTS)}")
     if init == "solve" and calibration is None:
         raise GraftError("init 'solve' needs calibration: batch(step) with z and y; or take init 'copy'")
+    if calibration is not None and calibration_batches < 1:
+        raise GraftError(f"calibration_batches {calibration_batches}: at least 1, or no calibration")
+    if calibration_room is not None and calibration_room < 1:
+        raise GraftError(f"calibration_room {calibration_room}: at least 1")
     if handle_of(model) is not None:
         raise GraftError("this model is grafted already: ungraft(model) first")
     if not plan.bare:
@@ -377,8 +370,9 @@ def graft(
     host = host_for(model)
     chosen = plan.resolve(model)
     originals = {entry.site: host.get(model, entry.site) for entry in chosen}
+    copied: dict[Site, bool] = {}
     stand_ins = {
-        entry.site: make_stand_in(host, model, originals[entry.site], entry, init, seed, dtype=dtype)
+        entry.site: make_stand_in(host, model, originals[entry.site], entry, init, seed, dtype=dtype, copied=copied)
         for entry in chosen
     }
     explained: dict[Site, float] = {}
@@ -387,15 +381,15 @@ def graft(
         explained = solve_all(
             host, model, originals, stand_ins, calibration, calibration_batches, seed, noise, calibration_room
         )
-    source_hash = source_hash or tensors_hash(model.state_dict(), halves_as=torch.float32)
+    source_hash, rounded = (source_hash, {}) if source_hash else named(model)
     required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    layout = plan.layout(model)
+    facts = {} if layout is None else conventions(model)
     raster = Raster(host, model)
     switches = {site: Switch(originals[site], stand_ins[site], raster) for site in originals}
     inner: dict[Site, Switch] = {}
     student: Student | None = None
     groups: dict[Group, Parallel] = {}
-    facts: dict[str, Any] = {}
-    layout = plan.layout(model)
     if layout is not None:
 
         def replace(branch: nn.Module, block: int) -> None:
@@ -409,7 +403,6 @@ def graft(
         except BaseException:
             raster.detach()
             raise
-        facts = conventions(model)
     for site, switch in switches.items():
         switch.train(originals[site].training)
         host.set(model, site, switch)
@@ -424,6 +417,8 @@ def graft(
         init=init,
         seed=seed,
         source_hash=source_hash,
+        rounded=rounded,
+        copied=copied,
         explained=explained,
         required=required,
         groups=groups,

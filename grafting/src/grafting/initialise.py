@@ -194,13 +194,24 @@ def make_stand_in(
     *,
     tokens: int | None = None,
     dtype: torch.dtype | None = None,
+    copied: dict[Site, bool] | None = None,
 ) -> nn.Module:
     """What ``entry`` puts in the place of ``original``, on its device and in its type or ``dtype``; copied from it as
-    far as shapes fit, unless ``init`` is ``random``; ``tokens``: N, where it is not the model's own."""
+    far as shapes fit, unless ``init`` is ``random``; ``tokens``: N, where it is not the model's own.
+
+    copied: gets by site whether anything was, where it was to be. Raises ValueError where weights are packed, which
+    leaves nothing to copy and no type for what is new.
+    """
     if entry.operator == "none":
         return (host.fitted(entry.site.kind, None, original) or Nothing()).to(dtype=dtype)
     if entry.operator == "identity":
         return copy.deepcopy(original).to(dtype=dtype)
+    packed = next((p.dtype for p in original.parameters() if not p.is_floating_point()), None)
+    if packed is not None and (init != "random" or dtype is None):
+        raise ValueError(
+            f"{entry.site.name}: its weights are packed as {packed}, of which nothing can be copied: load the model "
+            "unpacked, in bfloat16"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed + entry.site.block)  # torch.manual_seed would set a GPU's too
         operator = build(
@@ -213,9 +224,11 @@ def make_stand_in(
         if init != "random":
             if entry.site.kind == "attn":
                 (wq, bq, wk, bk, wv, bv), out = host.attention_weights(original)
-                operator.copy_from_attention((wq, bq, wk, bk, wv, bv), out)
+                found = operator.copy_from_attention((wq, bq, wk, bk, wv, bv), out)
             else:
-                host.copy_mlp(original, operator)
+                found = host.copy_mlp(original, operator)
+            if copied is not None:
+                copied[entry.site] = found
     like = next(original.parameters())
     fitted = host.fitted(entry.site.kind, operator, original)
     assert fitted is not None

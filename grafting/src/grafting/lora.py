@@ -37,7 +37,7 @@ class LoraError(ValueError):
     """Adapters that cannot be had; the model is as it was."""
 
 
-MISSING = "LoRA needs the package peft: pip install 'dit-grafting[lora]'"
+MISSING = "LoRA needs the package peft: pip install peft"
 """What is said where adapters are asked for and it is not there."""
 
 
@@ -208,8 +208,10 @@ def _chosen(handle: Grafted, blocks: Mapping[int, nn.Module], settings: Lora) ->
 
 def _refuse(handle: Grafted, chosen: Mapping[str, Any], settings: Lora) -> None:
     """Raise LoraError for layers that an adapter does not fit."""
-    name, layer = min(chosen.items(), key=lambda item: min(item[1].weight.shape))
-    if settings.rank > (narrow := min(layer.weight.shape)):
+    # Of the layer and not of its weight, which packed in four bits has another shape.
+    widths = {name: min(layer.in_features, layer.out_features) for name, layer in chosen.items()}
+    name = min(widths, key=widths.__getitem__)
+    if settings.rank > (narrow := widths[name]):
         raise LoraError(f"rank {settings.rank}: blocks.{name} has {narrow} channels, and a higher rank adds nothing")
     modules = {id(module): module for part in handle.parts() for module in part.modules()}
     owners: dict[int, int] = {}

@@ -32,7 +32,7 @@ class Combination(nn.Module):
         one = torch.ones(width) if kind == "scale" else torch.eye(width)
         self.weight = nn.Parameter(one.repeat(branches, *[1] * one.ndim))
 
-    def add(self, out: torch.Tensor, updates: torch.Tensor, first: int) -> torch.Tensor:
+    def forward(self, out: torch.Tensor, updates: torch.Tensor, first: int) -> torch.Tensor:
         """``out`` (B, N, D) and the weighed updates (j, B, N, D) of branches ``first`` to ``first + j - 1``."""
         for update, weight in zip(updates, self.weight[first:], strict=False):
             out = torch.addcmul(out, update, weight) if weight.ndim == 1 else out + update @ weight.T
@@ -60,13 +60,13 @@ class Parallel(nn.Module):
             return result
         if not (self.wide and not args and self.host.batchable(branches, kwargs)):
             ends = torch.stack([branch(x, *args, **kwargs) for branch in branches])
-            return self.combine.add(x, ends - x, 0)
+            return self.combine(x, ends - x, 0)
         size = 1 if x.device.type == "cpu" and x.shape[:-1].numel() >= BATCHED_ROWS else len(branches)
         out = x
         for first in range(0, len(branches), size):
             ends = run_wide(self.host, branches[first : first + size], x, kwargs)
             fresh = torch.is_grad_enabled() or ends.dtype != x.dtype
-            out = self.combine.add(out, ends - x if fresh else ends.sub_(x), first)
+            out = self.combine(out, ends - x if fresh else ends.sub_(x), first)
         return out
 
 

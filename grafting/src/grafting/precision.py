@@ -21,6 +21,14 @@ def in_half(model: nn.Module) -> bool:
     return next(model.parameters()).dtype == torch.bfloat16
 
 
+def refuse_float16(model: nn.Module) -> None:
+    """Raises ValueError for a model with weights in float16, which no training here passes through beside others."""
+    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        raise ValueError(
+            "the model's weights are held in float16, beside which nothing trains: load it in float32 or bfloat16"
+        )
+
+
 def refuse_mixed(model: nn.Module, precision: str) -> None:
     """Raises ValueError where passes are asked for in another precision than that of a model in bfloat16."""
     if in_half(model) and precision != "bf16":
@@ -44,6 +52,9 @@ def widened(model: nn.Module) -> nn.Module:
 def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
     """A context in which matrix products run in ``precision``; raises ValueError for an unknown one.
 
+    Weights are rounded where they are used and no copy of them is kept: it would be of all of them in a pass without
+    gradients, and of what they were before where an optimiser steps in between.
+
     On a CPU softmax attention stays in float32: torch's bfloat16 backward of it is five times slower there than the
     float32 one, which eats what bfloat16 gains in the projections.
     """
@@ -53,10 +64,10 @@ def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
     if precision == "fp32":
         yield
     elif kind == "cpu":
-        with torch.autocast(kind, torch.bfloat16), _FullAttention():
+        with torch.autocast(kind, torch.bfloat16, cache_enabled=False), _FullAttention():
             yield
     else:
-        with torch.autocast(kind, torch.bfloat16):
+        with torch.autocast(kind, torch.bfloat16, cache_enabled=False):
             yield
 
 

@@ -135,10 +135,11 @@ class Pipeline:
     host that takes text. scheduler: the training schedule in diffusers' keys, of a flow its ``shift``; by default what
     the model was taught under (:func:`~grafting.hosts.registry.schedule_of`), a DiT linear 1e-4 … 0.02 over 1,000
     steps. null_class: the label that means "no class"; by default the number of classes. text: what turns prompts into
-    conditions, and none into the null condition. null: the null condition, one row, where there is no ``text``.
+    conditions, and none into the null condition. null: the null condition, one row, where there is no ``text``. size:
+    (H, W) of the latents that are drawn, where not the model's own.
 
     Raises:
-        ValueError: the schedule is not of the model's kind: noise prediction, or a flow.
+        ValueError: the schedule is not of the model's kind: noise prediction, or a flow; or a size that it cannot draw.
     """
 
     def __init__(
@@ -150,12 +151,13 @@ class Pipeline:
         *,
         text: Text | None = None,
         null: Mapping[str, Any] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
         self.transformer, self.vae, self.text = transformer, vae, text
         self.scheduler = dict(scheduler or {})
         self.schedule = _trained_under(schedule_of(transformer), self.scheduler)
         config: Any = transformer.config
-        self.channels, self.size = _latents(transformer)
+        self.channels, self.size = _latents(transformer, size)
         self.learned_variance: bool = config.out_channels == 2 * config.in_channels
         self.reads_text = _reads_text(transformer)
         classes: int = getattr(config, "num_embeds_ada_norm", None) or 0
@@ -167,8 +169,8 @@ class Pipeline:
         """(H, W) in pixels of a picture, where the model is told it, as PixArt-alpha is, and an autoencoder says it."""
         if self.vae is None or not getattr(self.transformer, "use_additional_conditions", False):
             return None
-        side = self.size * pixels_per_latent(self.vae)
-        return side, side
+        factor = pixels_per_latent(self.vae)
+        return self.size[0] * factor, self.size[1] * factor
 
     def __call__(
         self,
@@ -225,7 +227,7 @@ class Pipeline:
                 part = rows(given, slice(start, start + batch_size))
                 sources = [generator(seed, "sample", first_index + start + k) for k in range(count(part))]
                 drawn.append(self._walk(part, sources, sampling, step_done).cpu())
-        return torch.cat(drawn) if drawn else torch.empty(0, self.channels, self.size, self.size)
+        return torch.cat(drawn) if drawn else torch.empty(0, self.channels, *self.size)
 
     @torch.no_grad()
     def decode(self, z: torch.Tensor) -> torch.Tensor:
@@ -285,7 +287,7 @@ class Pipeline:
     ) -> torch.Tensor:
         like = next(self.transformer.parameters())
         # Drawn on the CPU: a device's own generator would give other numbers on another device.
-        z = torch.stack([torch.randn(self.channels, self.size, self.size, generator=s) for s in sources])
+        z = torch.stack([torch.randn(self.channels, *self.size, generator=s) for s in sources])
         z = z.to(like.device)
         given = each(given, lambda tensor: tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device))
         stepper = self._stepper(sampling, z.device)
@@ -298,7 +300,7 @@ class Pipeline:
         if isinstance(self.schedule, Flow):
             flow = self.schedule
             if isinstance(flow.shift, BySize):
-                flow = flow.of_size(shape_of(self.transformer).tokens)
+                flow = flow.of_size(_tokens(self.transformer, self.size))
             return flow_stepper(flow, sampling, device)
         return noise_stepper(self._noise() | self.scheduler, sampling, self.learned_variance, device)
 
@@ -339,14 +341,25 @@ def _reads_text(model: nn.Module) -> bool:
         return False
 
 
-def _latents(model: nn.Module) -> tuple[int, int]:
-    """Channels and side of the latents that a model draws; by its configuration where it is of no family."""
+def _latents(model: nn.Module, size: tuple[int, int] | None) -> tuple[int, tuple[int, int]]:
+    """Channels and (H, W) of the latents that a model draws, ``size`` where it is given; by its configuration where it
+    is of no family. Raises ValueError for a size that it cannot draw."""
     try:
         shape = shape_of(model)
     except HostError:
         config: Any = model.config
-        return config.in_channels, config.sample_size
-    return shape.channels, shape.latents[0]
+        return config.in_channels, size or (config.sample_size, config.sample_size)
+    if size is None:
+        return shape.channels, shape.latents
+    height, width = size
+    if min(size) < 1 or height % shape.patch or width % shape.patch:
+        raise ValueError(f"latents of {height} x {width}: multiples of {shape.patch}, for this model's patches")
+    return shape.channels, shape.at((height // shape.patch, width // shape.patch)).latents
+
+
+def _tokens(model: nn.Module, size: tuple[int, int]) -> int:
+    """Of latents (H, W)."""
+    return size[0] * size[1] // shape_of(model).patch ** 2
 
 
 def _trained_under(own: Schedule, scheduler: Mapping[str, Any]) -> Schedule:

@@ -44,6 +44,7 @@ class Raster:
             hook.remove()
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._leave(model)  # the last pass may have ended by an interrupt, which no hook after it sees
         self.grid = self.host.grid_called(model, args, kwargs)
         checkpoint: Any = getattr(model, "_gradient_checkpointing_func", None)
         if checkpoint is not None:

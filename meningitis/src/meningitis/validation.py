@@ -55,6 +55,8 @@ CODES: Mapping[str, str] = {
     "E013": "a given value is outside its bounds or cannot be read",
     "E014": "the values given leave a compartment below zero at the start",
     "E015": "a flow by which people are infected is not declared a new infection",
+    "E016": "a new infection does not lead to an infected compartment",
+    "E017": "a flow from the infected to the dead is not declared a death",
     "E018": "a parameter's kind and its unit disagree",
 }
 """What each code of a Problem means."""
@@ -236,6 +238,7 @@ def _flows(model: Model, units: Mapping[Any, Dimension], checked: Checked, probl
             _unit(rate, units, PERSONS_PER_DAY, where, "its rate", problems)
             checked.rates[flow.name] = rate
             _infection(model, flow, rate, problems)
+        _death(model, flow, problems)
 
 
 def _infection(model: Model, flow: Flow, rate: sympy.Expr, problems: list[Problem]) -> None:
@@ -249,6 +252,22 @@ def _infection(model: Model, flow: Flow, rate: sympy.Expr, problems: list[Proble
             "it must be declared new_infection: true"
         )
         problems.append(Problem(code="E015", where=f"flow {flow.name}", message=message))
+    if flow.new_infection and flow.target not in infected:
+        to = "outside" if flow.target is None else f"{flow.target}, which is not marked infected: true"
+        message = f"it is declared a new infection, but leads to {to}: R0 would miss those whom they infect"
+        problems.append(Problem(code="E016", where=f"flow {flow.name}", message=message))
+
+
+def _death(model: Model, flow: Flow, problems: list[Problem]) -> None:
+    """Refuse a death of the disease that is not declared one: it would not be counted. A burial is none."""
+    of = {c.name: c for c in model.compartments}
+    source, target = (of.get(str(end)) for end in (flow.source, flow.target))
+    if source and target and source.infected and not source.dead and target.dead and not flow.death:
+        message = (
+            f"it leads from infected {source.name} to {target.name}, which is dead: true, so it must be declared "
+            "death: true (deaths of other causes lead outside)"
+        )
+        problems.append(Problem(code="E017", where=f"flow {flow.name}", message=message))
 
 
 def _initial(model: Model, units: Mapping[Any, Dimension], checked: Checked, problems: list[Problem]) -> None:

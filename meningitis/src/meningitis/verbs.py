@@ -126,6 +126,7 @@ def weekly_table(
     import pandas as pd
 
     from meningitis.engine import simulate
+    from meningitis.symbolic.declared import uncounted_text
 
     times = np.unique(np.append(np.arange(0.0, days, 7.0), days))
     run = simulate(model, parameters=dict(values), times=times, days=days)
@@ -145,6 +146,9 @@ def weekly_table(
         table["epi_week"] = dated(fourth, start, weeks)["epi_week"]
     table |= {name: run.states[0, 1:, k] for k, name in enumerate(run.state_names)}
     table |= {f"weekly_{name}": np.diff(run.cumulative[0, :, k]) for k, name in enumerate(run.cumulative_names)}
+    if model.uncounted:
+        print(f"meningitis: {uncounted_text(model)}", file=sys.stderr)
+        table |= {f"weekly_{name}": np.full(len(times) - 1, np.nan) for name in model.uncounted}
     if reporting_fraction != 1:
         table["weekly_suspected_cases"] = reporting_fraction * table["weekly_cases"]
     table["weekly_cases_per_100000"] = 1e5 * table["weekly_cases"] / run.states[0, 0].sum()
@@ -180,17 +184,18 @@ def _r0(arguments: argparse.Namespace) -> None:
     values = values_of(model, arguments)
     speed = symbolic.growth(model, values)
     control = symbolic.control(model, values, efficacy=arguments.efficacy)
-    name = symbolic.reproduction_name(model)
+    name, everyone = symbolic.reproduction_name(model, values), control.r0_susceptible
     partly = control.susceptible is not None and control.susceptible < 1
     rows: list[tuple[str, float | None, str]] = [
         (name if name == "R0" else f"{name}, control reproduction number", control.r0, "1"),
+        *([("R0 with everyone susceptible", everyone, "1")] if everyone is not None else []),
         ("R at the start", speed.reproduction, "1"),
         ("growth rate", speed.rate, "1/day"),
         ("doubling time" if speed.rate > 0 else "halving time", abs(speed.doubling_time), "days"),
         ("generation time", speed.generation_time, "days"),
         ("early case-carrier ratio", speed.early_ratio if speed.rate > 0 else None, "1"),
         *([("susceptible share s without infection", control.susceptible, "1")] if partly else []),
-        (f"immune share needed, 1 - {'s' if partly else 1}/{name}", control.herd_immunity, "1"),
+        (f"immune share needed, {f'1 - s/{name}' if partly else '1 - 1/R0'}", control.herd_immunity, "1"),
         (f"coverage needed at efficacy {arguments.efficacy:g}, nobody immune yet", control.coverage, "1"),
     ]
     rows += [
@@ -199,16 +204,16 @@ def _r0(arguments: argparse.Namespace) -> None:
         if value is not None
     ]
     frame = pd.DataFrame(rows, columns=["quantity", "value", "unit"])
-    matrices = symbolic.next_generation(model)
+    matrices = symbolic.next_generation(model, zeros=symbolic.zeros_at(model, values))
     data = {"matrices": matrices.to_dict(), "growth": speed.to_dict(), "control": control.to_dict()}
-    words = "" if arguments.json or arguments.csv else f"{matrices_text(model)}\n\n{control.reason}".strip()
+    words = "" if arguments.json or arguments.csv else f"{matrices_text(model, values)}\n\n{control.reason}".strip()
     put(arguments, frame, {**data, "R0": control.r0, "values": values}, words)
 
 
 def _thresholds(arguments: argparse.Namespace) -> None:
     from meningitis import analysis, symbolic
     from meningitis.calendar import week_label
-    from meningitis.printed import outlook_text, thresholds_text
+    from meningitis.printed import alert_text, outlook_text, thresholds_text
 
     model = model_of(arguments)
     values, (start, weeks) = values_of(model, arguments), calendar_of(arguments)
@@ -235,10 +240,12 @@ def _thresholds(arguments: argparse.Namespace) -> None:
         text = thresholds_text(model, values)
     put(arguments, frame, {"thresholds": found, "events": told, "values": values}, text, model)
     if in_words:
-        print("".join(f"\n{sentence}" for sentence in outlook_text(happened)))
+        print("".join(f"\n{sentence}" for sentence in (alert_text(happened), *outlook_text(happened))))
 
 
 def _sensitivity(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
     from meningitis import analysis, symbolic
 
     model = model_of(arguments)
@@ -272,6 +279,9 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     held = ", ".join(f"{name} = {values[name]:g}" for name in pinned) or "none"
     words = f"pinned by --set or --params: {held}; sampled, whatever the scenario says: {', '.join(names)}"
     print(f"meningitis: {words}", file=sys.stderr)
+    middle = {name: float(model.parameter(name).distribution.ppf(np.array(0.5))) for name in names}
+    for sentence in analysis.unknown(model, {**values, **middle}):
+        print(f"meningitis: {sentence}", file=sys.stderr)
     sizes = sampling_of(arguments)
     folder = Path(arguments.checkpoint) if arguments.checkpoint else None
     try:
@@ -346,12 +356,14 @@ def _compare(arguments: argparse.Namespace) -> None:
     found = analysis.compare(model, first, second, days=days_of(model, arguments))
     frame = found.frame()
     frame.insert(1, "unit", frame["outcome"].map(OUTCOME_UNITS))
+    for sentence in found.unknown:
+        print(f"meningitis: {sentence}", file=sys.stderr)
     for name in found.unfinished:
         words = f"infection is not over in {name} after {found.days:g} days: what is averted by then may be postponed"
         print(f"meningitis: {words}", file=sys.stderr)
-    told = ""
-    if symbolic.reproduction_name(model) != "R0" and not (arguments.json or arguments.csv):
-        frame["outcome"] = frame["outcome"].replace({"R0": symbolic.reproduction_name(model)})
+    told, names = "", {symbolic.reproduction_name(model, values) for values in (first, second)}
+    if "R_c" in names and not (arguments.json or arguments.csv):
+        frame["outcome"] = frame["outcome"].replace({"R0": "R_c"})
         told = "R_c, the control reproduction number, is that of the disease-free state, where flows without infection "
         told += "such as vaccination balance; R_at_start that of the people as the run begins"
     put(arguments, frame, found.to_dict(), told)

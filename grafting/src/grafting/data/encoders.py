@@ -141,7 +141,7 @@ class StoredText:
             read = of_t5 not in self.parts or self._file(f"{of_t5}/tokenizer.json") is not None
             if "transformers" in missing or not read:
                 raise ModelError(
-                    f"the text encoder of {home} needs {' and '.join(missing)}: pip install 'dit-grafting[text]'"
+                    f"the text encoder of {home} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
                 )
 
     def _file(self, name: str) -> Path | None:

@@ -240,7 +240,7 @@ def _manifest(
         "samples": shards.count,
         "pictures": shards.count,
         "listed": shards.count,
-        "shape": [pipeline.channels, pipeline.size, pipeline.size],
+        "shape": [pipeline.channels, *pipeline.size],
         "mirrored": False,
         "drawn": sampling.describe(),
         "scale": 1.0 if vae is None else vae.config.scaling_factor,

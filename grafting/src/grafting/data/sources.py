@@ -250,7 +250,7 @@ def _datasets(what: str) -> Any:
     try:
         return import_module("datasets")
     except ImportError:
-        raise ValueError(f"{what}: install datasets to read it: pip install 'dit-grafting[datasets]'") from None
+        raise ValueError(f"{what}: it is read with the package datasets: pip install datasets") from None
 
 
 def _of_disk(path: Path) -> Any:

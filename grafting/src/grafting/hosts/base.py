@@ -215,12 +215,21 @@ class Host(ABC):
         return y
 
     def batchable(self, blocks: Sequence[nn.Module], call: Mapping[str, Any]) -> bool:
-        """Whether the blocks, called so, may run as one batch: no hook, mask or further argument would be missed."""
-        return not (call.get("attention_mask") is not None or call.get("cross_attention_kwargs")) and all(
-            type(block).__name__ == "BasicTransformerBlock"
-            and not block._forward_hooks
-            and not block._forward_pre_hooks
-            for block in blocks
+        """Whether the blocks, called so, may run as one batch: no hook, mask, further argument or weight of a norm
+        would be missed."""
+        if call.get("attention_mask") is not None or call.get("cross_attention_kwargs"):
+            return False
+        if not all(type(block).__name__ == "BasicTransformerBlock" and parallel.bare(block) for block in blocks):
+            return False
+        norms: list[tuple[Any, ...]] = [self.norms(block) for block in blocks]
+        return all(
+            type(norm).__name__ == "LayerNorm"
+            and norm.weight is None
+            and norm.bias is None
+            and norm.eps == first.eps
+            and parallel.bare(norm)
+            for pair in norms
+            for norm, first in zip(pair, norms[0], strict=True)
         )
 
     def attention_layers(self, blocks: Sequence[nn.Module]) -> tuple[Any, Any, int] | None:
@@ -230,7 +239,7 @@ class Host(ABC):
         if not all(
             type(a).__name__ == "Attention"
             and type(a.processor).__name__ == "AttnProcessor2_0"
-            and not (a._forward_hooks or a._forward_pre_hooks)
+            and parallel.bare(a)
             and (a.norm_q, a.norm_k, a.group_norm, a.spatial_norm) == (None, None, None, None)
             and not a.residual_connection
             and a.rescale_output_factor == 1
@@ -247,7 +256,8 @@ class Host(ABC):
         modules: list[Any] = [self.get_in(block, "mlp") for block in blocks]
         if not all(
             type(m).__name__ == "FeedForward"
-            and not (m._forward_hooks or m._forward_pre_hooks)
+            and parallel.bare(m)
+            and parallel.bare(m.net[0])
             and getattr(m.net[0], "approximate", None) == "tanh"
             and m.net[1].p == 0
             for m in modules

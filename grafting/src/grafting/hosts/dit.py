@@ -46,6 +46,13 @@ class DiT(Host):
         embedded = torch.stack([norm.silu(norm.emb(t, y, hidden_dtype=x.dtype)) for norm in norms])
         return parallel.linear(embedded, [[norm.linear] for norm in norms]).unflatten(2, (6, -1))
 
+    def batchable(self, blocks: Sequence[nn.Module], call: Mapping[str, Any]) -> bool:
+        """Also whether :meth:`modulation` misses nothing of the norms that it stands for."""
+        if not super().batchable(blocks, call):
+            return False
+        norms: list[Any] = [block.norm1 for block in blocks]
+        return all(map(parallel.bare, norms)) and parallel.plain([norm.linear for norm in norms])
+
     def norms(self, block: nn.Module) -> tuple[nn.LayerNorm, nn.LayerNorm]:
         b: Any = block
         return b.norm1.norm, b.norm3

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..activations import Streams
 from ..conditions import GUIDANCE, POOLED, TEXT
@@ -21,6 +22,8 @@ USUAL_GUIDANCE = 3.5
 """What dev is told where a condition does not say it: the default of diffusers' pipeline."""
 LEVELS = 1000
 """By which the pipeline divides a timestep, and the model multiplies it again."""
+READ = WeakTensorKeyDictionary()
+"""By ``img_ids``, which version of them was read, and the grid (H, W) that it says."""
 
 
 class Flux(BesideText):
@@ -157,9 +160,21 @@ class Flux(BesideText):
     def grid_called(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, int]:
         """From ``img_ids`` (N, 3). Raises HostError where these are not of one picture, row by row."""
         ids = args[4] if len(args) > 4 else kwargs["img_ids"]
-        ids = ids[0] if ids.ndim == 3 else ids
         if ids.is_meta:
             raise HostError("img_ids on the meta device say no positions: a graft reads its grid there, leave them out")
+        if torch.compiler.is_compiling() or ids.is_inference():  # of which no version says that they are as they were
+            return self.grid_read(ids)
+        # A pipeline gives the same at every step, and to read them waits for a GPU.
+        version, grid = READ.get(ids, (None, (0, 0)))
+        if version != ids._version:
+            grid = self.grid_read(ids)
+            READ[ids] = ids._version, grid
+        return grid
+
+    @staticmethod
+    def grid_read(ids: torch.Tensor) -> tuple[int, int]:
+        """The grid that ``img_ids`` end at."""
+        ids = ids[0] if ids.ndim == 3 else ids
         height, width = (int(side) + 1 for side in (ids[-1, 1:] - ids[0, 1:]).tolist())
         if height * width != len(ids):
             raise HostError(f"img_ids of {len(ids)} tokens end at {height} x {width}: one picture is known, row by row")

@@ -98,7 +98,9 @@ class HostShape:
         return block >= self.depth - self.single
 
     def at(self, grid: tuple[int, int]) -> HostShape:
-        """The same model over another grid of tokens."""
+        """The same model over another grid (H, W) of tokens. Raises HostError for one that it cannot draw."""
+        if self.family == "DiT" and grid[0] != grid[1]:
+            raise HostError(f"{grid[0]} x {grid[1]} tokens: a DiT of diffusers puts its tokens together as a square")
         return replace(self, grid=grid)
 
 

@@ -156,7 +156,7 @@ def located(plan: Plan, model: str, analysis: Path | None, config: Mapping[str, 
     if analysis is None and not (folder / FILE).is_file():
         raise AnalysisError(
             f"a plan by locality needs an analysis, and none lies beside {model}: make one with grafting analyze, and "
-            "name its file"
+            "name its file (analysis: FILE in a recipe, --analysis FILE on the command line)"
         )
     ranking = read_ranking(analysis or folder / FILE)
     if config is None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grafting.operators.base import QKV, Grid, Operator, Text, Weights, assign, full
+from grafting.operators.base import QKV, Grid, Operator, Text, Weights, assign, full, no_autocast
 from grafting.operators.convolution import grid_of
 from grafting.operators.formulas import (
     AttentionFormulas,
@@ -32,8 +32,7 @@ class Attention(AttentionFormulas, Operator):
     @property
     def qkv_projection(self) -> nn.Linear:
         """The layer that makes queries, keys and values, in this order."""
-        layer = getattr(self, self.qkv_name)
-        assert isinstance(layer, nn.Linear)
+        layer: nn.Linear = getattr(self, self.qkv_name)
         return layer
 
     def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,15 +116,14 @@ class SlidingWindowAttention(SlidingWindowFormulas, Attention):
         if padding := blocks * block - n:
             q, k, v = (F.pad(t, (0, 0, 0, 0, 0, padding)) for t in (q, k, v))
         q, k, v = (t.transpose(1, 2).unflatten(2, (blocks, block)) for t in (q, k, v))  # (B, H, blocks, block, C)
-        q = q * q.shape[-1] ** -0.5
-        scores = q @ self.with_halo(k, window).transpose(-1, -2)
+        scores = _logits(q, self.with_halo(k, window).transpose(-1, -2))
         index = torch.arange(blocks * block, device=device).view(blocks, block, 1)
         key = (
             torch.arange(-window, block + window, device=device) + block * torch.arange(blocks, device=device)[:, None]
         )
         key = key[:, None, :]
         hidden = ((index - key).abs() > window) | (key < 0) | ((key >= n) & (index < n))
-        bias = torch.zeros(hidden.shape, dtype=q.dtype, device=device).masked_fill(hidden, -torch.inf)
+        bias = torch.zeros(hidden.shape, dtype=scores.dtype, device=device).masked_fill(hidden, -torch.inf)
         y = _softmax(q, scores + bias, self.with_halo(v, window), text)
         return y.flatten(2, 3)[:, :, :n].transpose(1, 2).flatten(2)
 
@@ -159,13 +157,13 @@ class SquareWindowAttention(SquareWindowFormulas, Attention):
         q, k, v = (F.pad(t.reshape(b * frames, height, width, heads, size), around) for t in (q, k, v))
         q = q.unflatten(2, (columns, tile)).unflatten(1, (rows, tile)).permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5)
         k, v = (self.with_halo(t, window, tile) for t in (k, v))  # (B, rows, columns, H, C, keys)
-        q = q * size**-0.5
+        scores = _logits(q, k)
         near = _near(height, tile, window, q.device)[:, None, :, None, :, None]
         near = near & _near(width, tile, window, q.device)[None, :, None, :, None, :]
         near = near.flatten(4, 5).flatten(2, 3).unsqueeze(2)  # (rows, columns, 1, queries, keys)
-        bias = torch.zeros(near.shape, dtype=q.dtype, device=q.device).masked_fill(~near, -torch.inf)
+        bias = torch.zeros(near.shape, dtype=scores.dtype, device=q.device).masked_fill(~near, -torch.inf)
         # Heads before the tiles, as text has them.
-        q, scores, v = (t.movedim(3, 1) for t in (q, q @ k + bias, v.transpose(-1, -2)))
+        q, scores, v = (t.movedim(3, 1) for t in (q, scores + bias, v.transpose(-1, -2)))
         y = _softmax(q, scores, v, text).movedim(1, 3)
         y = (
             y.unflatten(4, (tile, tile))
@@ -192,14 +190,21 @@ class SquareWindowAttention(SquareWindowFormulas, Attention):
 def _softmax(q: Tensor, scores: Tensor, v: Tensor, text: Text | None) -> Tensor:
     """Softmax over ``scores`` (B, H, …, n, m) of values ``v`` (B, H, …, m, C), and over text where there is some.
 
-    q: queries (B, H, …, n, C), scaled already. Frames of one sample, which B counts here, see the same text.
+    q: queries (B, H, …, n, C). Frames of one sample, which B counts here, see the same text.
     """
     if text is None:
-        return torch.softmax(scores, dim=-1) @ v
-    total = full(scores).logsumexp(dim=-1, keepdim=True)
-    read, share = read_text(q.flatten(2, -2), text, total.flatten(2, -2))
+        return torch.softmax(scores, dim=-1).to(v.dtype) @ v
+    total = scores.logsumexp(dim=-1, keepdim=True)
+    read, share = read_text((q * q.shape[-1] ** -0.5).flatten(2, -2), text, total.flatten(2, -2))
     near = (scores - total).exp().to(v.dtype) @ v
     return read.view_as(near) + share.view_as(total) * near
+
+
+def _logits(q: Tensor, k: Tensor) -> Tensor:
+    """Scaled products (…, n, m) of queries (…, n, C) and keys (…, C, m), in float32 at least, as fused kernels have
+    them: what half precision rounds off a large logit is a percent of its weight."""
+    with no_autocast(q):
+        return (full(q) * q.shape[-1] ** -0.5) @ full(k)
 
 
 def read_text(q: Tensor, text: Text, other: Tensor) -> tuple[Tensor, Tensor]:

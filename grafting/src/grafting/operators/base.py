@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -110,8 +111,7 @@ class Operator(Arithmetic, nn.Module):
     @property
     def out_projection(self) -> nn.Linear:
         """The last linear layer."""
-        layer = getattr(self, self.out_name)
-        assert isinstance(layer, nn.Linear)
+        layer: nn.Linear = getattr(self, self.out_name)  # or an adapter's, which has the same sizes and weight
         return layer
 
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
@@ -121,6 +121,12 @@ class Operator(Arithmetic, nn.Module):
     def lending(self, x: Tensor, *, grid: Grid | None = None) -> tuple[Tensor, Tensor | None]:
         """The features, and, of an operator that lends them, the values (B, N, D) of each token by itself."""
         return self.features(x, grid=grid), None
+
+    def joint(self, x: Tensor, text: Text, *, grid: Grid | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Within joint attention: the features (B, N, F), and the keys and values (B, N, H, C) that text may see of
+        tokens x; None of what it has not."""
+        features, values = self.lending(x, grid=grid)
+        return features, None, None if values is None else values.unflatten(2, (text.keys.shape[2], -1))
 
     def regression(
         self, x: Tensor, y: Tensor, *, grid: Grid | None, call: Mapping[str, Any] | None = None
@@ -135,13 +141,17 @@ class Operator(Arithmetic, nn.Module):
         """The definition written out, slow and plain: the reference for `forward`."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, *, grid: Grid | None = None, context: Tensor | None = None) -> Tensor:
-        """Map tokens x (B, N, D) to (B, N, D).
+    def forward(
+        self, x: Tensor, *, grid: Grid | None = None, context: Tensor | None = None, text: Text | None = None
+    ) -> Tensor | tuple[Tensor, Tensor | None, Tensor | None]:
+        """Map tokens x (B, N, D) to (B, N, D); beside a `text`, to what `joint` gives, before the last layer.
 
         `grid` is (height, width) or (time, height, width) of the tokens, needed by two-dimensional operators unless
         the tokens form a square; `context` belongs to hosts with text tokens and is not read by these operators.
         """
         self.check_input(x, grid)
+        if text is not None:  # here, and not of its own: what offloads weights brings them for calls of the module
+            return self.joint(x, text, grid=grid)
         return self.out_projection(self.features(x, grid=grid))
 
     def check_input(self, x: Tensor, grid: Grid | None) -> None:
@@ -198,6 +208,11 @@ class Operator(Arithmetic, nn.Module):
 def full(x: Tensor) -> Tensor:
     """``x`` in float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Where products of what is in float32, as ``x`` is or was, stay in it."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 @torch.no_grad()

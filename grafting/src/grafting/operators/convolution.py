@@ -80,6 +80,40 @@ def naive_filter_2d(x: Tensor, weight: Tensor, bias: Tensor | None, *, grid: Gri
     return torch.stack(rows, dim=1)
 
 
+class Filter1d(nn.Conv1d):
+    """Depthwise filter along the tokens, which looks ``before`` of its taps back (see :func:`filter_1d`).
+
+    A layer that is called, and not a weight that is read: offloading, casting and adapters work on calls.
+    """
+
+    def __init__(self, channels: int, taps: int, *, before: int) -> None:
+        super().__init__(channels, channels, taps, groups=channels)
+        self.before = before
+
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        """x (B, N, D) to the same shape; along a raster the grid is nothing."""
+        return filter_1d(x, self.weight, self.bias, before=self.before)
+
+    def naive(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        """The same written out."""
+        return naive_filter_1d(x, self.weight, self.bias, before=self.before)
+
+
+class Filter2d(nn.Conv2d):
+    """Centred depthwise filter on the grid of tokens (see :func:`filter_2d`), a layer as :class:`Filter1d` is."""
+
+    def __init__(self, channels: int, taps: int) -> None:
+        super().__init__(channels, channels, taps, groups=channels)
+
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        """x (B, N, D) to the same shape."""
+        return filter_2d(x, self.weight, self.bias, grid=grid)
+
+    def naive(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        """The same written out."""
+        return naive_filter_2d(x, self.weight, self.bias, grid=grid)
+
+
 @torch.no_grad()
 def make_identity(conv: nn.Conv1d | nn.Conv2d, *, at: int) -> None:
     """Set a depthwise filter to pass its input through: one at tap `at` (on each axis), zero elsewhere and in bias."""

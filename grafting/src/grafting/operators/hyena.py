@@ -13,14 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from grafting.operators.base import QKV, Grid, Operator, Weights, assign
-from grafting.operators.convolution import (
-    add_random_taps,
-    filter_1d,
-    filter_2d,
-    make_identity,
-    naive_filter_1d,
-    naive_filter_2d,
-)
+from grafting.operators.convolution import Filter1d, Filter2d, add_random_taps, make_identity
 from grafting.operators.formulas import (
     HyenaFormulas,
     HyenaSEFormulas,
@@ -41,13 +34,12 @@ class Hyena(HyenaFormulas, Operator):
     centred: ClassVar[bool] = False
 
     def make_layers(self) -> None:
-        d, taps = self.width, self.options["kernel"]
-        conv: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv1d if self.dimensions == 1 else nn.Conv2d
+        d = self.width
         self.in_proj = nn.Linear(d, 3 * d)
         if self.has_short:
-            self.short_filter = conv(3 * d, 3 * d, taps, groups=3 * d)
+            self.short_filter = self.make_filter(3 * d)
         if self.has_inner:
-            self.inner_filter = conv(d, d, taps, groups=d)
+            self.inner_filter = self.make_filter(d)
             make_identity(self.inner_filter, at=self.before)
         self.out_proj = nn.Linear(d, d)
 
@@ -57,12 +49,10 @@ class Hyena(HyenaFormulas, Operator):
         taps: int = self.options["kernel"]
         return taps // 2 if self.centred else taps - 1
 
-    def filtered(self, x: Tensor, conv: nn.Module, grid: Grid | None, *, naive: bool) -> Tensor:
-        """One of this operator's filters over x (B, N, channels)."""
-        assert isinstance(conv, nn.Conv1d | nn.Conv2d)
-        if self.dimensions == 2:
-            return (naive_filter_2d if naive else filter_2d)(x, conv.weight, conv.bias, grid=grid)
-        return (naive_filter_1d if naive else filter_1d)(x, conv.weight, conv.bias, before=self.before)
+    def make_filter(self, channels: int) -> Filter1d | Filter2d:
+        """A new one of this operator's filters."""
+        taps: int = self.options["kernel"]
+        return Filter2d(channels, taps) if self.dimensions == 2 else Filter1d(channels, taps, before=self.before)
 
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         return self.gated(self.in_proj(x), grid)
@@ -74,11 +64,11 @@ class Hyena(HyenaFormulas, Operator):
     def gated(self, h: Tensor, grid: Grid | None) -> Tensor:
         """From gates and values (B, N, 3D) to the features."""
         if self.has_short:
-            h = self.filtered(h, self.short_filter, grid, naive=False)
+            h = self.short_filter(h, grid)
         q, k, v = h.split(self.width, dim=-1)
         v = k * v
         if self.has_inner:
-            v = self.filtered(v, self.inner_filter, grid, naive=False)
+            v = self.inner_filter(v, grid)
         return q * v
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
@@ -86,10 +76,10 @@ class Hyena(HyenaFormulas, Operator):
         d = self.width
         h = x @ self.in_proj.weight.T + self.in_proj.bias
         if self.has_short:
-            h = self.filtered(h, self.short_filter, grid, naive=True)
+            h = self.short_filter.naive(h, grid)
         product = h[..., d : 2 * d] * h[..., 2 * d :]
         if self.has_inner:
-            product = self.filtered(product, self.inner_filter, grid, naive=True)
+            product = self.inner_filter.naive(product, grid)
         return (h[..., :d] * product) @ self.out_proj.weight.T + self.out_proj.bias
 
     @classmethod

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grafting.operators.attention import Attention
-from grafting.operators.base import QKV, Grid, Operator, Text, Weights, assign
-from grafting.operators.convolution import add_random_taps, filter_2d, make_identity, naive_filter_2d
+from grafting.operators.base import QKV, Grid, Operator, Places, Text, Weights, assign, no_autocast
+from grafting.operators.convolution import Filter2d, add_random_taps, make_identity
 from grafting.operators.formulas import LinearFormulas, LocalMeanFormulas
 from grafting.operators.registry import register
 
@@ -33,7 +33,7 @@ class LinearAttention(LinearFormulas, Attention):
             self.map_q = nn.Parameter(torch.eye(size).repeat(self.heads, 1, 1))
             self.map_k = nn.Parameter(torch.eye(size).repeat(self.heads, 1, 1))
         if taps := self.options["local"]:
-            self.local = nn.Conv2d(self.width, self.width, taps, groups=self.width)
+            self.local = Filter2d(self.width, taps)
             for parameter in self.local.parameters():
                 nn.init.zeros_(parameter)
 
@@ -61,7 +61,16 @@ class LinearAttention(LinearFormulas, Attention):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         q, k = self.mapped(q, k)
         if kind == torch.float16:  # which ends at 65,504: sums over some thousand tokens do not fit
-            q, k, v = q.float(), k.float(), v.float()
+            with no_autocast(v):
+                y = self.sums(q.float(), k.float(), v.float(), places)
+        else:
+            y = self.sums(q, k, v, places)
+        y = y.to(kind)
+        return y + self.local(near.flatten(2), grid) if self.options["local"] else y
+
+    @staticmethod
+    def sums(q: Tensor, k: Tensor, v: Tensor, places: Places | None) -> Tensor:
+        """(B, N, D) of φ(q) (B, H, N, C'), and φ(k) and values of the picture's tokens and then the text's."""
         total = q @ k.sum(dim=-2).unsqueeze(-1)  # a product and not a sum: no temporary of the size of q
         if places is not None:
             q, k = q.transpose(1, 2), k.transpose(1, 2)
@@ -69,10 +78,7 @@ class LinearAttention(LinearFormulas, Attention):
             k = torch.cat([places.of_picture(parts[0]), places.of_text(parts[1])], dim=1).transpose(1, 2)
             q = places.of_picture(q).transpose(1, 2)
         state = k.transpose(-1, -2) @ v
-        y = ((q @ state) / (total + SMALL)).transpose(1, 2).flatten(2).to(kind)
-        if not self.options["local"]:
-            return y
-        return y + filter_2d(near.flatten(2), self.local.weight, self.local.bias, grid=grid)
+        return ((q @ state) / (total + SMALL)).transpose(1, 2).flatten(2)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         assert self.heads is not None
@@ -87,7 +93,7 @@ class LinearAttention(LinearFormulas, Attention):
             heads.append(pairs @ v / (pairs.sum(-1, keepdim=True) + SMALL))
         y = torch.cat(heads, dim=-1)
         if self.options["local"]:
-            y = y + naive_filter_2d(h[..., 2 * self.width :], self.local.weight, self.local.bias, grid=grid)
+            y = y + self.local.naive(h[..., 2 * self.width :], grid)
         return self.out_projection(y)
 
     def naive_map(self, x: Tensor) -> Tensor:
@@ -110,7 +116,7 @@ class LocalMean(LocalMeanFormulas, Operator):
         d, taps = self.width, self.options["kernel"]
         self.value = nn.Linear(d, d)
         self.gate = nn.Linear(d, d)
-        self.filter = nn.Conv2d(d, d, taps, groups=d)
+        self.filter = Filter2d(d, taps)
         self.out_proj = nn.Linear(2 * d, d)
         self.start()
 
@@ -129,12 +135,11 @@ class LocalMean(LocalMeanFormulas, Operator):
 
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         v = self.value(x)
-        local = filter_2d(v, self.filter.weight, self.filter.bias, grid=grid)
-        return torch.cat([local, self.gate(x) * v.mean(dim=1, keepdim=True)], dim=-1)
+        return torch.cat([self.filter(v, grid), self.gate(x) * v.mean(dim=1, keepdim=True)], dim=-1)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         v = self.value(x)
-        local = naive_filter_2d(v, self.filter.weight, self.filter.bias, grid=grid)
+        local = self.filter.naive(v, grid)
         mean = sum(v[:, m] for m in range(v.shape[1])) / v.shape[1]
         rows = [torch.cat([local[:, n], self.gate(x[:, n]) * mean], dim=-1) for n in range(x.shape[1])]
         return self.out_proj(torch.stack(rows, dim=1))

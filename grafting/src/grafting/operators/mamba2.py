@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grafting.operators.base import Grid, Operator, full
-from grafting.operators.convolution import filter_1d, naive_filter_1d
+from grafting.operators.convolution import Filter1d
 from grafting.operators.formulas import Mamba2Formulas
 from grafting.operators.registry import register
 
@@ -49,12 +49,12 @@ class Mamba2(Mamba2Formulas, Operator):
         inner, state, heads = self.sizes(self.width, self.options)
         channels, kernel = inner + 2 * state, self.options["kernel"]
         self.in_proj = nn.Linear(self.width, inner + channels + heads, bias=False)
-        self.conv1d = nn.Conv1d(channels, channels, kernel, groups=channels)
+        self.conv1d = Filter1d(channels, kernel, before=kernel - 1)
         self.dt_bias, self.A_log, self.D = _recurrence(heads)
         self.norm = GatedRMSNorm(inner)
         self.out_proj = nn.Linear(inner, self.width, bias=False)
         if self.options["direction"] == "both":
-            self.conv1d_back = nn.Conv1d(channels, channels, kernel, groups=channels)
+            self.conv1d_back = Filter1d(channels, kernel, before=kernel - 1)
             self.dt_bias_back, self.A_log_back, self.D_back = _recurrence(heads)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,7 +67,7 @@ class Mamba2(Mamba2Formulas, Operator):
         """x (B, N, H, P), B and C (B, N, S), step Δ (B, N, H), log decay Δ·A (B, N, H) of one direction."""
         inner, state, heads = self.sizes(self.width, self.options)
         conv, bias, log = (getattr(self, name + back) for name in ("conv1d", "dt_bias", "A_log"))
-        mixed = F.silu(filter_1d(mixed, conv.weight, conv.bias, before=self.options["kernel"] - 1))
+        mixed = F.silu(conv(mixed))
         u, b, c = mixed.split([inner, state, state], dim=-1)
         # In float32 at least, whatever the model is in: decays are products over many tokens.
         step = F.softplus(full(step) + full(bias))
@@ -99,11 +99,11 @@ class Mamba2(Mamba2Formulas, Operator):
         return self.out_proj(y)
 
     def naive_scan(
-        self, mixed: Tensor, step: Tensor, conv: nn.Conv1d, bias: Tensor, log: Tensor, through: Tensor
+        self, mixed: Tensor, step: Tensor, conv: Filter1d, bias: Tensor, log: Tensor, through: Tensor
     ) -> Tensor:
         """The recurrence token by token."""
         inner, state, heads = self.sizes(self.width, self.options)
-        mixed = naive_filter_1d(mixed, conv.weight, conv.bias, before=self.options["kernel"] - 1)
+        mixed = conv.naive(mixed)
         mixed = mixed * torch.sigmoid(mixed)
         u, b, c = mixed[..., :inner], mixed[..., inner : inner + state], mixed[..., inner + state :]
         u = u.reshape(*u.shape[:2], heads, inner // heads)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grafting.operators.base import Grid, Operator, Weights, assign
-from grafting.operators.convolution import filter_2d, make_identity, naive_filter_1d, naive_filter_2d
+from grafting.operators.convolution import Filter2d, make_identity, naive_filter_1d
 from grafting.operators.formulas import MixFfnFormulas, MlpFormulas, MlpHyenaXFormulas, hidden_size
 from grafting.operators.registry import register
 
@@ -93,16 +93,16 @@ class MixFfn(MixFfnFormulas, Operator):
     def make_layers(self) -> None:
         hidden, taps = hidden_size(self.width, self.options["ratio"]), self.options["kernel"]
         self.in_proj = nn.Linear(self.width, 2 * hidden)
-        self.filter = nn.Conv2d(2 * hidden, 2 * hidden, taps, groups=2 * hidden)
+        self.filter = Filter2d(2 * hidden, taps)
         self.out_proj = nn.Linear(hidden, self.width)
 
     def features(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
-        h, g = filter_2d(F.silu(self.in_proj(x)), self.filter.weight, self.filter.bias, grid=grid).chunk(2, dim=-1)
+        h, g = self.filter(F.silu(self.in_proj(x)), grid).chunk(2, dim=-1)
         return h * F.silu(g)
 
     def naive(self, x: Tensor, *, grid: Grid | None = None) -> Tensor:
         u = x @ self.in_proj.weight.T + self.in_proj.bias
-        u = naive_filter_2d(u / (1 + (-u).exp()), self.filter.weight, self.filter.bias, grid=grid)
+        u = self.filter.naive(u / (1 + (-u).exp()), grid)
         h, g = u[..., : u.shape[-1] // 2], u[..., u.shape[-1] // 2 :]
         return (h * g / (1 + (-g).exp())) @ self.out_proj.weight.T + self.out_proj.bias
 

@@ -2,7 +2,8 @@
 
 The weights stay parameters of their own layers, so that names, optimisers and files know nothing of this. Without
 gradients their storage is one tensor (k, G, F) whose slices they are: nothing is copied twice, and what an optimiser
-writes is there at the next call. With gradients they are stacked anew, which autograd follows.
+writes is there at the next call. With gradients they are stacked anew, which autograd follows, and so they are where
+a compiler traces, which knows no storage.
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def bare(module: nn.Module) -> bool:
+    """Whether a call of the module is its class's own ``forward`` and nothing else: no hook, and no other ``forward``
+    in its place, as offloading and casting put one there."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 def plain(layers: Sequence[nn.Module]) -> bool:
-    """Whether all are linear layers of one shape and kind, without adapters or hooks that a batched product skips."""
+    """Whether all are linear layers of one shape and kind, whose weights are here, without adapters or hooks that a
+    batched product skips."""
     return all(
         type(layer) is nn.Linear
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
+        and bare(layer)
+        and not layer.weight.is_meta
         and layer.weight.shape == layers[0].weight.shape
         and (layer.bias is None) == (layers[0].bias is None)
         for layer in layers
@@ -28,7 +36,8 @@ def plain(layers: Sequence[nn.Module]) -> bool:
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:
     """(k, ...): the parameters on top of each other; a view of their common storage where no gradient is asked for."""
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    learnt = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if learnt or torch.compiler.is_compiling():
         return torch.stack(list(tensors))
     first, size = tensors[0], tensors[0].numel()
     home = first.untyped_storage().data_ptr()

@@ -45,7 +45,8 @@ class Goal:
     def text(self) -> str:
         """In words."""
         if self.within is None:
-            return f"{self.of}: no collapse ({', '.join(ALIVE)} at least half of the teacher's)"
+            alive = f"{', '.join(ALIVE)} at least half of the teacher's"
+            return f"{self.of}: no collapse ({alive}; of a hybrid, a loss below none's beyond the interval)"
         inside = ", or not told apart from them by the paired difference" if self.interval else ""
         return f"{self.of}: KID and FID − floor at most {100 * self.within:g} % above the teacher's{inside}"
 
@@ -103,6 +104,8 @@ def judge(row: TableRow, teacher: TableRow, goal: Goal) -> Verdict:
     told: list[tuple[Reached, str]]
     if goal.within is None:
         told = [_alive(row, teacher, name) for name in ALIVE]
+        if row.role == "hybrid" and row.over_none:
+            told.append(_worth(row))
     else:
         told = [_near(row, teacher, name, goal) for name in METRICS]
     reached = max((stands for stands, _ in told), key=get_args(Reached).index)
@@ -156,6 +159,14 @@ def _alive(row: TableRow, teacher: TableRow, name: str) -> tuple[Reached, str]:
         return "no", f"{name} was not measured"
     alive: Reached = "yes" if mine.value >= 0.5 * theirs.value else "no"
     return alive, f"{name} {mine.value:.0%} (the teacher's {theirs.value:.0%})"
+
+
+def _worth(row: TableRow) -> tuple[Reached, str]:
+    """Whether its operators are worth anything: figures of pictures alone stay half of the teacher's without any."""
+    apart = row.over_none.get("loss")
+    if apart is None:
+        return "no", "loss was not compared with none's"
+    return "yes" if beats(row.over_none) else "no", f"loss {apart.value:+.4f}{_interval(apart, 4)} over none's"
 
 
 def limits(row: TableRow) -> str:

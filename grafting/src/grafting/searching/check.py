@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from math import prod
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from ..measure.speed import latency
 from ..store.models import Model
 from ..study.parts import kept, key_of, part
 from ..study.stages import Material, begin, denoiser
-from .costs import whole_pass
+from .costs import Side, grid_of, whole_pass
 from .find import Found, Measured
 from .scores import Scoring, settings_of
 
@@ -42,15 +43,15 @@ def checked(
     *,
     scoring: Scoring | None = None,
     data: str | None = None,
-    side: int | None = None,
+    side: Side | None = None,
     batch: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Found]:
     """The same plans with what was :class:`~grafting.searching.find.Measured`; the model is as before.
 
     The held-out images are those that no score was of, where there are as many. Losses are kept in ``out/checked``, by
-    a plan's edits; times, where latency is what was searched under, are not, and are of ``batch`` samples of ``side``
-    tokens along a side. A plan that is bound to its number of tokens is timed at that alone.
+    a plan's edits; times, where latency is what was searched under, are not, and are of ``batch`` samples of the grid
+    of ``side``. A plan that is bound to its number of tokens is timed at that alone.
 
     Raises ModelError where there are no images.
     """
@@ -89,12 +90,12 @@ def checked(
     return found
 
 
-def _time(handle: Grafted, side: int | None, batch: int) -> float | None:
+def _time(handle: Grafted, side: Side | None, batch: int) -> float | None:
     """Of a pass, over the pretrained model's, timed in turn; None where it does not run at that many tokens."""
     model: nn.Module = handle.model
     own = host_for(model).grid_of(model)
-    grid = (side, side) if side else own
-    if handle.tied and grid != own:
+    grid = grid_of(side) or own
+    if handle.tied and prod(grid) != prod(own):
         return None
     run = whole_pass(model, grid, batch)
 

@@ -23,6 +23,8 @@ from .candidates import Candidate
 from .solve import SearchError
 
 KINDS = ("flops", "parameters", "latency")
+Side = int | tuple[int, int]
+"""Tokens along a side of a square, or height and width."""
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 
@@ -71,9 +73,14 @@ class Budget:
         return (self.value * whole if self.share else self.value) - whole
 
 
-def counted(model: nn.Module, operators: Sequence[Candidate], *, side: int | None = None) -> dict[str, Costs]:
-    """``flops`` and ``parameters``; side: tokens along a side of a square grid, the model's own where None."""
-    grid = (side, side) if side else None
+def grid_of(side: Side | None) -> tuple[int, int] | None:
+    """(height, width) in tokens; None where nothing is said."""
+    return (side, side) if isinstance(side, int) else side
+
+
+def counted(model: nn.Module, operators: Sequence[Candidate], *, side: Side | None = None) -> dict[str, Costs]:
+    """``flops`` and ``parameters``; side: of the grid of tokens, the model's own where None."""
+    grid = grid_of(side)
     sites = [(one.name, site) for one in operators for site in plan_cost(one.plan("all"), model, grid=grid).sites]
     return {
         "flops": Costs(
@@ -88,7 +95,7 @@ def counted(model: nn.Module, operators: Sequence[Candidate], *, side: int | Non
 
 
 def timed(
-    model: nn.Module, operators: Sequence[Candidate], *, side: int | None = None, batch: int = 8, rounds: int = 10
+    model: nn.Module, operators: Sequence[Candidate], *, side: Side | None = None, batch: int = 8, rounds: int = 10
 ) -> Costs:
     """``latency``: minima of interleaved rounds of every operator in the first block of each kind that the model has,
     of the originals there, and of the model; what is found in one block holds for all of its kind.
@@ -96,7 +103,7 @@ def timed(
     All are called as the model calls its site, with a text's tokens and on the grid where it does so. An operator that
     is bound to a number of tokens is made for this one.
     """
-    host, shape = host_for(model), shape_of(model).at((side, side) if side else shape_of(model).grid)
+    host, shape = host_for(model), shape_of(model).at(grid_of(side) or shape_of(model).grid)
     whole, raster = whole_pass(model, shape.grid, batch), Raster(host, model)
     kinds = {one.kind for one in operators}
     first: dict[tuple[Kind, bool], Site] = {}

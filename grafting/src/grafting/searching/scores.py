@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..activations import Streams, visit, visit_spans
+from ..activations import Streams, visit_spans
 from ..conditions import to
 from ..graft import Grafted, tensors_hash, ungraft
 from ..hosts import Site
@@ -183,16 +183,16 @@ def carried_errors(handle: Grafted, held: Triples, *, batch_size: int = 128) -> 
         error = gates[site][:, :1] * (given - outputs[0])
         errors[site] += error.double().square().sum().item()
 
-    def after_block(block: int, _: torch.Tensor, outputs: torch.Tensor) -> None:
-        streams[block] += outputs.double().square().sum().item()
+    def after_block(block: int, _: torch.Tensor, outputs: Streams, call: Mapping[str, Any]) -> None:
+        streams[block] += outputs[0].double().square().sum().item()
 
     with ExitStack() as stack:
         stack.enter_context(handle.teacher())
         stack.enter_context(evaluating(model))  # labels are not dropped
-        stack.enter_context(
-            visit_spans({site: ((switch, switch),) for site, switch in handle.switches.items()}, at_site, host.streams)
-        )
-        stack.enter_context(visit(dict(enumerate(host.blocks(model))), after_block, host.streams))
+        sites = {site: ((switch, switch),) for site, switch in handle.switches.items()}
+        blocks = {number: ((block, block),) for number, block in enumerate(host.blocks(model))}
+        stack.enter_context(visit_spans(sites, at_site, host.streams))
+        stack.enter_context(visit_spans(blocks, after_block, host.streams))
         for start in range(0, len(held), batch_size):
             part = slice(start, start + batch_size)
             z, y, t, noise = (to(x, device) for x in (held.z[part], held.asked(part), held.t[part], held.noise[part]))

@@ -20,7 +20,7 @@ from ..store.models import Model, open_model
 from .candidates import Candidate, candidates, usual
 from .check import checked, spread
 from .costs import KINDS as COSTS
-from .costs import Budget, Costs, counted, timed
+from .costs import Budget, Costs, Side, counted, grid_of, timed
 from .find import PREDICTORS, Found, best, pareto
 from .scores import Score, Scoring, score
 from .solve import SearchError
@@ -96,7 +96,7 @@ def search(
     by: str = "loss",
     points: int = 20,
     check: int = 0,
-    side: int | None = None,
+    side: Side | None = None,
     batch: int = 8,
     scoring: Scoring | None = None,
     data: str | None = None,
@@ -117,7 +117,7 @@ def search(
         by: what predicts quality, ``loss`` or ``carried``: see :mod:`grafting.searching.scores`.
         points: budgets along the front, evenly spaced from the least cost to the pretrained model's.
         check: plans along the front that are measured whole at their solved start (``measured``).
-        side: tokens along a side that costs are of; the model's own by default.
+        side: tokens along a side of the square that costs are of, or (height, width); the model's own by default.
         scoring: what the scores depend on. data: a folder of :func:`grafting.encode` or an npz of images,
             where the model brings none.
         out: a folder that keeps scores and checks, so that another cost, budget or predictor takes seconds.
@@ -125,13 +125,20 @@ def search(
 
     Raises:
         SearchError: what is asked for is none of these, or the model is grafted.
+        HostError: a side that the model cannot draw.
         ModelError, OperatorError: no images, or an operator that is unknown or does not fit.
     """
     if cost not in COSTS:
         raise SearchError(f"cost {cost!r}: {', '.join(COSTS)}")
     if by not in PREDICTORS:
         raise SearchError(f"predictor {by!r}: {' or '.join(PREDICTORS)}")
-    for name, value, least in (("side", side, 1), ("batch", batch, 1), ("points", points, 2), ("check", check, 0)):
+    grid = grid_of(side)
+    for name, value, least in (
+        ("side", grid and min(grid), 1),
+        ("batch", batch, 1),
+        ("points", points, 2),
+        ("check", check, 0),
+    ):
         if value is not None and value < least:
             raise SearchError(f"{name} {value}: at least {least}")
     names = tuple(operators)
@@ -140,6 +147,8 @@ def search(
     opened = open_model(model) if isinstance(model, str) else model
     if in_half(opened.transformer):
         raise SearchError("a search measures in float32: open the model with weights fp32")
+    if grid is not None:
+        shape_of(opened.transformer).at(grid)  # refused before all that takes time
     chosen = candidates(names or usual(shape_of(opened.transformer)), kinds)
     scoring = scoring or Scoring()
     with ExitStack() as stack:
@@ -159,7 +168,7 @@ def search(
         model=opened.name,
         depth=len(host.blocks(network)),
         cost=cost,
-        protocol=_protocol(cost, (side, side) if side else host.grid_of(network), batch, device),
+        protocol=_protocol(cost, grid or host.grid_of(network), batch, device),
         by=by,
         plans=tuple(plans),
         operators=chosen,

@@ -6,6 +6,7 @@ An original checkpoint has no JSON: its sizes are those of its tensors.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,9 +141,13 @@ def check_schedule(path: Path, own: Schedule) -> Schedule:
 
     Raises ModelError where the model was trained under other noise than that.
     """
+    return told_schedule(read_json(path, error=ModelError), str(path), own)
+
+
+def told_schedule(content: Mapping[str, Any], path: str, own: Schedule) -> Schedule:
+    """The same of what stands in such a file; ``path`` is what it is called in errors."""
     from ..diffusion import Flow
 
-    content = read_json(path, error=ModelError)
     name = str(content.get("_class_name"))
     if isinstance(own, Flow):
         if name == SOLVER and content.get("use_flow_sigmas"):

@@ -20,7 +20,8 @@ from .. import __version__
 from ..conventions import CONVENTIONS, conventions, described, remade, restore
 from ..diffusion import BySize, Diffusion, Flow, Schedule
 from ..files import misfits, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
-from ..graft import Grafted, graft, remember, tensors_hash, ungraft
+from ..graft import Grafted, graft, remember, ungraft
+from ..hashes import held_in, is_of, tensors_hash
 from ..hosts import host_for
 from ..hosts.registry import schedule_of, set_schedule
 from ..lora import Lora, add_lora
@@ -29,8 +30,8 @@ from ..restructure import Group
 from ..settings import build
 from ..switch import Switch
 from ..teachers import load_teacher, teachers
-from .checkpoints import CHECKPOINTS, read_checkpoint, translate, unshift_timesteps
-from .configs import HUB_ID
+from .card import card
+from .checkpoints import read_checkpoint, translate, unshift_timesteps
 from .manifest import MANIFEST, StoreError, read_manifest
 
 WEIGHTS = "graft.safetensors"
@@ -69,7 +70,7 @@ def save(
     manifest = {
         "format": 1,
         "whole": everything,
-        "base": {"name": base, "sha256": handle.source_hash},
+        "base": {"name": base, "sha256": handle.source_hash, "rounded": handle.rounded},
         "class": type(handle.model).__name__,
         "config": described(handle.model),
         "schedule": schedule,
@@ -78,6 +79,7 @@ def save(
         "lora": None if handle.adapters is None else asdict(handle.adapters.settings),
         "init": handle.init,
         "seed": handle.seed,
+        "copied": {site.name: found for site, found in handle.copied.items()},
         "explained": {site.name: share for site, share in handle.explained.items()},
         "versions": _versions(),
         "file": {"name": WEIGHTS, "sha256": sha256(folder / WEIGHTS), "bytes": (folder / WEIGHTS).stat().st_size},
@@ -91,34 +93,40 @@ def save(
 def load(folder: Path | str, base: nn.Module | None = None, *, dtype: torch.dtype | None = None) -> Grafted:
     """Read what :func:`save` wrote.
 
-    base: the pretrained model, which a delta is put into in place; needed unless the delta names a bundled teacher. One
-    in half precision is the model that it is in float32, and the delta is of half precision then; one whose
-    rounding to bfloat16 the delta was made from is that model too.
+    base: the pretrained model, which a delta is put into in place; needed unless the delta names a bundled teacher. It
+    may be the delta's model in half precision, which the delta is cast to then; where the delta was made from its
+    rounding it is that model too (:func:`~grafting.hashes.is_of`).
     dtype: of a delta's tensors, where not the base's own, as :func:`~grafting.graft.graft` has it.
-    Raises StoreError where the folder is no graft, its weights changed or do not fit, or ``base`` is missing or another
-    model, LoraError where it holds adapters and peft is missing. ``base`` is then as it was.
+    Raises StoreError where the folder is no graft, its weights changed or do not fit, or ``base`` is missing, another
+    model, or given to a whole folder, which would leave it as it is; LoraError where it holds adapters and peft is
+    missing. ``base`` is then as it was.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    if manifest["whole"] and base is not None:
+        raise StoreError(
+            f"{folder} holds a whole model, and nothing of it would go into base: load it without base, and give its "
+            "model to a pipeline, as pipe.transformer = grafting.load(folder).model"
+        )
     path = folder / manifest["file"]["name"]
     if not path.is_file() or sha256(path) != manifest["file"]["sha256"]:
         raise StoreError(f"{path} is not the file that {MANIFEST} names: it is missing or its hash differs")
     plan, tensors = Plan.from_dict(manifest["plan"]), load_file(path)
-    wanted = manifest["base"]["sha256"]
+    wanted, rounded = manifest["base"]["sha256"], manifest["base"].get("rounded", {})  # which older folders lack
     schedule = _schedule(manifest["schedule"], folder) if manifest.get("schedule") else None
     lora = _lora(manifest["lora"], folder) if manifest.get("lora") else None  # older folders say nothing of it
     if manifest["whole"]:
         shared = {k.removeprefix("shared."): v for k, v in tensors.items() if k.startswith("shared.")}
-        handle = assemble(manifest["class"], manifest["config"], shared, plan, manifest["conventions"], path)
+        facts = manifest["conventions"]
+        handle = assemble(manifest["class"], manifest["config"], shared, plan, facts, path, source_hash=wanted)
     else:
         called = f" ({manifest['base']['name']})" if manifest["base"]["name"] else ""
         if base is None and manifest["base"]["name"] in teachers():
             base = load_teacher(manifest["base"]["name"])
         if base is None:
             raise StoreError(f"{folder} holds the changes only: give base, the model of hash {wanted[:12]}{called}")
-        if not is_of(base, wanted):
-            given = tensors_hash(base.state_dict())
-            raise StoreError(f"base has hash {given[:12]}, {folder} was made from {wanted[:12]}{called}")
+        if not is_of(base, wanted, rounded):
+            raise StoreError(_another(base, folder, wanted, called, noted=bool(rounded)))
         if odd := other_constant(base, manifest):
             raise StoreError(f"base is of other constants than {folder} was made with: {odd}")
         handle = graft(base, plan, init="random", dtype=dtype, source_hash=wanted)
@@ -138,7 +146,9 @@ def load(folder: Path | str, base: nn.Module | None = None, *, dtype: torch.dtyp
         raise
     if schedule is not None:
         set_schedule(handle.model, schedule)
-    handle.init, handle.seed, handle.source_hash = manifest["init"], manifest["seed"], wanted
+    handle.init, handle.seed, handle.rounded = manifest["init"], manifest["seed"], dict(rounded)
+    copied = manifest.get("copied", {})  # which older folders do not say
+    handle.copied = {s: copied[s.name] for s in handle.switches if s.name in copied}
     handle.explained = {s: manifest["explained"][s.name] for s in handle.switches if s.name in manifest["explained"]}
     return handle
 
@@ -150,10 +160,13 @@ def assemble(
     plan: Plan,
     facts: Mapping[str, Any],
     source: Path,
+    *,
+    source_hash: str | None = None,
 ) -> Grafted:
     """A graft with its own weights from a configuration, the tensors outside of its sites, and its conventions.
 
-    source: where the tensors are from, for errors. Raises StoreError where they do not fit.
+    source: where the tensors are from, for errors. source_hash: of the pretrained model, where it is known. Raises
+    StoreError where they do not fit.
     """
     import diffusers
 
@@ -163,7 +176,7 @@ def assemble(
         if path.rpartition(".")[2] not in CONVENTIONS:
             raise StoreError(f"convention {path!r}: known are {', '.join(CONVENTIONS)}")
     restore(model, facts)
-    handle = graft(model, plan, init="random")
+    handle = graft(model, plan, init="random", source_hash=source_hash)
     handle.forget_teacher()
     _refuse(misfits(shared, shared_tensors(handle)), source)
     nn.Module.to(model, next(iter(shared.values())).dtype)  # what is not stored; diffusers' own warns at every cast
@@ -172,14 +185,16 @@ def assemble(
     return handle
 
 
-def is_of(model: nn.Module, named: str) -> bool:
-    """Whether ``model`` is the pretrained one that a graft calls ``named``: the hash of its tensors in float32.
-
-    One in half precision is named by what it is in float32; one that was rounded to bfloat16 is that model too.
-    """
-    as_full = {"halves_as": torch.float32}
-    guises: tuple[dict[str, Any], ...] = ({}, as_full, as_full | {"rounded_to": torch.bfloat16})
-    return any(tensors_hash(model.state_dict(), **guise) == named for guise in guises)
+def _another(base: nn.Module, folder: Path, wanted: str, called: str, *, noted: bool) -> str:
+    """Why ``base`` is not the model of the hash ``wanted``. noted: whether hashes of its roundings are."""
+    given, halves = tensors_hash(base.state_dict(), halves_as=torch.float32), held_in(base)
+    told = f"base has hash {given[:12]}, {folder} was made from {wanted[:12]}{called}"
+    if noted or not halves:
+        return told
+    return (
+        f"{told}; base is in {halves[0]}, in which the folder does not know its model: load the base in float32, give "
+        "it the graft, then cast it"
+    )
 
 
 def other_constant(base: nn.Module, manifest: Mapping[str, Any]) -> str:
@@ -205,37 +220,6 @@ def shared_tensors(handle: Grafted) -> dict[str, torch.Tensor]:
     inside = [name for name, module in handle.model.named_modules() if isinstance(module, Switch)]
     state = handle.model.state_dict()
     return {key: value for key, value in state.items() if not any(key.startswith(f"{name}.") for name in inside)}
-
-
-def card(manifest: Mapping[str, Any]) -> str:
-    """The model card, Markdown."""
-    lora = manifest["lora"]
-    edits = "\n".join(
-        [
-            *(f"- {e['operator']} at {e['site']}, blocks {e['blocks']}" for e in manifest["plan"]["edits"]),
-            *(f"- {step}" for step in manifest["plan"].get("restructure", ())),
-            *([f"- LoRA of rank {lora['rank']} on {', '.join(lora['targets'] or ['every role'])}"] if lora else []),
-        ]
-    )
-    need = "" if manifest["whole"] or manifest["base"]["name"] in teachers() else ", base=pretrained"
-    # The hub links a graft to its model by this line; a path of two parts only looks like an id.
-    name = manifest["base"]["name"] or ""
-    on_hub = HUB_ID.fullmatch(name) and not Path(name).parent.exists() and not name.endswith(CHECKPOINTS)
-    based = f"base_model: {name}\n" if on_hub else ""
-    extra = "" if manifest["whole"] else "\nOnly what is new is here; the pretrained model is needed beside it."
-    parts = [
-        f"---\nlibrary_name: grafting\n{based}---\n# A grafted diffusion transformer",
-        f"A `{manifest['class']}` with some of its operators or blocks replaced or adapted:\n\n{edits}",
-        f"Pretrained model: {manifest['base']['name'] or 'unnamed'}, "
-        f"tensors' SHA-256 `{manifest['base']['sha256']}`.{extra}",
-        f'```python\nimport grafting\n\nhandle = grafting.load("this folder"{need})\n```',
-        "diffusers' own `from_pretrained` cannot load this folder, on purpose: it would drop the new operators.",
-    ]
-    for title in ("protocol", "results"):
-        if manifest[title]:
-            rows = "\n".join(f"| {key} | {value} |" for key, value in manifest[title].items())
-            parts.append(f"## {title.capitalize()}\n\n| | |\n|---|---|\n{rows}")
-    return "\n\n".join(parts) + "\n"
 
 
 def _fill(slots: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -12,18 +12,30 @@ import torch
 from torch import nn
 
 from ..files import read_json
-from ..graft import Grafted
+from ..graft import Grafted, handle_of
 from ..hosts import host_for
 from ..hosts.registry import set_schedule
 from ..hosts.shapes import class_of, set_text_tokens, shape_of
 from ..precision import WEIGHTS, learning_type
 from ..teachers import PROMPTS, teacher_folder, teachers
 from ..text import Embedded
-from .configs import HUB_ID, SCHEDULER, ModelError, check_schedule, hub_config, hub_file, text_tokens, unknown
+from .configs import (
+    HUB_ID,
+    SCHEDULER,
+    ModelError,
+    check_schedule,
+    hub_config,
+    hub_file,
+    text_tokens,
+    told_schedule,
+    unknown,
+)
 from .folder import import_original, load
 from .manifest import MANIFEST, StoreError, read_manifest
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from ..classifier import Classifier
 
 KINDS = ("AutoencoderKL", "AutoencoderDC")
@@ -64,12 +76,14 @@ class Model:
         return self
 
 
-def open_model(name: str, *, base: str | None = None, weights: str = "fp32") -> Model:
-    """Load a model in eval mode.
+def open_model(name: str | DiffusionPipeline, *, base: str | None = None, weights: str = "fp32") -> Model:
+    """Load a model in eval mode, or take a live pipeline's.
 
     Args:
         name: a bundled teacher; a folder of diffusers (with ``config.json``, or ``transformer`` and ``vae`` in it), of
-            this package's bundles, or of a graft; an original checkpoint's file; or ``owner/name`` on the hub.
+            this package's bundles, or of a graft; an original checkpoint's file; or ``owner/name`` on the hub. Of a
+            pipeline of diffusers its own transformer and autoencoder, no copies, and what its scheduler says of the
+            noise; nothing is loaded, so ``base`` and ``weights`` change nothing.
         base: the pretrained model of a graft's delta, where it is not the one that the graft names.
         weights: how the transformer's are held: ``fp32``, or ``bf16``, in which they take half the memory, do not
             learn, and all passes are of bfloat16. A graft's operators and adapters are in float32 either way.
@@ -80,10 +94,28 @@ def open_model(name: str, *, base: str | None = None, weights: str = "fp32") -> 
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights {weights!r}: {' or '.join(WEIGHTS)}")
+    if not isinstance(name, str):
+        return _live(name)
     found = _opened(name, base, weights)
     if shape_of(found.transformer).context_tokens and (tokens := text_tokens(base or name)) is not None:
         set_text_tokens(found.transformer, tokens)
     return found
+
+
+def _live(pipeline: DiffusionPipeline) -> Model:
+    """What a pipeline holds. Raises ModelError where that is no transformer of a known class, or under other noise."""
+    parts: Mapping[str, Any] = pipeline.components
+    transformer, scheduler = parts.get("transformer"), parts.get("scheduler")
+    if transformer is None:
+        raise ModelError(f"{type(pipeline).__name__} has no transformer")
+    own = host_for(transformer).schedule()
+    if scheduler is not None:
+        kind = type(scheduler).__name__
+        told = told_schedule({**scheduler.config, "_class_name": kind}, f"the pipeline's {kind}", own)
+        if told != own:
+            set_schedule(transformer, told)
+    name = str(pipeline.name_or_path or type(pipeline).__name__)
+    return Model(name=name, transformer=transformer, graft=handle_of(transformer), autoencoder=parts.get("vae"))
 
 
 def _opened(name: str, base: str | None, weights: str) -> Model:
@@ -217,7 +249,7 @@ def _graft(folder: Path, base: str | None, weights: str) -> Model:
     except StoreError:
         if weights == "fp32":
             raise
-        teacher = open_model(wanted)  # the delta was made from its weights before they are rounded
+        teacher = open_model(wanted)  # of older folders, which do not note its rounding
         handle = load(folder, teacher.transformer)
     return Model(
         name=str(folder),

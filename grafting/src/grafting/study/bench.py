@@ -36,6 +36,7 @@ from ..report import grid_png
 from ..scenes.scorer import SCORER
 from ..steps import check_walk
 from ..store.folder import load, save
+from ..store.manifest import read_manifest
 from ..store.models import open_model, refuse_latents, with_autoencoder
 from ..tasks import Verdict
 from ..training.loop import Loop, Progress
@@ -57,6 +58,7 @@ from .stages import (
     left_unexplained,
     stage_one,
     stage_two,
+    uncopied,
 )
 
 Say = Callable[[str], None]
@@ -215,6 +217,8 @@ class Study:
             room=None if stage is None else stage.batch,
         )
         try:
+            for line in uncopied(handle):
+                self.say(f"{entry.name}: {line}")
             outcome["started"] = {site.name: share for site, share in handle.explained.items()}
             if two is not None:
                 self._look(entry, "start", handle.model)
@@ -261,7 +265,8 @@ class Study:
             set_schedule(model, schedule_of(self.teacher))
             yield model.to(self.team.device), None
         else:
-            handle = load(folder / "model", self.teacher, dtype=learning_type(self.teacher))
+            base = None if read_manifest(folder / "model")["whole"] else self.teacher
+            handle = load(folder / "model", base, dtype=learning_type(self.teacher))
             set_schedule(handle.model, schedule_of(self.teacher))
             try:
                 yield handle.model.to(self.team.device), handle
@@ -439,7 +444,9 @@ class Study:
 
     @cached_property
     def _teacher_features(self) -> Features:
-        return self.features(self.entries[0])
+        # Of several processes that judge rows of one folder, one draws the teacher's samples; the others wait for them.
+        with locked(self.out / "teacher" / "features.lock", wait=True) if self.team.size == 1 else nullcontext():
+            return self.features(self.entries[0])
 
     def judge(self, entry: Entry) -> dict[str, Any] | None:
         """FID, KID and recognition of one model's samples beside the floor; None where none are asked for."""

@@ -348,6 +348,8 @@ class RunRecipe:
         """From plain data. Raises SettingsError naming every unknown key, with the nearest, and every bad value."""
         if not isinstance(content, Mapping):
             raise SettingsError([f"{where}: {content!r} is no mapping of settings"])
+        if content.get("kind") == "table":
+            raise SettingsError([f"{where} is a table of many rows: give it to grafting study"])
         if "kind" in content and "teacher" not in content:
             raise SettingsError([f"{where} trains a model of kind {content['kind']}: give it to grafting pretrain"])
         problems: list[str] = []

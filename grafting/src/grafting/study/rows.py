@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..cost import PlanCost, plan_cost
+from ..measure.analysis import AnalysisError
 from ..measure.suggest import located
 from ..plan import Edit, Plan, PlanError
 from .entries import summary
@@ -140,11 +142,16 @@ def _alike(row: Row, other: Row) -> bool:
 
 
 def untrained_of(row: Row, found: Sequence[Row]) -> Row | None:
-    """A trained hybrid's control *untrained*: of the same site and share, of the same operator where there is one."""
+    """A trained hybrid's control *untrained*: of the same site and share, of the same operator and size where there is
+    one."""
     if row.role != "hybrid" or row.budget is None or not row.site:
         return None
     there = [other for other in found if other.budget is None and (other.site, other.share) == (row.site, row.share)]
-    return min(there, key=lambda other: other.operator != row.operator, default=None)
+    return min(there, key=lambda other: (other.operator != row.operator, _size(other) != _size(row)), default=None)
+
+
+def _size(row: Row) -> float | None:
+    return None if row.cost is None else row.cost.flops_after
 
 
 def _order(row: Row) -> tuple[Any, ...]:
@@ -212,9 +219,9 @@ def _row(recipe: TableRecipe, group: Group, model: Any, whole: float, choice: _C
     if group.what == "procedure":
         return _procedure(recipe, plain, model, whole * budget, recipe.stage_two(group))
     try:
-        plan = _plan(group, share, recipe.teacher)
+        plan = _plan(group, share, recipe)
         cost = plan_cost(plan, model)
-    except PlanError as error:
+    except (PlanError, AnalysisError) as error:
         return replace(plain, problem=str(error))
     if group.what == "untrained":
         made = _recipe(recipe, plain, plan, init="random", one=None, two=None)
@@ -240,9 +247,10 @@ def _row(recipe: TableRecipe, group: Group, model: Any, whole: float, choice: _C
     return replace(plain, recipe=made, cost=cost, parts=parts, description=told)
 
 
-def _plan(group: Group, share: int | None, teacher: str) -> Plan:
+def _plan(group: Group, share: int | None, recipe: TableRecipe) -> Plan:
     if group.plan is not None:
-        return located(Plan.from_dict(group.plan, f"row {group.name}"), teacher, None)
+        analysis = None if recipe.analysis is None else Path(recipe.analysis)
+        return located(Plan.from_dict(group.plan, f"row {group.name}"), recipe.teacher, analysis)
     blocks = "all" if share == 100 else f"interleaved {share}%"
     edit = {"site": group.site, "blocks": blocks, "operator": group.operator, "options": group.options}
     return Plan.from_dict({"edits": [edit]}, f"row {group.name}")

@@ -23,12 +23,14 @@ from ..data.shards import Encoded, Rows, is_encoded
 from ..diffusion import Denoiser
 from ..files import sha256
 from ..graft import Grafted, graft, tensors_hash
-from ..hosts import host_for
+from ..hosts import Site, host_for
 from ..hosts.registry import schedule_of
 from ..hosts.shapes import ROLES, shape_of
+from ..joint import Joint
 from ..lora import add_lora
 from ..measure.denoising import Triples
 from ..modes import evaluating
+from ..operators import Operator
 from ..plan import Plan
 from ..precision import in_half, learning_type, refuse_mixed, widened
 from ..store.configs import ModelError
@@ -241,6 +243,22 @@ def begin(
 def learns(handle: Grafted) -> bool:
     """Whether any new operator or group has weights; the control *none* has not."""
     return bool(handle.learnable())
+
+
+def uncopied(handle: Grafted) -> list[str]:
+    """A line for every operator that was to begin with the original's weights and found none that fit."""
+    sites: dict[str, dict[Site, bool]] = {}
+    for site, placed in handle.operators().items():
+        operator = placed.operator if isinstance(placed, Joint) else placed
+        if isinstance(operator, Operator) and site in handle.copied:
+            sites.setdefault(operator.name, {})[site] = handle.copied[site]
+    lines = []
+    for name, found in sites.items():
+        bare = [site for site, any_ in found.items() if not any_]
+        where = "" if len(bare) == len(found) else f" at {', '.join(site.name for site in bare)}"
+        solved = ", its last layer solved" if any(site in handle.explained for site in bare) else ""
+        lines += [f"{name}{where}: nothing to copy, random start{solved}"] if bare else []
+    return lines
 
 
 def stage_one(

@@ -95,6 +95,7 @@ class TableRecipe:
     """A whole table.
 
     teacher, vae, data, trained_on, seed, calibration, evaluate: as in :class:`~grafting.study.recipe.RunRecipe`.
+    analysis: a file or folder of ``grafting analyze``, for plans by locality, where none lies beside the teacher.
     budget: share of the teacher's training compute that a row may spend, start, both stages and the teacher's passes
     included. stage_one: the share of that budget which stage 1 gets. speed: how the rows of the table proper are timed,
     beside the teacher. notes: sentences for the page, such as what was tuned on what.
@@ -107,6 +108,7 @@ class TableRecipe:
     title: str = ""
     vae: str | None = None
     data: str | None = None
+    analysis: str | None = None
     trained_on: int | None = None
     seed: int = 0
     calibration: int = 512
@@ -153,7 +155,8 @@ class TableRecipe:
         if not isinstance(content, Mapping):
             raise SettingsError([f"{where}: {content!r} is no mapping of settings"])
         if content.get("kind") != "table":
-            raise SettingsError([f"{where}: no table (kind: table): give it to grafting run or grafting pretrain"])
+            verb = "run" if "teacher" in content else "pretrain"
+            raise SettingsError([f"{where}: no table (kind: table): give it to grafting {verb}"])
         problems: list[str] = []
         starts = {}
         named = content.get("starts")

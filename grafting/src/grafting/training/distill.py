@@ -24,12 +24,14 @@ from ..activations import Streams, visit_spans
 from ..conditions import each
 from ..diffusion import Levels, Schedule, draw, drop_labels
 from ..graft import Answered, null_identity
+from ..hosts import Site
 from ..hosts.registry import schedule_of
 from ..initialise import explained, start_versions
 from ..modes import evaluating
-from ..precision import PRECISIONS, autocast, in_half, refuse_mixed
-from .distill_state import load_state, save_state
+from ..precision import PRECISIONS, autocast, in_half, refuse_float16, refuse_mixed
+from .distill_state import load_learners, save_learners
 from .loop import Progress, deferred_interrupt, refuse_half, refuse_infinite
+from .state import began
 from .team import Team
 
 if TYPE_CHECKING:
@@ -68,7 +70,8 @@ class DistillConfig:
     has no warm-up: epochs 50, 100, 150 of 200). So the full rate is always reached, and held for a quarter of the rest.
     floor: a site stops early when its held-out error fell by less than this share over the last ``patience``
     evaluations; 0 never stops one.
-    gate_weighted: weigh errors by the block's gate, that is measure what reaches the residual stream.
+    gate_weighted: weigh errors by the block's gate, that is measure what reaches the residual stream; of sites alone,
+    for what groups learn is that already.
     levels: how often each noise level is drawn, in the held-out error too; None draws all alike.
     precision: of matrix products in the teacher's pass, in whose type DiT's residual stream is too, and in the
     operators, ``fp32`` or ``bf16``; errors, gradients' sums, weights and moments are float32.
@@ -202,8 +205,9 @@ def distill(
     alone on the model's device by default. depends: what else the bits follow from, as plain JSON data, such as what
     ``batches`` are of. Returns a report by site name.
 
-    Raises ValueError where no site can learn, the precision is another than that of weights in bfloat16, or ``out``
-    holds a run with other settings, of another plan, model or start.
+    Raises ValueError where no site can learn, or none has the gate that is asked for, the model is in float16 or the
+    precision another than that of weights in bfloat16, or ``out`` holds a run with other settings, of another plan or
+    model, or that began from other weights: a caller's own start must be the same each time.
     """
     schedule = diffusion or schedule_of(handle.model)
     return Distillation(handle, batches, null, config, out, heldout or batches, schedule, team, depends).run()
@@ -235,6 +239,7 @@ class Distillation:
         self.depends |= {"weights": "bf16"} if in_half(handle.model) else {}
         self.step = 0
         self.whole = True  # false while a step is being written into weights and moments
+        refuse_float16(handle.model)
         handle.train_grafted()
         self.learners: dict[Any, Learner] = {}
         for site, parameters in handle.learnable().items():
@@ -253,6 +258,15 @@ class Distillation:
         if not self.learners:
             raise ValueError("nothing to distil: no site or group of this plan has weights to learn")
         refuse_mixed(handle.model, config.precision)
+        if config.gate_weighted and not any(isinstance(site, Site) for site in self.learners):
+            raise ValueError(
+                "gate_weighted: no site of this plan has weights to learn, and groups, which learn the update of the "
+                "residual stream itself, have no gate; give gate_weighted false"
+            )
+        weights = {
+            f"{site.name}.{name}": p for site, one in self.learners.items() for name, p in one.parameters.items()
+        }
+        self.start = None if out is None else began(weights)
 
     def run(self) -> dict[str, SiteReport]:
         """Train to the last step, or until every site has stopped; the model is in evaluation mode meanwhile."""
@@ -262,7 +276,7 @@ class Distillation:
 
     def _run(self) -> None:
         if self.out is not None:
-            self.step = load_state(self.out, self.learners, self.config, self.depends)
+            self.step, self.start = load_learners(self.out, self.learners, self.config, self.depends, self.start)
         if self.step == 0 and not all(learner.heldout for learner in self.learners.values()):
             self._evaluate()
         progress = Progress(self.config.steps, self.step, "distill")
@@ -380,7 +394,7 @@ class Distillation:
 
     def _save(self) -> None:
         if self.out is not None and self.team.leads:
-            save_state(self.out, self.step, self.learners, self.config, self.depends)
+            save_learners(self.out, self.step, self.learners, self.config, self.depends, self.start)
         self.team.wait()
 
     def _finish(self) -> dict[str, SiteReport]:

@@ -25,11 +25,12 @@ from ..diffusion import Denoiser, Levels, Schedule, draw, drop_labels
 from ..graft import Grafted, handle_of, null_identity
 from ..hosts.registry import host_for, schedule_of
 from ..modes import evaluating
-from ..precision import PRECISIONS, autocast, in_half, refuse_mixed
+from ..precision import PRECISIONS, autocast, in_half, refuse_float16, refuse_mixed
 from ..switch import Switch
 from .features import Pairs, match_features, returned
 from .loop import Loop, LoopConfig
 from .objective import teacher_objective
+from .state import began
 from .team import Team
 
 CAP = 1000.0
@@ -142,7 +143,8 @@ def fading(switches: Mapping[Switch, nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def checkpointed(model: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
-    """While open, the blocks of a diffusers ``model`` keep their inputs alone and run again in the backward pass.
+    """While open, the blocks of a diffusers ``model`` keep their inputs alone and run again in the backward pass;
+    afterwards they do as before, whether or not that was checkpointing of the caller's own.
 
     Raises ValueError for a model that cannot.
     """
@@ -157,11 +159,14 @@ def checkpointed(model: nn.Module, device: torch.device, precision: str) -> Iter
 
         return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
+    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+    theirs = [(m, {n: getattr(m, n, None) for n in names}) for m in model.modules() if hasattr(m, names[0])]
     host.enable_gradient_checkpointing(again)
     try:
         yield
     finally:
-        host.disable_gradient_checkpointing()
+        for module, before in theirs:
+            vars(module).update(before)
 
 
 def _refuse_shared(handle: Grafted) -> None:
@@ -204,8 +209,9 @@ def finetune(
     depends: what else the bits follow from, as plain JSON data, such as what ``batches`` are of.
 
     Raises ValueError where the settings need a teacher, pairs or what was replaced and none are given, weights that a
-    graft shares with its teacher would train, a flow's error would be weighted by level, the precision is another than
-    that of weights in bfloat16, or ``out`` holds a run of other settings or of another graft.
+    graft shares with its teacher would train, a flow's error would be weighted by level, the model is in float16 or the
+    precision another than that of weights in bfloat16, or ``out`` holds a run of other settings, of another graft or
+    that began from other weights: a caller's own start must be the same each time.
     """
     if teacher is None and any(config.teacher_share):
         raise ValueError(
@@ -215,6 +221,7 @@ def finetune(
         raise ValueError(f"features {config.features} needs pairs of blocks to match: give them, or features 0")
     if config.fade and replaced is None:
         raise ValueError(f"fade {config.fade} needs what was replaced, by switch: give it, or fade 0")
+    refuse_float16(model)
     handle = handle_of(model)
     if handle is not None:
         _refuse_shared(handle)
@@ -273,6 +280,7 @@ def finetune(
             depends["lora"] = asdict(handle.adapters.settings)
     loop = Loop(model, losses, config.loop, out, "finetune", workers, depends)
     refuse_mixed(model, config.precision)
+    loop.start = None if out is None else began(loop.parameters)  # the first process's, which all have by now
     parts = (model,) if handle is None else handle.parts()
     lean = checkpointed(model, workers.device, config.precision) if config.checkpointing else nullcontext()
     with evaluating(*parts, student, teacher), lean, fading(switches):

@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from ..claims import differing
-from ..files import misfits, read_json, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
+from ..files import write_text_atomic
 from .muon import Muon, hidden_matrices
+from .state import Start, load_state, read_manifest, save_state
 from .team import Team
 
+KIND = "state"
+"""Of the files of a run's state: :mod:`grafting.training.state`."""
 StepLosses = Callable[[int], Mapping[str, torch.Tensor] | Iterable[Mapping[str, torch.Tensor]]]
 
 
@@ -111,7 +112,7 @@ def refuse_half(parameters: Mapping[str, nn.Parameter]) -> None:
             kind = str(parameter.dtype).removeprefix("torch.")
             raise ValueError(
                 f"{name} is {kind}: train a model in float32 (model.float()), or what is new in float32 beside weights "
-                "that do not learn (graft(..., dtype=torch.float32)); precision bf16 is for passes"
+                "in bfloat16 that do not learn (graft(..., dtype=torch.float32)); precision bf16 is for passes"
             )
 
 
@@ -191,7 +192,8 @@ class Loop:
     for each part of a batch, their gradients add up, and only one pass is held at a time. With a ``team`` of several
     processes each computes them on its own rows of the batch, and gradients are averaged. With ``out`` the state is
     saved there every ``save_every`` steps, at the end and on Ctrl-C, and a run found there is continued. depends: what
-    else the bits follow from, as plain JSON data; a run found there that depends on anything else is refused.
+    else the bits follow from, as plain JSON data; a run found there that depends on anything else is refused, and so is
+    one of another ``start`` where that is set before the run.
     """
 
     def __init__(
@@ -215,6 +217,7 @@ class Loop:
             self.team.share(self.parameters.values())
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimizers = _optimizers(model, self.parameters.values(), config)
+        self.start: Start | None = None
         self.step = 0
         self.whole = True  # false while a step is being written into weights and moments
         self.log: list[dict[str, float]] = []
@@ -270,56 +273,42 @@ class Loop:
             self.log.append(row | dict(zip(parts, shown[1:].tolist(), strict=True)))
 
     def save(self) -> None:
-        """Write the whole state; the small JSON file, last, names the tensors' hash and so makes it valid."""
+        """Write the whole state, its log first."""
         if self.out is None or not self.team.leads:
             self.team.wait()
             return
-        tensors: dict[str, torch.Tensor] = {f"model/{name}": p for name, p in self.parameters.items()}
-        tensors |= {f"ema/{name}": p for name, p in self.ema.items()}
+        now, averaged = self._weights()
+        tensors = now | averaged
         for name, p in self.parameters.items():
             for optimizer in self.optimizers:
                 for key, value in optimizer.state.get(p, {}).items():
                     tensors[f"optimizer/{key}/{name}"] = value
-        # Two generations, so that a kill between the two files leaves the older pair whole.
-        name = f"state-{self.step}.safetensors"
-        save_safetensors_atomic(self.out / name, tensors)
         write_text_atomic(self.out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in self.log))
-        state = {"step": self.step, "file": name, "sha256": sha256(self.out / name)}
-        state |= {"config": asdict(self.config), "depends": self.depends}
-        write_json_atomic(self.out / "state.json", state)
-        for old in self.out.glob("state-*.safetensors"):
-            if old.name != name:
-                old.unlink()
+        state = {"step": self.step, "config": asdict(self.config), "depends": self.depends}
+        save_state(self.out, KIND, tensors, state | ({} if self.start is None else {"start": self.start}))
         self.team.wait()
 
+    def _weights(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """By their names in a state, the weights and their averages."""
+        now = {f"model/{name}": p.detach() for name, p in self.parameters.items()}
+        return now, {f"ema/{name}": p for name, p in self.ema.items()}
+
+    @torch.no_grad()
     def _resume(self) -> None:
-        if self.out is None or not (self.out / "state.json").is_file():
+        state = read_manifest(self.out, KIND)
+        if self.out is None or state is None:
             return
-        state = read_json(self.out / "state.json", ("step", "file", "sha256", "config"))
-        often = {"save_every": self.config.save_every}  # says when to write, not what
-        there = asdict(LoopConfig(steps=1, lr=1.0)) | state["config"] | state.get("depends", {}) | often
-        if named := differing(there, asdict(self.config) | self.depends):
-            raise ValueError(f"{self.out} holds a run with other settings ({named}): name another folder or remove it")
-        path = self.out / state["file"]
-        if sha256(path) != state["sha256"]:
-            raise ValueError(f"{path} is not the file that state.json names: its hash differs")
-        tensors = load_file(path)
-        wanted: dict[str, torch.Tensor] = {f"model/{name}": p for name, p in self.parameters.items()}
-        wanted |= {f"ema/{name}": p for name, p in self.ema.items()}
-        if problems := misfits({k: v for k, v in tensors.items() if not k.startswith("optimizer/")}, wanted):
-            raise ValueError(f"{path} is the state of another model: {problems}")
-        with torch.no_grad():
-            for name, p in self.parameters.items():
-                p.copy_(tensors[f"model/{name}"])
-                self.ema[name].copy_(tensors[f"ema/{name}"])
-                prefixes = [key for key in tensors if key.startswith("optimizer/") and key.endswith(f"/{name}")]
-                moments = {
-                    key.split("/")[1]: tensors[key].to(p.device) for key in prefixes if key.split("/", 2)[2] == name
-                }
-                if moments:
-                    (mine,) = (one for one in self.optimizers if any(p is q for q in one.param_groups[0]["params"]))
-                    mine.state[p] = moments
-        self.step = state["step"]
+        wanted = self._weights()
+        tensors = load_state(self.out, state, self.config, self.depends, self.start, wanted)
+        places = wanted[0] | wanted[1]
+        for key, value in places.items():
+            value.copy_(tensors[key])
+        for key in tensors.keys() - places.keys():
+            _, moment, name = key.split("/", 2)
+            p = self.parameters[name]
+            (mine,) = (one for one in self.optimizers if any(p is q for q in one.param_groups[0]["params"]))
+            mine.state[p][moment] = tensors[key].to(p.device)
+        self.step, self.start = state["step"], state.get("start")  # the run's, wherever this process went on from
         lines = (self.out / "log.jsonl").read_text().splitlines()
         self.log = [row for row in map(json.loads, lines) if row["step"] <= self.step]
 

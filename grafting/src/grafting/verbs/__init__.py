@@ -18,6 +18,7 @@ GROUPS = (
     "encoding",
     "pairs",
     "measuring",
+    "profiling",
     "analysis",
     "search",
     "runs",

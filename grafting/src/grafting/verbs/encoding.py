@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .shared import MODEL, Verbs, alone, at_least, device_option, text_options
+from .shared import MODEL, Verbs, alone, at_least, device_option, size_option, text_options
 
 if TYPE_CHECKING:
     from ..data.shards import Encoded
@@ -32,7 +31,7 @@ def add(verbs: Verbs) -> None:
     )
     made.add_argument("--vae", metavar="MODEL", help="an autoencoder's folder or hub id, where the model brings none")
     text_options(made)
-    made.add_argument("--size", type=_size, metavar="HxW", help="pixels, N for a square; default: the model's own")
+    size_option(made, "pixels")
     made.add_argument(
         "--condition", default="auto", help="labels, captions, or none; default: what the model is conditioned on"
     )
@@ -110,11 +109,3 @@ def _summary(found: Encoded) -> str:
     if captions.get("empty"):
         lines.append(f"{captions['empty']} captions are empty, and taken for the empty prompt")
     return "\n".join([*lines, str(found.folder)])
-
-
-def _size(text: str) -> tuple[int, int]:
-    """``512`` or ``512x768``, for argparse."""
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be pixels such as 512, or 512x768 for height and width")
-    height, _, width = text.partition("x")
-    return int(height), int(width or height)

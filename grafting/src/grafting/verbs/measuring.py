@@ -1,4 +1,4 @@
-"""Figures of a model: ``evaluate`` and ``profile``."""
+"""How good a model is: ``evaluate``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from .shared import (
     progress,
     sampling_of,
     sampling_options,
-    text_tokens_option,
     vae_option,
     weights_option,
 )
@@ -43,7 +42,7 @@ BATCH = 64
 
 
 def add(verbs: Verbs) -> None:
-    """Declare them."""
+    """Declare it."""
     made = verbs.add("evaluate", evaluate, "held-out loss, FID, KID and recognition of samples; or scores by task")
     made.add_argument("model", nargs="*", metavar="MODEL", help=f"{MODEL}; one, or several with --scenes")
     made.add_argument(
@@ -69,6 +68,9 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--extractor", help="classifier (default), inception, inception:FILE or python:module:attribute")
     made.add_argument("--reference", metavar="PATH", help="real images, or ADM's statistics; else the training images")
     made.add_argument("--floor", metavar="PATH", help="held-out real images; else those of the data")
+    made.add_argument(
+        "--labels", choices=("balanced", "uniform"), help="of samples: the classes in turn (default), or drawn"
+    )
     made.add_argument("--bootstraps", type=at_least(0), metavar="N", help="rounds of FID's intervals (default 100)")
     data_option(made)
     made.add_argument("--json", action="store_true")
@@ -76,19 +78,6 @@ def add(verbs: Verbs) -> None:
     vae_option(made)
     weights_option(made)
     sampling_options(made)
-    device_option(made)
-
-    made = verbs.add("profile", profile, "parameters, FLOPs, latency, memory and time bound")
-    made.add_argument("model", metavar="MODEL", help=MODEL)
-    base_option(made)
-    weights_option(made)
-    made.add_argument("--batch", type=at_least(1), default=8)
-    made.add_argument(
-        "--side", type=at_least(1), metavar="N", help="tokens along one side of a square, for another size"
-    )
-    text_tokens_option(made)
-    made.add_argument("--rounds", type=at_least(2), default=10)
-    made.add_argument("--json", action="store_true")
     device_option(made)
 
 
@@ -102,7 +91,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--batch {arguments.batch}: --geneval draws nothing")
     arguments.batch = arguments.batch or BATCH
     other = "--geneval" if arguments.geneval else "--scenes" if arguments.scenes else None
-    judging = ("extractor", "reference", "floor", "bootstraps")
+    judging = ("extractor", "reference", "floor", "bootstraps", "labels")
     for name in ("triples", "samples", *judging, "data"):
         if other and getattr(arguments, name) is not None:
             raise ValueError(f"--{name} is about held-out losses and samples, which {other} does not measure")
@@ -139,7 +128,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         extractor=ExtractorConfig.parse(arguments.extractor or "classifier"),
         reference=arguments.reference,
         floor=arguments.floor,
-        **({} if arguments.bootstraps is None else {"bootstraps": arguments.bootstraps}),
+        **{name: given for name in ("bootstraps", "labels") if (given := getattr(arguments, name)) is not None},
     )
     at = next(model.transformer.parameters()).device
     judge = Judge(config, model, material, None, at)
@@ -246,7 +235,8 @@ def _quality(model: Model, against: nn.Module | None, judge: Judge, arguments: a
     from ..study.stages import null_class
 
     n, batch = arguments.samples, arguments.batch
-    labels, sampling = draw_labels(n, null_class(model.transformer)), sampling_of(arguments)
+    labels = draw_labels(n, null_class(model.transformer), judge.config.labels, arguments.seed)
+    sampling = sampling_of(arguments)
 
     def features(network: Any, name: str) -> Features:
         pipeline, show = Pipeline(network, model.autoencoder), progress(f"samples of {name}")
@@ -264,77 +254,3 @@ def _quality(model: Model, against: nn.Module | None, judge: Judge, arguments: a
             theirs = judge.minus(mine, features(network, name), arguments.seed)
             found["figures"] |= {f"{key} minus {name}": asdict(apart) for key, apart in theirs.items()}
     return found
-
-
-def profile(arguments: argparse.Namespace) -> None:
-    """Parameters, FLOPs, latency, memory and the time bound at one resolution; a delta also beside its teacher.
-
-    Adapters are merged first, as they are where the model is used: unmerged, every adapted layer is three products.
-    """
-    import torch
-
-    from ..cost import host_flops
-    from ..graft import ungraft
-    from ..hosts import host_for, shape_of
-    from ..hosts.shapes import set_text_tokens
-    from ..measure.speed import latency, parameters, peak_bytes, time_bound
-    from ..precision import in_half
-    from ..store.models import open_model
-    from ..study.recipe import SpeedStage
-    from ..study.timing import speed_rows
-    from ..switch import Switch
-
-    device = alone(arguments).device
-    model = open_model(arguments.model, base=arguments.base, weights=arguments.weights).to(device)
-    teacher = network = model.transformer
-    if in_half(network):
-        network.to(torch.bfloat16)  # its operators too, which need not learn here
-    if arguments.text_tokens is not None:
-        set_text_tokens(network, arguments.text_tokens)
-    handle = model.graft
-    merged = handle is not None and handle.adapters is not None
-    if handle is not None and merged:
-        handle = handle.own_copy()
-        network, teacher = handle.model, ungraft(network)
-    shape = shape_of(network)
-    host, side = host_for(network), arguments.side or shape.grid[0]
-    z = torch.randn(arguments.batch, shape.channels, *shape.at((side, side)).latents).to(next(network.parameters()))
-    t = torch.full((arguments.batch,), 500, device=device)
-    y = host.example(network, arguments.batch)
-
-    def call() -> None:
-        host.run(network, z, t, y)
-
-    # The originals of a delta stand beside its operators and do not run.
-    switches = [module for module in network.modules() if isinstance(module, Switch)]
-    idle = torch.nn.ModuleList(switch.original for switch in switches if switch.original is not None)
-    timed = latency({"model": call}, rounds=arguments.rounds)["model"]
-    found: dict[str, Any] = {
-        "model": arguments.model,
-        **({"adapters": "merged"} if merged else {}),
-        "tokens": side * side,
-        **({"text tokens": shape.context_tokens} if shape.context_tokens else {}),
-        "batch": arguments.batch,
-        "device": str(device),
-        "threads": timed.threads,
-        "parameters": parameters(network) - parameters(idle),
-        "milliseconds": timed.minimum * 1000,
-        "peak MiB": peak_bytes(call, device) / 2**20,
-    }
-    if handle is None:
-        cores = host.cores(network, host.sites(network))
-        found |= {
-            "GFLOPs per sample": host_flops(shape.at((side, side))) / 1e9,
-            "time bound of every core": time_bound(
-                call, cores, rounds=arguments.rounds, text_first=host.text_first
-            ).speedup,
-        }
-    elif teacher is not network or not handle.private:
-        speed = SpeedStage(batch=arguments.batch, rounds=arguments.rounds, sides=(side,))
-        rows = speed_rows(handle, teacher, speed)
-        found |= {key: rows[0][key] for key in ("speedup", "flop_bound", "time_bound")} if rows else {}
-    if arguments.json:
-        print(json.dumps(found, indent=2))
-        return
-    for name, value in found.items():
-        print(f"{name:<26}{f'{value:,.4g}' if isinstance(value, float) else value}")

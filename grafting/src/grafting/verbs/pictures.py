@@ -18,13 +18,14 @@ from .shared import (
     progress,
     sampling_of,
     sampling_options,
+    size_option,
     text_options,
     vae_option,
     weights_option,
 )
 
 if TYPE_CHECKING:
-    pass
+    from ..store.models import Model
 
 
 def add(verbs: Verbs) -> None:
@@ -42,6 +43,7 @@ def add(verbs: Verbs) -> None:
         metavar="FILE",
         help="the same from a file, one in each line; scenes: evaluation prompts of the scene world, a column a task",
     )
+    size_option(made, "pixels of a picture")
     made.add_argument("--columns", type=at_least(1), metavar="N")
     made.add_argument("--zoom", type=at_least(1), metavar="N", help="pixels for one (default 2)")
     made.add_argument(
@@ -108,7 +110,7 @@ def sample(arguments: argparse.Namespace) -> None:
         classes = null_class(model.transformer)
         asked = torch.tensor(arguments.labels) if arguments.labels else draw_labels(arguments.count or 40, classes)
     refuse_latents(model)
-    pipeline = Pipeline(model.transformer, model.autoencoder, null=null)
+    pipeline = Pipeline(model.transformer, model.autoencoder, null=null, size=_latents(arguments, model))
     sampling, batch, show = sampling_of(arguments), arguments.batch or 64, progress("sample")
     images = pipeline(asked, sampling=sampling, seed=arguments.seed, batch_size=batch, progress=show)
     channels = 3 if images.shape[1] >= 3 else 1
@@ -116,6 +118,21 @@ def sample(arguments: argparse.Namespace) -> None:
     picture = grid_png(images[:, :channels], columns=columns, zoom=arguments.zoom or 2, titles=titles)
     write_bytes_atomic(arguments.out, picture)
     print(arguments.out)
+
+
+def _latents(arguments: argparse.Namespace, model: Model) -> tuple[int, int] | None:
+    """(H, W) in latents of the ``--size`` that is asked for; None where none is. Raises ValueError for broken ones."""
+    from ..hosts import shape_of
+    from ..sampling import pixels_per_latent
+
+    if arguments.size is None:
+        return None
+    height, width = arguments.size
+    factor = 1 if model.autoencoder is None else pixels_per_latent(model.autoencoder)
+    step = factor * shape_of(model.transformer).patch
+    if height % step or width % step:
+        raise ValueError(f"--size {height}x{width}: multiples of {step}, for this model's patches")
+    return height // factor, width // factor
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
@@ -141,7 +158,7 @@ def _geneval(arguments: argparse.Namespace) -> None:
     from ..sampling import Pipeline
     from ..store.models import refuse_latents
 
-    for option in ("count", "labels", "prompt", "prompts", "columns", "zoom"):
+    for option in ("count", "labels", "prompt", "prompts", "size", "columns", "zoom"):
         if getattr(arguments, option) is not None:
             raise ValueError(f"--{option} is for a grid, not for --geneval")
     arguments.goes_on_with = ""  # what Ctrl-C stops here, the same command goes on with

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .shared import CONFIGURATION, Verbs, at_least, integers, plan_of, plan_options, text_tokens_option
+from .shared import CONFIGURATION, Verbs, at_least, integers, plan_of, plan_options, side_option, text_tokens_option
 
 if TYPE_CHECKING:
     from ..hosts import HostShape
@@ -28,9 +28,7 @@ def add(verbs: Verbs) -> None:
     made = verbs.add("plan", plan, "check a plan on a model and show its cost and bounds")
     made.add_argument("model", metavar="MODEL", help=CONFIGURATION)
     plan_options(made)
-    made.add_argument(
-        "--side", type=at_least(1), metavar="N", help="tokens along one side of a square, for another size"
-    )
+    side_option(made)
     text_tokens_option(made)
     made.add_argument("--measured", type=Path, metavar="JSON", help="of grafting profile MODEL --json, or of stack.py")
     made.add_argument("--throughput", type=float, metavar="N", help="forward samples of MODEL a second, where known")
@@ -97,8 +95,7 @@ def plan(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--steps {','.join(map(str, arguments.steps))}: must be two numbers, of stage 1 and stage 2")
     if sum(given is not None for given in (arguments.measured, arguments.throughput, arguments.tflops)) > 1:
         raise ValueError("--measured, --throughput and --tflops say the same thing: give one of them")
-    grid = (arguments.side, arguments.side) if arguments.side else None
-    cost = plan_cost(chosen, _shape(arguments), grid=grid)
+    cost = plan_cost(chosen, _shape(arguments), grid=arguments.side)
     measured = None
     if arguments.measured is not None:
         measured = read_measured(arguments.measured, cost)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,12 +19,13 @@ def add(verbs: Verbs) -> None:
 
 
 def recipes(arguments: argparse.Namespace) -> None:
-    """List them with their first line, or copy one."""
+    """List them with the verb that takes each and their first line, or copy one."""
     from ..files import write_text_atomic
 
     if arguments.action == "ls":
         for name in recipe_names():
-            print(f"{name:<24}{recipe_text(name).splitlines()[0].removeprefix('# ')}")
+            text = recipe_text(name)
+            print(f"{name:<24}{verb_of(text):<10}{text.splitlines()[0].removeprefix('# ')}")
         return
     if not arguments.name:
         raise ValueError(f"recipes cp NAME [TARGET]: name one of {', '.join(recipe_names())}")
@@ -33,6 +35,12 @@ def recipes(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{target} exists: name another file")
     write_text_atomic(target, text)
     print(target)
+
+
+def verb_of(text: str) -> str:
+    """What a recipe is given to: ``run``, ``study`` or ``pretrain``."""
+    kind = re.search(r"^kind: *(\w+)", text, re.MULTILINE)
+    return "run" if kind is None else "study" if kind[1] == "table" else "pretrain"
 
 
 def text_of(path: Path) -> str:

@@ -34,6 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
     changes = [*arguments.set, *([f"budget={arguments.budget}"] if arguments.budget is not None else [])]
     recipe = RunRecipe.from_yaml(text, changes, arguments.recipe)
     out = arguments.out or Path("out") / Path(arguments.recipe).stem
+    if (out / "recipe.yaml").is_file() and not arguments.resume:
+        kind = "a finished run" if (out / "results.json").is_file() else "a run that is not finished"
+        raise ValueError(f"{out} holds {kind}: go on with it by --resume, or name another folder with --out")
     team = team_of(arguments)
     run_recipe(recipe, out, resume=arguments.resume, say=lambda line: print(line, flush=True), team=team)
 

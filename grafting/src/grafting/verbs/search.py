@@ -6,7 +6,18 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .shared import MODEL, Verbs, alone, at_least, data_option, device_option, folder_of, progress, text_tokens_option
+from .shared import (
+    MODEL,
+    Verbs,
+    alone,
+    at_least,
+    data_option,
+    device_option,
+    folder_of,
+    progress,
+    side_option,
+    text_tokens_option,
+)
 
 if TYPE_CHECKING:
     from ..searching.find import Found
@@ -23,16 +34,14 @@ def add(verbs: Verbs) -> None:
         "--budget", default="flops=0.9", metavar="KIND=VALUE", help="flops, parameters or latency; a share, or 12ms"
     )
     made.add_argument("--by", choices=("loss", "carried"), default="loss", help="what predicts quality")
-    made.add_argument(
-        "--side", type=at_least(1), metavar="N", help="tokens along a side that costs are of (default: its own)"
-    )
+    side_option(made)
     text_tokens_option(made)
     made.add_argument("--batch", type=at_least(1), default=8, metavar="N", help="samples of one pass, for latency")
     made.add_argument(
         "--triples", type=at_least(2), default=256, metavar="N", help="of the held-out loss (default 256)"
     )
     made.add_argument(
-        "--points", type=at_least(2), default=20, metavar="N", help="budgets along the front (default 20)"
+        "--points", type=at_least(2), default=20, metavar="N", help="budgets along the front, evenly apart (default 20)"
     )
     made.add_argument(
         "--check", type=at_least(0), default=4, metavar="N", help="plans measured whole along the front (default 4)"

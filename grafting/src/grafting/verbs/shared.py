@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..graft import Grafted
     from ..plan import Plan
     from ..sampling import Sampling
     from ..store.models import Model
@@ -31,9 +32,11 @@ class Verbs:
         """A parser for ``grafting NAME``, which calls ``run`` with what was parsed.
 
         resume: what the same command line needs to go on after Ctrl-C: "" where it goes on by itself, None where
-        nothing is kept.
+        nothing is kept. A verb that goes on by itself takes ``--resume`` too, as ``run`` has it.
         """
         made = self._subparsers.add_parser(name, help=help, description=help)
+        if resume == "":
+            made.add_argument("--resume", action="store_true", help="changes nothing: it goes on by itself")
         # Not "resume": defaults of the parser would become those of a verb's own --resume.
         made.set_defaults(run=run, goes_on_with=resume)
         return made
@@ -50,6 +53,14 @@ def plan_options(made: argparse.ArgumentParser) -> None:
         help="indices (1,3,5) or a pattern, such as 'last 25%%' or 'most local 50%%'; default: interleaved 50%%",
     )
     made.add_argument("--analysis", type=Path, metavar="FILE", help="of grafting analyze, for patterns of locality")
+
+
+def asks_for_plan(arguments: argparse.Namespace) -> bool:
+    """Whether any option of a plan is given, for a verb that does without one. Raises ValueError for an idle one."""
+    asked = any(getattr(arguments, name) is not None for name in ("plan", "operator", "site", "blocks"))
+    if arguments.analysis is not None and not asked:
+        raise ValueError(f"--analysis {arguments.analysis} says which blocks are local: give --blocks or --plan too")
+    return asked
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
@@ -94,6 +105,22 @@ def text_tokens_option(made: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of a prompt, with padding (default: its bundle's or pipeline's; 300, alpha 120, SD3 333, Flux dev 512)",
     )
+
+
+def side_option(made: argparse.ArgumentParser) -> None:
+    """``--side``, a grid of tokens (height, width)."""
+    made.add_argument(
+        "--side",
+        type=height_width("a whole number of at least 1, or two such as 4x8 for height and width"),
+        metavar="HxW",
+        help="tokens of another size, N for a square (default: the model's own)",
+    )
+
+
+def size_option(made: argparse.ArgumentParser, help: str) -> None:
+    """``--size``, pixels (height, width)."""
+    kind = height_width("pixels such as 512, or 512x768 for height and width")
+    made.add_argument("--size", type=kind, metavar="HxW", help=f"{help}, N for a square; default: the model's own")
 
 
 def base_option(made: argparse.ArgumentParser) -> None:
@@ -150,6 +177,35 @@ def opened(arguments: argparse.Namespace, name: str | None = None) -> Model:
 
     model = open_model(name or arguments.model, base=arguments.base, weights=arguments.weights)
     return with_autoencoder(model, arguments.vae) if arguments.vae else model
+
+
+def pretrained_of(handle: Grafted, name: str, base: str) -> Model:
+    """The model ``base``, of which the graft ``name`` keeps no weights, in float32, to stand beside it.
+
+    Raises ModelError where it cannot be opened, ValueError for another model than the graft was made from; of a
+    released graft, which does not say which that is, for one of other sizes.
+    """
+    from ..hashes import is_of
+    from ..hosts import shape_of
+    from ..store.configs import ModelError
+    from ..store.folder import other_constant
+    from ..store.manifest import read_manifest
+    from ..store.models import open_model
+
+    try:
+        found = open_model(base)
+    except ModelError as error:
+        raise ModelError(f"{error}; it is the teacher of {name}: say with --base where it is") from error
+    other = f"{base} is not the teacher of {name}"
+    if not Path(name).is_dir():
+        if shape_of(found.transformer) != shape_of(handle.model):
+            raise ValueError(f"{other}: it is of other sizes")
+        return found
+    if not is_of(found.transformer, handle.source_hash, handle.rounded):
+        raise ValueError(f"{other}, whose hash is {handle.source_hash[:12]}")
+    if odd := other_constant(found.transformer, read_manifest(Path(name))):
+        raise ValueError(f"{other}: {odd}")
+    return found
 
 
 def weights_option(made: argparse.ArgumentParser) -> None:
@@ -218,6 +274,18 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return whole
+
+
+def height_width(told: str) -> Callable[[str], tuple[int, int]]:
+    """``HxW``, or one number for a square, for argparse; ``told``: what it must be, in words."""
+
+    def both(text: str) -> tuple[int, int]:
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
+            raise argparse.ArgumentTypeError(f"{text!r} must be {told}")
+        height, _, width = text.partition("x")
+        return int(height), int(width or height)
+
+    return both
 
 
 def _blocks(text: str) -> str | list[int]:

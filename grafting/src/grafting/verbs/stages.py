@@ -21,6 +21,7 @@ from .shared import (
     device_option,
     plan_of,
     plan_options,
+    pretrained_of,
     progress,
     team_of,
     weights_option,
@@ -116,7 +117,7 @@ def distill(arguments: argparse.Namespace) -> None:
     from ..store.folder import save
     from ..store.models import open_model
     from ..study.recipe import DistillStage, depended_on
-    from ..study.stages import Material, begin, learns, stage_one
+    from ..study.stages import Material, begin, learns, stage_one, uncopied
 
     if arguments.set and not arguments.steps:
         raise ValueError(f"--set {arguments.set[0]}: a setting of training, and --steps 0 trains nothing")
@@ -134,6 +135,8 @@ def distill(arguments: argparse.Namespace) -> None:
         calibration=arguments.calibration,
         room=arguments.batch,
     )
+    for line in uncopied(handle) if team.leads else ():
+        print(line)
     for site, share in handle.explained.items() if team.leads else ():
         print(f"{site.name}: {share:.3f} of the variance explained at the start, on the images it was solved from")
     if stage is not None and learns(handle):
@@ -160,8 +163,7 @@ def finetune(arguments: argparse.Namespace) -> None:
     """Stage 2: finetune a graft end to end and save it; a pretrained model too, where adapters alone learn."""
     from ..graft import Grafted, graft, tensors_hash
     from ..plan import Plan
-    from ..store.configs import ModelError
-    from ..store.folder import is_of, other_constant, save
+    from ..store.folder import save
     from ..store.manifest import read_manifest
     from ..store.models import open_model
     from ..study.recipe import FinetuneStage, depended_on
@@ -176,7 +178,6 @@ def finetune(arguments: argparse.Namespace) -> None:
         )
     base: str | None = arguments.model if model.graft is None else arguments.base
     protocol: dict[str, Any] = {}
-    manifest: dict[str, Any] | None = None
     if model.graft is not None and Path(arguments.model).is_dir():  # a released graft is one file, which says neither
         manifest = read_manifest(Path(arguments.model))
         base, protocol = base or manifest["base"]["name"], manifest["protocol"]
@@ -192,14 +193,7 @@ def finetune(arguments: argparse.Namespace) -> None:
         if base is None:
             raise ValueError(f"target {stage.target} needs the teacher beside {arguments.model}: give it with --base")
         refuse_half_whole(handle)
-        try:
-            teacher = open_model(base, weights=arguments.weights).to(team.device).transformer
-        except ModelError as error:
-            raise ModelError(f"{error}; it is the teacher of {arguments.model}: say with --base where it is") from error
-        if manifest is not None and not is_of(teacher, handle.source_hash):
-            raise ValueError(f"{base} is not the teacher of {arguments.model}, whose hash is {handle.source_hash[:12]}")
-        if manifest is not None and (odd := other_constant(teacher, manifest)):
-            raise ValueError(f"{base} is not the teacher of {arguments.model}: {odd}")
+        teacher = pretrained_of(handle, arguments.model, base).to(team.device).transformer
     material = Material(model, arguments.data)
     depends: dict[str, Any] = {"model": tensors_hash(model.transformer.state_dict()), "material": material.identity}
     depends |= {

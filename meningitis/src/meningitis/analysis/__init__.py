@@ -15,7 +15,7 @@ from meningitis.analysis.infected import (
     infection_potential,
 )
 from meningitis.analysis.local import LocalSensitivity, local_sensitivity
-from meningitis.analysis.outcomes import COMPARED, OUTCOMES, outcomes, sampled
+from meningitis.analysis.outcomes import COMPARED, OUTCOMES, outcomes, sampled, unknown
 from meningitis.analysis.prcc import PRCC, prcc
 from meningitis.analysis.profiles import Profiles, profiles
 from meningitis.analysis.sobol import Sobol, sobol
@@ -54,5 +54,6 @@ __all__ = [
     "profiles",
     "sampled",
     "sobol",
+    "unknown",
     "who_thresholds",
 ]

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.optimize import brentq
 
 from meningitis.analysis.outcomes import outcomes
-from meningitis.analysis.runs import Array, checked, filled, solved
+from meningitis.analysis.runs import Array, checked, filled, length, solved
 from meningitis.engine import simulate
 from meningitis.model import Model
 
@@ -56,16 +56,17 @@ def adequacy(
     values: Mapping[str, float],
     p_grid: Sequence[float] = (0.0, 0.001, 0.01, 0.05, 0.1),
     *,
-    days: float = 365.0,
+    scenario: str | None = None,
+    days: float | None = None,
     early_days: float = 28.0,
 ) -> Adequacy:
     """Total infected, cases, deaths and weekly peak by p, at equal phi and with phi rescaled to equal early cases.
 
-    Parameters that `values` leave out are as in the default scenario.
+    Parameters that `values` leave out, and the days, are those of the scenario (None: the default one).
     Raises: ValueError for a model without direct_fraction or a grid that does not begin at 0.
     """
     checked(model, [P, PHI])
-    values = filled(model, values)
+    values, days = filled(model, values, scenario), length(model, days, scenario)
     p = np.asarray(p_grid, dtype=np.float64)
     if p.size == 0 or p[0] != 0:
         raise ValueError("p_grid must begin with 0, which every other value is compared with")

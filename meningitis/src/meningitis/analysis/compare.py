@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import qmc
 
-from meningitis.analysis.outcomes import COMPARED, draw, outcomes, sampled
-from meningitis.analysis.runs import Array, filled, solved
+from meningitis.analysis.outcomes import COMPARED, draw, outcomes, sampled, unknown
+from meningitis.analysis.runs import Array, filled, length, solved
 from meningitis.engine import simulate
 from meningitis.model import Model
 
@@ -24,6 +24,7 @@ OVER = 0.01
 class Comparison:
     """Outcomes (`outcomes.COMPARED`) under a and under b within `days`; averted is a - b (negative: b is worse).
 
+    unknown: why some outcomes are NaN, a sentence each.
     unfinished: which of the two outbreaks are not over by then, those infected being above 1 % of their peak: what is
     averted may be postponed.
     """
@@ -34,6 +35,7 @@ class Comparison:
     deaths_averted: float
     days: float
     unfinished: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
     def frame(self) -> pd.DataFrame:
         """Table outcome, a, b, difference (a - b)."""
@@ -43,16 +45,26 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         averted = {"cases_averted": self.cases_averted, "deaths_averted": self.deaths_averted}
-        return {"a": self.a, "b": self.b, **averted, "days": self.days, "unfinished": list(self.unfinished)}
+        return {"a": self.a, "b": self.b, **averted, "days": self.days} | {
+            "unfinished": list(self.unfinished),
+            "unknown": list(self.unknown),
+        }
 
 
-def compare(model: Model, a: Mapping[str, float], b: Mapping[str, float], *, days: float = 365.0) -> Comparison:
+def compare(
+    model: Model,
+    a: Mapping[str, float],
+    b: Mapping[str, float],
+    *,
+    scenario: str | None = None,
+    days: float | None = None,
+) -> Comparison:
     """Cases and deaths averted by going from parameter set `a` to `b`.
 
-    Parameters that a set leaves out are as in the default scenario.
+    Parameters that a set leaves out, and the days, are those of the scenario (None: the default one).
     Raises: ModelError for unknown names and bad values.
     """
-    a, b = filled(model, a), filled(model, b)
+    a, b, days = filled(model, a, scenario), filled(model, b, scenario), length(model, days, scenario)
     both = {name: np.array([a[name], b[name]]) for name in model.parameter_names}
     found = outcomes(model, both, days=days)
     run = simulate(model, parameters=both, times=np.unique(np.append(np.arange(0.0, days, 7.0), days)), days=days)
@@ -65,6 +77,7 @@ def compare(model: Model, a: Mapping[str, float], b: Mapping[str, float], *, day
         cases_averted=first["cases"] - second["cases"],
         deaths_averted=first["deaths"] - second["deaths"],
         days=days,
+        unknown=unknown(model, both),
         unfinished=tuple(name for name, more in zip("ab", left, strict=True) if more),
     )
 
@@ -110,19 +123,21 @@ def bands(
     n: int = 1000,
     seed: int = 0,
     values: Mapping[str, float] | None = None,
-    days: float = 365.0,
+    scenario: str | None = None,
+    days: float | None = None,
     percentiles: Sequence[float] = PERCENTILES,
     pinned: Collection[str] = (),
 ) -> Bands:
     """Percentile bands of weekly output over n parameter sets from the declared distributions (Latin hypercube).
 
-    Parameters of a single value, and those pinned, stay at `values` (default: defaults). Raises: ValueError where
-    nothing is left to sample, RuntimeError where a trajectory fails.
+    Parameters of a single value, and those pinned, stay at `values`, or as in the scenario (None: the default one),
+    whose days are those of the run by default. Raises: ValueError where nothing is left to sample, RuntimeError where a
+    trajectory fails.
     """
-    names = sampled(model, pinned)
+    names, days = sampled(model, pinned), length(model, days, scenario)
     uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
     times = np.arange(0.0, days + 1e-9, 7.0)
-    samples = draw(model, names, uniform, filled(model, values))
+    samples = draw(model, names, uniform, filled(model, values, scenario))
     run = solved(simulate(model, parameters=samples, times=times, days=days))
     weekly = np.diff(run.cumulative, axis=1, prepend=0.0)
     columns = {name: run.states[:, :, k] for k, name in enumerate(model.state_names)}

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from meningitis.analysis.runs import at_times, crossing_days, filled
-from meningitis.analysis.surveillance import who_thresholds
+from meningitis.analysis.runs import at_times, crossing_days, filled, length
+from meningitis.analysis.surveillance import checked_fraction, who_thresholds
 from meningitis.calendar import DAY, date_of
 from meningitis.model import Model
 from meningitis.symbolic import case_and_carrier, growth, initial_state
@@ -57,12 +57,23 @@ class Events:
 
     attained: the day on which each ratio is; claim: True where that ratio is attained before the epidemic threshold,
     False where after or never, None where the epidemic threshold is never reached, so that the claim says nothing.
+    weeks: how many whole weeks the run has; alert_weeks: numbers of those (from 1) at the alert threshold or above.
     """
 
     events: tuple[Event, ...]
     attained: dict[str, float | None]
     claim: dict[str, bool | None]
     warnings: tuple[str, ...]
+    weeks: int
+    alert_weeks: tuple[int, ...]
+
+    @property
+    def episodes(self) -> tuple[tuple[int, int], ...]:
+        """First and last week of each unbroken row of weeks at the alert threshold or above."""
+        held = set(self.alert_weeks)
+        firsts = [week for week in self.alert_weeks if week - 1 not in held]
+        lasts = [week for week in self.alert_weeks if week + 1 not in held]
+        return tuple(zip(firsts, lasts, strict=True))
 
     def event(self, name: str) -> Event:
         """The named event. Raises: KeyError."""
@@ -74,7 +85,10 @@ class Events:
 
     @property
     def duration(self) -> float | None:
-        """Days from the first week at the alert threshold to the last one; None: none, or not over by the end."""
+        """Days from the first week at the alert threshold to the last one, with those between two episodes.
+
+        None: no such week, or not over by the end.
+        """
         first, over = self.day("alert threshold"), self.day(OVER)
         return None if first is None or over is None else over - first
 
@@ -104,6 +118,9 @@ class Events:
         rows = [asdict(e) | {"date": e.date.isoformat() if e.date else None} for e in self.events]
         return {"events": rows, "claim": self.claim, "claim_text": CLAIM, "warnings": list(self.warnings)} | {
             "duration_days": self.duration,
+            "weeks": self.weeks,
+            "weeks_at_alert": len(self.alert_weeks),
+            "alert_episodes": [list(episode) for episode in self.episodes],
             "outlook": self.outlook().replace({np.nan: None}).to_dict("records"),
         }
 
@@ -131,8 +148,9 @@ def cumulative_cases(model: Model) -> str:
 def events(
     model: Model,
     values: Mapping[str, float],
-    days: float = 365.0,
+    days: float | None = None,
     *,
+    scenario: str | None = None,
     start: dt.date | None = None,
     reporting_fraction: float = 1.0,
 ) -> Events:
@@ -141,12 +159,11 @@ def events(
     The two ratios only where the declaration has a case compartment fed by a carrier compartment, the prevalence peak
     where it has a single case compartment. `reporting_fraction` is how many suspected cases are reported for each of
     the model's: below 1 where some are missed, above it where illness of other causes is suspected too.
-    Parameters that `values` leave out are as in the default scenario.
+    Parameters that `values` leave out, and the days, are those of the scenario (None: the default one).
     Raises: ValueError where it is not above 0 and finite, days are less than a week, or no flow is declared a case.
     """
-    values = filled(model, values)
-    if not 0 < reporting_fraction < np.inf:
-        raise ValueError(f"reporting_fraction is {reporting_fraction}, but must be above 0 and finite")
+    values, days = filled(model, values, scenario), length(model, days, scenario)
+    checked_fraction(reporting_fraction)
     if days < 7:
         raise ValueError(f"days is {days:g}, but weekly incidence needs at least 7")
     suspected = reporting_fraction * weekly(model, values, days)
@@ -187,7 +204,14 @@ def events(
     claim = {
         name: None if epidemic_day is None else day is not None and day < epidemic_day for name, day in crossed.items()
     }
-    return Events(events=tuple(ordered), attained=crossed, claim=claim, warnings=tuple(warnings))
+    return Events(
+        events=tuple(ordered),
+        attained=crossed,
+        claim=claim,
+        warnings=tuple(warnings),
+        weeks=len(suspected),
+        alert_weeks=who.alert_weeks(suspected),
+    )
 
 
 def _ratios(

@@ -15,8 +15,9 @@ from meningitis.model import Model
 def global_sensitivity(
     model: Model,
     values: Mapping[str, float],
-    days: float,
+    days: float | None = None,
     *,
+    scenario: str | None = None,
     lhs: int,
     sobol: int,
     seed: int,
@@ -27,6 +28,7 @@ def global_sensitivity(
     """Tables of PRCC and of Sobol indices with 95 % intervals (Fisher's z; Student's t over scrambles), by outcome
     and parameter, with LaTeX symbols.
 
+    What `values` leave out, and the days, are those of the scenario (None: the default one).
     The outcomes are those of the first `days`; the third of what is returned says in what share of the Latin hypercube
     cases still rise then, so that outbreaks are cut short, and in what share they peak between the first and the last
     week.
@@ -39,11 +41,27 @@ def global_sensitivity(
     ranked = checkpoint / "ranks.npz" if checkpoint else None
     shared = checkpoint / "shares.npz" if checkpoint else None
     correlated = prcc(
-        model, n=lhs, seed=seed, values=values, days=days, pinned=pinned, progress=progress, checkpoint=ranked
+        model,
+        n=lhs,
+        seed=seed,
+        values=values,
+        scenario=scenario,
+        days=days,
+        pinned=pinned,
+        progress=progress,
+        checkpoint=ranked,
     )
     ranks = correlated.frame()
     shares = sobol_indices(
-        model, n=sobol, seed=seed, values=values, days=days, pinned=pinned, progress=progress, checkpoint=shared
+        model,
+        n=sobol,
+        seed=seed,
+        values=values,
+        scenario=scenario,
+        days=days,
+        pinned=pinned,
+        progress=progress,
+        checkpoint=shared,
     ).frame()
     for table in (ranks, shares):
         table.insert(2, "symbol", table["parameter"].map(symbols))

@@ -15,97 +15,105 @@ import sympy as sp
 from numpy.typing import ArrayLike
 from scipy.special import lambertw
 
-from meningitis.analysis.runs import Array, all_solved, swept
+from meningitis.analysis.runs import Array, all_solved, length, swept
 from meningitis.engine import reduce
+from meningitis.engine.ensemble import table
 from meningitis.model import Model
-from meningitis.models import BASIC, GENERALISED
 from meningitis.symbolic import first_integral as first_integral_of
 from meningitis.symbolic.declared import refilled
 
 Values = Mapping[str, ArrayLike]
+quietly = np.errstate(divide="ignore", invalid="ignore")
+"""For functions whose infinite and unknown results say themselves what numpy would warn of."""
 
 
-def infection_potential(values: Values, model: Model | None = None) -> dict[str, Array]:
+def infection_potential(model: Model, values: Values, *, scenario: str | None = None) -> dict[str, Array]:
     """Infections that one person among susceptibles goes on to cause: from S (R0) and each infected compartment.
 
-    `values` holds parameters by name, floats or arrays; `model` is the shipped one that has them where none is given.
-    Raises: ValueError where the model has no first integral.
+    `values` holds parameters by name, numbers, quantities or arrays (n,); what they leave out is as in the scenario
+    (None: the default one), here and below. Infinite where someone infected never leaves.
+    Raises: ValueError where the model has no first integral; ModelError for unknown names and bad values.
     """
-    model = _shipped(values) if model is None else model
-    return _evaluated(model, first_integral_of(model).potential, values)
+    return _evaluated(model, first_integral_of(model).potential, _full(model, values, scenario))
 
 
-def first_integral(values: Values, state: Values, model: Model | None = None) -> Array:
+@quietly
+def first_integral(model: Model, values: Values, state: Values, *, scenario: str | None = None) -> Array:
     """H = ln S - (sum over compartments of potential x persons)/N, constant along every run of the model.
 
     `state` holds persons in S and in the infected compartments, arrays of times or floats.
     """
-    model = _shipped(values) if model is None else model
-    derived = first_integral_of(model)
-    potential = infection_potential(values, model)
-    N = _evaluated(model, {"N": derived.population}, values)["N"]
+    derived, full = first_integral_of(model), _full(model, values, scenario)
+    potential = infection_potential(model, full)
+    N = _evaluated(model, {"N": derived.population}, full)["N"]
     S = np.asarray(state[derived.susceptible], dtype=np.float64)
     return np.asarray(np.log(S) - sum(pot * np.asarray(state[x]) for x, pot in potential.items()) / N)
 
 
-def final_susceptible(values: Values, state: Values, model: Model | None = None) -> Array:
+@quietly
+def final_susceptible(model: Model, values: Values, state: Values, *, scenario: str | None = None) -> Array:
     """Susceptibles left when the outbreak is over, persons, exact, by the principal branch of Lambert's W.
 
-    Where nobody who infects is there at the start, all of them are left.
+    Where nobody who infects is there at the start, all of them are left; NaN where R0 is infinite.
     """
-    model = _shipped(values) if model is None else model
-    derived = first_integral_of(model)
-    potential = infection_potential(values, model)
+    derived, full = first_integral_of(model), _full(model, values, scenario)
+    potential = infection_potential(model, full)
     R0 = potential[derived.susceptible]
-    N = _evaluated(model, {"N": derived.population}, values)["N"]
-    H = first_integral(values, state, model)
+    N = _evaluated(model, {"N": derived.population}, full)["N"]
+    H = first_integral(model, full, state)
     # ln S - R0 S/N = H  =>  S = -N/R0 W(-R0/N exp(H)); W0 (|W| < 1) is the root below the threshold N/R0.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        left = np.real(-N / R0 * lambertw(-R0 / N * np.exp(H), 0))
+    left = np.real(-N / R0 * lambertw(-R0 / N * np.exp(H), 0))
     left = np.where(R0 > 0, left, np.exp(H))
     begun = sum(pot * np.asarray(state[x]) for x, pot in potential.items() if x != derived.susceptible)
     return np.asarray(np.where(begun > 0, left, state[derived.susceptible]))
 
 
-def final_size_exact(values: Values, *, state: Values | None = None, model: Model | None = None) -> Array:
+@quietly
+def final_size_exact(
+    model: Model, values: Values, *, state: Values | None = None, scenario: str | None = None
+) -> Array:
     """Share of the population ever infected, (S0 - S_inf + infected at the start)/N, exact when the outbreak is over.
 
-    `state` overrides the initial condition that `values` describe. Raises: ValueError where the model has no first
-    integral, so that only the integrator can tell.
+    `state` overrides the initial condition that `values` describe; NaN where R0 is infinite.
+    Raises: ValueError where the model has no first integral, so that only the integrator can tell; ModelError for
+    unknown names and bad values.
     """
-    model = _shipped(values) if model is None else model
-    state = starting_state(values, model) if state is None else state
+    full = _full(model, values, scenario)
+    state = starting_state(model, full) if state is None else state
     derived = first_integral_of(model)
-    N = _evaluated(model, {"N": derived.population}, values)["N"]
+    N = _evaluated(model, {"N": derived.population}, full)["N"]
     begun = sum(np.asarray(state[x], dtype=np.float64) for x in derived.potential)
-    return np.asarray((begun - final_susceptible(values, state, model)) / N)
+    return np.asarray((begun - final_susceptible(model, full, state)) / N)
 
 
-def starting_state(values: Values, model: Model | None = None) -> dict[str, Array]:
+def starting_state(model: Model, values: Values, *, scenario: str | None = None) -> dict[str, Array]:
     """Persons in each compartment at the start, as the model declares it."""
-    model = _shipped(values) if model is None else model
-    return _evaluated(model, model.initial_state(), values)
+    return _evaluated(model, model.initial_state(), _full(model, values, scenario))
 
 
-def _shipped(values: Values) -> Model:
-    return GENERALISED if "direct_fraction" in values else BASIC
+def _full(model: Model, values: Values, scenario: str | None) -> dict[str, Array]:
+    """Every parameter as an array (n,), filled, read and refused as everywhere; without axes where no value has any."""
+    full = table(model, scenario, values)
+    single = all(np.ndim(value) == 0 for value in values.values())
+    return {name: full[name].reshape(()) if single else full[name] for name in model.parameter_names}
 
 
-def _evaluated(model: Model, expressions: Mapping[str, sp.Expr], values: Values) -> dict[str, Array]:
-    if not values.keys() >= set(model.parameter_names):
-        values = {**model.values(), **values}
-    arrays = [np.asarray(values[name], dtype=np.float64) for name in model.parameter_names]
-    function = sp.lambdify([model.symbols[name] for name in model.parameter_names], list(expressions.values()), "numpy")
-    shape = np.broadcast_shapes(*(array.shape for array in arrays))
-    return {name: np.broadcast_to(found, shape) for name, found in zip(expressions, function(*arrays), strict=True)}
+@quietly
+def _evaluated(model: Model, expressions: Mapping[str, sp.Expr], full: Mapping[str, Array]) -> dict[str, Array]:
+    function = sp.lambdify([model.symbols[name] for name in full], list(expressions.values()), "numpy")
+    shape = np.broadcast_shapes(*(array.shape for array in full.values()))
+    return {
+        name: np.broadcast_to(found, shape) for name, found in zip(expressions, function(*full.values()), strict=True)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinalSizes:
     """Share of the population ever infected for each parameter set (n,).
 
-    integrated: up to `days`; exact: when the outbreak is over, NaN with a `note` where the model has no exact relation.
-    Where births or a return after infection refill the susceptibles, infections per person (`note` says so).
+    integrated: up to `days`; exact: when the outbreak is over, NaN with a `note` where the model has no exact relation
+    or R0 is infinite. Where births or a return after infection refill the susceptibles, infections per person (`note`
+    says so).
     """
 
     sweep: dict[str, Array]
@@ -128,19 +136,21 @@ def final_sizes(
     values: Mapping[str, float],
     sweep: Mapping[str, Sequence[float]] | None = None,
     *,
-    days: float = 365.0,
+    scenario: str | None = None,
+    days: float | None = None,
 ) -> FinalSizes:
     """Total ever infected for every combination of the swept values (none: `values` alone), of any declared model.
 
-    Parameters that neither `values` nor the sweep gives are as in the default scenario.
+    Parameters that neither `values` nor the sweep gives, and the days, are those of the scenario (None: the default
+    one).
     Raises: ValueError for an unknown parameter or one without values; RuntimeError where a trajectory fails.
     """
-    samples = swept(model, values, sweep)
+    samples, days = swept(model, values, sweep, scenario), length(model, days, scenario)
     found = reduce(model, samples, days=days)
     all_solved(found["status"], samples)
-    N = sum(starting_state(samples, model).values())
+    N = sum(starting_state(model, samples).values())
     try:
-        exact, note = final_size_exact(samples, model=model), ""
+        exact, note = final_size_exact(model, samples), _endless(model, samples)
     except ValueError as error:
         exact, note = np.full_like(N, np.nan), str(error)
     if refilled(model):
@@ -153,6 +163,16 @@ def final_sizes(
         exact=np.asarray(exact),
         note=note,
     )
+
+
+def _endless(model: Model, samples: Mapping[str, Array]) -> str:
+    """Where no exact final size is known, though the model has the relation; empty where all are."""
+    R0 = infection_potential(model, samples)[first_integral_of(model).susceptible]
+    endless, size = int(np.isinf(R0).sum()), R0.size
+    if not endless:
+        return ""
+    where = "" if endless == size else f" in {endless} of {size} parameter sets"
+    return f"R0 is infinite{where}, for someone infected never leaves: there is no exact final size"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +208,12 @@ def ever_infected(
     epsilon: Sequence[float],
     p: Sequence[float] = (0.0,),
     *,
-    days: float = 365.0,
+    scenario: str | None = None,
+    days: float | None = None,
 ) -> EverInfected:
     """Total ever infected over carrier_odds and direct_fraction, by integrator and by the exact relation.
 
+    What `values` leave out, and the days, are those of the scenario (None: the default one).
     A model without direct_fraction (basic) is swept over carrier_odds alone. Raises: ValueError where it is asked for
     other values of p than 0; RuntimeError where a trajectory fails.
     """
@@ -201,12 +223,12 @@ def ever_infected(
         sweep["direct_fraction"] = list(direct)
     elif np.any(direct != 0):
         raise ValueError(f"model {model.name!r} has no direct_fraction; use the generalised model for p other than 0")
-    found = final_sizes(model, values, sweep, days=days)
+    found = final_sizes(model, values, sweep, scenario=scenario, days=days)
     shape = (odds.size, direct.size)
     return EverInfected(
         epsilon=odds,
         p=direct,
-        days=days,
+        days=found.days,
         integrated=found.integrated.reshape(shape),
         exact=found.exact.reshape(shape),
         note=found.note,

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from meningitis.analysis.outcomes import OUTCOMES, outcomes
-from meningitis.analysis.runs import filled
+from meningitis.analysis.runs import filled, length
 from meningitis.model import Model
 from meningitis.symbolic import elasticities, initial_state, moving_rates
 
@@ -46,13 +46,15 @@ class LocalSensitivity:
         return {"indices": self.indices}
 
 
-def local_sensitivity(model: Model, values: Mapping[str, float], *, days: float = 365.0) -> LocalSensitivity:
+def local_sensitivity(
+    model: Model, values: Mapping[str, float], *, scenario: str | None = None, days: float | None = None
+) -> LocalSensitivity:
     """Normalised sensitivity of R0, weekly peak, cases, deaths and total infected to every parameter at `values`.
 
-    Parameters that `values` leave out are as in the default scenario.
+    Parameters that `values` leave out, and the days, are those of the scenario (None: the default one).
     Raises: ModelError for unknown names and bad values.
     """
-    names, values = model.parameter_names, filled(model, values)
+    names, values = model.parameter_names, filled(model, values, scenario)
 
     def begins(name: str, x: float) -> bool:
         return min(initial_state(model, {**values, name: x}).values()) >= 0
@@ -61,7 +63,9 @@ def local_sensitivity(model: Model, values: Mapping[str, float], *, days: float 
     factors = np.ones((2 * len(names) + 1, len(names)))
     for k, (steps, _) in enumerate(stencils):
         factors[2 * k : 2 * k + 2, k] += STEP * steps
-    found = outcomes(model, {name: values[name] * factors[:, k] for k, name in enumerate(names)}, days=days)
+    found = outcomes(
+        model, {name: values[name] * factors[:, k] for k, name in enumerate(names)}, days=length(model, days, scenario)
+    )
     indices = {"R0": dict.fromkeys(names, np.nan) if moving_rates(model) else elasticities(model).evaluate(values)}
     weights = np.array([weights for _, weights in stencils])
     for outcome in OUTCOMES[1:]:

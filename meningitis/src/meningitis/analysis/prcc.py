@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm, qmc, rankdata
 
 from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled, varies
-from meningitis.analysis.runs import Array, filled
+from meningitis.analysis.runs import Array, filled, length
 from meningitis.model import Model
 
 LEVEL = 0.95
@@ -99,13 +99,15 @@ def prcc(
     n: int = 2000,
     seed: int = 0,
     values: Mapping[str, float] | None = None,
-    days: float = 365.0,
+    scenario: str | None = None,
+    days: float | None = None,
     pinned: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> PRCC:
-    """PRCC of `outputs` with every sampled parameter; those of a single value or pinned stay at `values` (or defaults).
+    """PRCC of `outputs` with every sampled parameter; those of a single value or pinned stay at `values`.
 
+    What `values` leave out, and the days, are those of the scenario (None: the default one).
     `peak_week` is correlated over the draws whose weekly peak lies within the run, NaN where these are too few.
 
     `progress` and `checkpoint` are those of `engine.reduce`.
@@ -119,7 +121,8 @@ def prcc(
     if n < len(names) + 5:
         raise ValueError(f"n is {n}, but {len(names)} sampled parameters need at least {len(names) + 5}")
     uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
-    samples = draw(model, names, uniform, filled(model, values))
+    samples = draw(model, names, uniform, filled(model, values, scenario))
+    days = length(model, days, scenario)
     found = outcomes(model, samples, days=days, progress=progress, checkpoint=checkpoint)
     week, cases = found["peak_week"], found["peak_weekly_incidence"] > 0
     peaked = cases & (week > 1) & (week < days // 7)

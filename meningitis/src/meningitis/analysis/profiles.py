@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from meningitis.analysis.runs import Array, columns, solved, swept
+from meningitis.analysis.runs import Array, columns, length, solved, swept
 from meningitis.engine import simulate
 from meningitis.model import Model
 from meningitis.symbolic import growth, thresholds
@@ -59,18 +59,20 @@ def profiles(
     values: Mapping[str, float],
     sweep: Mapping[str, Sequence[float]] | None = None,
     *,
-    days: float = 365.0,
+    scenario: str | None = None,
+    days: float | None = None,
     step: float = 1.0,
 ) -> Profiles:
     """Case-carrier ratios for every combination of the swept parameter values (none: `values` alone).
 
-    Parameters that neither `values` nor the sweep gives are as in the default scenario.
+    Parameters that neither `values` nor the sweep gives, and the days, are those of the scenario (None: the default
+    one).
     Raises: ValueError for an unknown parameter, one without values, or a declaration without thresholds (see
     `symbolic.thresholds`); RuntimeError where a trajectory fails.
     """
     conditions = thresholds(model)
     case, carrier = conditions.case, conditions.carrier
-    samples = swept(model, values, sweep)
+    samples, days = swept(model, values, sweep, scenario), length(model, days, scenario)
     size = next(iter(samples.values())).size
     times = np.unique(np.append(np.arange(0.0, days, step), days))
     run = solved(simulate(model, parameters=samples, times=times, days=days))

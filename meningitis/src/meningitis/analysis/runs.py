@@ -62,12 +62,20 @@ def crossing_days(
     return [crossing.time for crossing in found if crossing.upwards == upwards]
 
 
+def length(model: Model, days: float | None, scenario: str | None = None) -> float:
+    """Days of a run: those given, or the scenario's (None: the default one's)."""
+    return float(model.scenario(scenario).days if days is None else days)
+
+
 def swept(
-    model: Model, values: Mapping[str, float], sweep: Mapping[str, Sequence[float]] | None = None
+    model: Model,
+    values: Mapping[str, float],
+    sweep: Mapping[str, Sequence[float]] | None = None,
+    scenario: str | None = None,
 ) -> dict[str, Array]:
     """Every parameter as one array (n,): all combinations of the swept values, the others as in `values`.
 
-    What neither gives is as in the default scenario; quantities such as '70/year' are read.
+    What neither gives is as in the scenario (None: the default one); quantities such as '70/year' are read.
     Raises: ValueError for an unknown swept parameter or one without values; ModelError as `Model.values` does.
     """
     sweep = dict(sweep or {})
@@ -76,12 +84,12 @@ def swept(
     if empty:
         raise ValueError(f"the sweep over {', '.join(empty)} has no values")
     rows = list(product(*sweep.values()))
-    return table(model, None, {**values, **{name: [row[k] for row in rows] for k, name in enumerate(sweep)}})
+    return table(model, scenario, {**values, **{name: [row[k] for row in rows] for k, name in enumerate(sweep)}})
 
 
-def filled(model: Model, values: Mapping[str, float] | None) -> dict[str, float]:
+def filled(model: Model, values: Mapping[str, float] | None, scenario: str | None = None) -> dict[str, float]:
     """Every parameter's value, filled, read and refused as in `swept`."""
-    return {name: float(column.item()) for name, column in swept(model, values or {}).items()}
+    return {name: float(column.item()) for name, column in swept(model, values or {}, None, scenario).items()}
 
 
 def within(model: Model, name: str, grid: ArrayLike) -> list[float]:

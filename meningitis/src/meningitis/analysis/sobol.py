@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import qmc, sobol_indices, t
 
 from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled, varies
-from meningitis.analysis.runs import Array, filled
+from meningitis.analysis.runs import Array, filled, length
 from meningitis.model import Model
 
 LEVEL = 0.95
@@ -133,23 +133,24 @@ def sobol(
     n: int = 4096,
     seed: int = 0,
     values: Mapping[str, float] | None = None,
-    days: float = 365.0,
+    scenario: str | None = None,
+    days: float | None = None,
     pinned: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Sobol:
     """Sobol indices of R0, weekly peak, its week, cases, deaths and total infected for every sampled parameter.
 
-    Runs n(k + 2) outbreaks for k sampled parameters; the others, and those pinned, stay at `values` (default:
-    defaults). `progress` and `checkpoint` are those of `engine.reduce`.
+    Runs n(k + 2) outbreaks for k sampled parameters; the others, and those pinned, stay at `values` or, with the days,
+    as in the scenario (None: the default one). `progress` and `checkpoint` are those of `engine.reduce`.
     Raises: ValueError where n is not a power of two or nothing is left to sample; RuntimeError where a run fails.
     """
     names = sampled(model, pinned)
-    held = filled(model, values)
+    held, end = filled(model, values, scenario), length(model, days, scenario)
 
     def run(uniform: Array) -> Array:
         samples = draw(model, names, uniform, held)
-        found = outcomes(model, samples, days=days, progress=progress, checkpoint=checkpoint)
+        found = outcomes(model, samples, days=end, progress=progress, checkpoint=checkpoint)
         return np.column_stack([found[name] for name in OUTCOMES])
 
     return sobol_of(run, names, OUTCOMES, n=n, seed=seed)

@@ -45,6 +45,10 @@ class Thresholds:
         weeks = np.flatnonzero(suspected >= self.alert)
         return int(weeks[-1]) + 1 if weeks.size and weeks[-1] + 1 < suspected.size else None
 
+    def alert_weeks(self, suspected: NDArray[np.float64]) -> tuple[int, ...]:
+        """Numbers of the weeks (the first is 1) at the alert threshold or above."""
+        return tuple((np.flatnonzero(suspected >= self.alert) + 1).tolist())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)

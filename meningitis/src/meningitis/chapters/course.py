@@ -15,6 +15,7 @@ from meningitis.chapters.work import KEY, Work
 from meningitis.engine import simulate
 from meningitis.model import Model, Parameter
 from meningitis.notation import Notation
+from meningitis.printed import weeks_text
 from meningitis.report import figures
 
 FACTORS = {"transmission_rate": (0.7, 1.0, 1.3), "carrier_odds": (0.5, 1.0, 1.5)}
@@ -43,7 +44,7 @@ def course(work: Work) -> None:
                     "cases": found["cases"],
                     "deaths": found["deaths"],
                     "ever_infected_%": 100 * found["ever_infected"] / N,
-                    "weeks_above_alert": _weeks_above_alert(work, model, values, days),
+                    **_alert(work, model, values, days),
                 }
             )
             curves[scenario.name] = weeks / N * 1e5
@@ -60,15 +61,19 @@ def course(work: Work) -> None:
     work.results["course"] = table.to_dict("records")
     heads = (
         "model", "scenario", "season", "highest week per 100,000", "week of the peak", "cases", "deaths",
-        "ever infected (%)", "weeks above alert",
+        "ever infected (%)", "weeks at or above alert", "which weeks",
     )  # fmt: skip
     work.report.table(
         "course",
         table,
         f"Totals by scenario, over its whole length. {_seasons(work)}A dash for the week of the peak: the last "
-        "week is the highest, or nobody falls ill; for the weeks above alert: none, or not over by the end.",
+        "week is the highest, or nobody falls ill; for the weeks at or above alert: none. Weeks are numbered from 1; "
+        "those between two episodes do not count.",
         table.set_axis(list(heads), axis="columns"),
     )
+    told = [words for model in work.models for words in analysis.unknown(model, work.values(model))]
+    for sentence in dict.fromkeys(told):
+        work.report.text(f"A dash for what is not known: {sentence}.")
 
 
 def _reported(work: Work) -> str:
@@ -90,11 +95,14 @@ def _has_cases(model: Model) -> bool:
     return any(flow.case for flow in model.flows)
 
 
-def _weeks_above_alert(work: Work, model: Model, values: dict[str, float], days: float) -> int | None:
+def _alert(work: Work, model: Model, values: dict[str, float], days: float) -> dict[str, Any]:
+    """How many weeks are at the alert threshold or above, and which, one episode after another."""
     if not _has_cases(model):
-        return None
-    duration = analysis.events(model, values, days, reporting_fraction=work.reporting_fraction).duration
-    return None if duration is None else round(duration / 7)
+        return {"weeks_above_alert": None, "alert_episodes": None}
+    found = analysis.events(model, values, days, reporting_fraction=work.reporting_fraction)
+    if not found.alert_weeks:
+        return {"weeks_above_alert": None, "alert_episodes": None}
+    return {"weeks_above_alert": len(found.alert_weeks), "alert_episodes": weeks_text(found.episodes)}
 
 
 def ratios(work: Work) -> None:

@@ -158,7 +158,7 @@ def _critical(work: Work, model: Model, values: dict[str, float]) -> None:
     work.results["control"] = facts.to_dict()
     coverage = f"at least {_minimum(facts.coverage)}" if facts.coverage is not None else "more than everyone"
     share = 1.0 if facts.susceptible is None else facts.susceptible
-    name = NUMBERS[symbolic.reproduction_name(model)]
+    name = NUMBERS[symbolic.reproduction_name(model, values)]
     carriage = symbolic.case_and_carrier(model) is not None
     against = "acquiring carriage" if carriage else "being infected"
     needed = (
@@ -220,7 +220,8 @@ def _averted(work: Work, model: Model, values: dict[str, float]) -> None:
     lowest = model.parameter(lever).bounds[0]
     other = {**values, lever: max(0.8 * values[lever], lowest)}
     found = analysis.compare(model, values, other, days=days)
-    reproduction = NUMBERS[symbolic.reproduction_name(model)]
+    names = {symbolic.reproduction_name(model, each) for each in (values, other)}
+    reproduction = NUMBERS["R_c" if "R_c" in names else "R0"]
     changed = "lowered by a fifth" if other[lever] > lowest else f"lowered to the end of its bounds, {lowest:g}"
     work.results["compare"] = found.to_dict()
     work.report.table(

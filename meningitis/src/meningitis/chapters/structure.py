@@ -137,7 +137,11 @@ def thresholds(work: Work) -> None:
 
 
 def _controlled(work: Work) -> str:
-    names = [model.name for model in work.models if symbolic.reproduction_name(model) == "R_c"]
+    names = [
+        model.name
+        for model in work.models
+        if any(symbolic.reproduction_name(model, work.values(model, s)) == "R_c" for s in work.scenarios(model))
+    ]
     if not names:
         return " (or as they stand where flows without infection balance)"
     return (
@@ -147,7 +151,7 @@ def _controlled(work: Work) -> str:
 
 
 def _formulas(work: Work, model: Model) -> dict[str, Any]:
-    derived = symbolic.next_generation(model)
+    derived = symbolic.next_generation(model, zeros=symbolic.zeros_at(model, work.values(model)))
     write = Notation(model, {symbolic.SHARE: "s", sp.Symbol("r"): "r"})
     expressions: dict[str, Any] = {"F": derived.F, "V": derived.V}
     if derived.r0 is not None:
@@ -168,7 +172,7 @@ def _formulas(work: Work, model: Model) -> dict[str, Any]:
     if derived.r0 is not None:
         inverse = "<msup><mi>V</mi><mrow><mo>−</mo><mn>1</mn></mrow></msup>"
         rows.append((f"<mi>K</mi><mo>=</mo><mi>F</mi>{inverse}", write.math(short["K"])))
-        below = "<mn>0</mn>" if symbolic.reproduction_name(model) == "R0" else "<mi>c</mi>"
+        below = "<mn>0</mn>" if symbolic.reproduction_name(model, work.values(model)) == "R0" else "<mi>c</mi>"
         rows.append((f"<msub><mi>R</mi>{below}</msub>", write.math(short["R0"])))
     rows += [(write.math(symbol), write.math(rate)) for symbol, rate in rates.items()]
     work.report.formulas(

@@ -16,9 +16,10 @@ from typing import Any
 import sympy
 from sympy.printing.pycode import PythonCodePrinter
 
+from meningitis.engine.kinks import kinks
 from meningitis.engine.system import System
 from meningitis.engine.tableau import ERROR, INTERPOLANT, A, C
-from meningitis.engine.template import TEMPLATE
+from meningitis.engine.template import FIRST_STOP, STOPS, TEMPLATE
 
 LANES = 8
 """Trajectories that advance together."""
@@ -33,6 +34,10 @@ SCALARS = ("TIME", "AFTER", "STEP", "NEXT", "DUE", "PAST", "ROOM", "ERROR", "LOW
 """Rows of one number: start and end of the step, its size and the next one's, the next output time, the last error's
 part in the next step and how far that may grow (both as powers of two), the error, the lowest state, and whether the
 lane is in use, its attempts, whether the step was taken, whether something rare follows from it."""
+
+
+STOPPING = ("STOP", "STOPPED")
+"""Rows of one number where rates have corners: the time of the next one, and how many are past."""
 
 
 class _Printer(PythonCodePrinter):
@@ -126,6 +131,7 @@ def generate(system: System, lanes: int = LANES, *, parallel: bool = True) -> st
         watched=system.watched,
         nonnegative=system.nonnegative,
         lanes=lanes,
+        stopping=bool(kinks(system).times),
     )
     parts = {
         "LANES": lanes,
@@ -149,6 +155,8 @@ def generate(system: System, lanes: int = LANES, *, parallel: bool = True) -> st
         "commit": body.commit(),
         "interpolate": body.interpolate(),
         "peak": body.peak(),
+        "first_stop": FIRST_STOP if body.stopping else "",
+        "stops": STOPS if body.stopping else "",
     }
     text = TEMPLATE
     for name, value in parts.items():
@@ -183,6 +191,7 @@ class _Body:
     watched: Sequence[int]
     nonnegative: bool
     lanes: int
+    stopping: bool
 
     @property
     def components(self) -> int:
@@ -196,7 +205,8 @@ class _Body:
         """Assign the first row of each group, and the number of rows."""
         m, k = self.components, len(self.slopes)
         sizes = {"NEW": m, "K": 7 * k, "AT": m, "P": self.parameters, "HOISTED": len(self.hoisted)}
-        sizes |= dict.fromkeys(SCALARS, 1) | {"PEAK": 2 * len(self.watched)}
+        sizes |= dict.fromkeys((*SCALARS, *(STOPPING if self.stopping else ())), 1)
+        sizes |= {"PEAK": 2 * len(self.watched)}
         starts = accumulate(sizes.values(), initial=0)
         return "\n".join(f"{name} = {start}" for name, start in zip((*sizes, "ROWS"), starts, strict=True))
 

@@ -13,6 +13,7 @@ import sympy
 from numpy.typing import ArrayLike, NDArray
 
 from meningitis.engine.compile import kernel
+from meningitis.engine.kinks import kink_times, kinks
 from meningitis.engine.reference import solve_scipy
 from meningitis.engine.status import Status
 from meningitis.engine.system import System, of_expressions, of_model
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 MAX_STEPS = 20_000
+MOVING_STEP = 1.0
+"""Days: the longest step of a model whose rates change with time, other than at corners, and that declares none; and
+of scipy's methods where there are corners."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +103,9 @@ def simulate(
 
     `parameters` are values or (n,) arrays on top of the scenario's; `times` are output days (weekly and the last day
     by default); `atol` is in persons; `reference` names a scipy method (DOP853, Radau, LSODA, ...) instead of the
-    kernel; `max_step` (days; the declaration's by default, and none where it has none) is for rates that depend on
-    time: while nothing happens, steps grow longer than a pulse.
+    kernel; `max_step` (days; by default the declaration's or, where it has none, a day where rates depend on time)
+    keeps steps from growing longer than a pulse while nothing happens. The kernel ends a step at each corner of min,
+    max and abs of what is linear in time and else of parameters; where time is nowhere else, steps have no bound.
     A set's numbers do not depend on the other sets, their order or the threads.
     A start below zero is refused in single values of some of the parameters. In arrays, or where every parameter is
     given, its set alone fails, as any set may: NaN, status NEGATIVE, a sentence in `failures` and no warning.
@@ -111,6 +116,10 @@ def simulate(
     if times is None:
         times = np.unique(np.append(np.arange(0.0, end, 7.0), end))
     values = table(model, scenario, parameters)
+    if max_step is None:
+        max_step = longest_step(model)
+        if model.max_step is None and math.isfinite(max_step):  # nobody asked for these
+            max_steps += math.ceil(end / max_step)
     return run(
         of_model(model),
         {name: values[name] for name in model.parameter_names},
@@ -123,7 +132,7 @@ def simulate(
         reference=reference,
         threads=threads,
         max_steps=max_steps,
-        max_step=longest_step(model) if max_step is None else max_step,
+        max_step=max_step,
     )
 
 
@@ -142,7 +151,7 @@ def solve_ode(
 ) -> Ensemble:
     """Solve state' = expression from t = 0 for any system; text goes through the safe grammar, `t` is time.
 
-    `initial` and `parameters` are values or (n,) arrays; `max_step` (t) as in `simulate`.
+    `initial` and `parameters` are values or (n,) arrays; `max_step` (t) as in `simulate`, but none by default.
     Raises ValueError (GrammarError for text), also for a name that would stand for two things.
     """
     parameters = dict(parameters or {})
@@ -177,8 +186,10 @@ def run_length(model: Model, scenario: str | None, days: float | None) -> float:
 
 
 def longest_step(model: Model) -> float:
-    """The declaration's `max_step` in days; infinite where it has none."""
-    return math.inf if model.max_step is None else model.max_step
+    """The declaration's `max_step` in days; where it has none, a day if rates change with time, else infinite."""
+    if model.max_step is not None:
+        return model.max_step
+    return MOVING_STEP if kinks(of_model(model)).bounded else math.inf
 
 
 def table(model: Model, scenario: str | None, parameters: Mapping[str, ArrayLike] | None) -> dict[str, Array]:
@@ -262,17 +273,20 @@ def run(
     peaks = np.empty((n, len(system.watched), 2))
     status = np.zeros(n, dtype=np.int64)
     steps = np.zeros(n, dtype=np.int64)
+    # scipy's methods know of no corners.
+    bounded = min(max_step, MOVING_STEP) if kinks(system).times else max_step
     if reference is not None:
         out.fill(np.nan)
         peaks.fill(np.nan)
-        solve_scipy(system, sets, at, end, reference, rtol, atol, out, peaks, status, steps, range(n), max_step)
+        solve_scipy(system, sets, at, end, reference, rtol, atol, out, peaks, status, steps, range(n), bounded)
     else:
-        given = (sets, at, end, rtol, atol, max_steps, float(max_step), out, peaks, status, steps)
+        begun = np.hstack([sets, kink_times(system, sets, end)]) if kinks(system).times else sets
+        given = (begun, at, end, rtol, atol, max_steps, float(max_step), out, peaks, status, steps)
         _on_threads(threads, system, given)
         stiff = np.flatnonzero((status == Status.TOO_MANY_STEPS) | (status == Status.STEP_TOO_SMALL))
         if stiff.size:
             kept = status[stiff].copy()
-            solve_scipy(system, sets, at, end, "Radau", rtol, atol, out, peaks, status, steps, stiff, max_step)
+            solve_scipy(system, sets, at, end, "Radau", rtol, atol, out, peaks, status, steps, stiff, bounded)
             status[stiff] = np.where(status[stiff] == Status.OK, Status.FALLBACK, kept)
     states = len(system.rhs)
     return Ensemble(

@@ -57,10 +57,10 @@ def reduce(
     if not n:
         raise ValueError("there are no parameter sets to run: an array of values is empty")
     end = run_length(model, scenario, days)
-    max_step = longest_step(model) if max_step is None else max_step
     times = np.unique(np.append(np.arange(0.0, end, 7.0), end))
     path = Path(checkpoint) if checkpoint is not None else None
-    key = _key(model, values, end, rtol, atol, max_steps, max_step) if path else ""
+    longest = longest_step(model) if max_step is None else max_step
+    key = _key(model, values, end, rtol, atol, max_steps, longest) if path else ""
     results, done = _resume(path, key, n) if path else ({}, 0)
     saved, when = done, time.monotonic()
     try:

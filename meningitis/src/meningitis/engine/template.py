@@ -149,7 +149,7 @@ def load(b, l, g, sets, times, end, rtol, atol, limit, out, pointer):
     h = 0.01 * math.sqrt(d0 / d1) if d0 > 1e-10 and d1 > 1e-10 else 1e-6
     # A component that starts at zero has atol for its scale and would ask for an absurdly small first step.
     b[NEXT * W + l] = min(max(h, 1e-3 * rtol ** 0.2), end, limit) if h == h else 1e-6
-    b[AFTER * W + l] = 0.0
+<<first_stop>>    b[AFTER * W + l] = 0.0
     b[PAST * W + l] = 0.0
     b[ROOM * W + l] = LOG_MOST
     b[TRIES * W + l] = 0.0
@@ -225,7 +225,7 @@ def task(sets, first, last, times, end, rtol, atol, most, limit, out, peaks, sta
         g = owner[l] + 1
     while busy > 0:
         advance(b, end, rtol, atol, float(most), limit)
-        count = 0
+<<stops>>        count = 0
         rare = 0.0
         for l in range(W):
             waiting[count] = l
@@ -273,3 +273,20 @@ def solve(sets, times, end, rtol, atol, most, limit, out, peaks, status, steps):
         first, last = j * n // tasks, (j + 1) * n // tasks
         task(sets, first, last, times, end, rtol, atol, most, limit, out, peaks, status, steps)
 '''
+
+FIRST_STOP = """\
+    b[STOPPED * W + l] = 0.0
+    b[STOP * W + l] = sets[g, NP]  # times of corners stand behind the parameters
+    b[NEXT * W + l] = min(b[NEXT * W + l], sets[g, NP])
+"""
+
+STOPS = """\
+        for l in range(W):  # a step ends at each corner of the rates
+            if owner[l] >= last:
+                continue
+            while b[AFTER * W + l] >= b[STOP * W + l] * (1.0 - 1e-12):
+                b[STOPPED * W + l] += 1.0
+                b[STOP * W + l] = sets[owner[l], NP + int(b[STOPPED * W + l])]
+            if b[AFTER * W + l] + 1.01 * b[NEXT * W + l] >= b[STOP * W + l]:
+                b[NEXT * W + l] = b[STOP * W + l] - b[AFTER * W + l]
+"""

@@ -23,7 +23,11 @@ NUMBER = re.compile(r"[−+]?[\d.,]+(e[−+]?\d+)?|[–·]|−?∞|≈ 0")
 
 
 def plain(value: Any) -> Any:
-    """The same data for JSON: arrays to lists, dates to ISO text, numbers that JSON lacks to None."""
+    """The same data for JSON: arrays to lists, dates to ISO text, what is not known (NaN) to None.
+
+    Infinite numbers, which JSON lacks, become the texts "Infinity" and "-Infinity", as protobuf writes them: JavaScript
+    and Python read both back as numbers.
+    """
     if hasattr(value, "to_dict") and not hasattr(value, "columns"):
         value = value.to_dict()
     if isinstance(value, dict):
@@ -35,7 +39,7 @@ def plain(value: Any) -> Any:
     if hasattr(value, "isoformat"):
         return value.isoformat()
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return str(value)

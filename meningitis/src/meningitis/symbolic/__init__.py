@@ -2,6 +2,7 @@
 
 from meningitis.symbolic.control import Control, control, critical_value
 from meningitis.symbolic.declared import completed, moving_rates, timed_rates
+from meningitis.symbolic.diseasefree import zeros_at
 from meningitis.symbolic.effective import (
     effective_r,
     effective_r_numeric,
@@ -17,6 +18,7 @@ from meningitis.symbolic.nextgen import (
     NextGeneration,
     NumericR0,
     next_generation,
+    nobody_left,
     r0,
     r0_numeric,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "moving_rates",
     "next_generation",
     "no_thresholds",
+    "nobody_left",
     "only_while_few",
     "r0",
     "r0_numeric",
@@ -55,4 +58,5 @@ __all__ = [
     "reproduction_name",
     "thresholds",
     "timed_rates",
+    "zeros_at",
 ]

@@ -15,10 +15,21 @@ from numpy.typing import NDArray
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
 from meningitis.symbolic.declared import completed, drained_states, uninfected_states
+from meningitis.symbolic.diseasefree import settling_parameters, zeros_at
+from meningitis.symbolic.effective import reproduction_name
 from meningitis.symbolic.limits import tidy
-from meningitis.symbolic.nextgen import disease_free_at, infection_matrices, next_generation, r0_numeric
+from meningitis.symbolic.nextgen import (
+    disease_free_at,
+    infection_matrices,
+    next_generation,
+    nobody_left,
+    r0_everyone_susceptible,
+    r0_numeric,
+)
 
 GRID = 200
+ROOT = 1e-6
+"""How far from 1 R0 may be at a root: where it jumps past 1, no value of the parameter gives 1."""
 Floats = NDArray[np.float64]
 
 
@@ -31,8 +42,10 @@ class Control:
     already immune included (0 where that is below 0); both None where R is not in proportion to a single susceptible
     compartment (`reason` says so); coverage: share to vaccinate at `efficacy` against infection, which here is to
     acquire carriage (a vaccine that prevents illness alone leaves R0 as it is), were nobody immune yet, None where even
-    everyone would not do or herd_immunity is None; critical: by parameter, the value nearest to the present one at
-    which R0 = 1 with all others fixed, in its own unit (rates per day), None where none lies within its bounds.
+    everyone would not do or herd_immunity is None; r0_susceptible: R0 were everyone susceptible, where the disease-free
+    state leaves nobody so (`r0` is then 0 and tells of no outbreak), elsewhere None; critical: by parameter, the value
+    nearest to the present one at which R0 = 1 with all others fixed, in its own unit (rates per day), None where none
+    lies within its bounds.
     """
 
     r0: float
@@ -42,6 +55,7 @@ class Control:
     coverage: float | None
     critical: dict[str, float | None]
     reason: str = ""
+    r0_susceptible: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -65,12 +79,18 @@ def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0)
     numeric = r0_numeric(model)
     reproduction = float(numeric(values))
     reason = "R0 is not known at these values" if np.isnan(reproduction) else _no_single_share(model)
-    susceptible, needed, coverage = None, None, None
+    susceptible, needed, coverage, everyone = None, None, None, None
+    if not reason and bool(nobody_left(model, values)):
+        everyone = r0_everyone_susceptible(model, values)
+        reason = (
+            f"no immune share is given, for {reproduction_name(model, values)} is 0 only because nobody stays "
+            f"susceptible however slowly they leave: R0 with everyone susceptible is {everyone:.4g}"
+        )
     if not reason:
         susceptible = _susceptible(model, values)
         needed = max(0.0, 1 - susceptible / reproduction) if reproduction > 0 else 0.0
         coverage = needed / efficacy if needed <= efficacy else None
-    solved = bool(next_generation(model).disease_free)
+    solved = bool(next_generation(model, zeros=zeros_at(model, values)).disease_free)
     if not solved:  # each of some hundred trial values would need a disease-free state of its own
         words = "the values at which R0 = 1 are not sought where the disease-free state is numeric"
         reason = f"{reason}; {words}" if reason else words
@@ -82,6 +102,7 @@ def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0)
         coverage=coverage,
         critical={p.name: critical_value(model, values, p.name) if solved else None for p in model.parameters},
         reason=reason,
+        r0_susceptible=everyone,
     )
 
 
@@ -122,16 +143,23 @@ def critical_value(model: Model, values: Mapping[str, float], name: str) -> floa
     linear = np.linspace(low, high, GRID)
     bottom = max(low, 1e-9 * high)
     grid = np.unique(np.concatenate([linear, np.geomspace(bottom, high, GRID), [present]]))
+    if name in settling_parameters(model) and present > 0:
+        grid = grid[grid > 0]  # where a flow stops, R0 has symbols of its own, which take a second
     with np.errstate(divide="ignore", invalid="ignore"):
         excess = numeric({**values, name: grid}) - 1
     finite = np.isfinite(excess)
     if not finite.any():  # R0 is infinite whatever this parameter is
         return None
     grid, excess = grid[finite], excess[finite]
+
+    def beyond(x: float | Floats) -> Floats:
+        return numeric({**values, name: x}) - 1
+
     crossings = [
-        _root(lambda x: numeric({**values, name: x}) - 1, float(grid[k]), float(grid[k + 1]))
+        _root(beyond, float(grid[k]), float(grid[k + 1]))
         for k in np.flatnonzero(np.sign(excess[:-1]) * np.sign(excess[1:]) < 0)
     ]
+    crossings = [x for x in crossings if abs(float(beyond(x))) < ROOT]
     crossings += [float(x) for x in grid[(excess == 0) & (np.ptp(excess) > 0)]]
     return min(crossings, key=lambda x: abs(x - present), default=None)
 

@@ -74,6 +74,14 @@ def refilled(model: Model) -> bool:
     return any(flow.target in drained for flow in model.flows)
 
 
+def uncounted_text(model: Model) -> str:
+    """That cases, deaths or both are not counted, as a sentence; empty where they are."""
+    if not model.uncounted:
+        return ""
+    flags = " or ".join({"cases": "a case", "deaths": "a death"}[name] for name in model.uncounted)
+    return f"no flow of model {model.name!r} is declared {flags}: {' and '.join(model.uncounted)} are not counted"
+
+
 def infects(model: Model, name: str) -> bool:
     """Whether those in infected compartment `name` cause new infections, few being infected."""
     nobody = {model.symbols[other]: 0 for other in infected_states(model)}

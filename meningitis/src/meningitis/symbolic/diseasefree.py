@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from meningitis.model import TIME, Flow, Model
 from meningitis.symbolic.caching import by_model
-from meningitis.symbolic.declared import drained_states, uninfected_states
+from meningitis.symbolic.declared import completed, drained_states, uninfected_states
 from meningitis.symbolic.limits import TimeLimit, tidy, time_limit
 
 SETTLED = 1e6  # days after which a population without disease has settled
@@ -23,22 +23,24 @@ STILL = 1e-9
 """Persons per day, for each person there, that count as standing still."""
 
 
-def disease_free_state(model: Model, *, seconds: float) -> dict[str, sp.Expr]:
-    """The disease-free state as expressions of the parameters.
+def disease_free_state(model: Model, *, seconds: float, zeros: tuple[str, ...] = ()) -> dict[str, sp.Expr]:
+    """The disease-free state as expressions of the parameters, of which those named in `zeros` are 0.
 
+    Symbols stand for positive numbers: where a flow stops, at a rate of 0, another state may be the one that lasts.
     Everyone susceptible, where that lasts or where what moves people without infection depends on time; where flows
     without infection move people, the state in which those flows balance, each set of compartments that they connect
     keeping its total unless people enter or leave it.
     Raises: ValueError where the solution is not single or takes longer than `seconds`; `settled_state` then answers.
     """
-    begun, rates = everyone_susceptible(model), _rates(model)
+    begun, rates = everyone_susceptible(model, zeros), _rates(model, zeros)
     if any(model.symbols[TIME] in rate.free_symbols for rate in rates.values()):
         return begun  # a dated campaign, say: the state is that of the start
     at = {model.symbols[name]: value for name, value in begun.items()}
     if all(tidy(rate.subs(at)).is_zero for rate in rates.values()):
         return begun
     equations = dict(rates)
-    for members in _kept_together(model):  # their rates add up to nothing, so that their total takes the place of one
+    for members in _kept_together(model, zeros):
+        # Their rates add up to nothing, so that their total takes the place of one.
         equations[members[0]] = sum((model.symbols[name] - begun[name] for name in members), sp.Integer(0))
     unknowns = [model.symbols[name] for name in rates]
     try:
@@ -85,6 +87,17 @@ def settling_parameters(model: Model) -> tuple[str, ...]:
     return _without_infection(model).parameters
 
 
+def zeros_at(model: Model, values: Mapping[str, float]) -> tuple[str, ...]:
+    """Names of the parameters that the settled state depends on and that are 0 at `values`, in declared order."""
+    values = completed(model, values)
+    return tuple(name for name in settling_parameters(model) if values[name] == 0)
+
+
+def nil(model: Model, zeros: tuple[str, ...]) -> dict[sp.Symbol, sp.Expr]:
+    """The parameters that are 0, to be replaced in an expression all at once (`xreplace`)."""
+    return {model.symbols[name]: sp.Integer(0) for name in zeros}
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Course:
     """Rates of the `moving` compartments without infection and the state to begin with, over `parameters`."""
@@ -114,13 +127,14 @@ def still(rates: ArrayLike, people: ArrayLike) -> bool:
     return bool(np.abs(rates).max() <= STILL * max(1.0, np.abs(people).max()))
 
 
-def everyone_susceptible(model: Model) -> dict[str, sp.Expr]:
+def everyone_susceptible(model: Model, zeros: tuple[str, ...] = ()) -> dict[str, sp.Expr]:
     """Each set of compartments that flows connect with its total in those that new infections drain.
 
     There people stand in the proportions of the initial state (in the first where it leaves all of them empty). A set
     without any such compartment stands as at the start, less its infected and dead.
     """
-    initial, uninfected = model.initial_state(), uninfected_states(model)
+    initial = {name: people.xreplace(nil(model, zeros)) for name, people in model.initial_state().items()}
+    uninfected = uninfected_states(model)
     drained = drained_states(model)
     state: dict[str, sp.Expr] = dict.fromkeys(model.state_names, sp.Integer(0))
     for group in _connected(model.state_names, model.flows):
@@ -136,35 +150,37 @@ def everyone_susceptible(model: Model) -> dict[str, sp.Expr]:
     return state
 
 
-def flows_without_infection(model: Model) -> tuple[dict[Flow, sp.Expr], dict[Flow, sp.Expr]]:
+def flows_without_infection(
+    model: Model, zeros: tuple[str, ...] = ()
+) -> tuple[dict[Flow, sp.Expr], dict[Flow, sp.Expr]]:
     """The flows that go on where nobody is infected or dead, with their rates: those that leave it so, and the others.
 
     The others lead to or from infected compartments, so that no state stays without infection.
     """
     absent = {model.symbols[c.name]: 0 for c in model.compartments if c.infected or c.dead}
     infected = {c.name for c in model.compartments if c.infected}
-    rates = {flow: model.flow_rates()[flow.name].subs(absent) for flow in model.flows}
+    rates = {flow: model.flow_rates()[flow.name].xreplace(nil(model, zeros)).subs(absent) for flow in model.flows}
     going = {flow: rate for flow, rate in rates.items() if not rate.is_zero}
     moving = {flow: rate for flow, rate in going.items() if not {flow.source, flow.target} & infected}
     return moving, {flow: rate for flow, rate in going.items() if flow not in moving}
 
 
-def _rates(model: Model) -> dict[str, sp.Expr]:
+def _rates(model: Model, zeros: tuple[str, ...] = ()) -> dict[str, sp.Expr]:
     """Rate of change of each uninfected compartment without infection, persons per day."""
     found: dict[str, sp.Expr] = dict.fromkeys(uninfected_states(model), sp.Integer(0))
-    for flow, rate in flows_without_infection(model)[0].items():
+    for flow, rate in flows_without_infection(model, zeros)[0].items():
         for end, sign in ((flow.source, -1), (flow.target, 1)):
             if end in found:
                 found[end] += sign * rate
     return found
 
 
-def _kept_together(model: Model) -> list[list[str]]:
+def _kept_together(model: Model, zeros: tuple[str, ...]) -> list[list[str]]:
     """Sets of uninfected compartments that people without infection move between and that keep their total.
 
     That is where nobody enters or leaves, or births make up for deaths.
     """
-    rates, moving = _rates(model), flows_without_infection(model)[0]
+    rates, moving = _rates(model, zeros), flows_without_infection(model, zeros)[0]
     groups = [[name for name in rates if name in group] for group in _connected(tuple(rates), moving)]
     return [group for group in groups if tidy(sum((rates[name] for name in group), sp.Integer(0))).is_zero]
 

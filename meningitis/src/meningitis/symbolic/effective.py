@@ -17,7 +17,7 @@ from meningitis.symbolic.declared import (
     moving_rates,
     uninfected_states,
 )
-from meningitis.symbolic.diseasefree import everyone_susceptible, flows_without_infection
+from meningitis.symbolic.diseasefree import everyone_susceptible, flows_without_infection, zeros_at
 from meningitis.symbolic.force import linear_force
 from meningitis.symbolic.limits import tidy
 from meningitis.symbolic.nextgen import (
@@ -27,8 +27,8 @@ from meningitis.symbolic.nextgen import (
     infection_matrices,
     next_generation,
     over_arrays,
-    radius_within,
 )
+from meningitis.symbolic.radius import radius_within
 
 
 def effective_r(model: Model) -> sp.Expr:
@@ -70,19 +70,24 @@ def only_while_few(model: Model) -> bool:
     return False
 
 
-@by_model
-def reproduction_name(model: Model) -> str:
+def reproduction_name(model: Model, values: Mapping[str, float] | None = None) -> str:
     """What R0 is called: "R_c" where flows without infection, such as vaccination, make people immune, else "R0".
 
     The disease-free state is then not everyone susceptible, and R0 the control reproduction number of that state.
+    A flow whose rate is 0 at `values` (None: all parameters are positive) makes nobody immune.
     """
+    return _name(model, zeros=() if values is None else zeros_at(model, values))
+
+
+@by_model
+def _name(model: Model, *, zeros: tuple[str, ...]) -> str:
     if moving_rates(model):
         return "R0"
-    free, begun = next_generation(model).disease_free, everyone_susceptible(model)
+    free, begun = next_generation(model, zeros=zeros).disease_free, everyone_susceptible(model, zeros)
     immune = [name for name in uninfected_states(model) if name not in drained_states(model) and begun[name] == 0]
     if free:
         return "R_c" if any(free[name] != 0 for name in immune) else "R0"
-    return "R_c" if any(flow.target in immune for flow in flows_without_infection(model)[0]) else "R0"
+    return "R_c" if any(flow.target in immune for flow in flows_without_infection(model, zeros)[0]) else "R0"
 
 
 def _matrices(model: Model) -> tuple[sp.Matrix, sp.Matrix]:

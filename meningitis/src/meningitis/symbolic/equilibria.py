@@ -14,6 +14,7 @@ from meningitis.symbolic.declared import completed, infected_states, refilled, r
 from meningitis.symbolic.diseasefree import flows_without_infection, still
 from meningitis.symbolic.growth import initial_state
 from meningitis.symbolic.nextgen import disease_free_at
+from meningitis.symbolic.numbers import at_values
 
 LONG = 1e6  # days: enough for a model with births to settle before the root is polished
 
@@ -69,11 +70,11 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
     values = completed(model, values)
     gone = [c.name for c in model.compartments if c.dead and not c.infected]
     names = [name for name in model.state_names if name not in gone]
-    at = {model.symbols[name]: values[name] for name in model.parameter_names}
-    at |= {model.symbols[name]: 0 for name in gone}  # as at the disease-free equilibrium
+    at = at_values(model, {name: values[name] for name in model.parameter_names})
+    at |= {model.symbols[name]: sp.Integer(0) for name in gone}  # as at the disease-free equilibrium
     symbols = [model.symbols[name] for name in names]
     rhs = model.rhs()
-    field = sp.Matrix([rhs[name].subs(at) for name in names])
+    field = sp.Matrix([rhs[name].xreplace(at) for name in names])
     rates = sp.lambdify([symbols], list(field), "numpy")
     jacobian = sp.lambdify([symbols], field.jacobian(symbols), "numpy")
     free = disease_free_at(model, values)

@@ -11,10 +11,11 @@ import sympy as sp
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
-from meningitis.symbolic.declared import infected_states, new_infections
-from meningitis.symbolic.force import linear_force, same, without_name
+from meningitis.symbolic.declared import infected_states
+from meningitis.symbolic.force import linear_force, without_name
 from meningitis.symbolic.limits import TimeLimit, time_limit
-from meningitis.symbolic.nextgen import SYMBOLIC_SECONDS, short_form
+from meningitis.symbolic.nextgen import SYMBOLIC_SECONDS
+from meningitis.symbolic.radius import short_form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,6 @@ def _derived(model: Model) -> FirstIntegral:
         raise ValueError(f"{without}: {susceptible} has other flows than infection")
     if force.population.free_symbols & {model.symbols[name] for name in model.state_names}:
         raise ValueError(f"{without}: infection depends on how many are alive")
-    if not same(-model.rhs()[susceptible], sum(new_infections(model))):
-        raise ValueError(f"{without}: some new infections lead to nobody infected")
     later = force.V.T.LUsolve(force.weights).applyfunc(short_form)
     whole = short_form(sum((a * b for a, b in zip(force.entry, later, strict=True)), sp.Integer(0)))
     return FirstIntegral(

@@ -14,6 +14,7 @@ from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
 from meningitis.symbolic.declared import completed, infected_states, infects
 from meningitis.symbolic.nextgen import NumericR0, infection_matrices, over_arrays
+from meningitis.symbolic.numbers import at_values, number, numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,30 +76,38 @@ def ill_states(model: Model) -> tuple[str, ...]:
 def initial_state(model: Model, values: Mapping[str, float]) -> dict[str, float]:
     """The initial condition at `values`, persons by compartment."""
     values = completed(model, values)
-    at = {model.symbols[name]: values[name] for name in model.parameter_names}
-    return {name: float(expr.subs(at)) for name, expr in model.initial_state().items()}
+    at = at_values(model, {name: values[name] for name in model.parameter_names})
+    return {name: number(expr, at) for name, expr in model.initial_state().items()}
 
 
 def numeric_matrices(
     model: Model, values: Mapping[str, float], state: Mapping[str, float] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """F and V (m x m, 1/day) as numbers, uninfected compartments at `state` (default: the initial condition)."""
+    """F and V (m x m, 1/day) as numbers, uninfected compartments at `state` (default: the initial condition).
+
+    NaN where a rate is 0/0 there, as where it divides by people of whom there are none.
+    """
     values = completed(model, values)
-    at = {model.symbols[name]: values[name] for name in model.parameter_names}
     state = initial_state(model, values) if state is None else state
-    at |= {model.symbols[name]: value for name, value in state.items()}
+    at = at_values(model, {**{name: values[name] for name in model.parameter_names}, **state})
     F, V = infection_matrices(model)
-    return np.array(F.subs(at), dtype=np.float64), np.array(V.subs(at), dtype=np.float64)
+    return numbers(F, at), numbers(V, at)
 
 
 def growth(model: Model, values: Mapping[str, float], *, state: Mapping[str, float] | None = None) -> Growth:
     """Growth rate, doubling and generation time and the ratio of cases to carriers while growth is exponential.
 
     `state` (persons by compartment) fixes the susceptibles; by default they stand as at the start of the run.
-    The generation time is the mean of the generation-interval distribution of F exp(-V a).
+    The generation time is the mean of the generation-interval distribution of F exp(-V a). All is NaN where F or V is.
     Parameters that `values` leave out are as in the default scenario.
     """
     F, V = numeric_matrices(model, values, state)
+    if not np.isfinite([F, V]).all():
+        unknown = dict.fromkeys(infected_states(model), math.nan)
+        return Growth(
+            rate=math.nan, doubling_time=math.nan, generation_time=math.nan, reproduction=math.nan, early_ratio=None,
+            eigenvector=unknown,
+        )  # fmt: skip
     eigenvalues, vectors = np.linalg.eig(F - V)
     lead = int(np.argmax(eigenvalues.real))
     rate = float(eigenvalues[lead].real)

@@ -6,10 +6,11 @@ Source: van den Driessche & Watmough, Math Biosci 180 (2002) 29-48.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
-from meningitis.symbolic.declared import infected_states, new_infections, refuse_time, timed_rates
+from meningitis.symbolic.declared import drained_states, infected_states, new_infections, refuse_time, timed_rates
 from meningitis.symbolic.diseasefree import (
     disease_free_state,
     everyone_susceptible,
     flows_without_infection,
+    nil,
     settled_state,
     settling_parameters,
+    zeros_at,
 )
-from meningitis.symbolic.limits import TimeLimit, tidy, time_limit
+from meningitis.symbolic.limits import tidy
+from meningitis.symbolic.numbers import at_values, number
+from meningitis.symbolic.radius import radius_within
 
 SYMBOLIC_SECONDS = 10.0
 
@@ -37,7 +42,8 @@ class NextGeneration:
 
     F and V are in 1/day, K counts infections. `r0` is the spectral radius of K; it is None where symbols took too long,
     and `reason` then says so (the numeric form, `r0_numeric`, still answers). `reason` also says what the declaration
-    leaves open about the disease-free state.
+    leaves open about the disease-free state. `zeros` names the parameters taken as 0; `emptied` says that the
+    disease-free state leaves nobody in the compartments that new infections drain, so that R0 = 0 tells of no outbreak.
     """
 
     F: sp.Matrix
@@ -48,6 +54,8 @@ class NextGeneration:
     disease_free: dict[str, sp.Expr]
     symbol_names: dict[sp.Symbol, str] = field(default_factory=dict, repr=False)
     reason: str = ""
+    zeros: tuple[str, ...] = ()
+    emptied: bool = False
 
     def text(self) -> str:
         """The matrices and R0 as plain text, one per paragraph."""
@@ -108,9 +116,9 @@ def _at(model: Model, state: Mapping[str, sp.Expr]) -> dict[sp.Symbol, sp.Expr]:
     return {model.symbols[name]: sp.sympify(value) for name, value in state.items()}
 
 
-def _remarks(model: Model, free: Mapping[str, sp.Expr]) -> list[str]:
+def _remarks(model: Model, free: Mapping[str, sp.Expr], zeros: tuple[str, ...]) -> list[str]:
     """What a reader of R0 has to know of the disease-free state: who is gone from it, and whether it lasts."""
-    begun, (_, importing) = everyone_susceptible(model), flows_without_infection(model)
+    begun, (_, importing) = everyone_susceptible(model, zeros), flows_without_infection(model, zeros)
     gone = [name for name, value in free.items() if value.is_zero and not begun[name].is_zero]
     remarks = [f"without infection nobody stays in {' or '.join(gone)}"] if gone else []
     if timed := [name for name in timed_rates(model) if name not in {flow.name for flow in importing}]:
@@ -138,68 +146,28 @@ def _born_infected(model: Model) -> list[str]:
     ]
 
 
-def spectral_radius(F: sp.Matrix, V: sp.Matrix) -> tuple[sp.Matrix, sp.Expr]:
-    """K = F V^-1 and its spectral radius, for non-negative K with at most two non-zero blocks of new infections.
-
-    Raises: NotImplementedError where more than two independent kinds of new infection leave no closed form.
-    """
-    # LUsolve keeps the products of a nearly triangular V nested, where inv() would multiply them out.
-    K = (F * V.LUsolve(sp.eye(V.rows))).applyfunc(short_form)
-    # Rows of F that are zero are zero in K: the other eigenvalues are those of the remaining square block.
-    rows = [i for i in range(F.rows) if any(entry != 0 for entry in F.row(i))]
-    if not rows:
-        return K, sp.Integer(0)
-    block = K.extract(rows, rows)
-    if block.rows == 1:
-        return K, block[0, 0]
-    determinants = [
-        sp.simplify(block.extract([i, j], [i, j]).det()) for i in range(block.rows) for j in range(i + 1, block.rows)
-    ]
-    if all(d == 0 for d in determinants) and _rank_one(block):
-        return K, short_form(block.trace())
-    if block.rows == 2:
-        half = block.trace() / 2
-        return K, sp.simplify(half + sp.sqrt(sp.simplify(half**2 - block.det())))
-    raise NotImplementedError(f"the {block.rows} x {block.rows} next-generation matrix has no short closed form")
-
-
-def short_form(expression: sp.Expr) -> sp.Expr:
-    """The shortest of a few equal forms: a full `simplify` multiplies out sums of rates and hides the structure."""
-    forms = (expression, sp.factor_terms(expression), sp.factor(expression))
-    return min(forms, key=lambda form: (sp.count_ops(form), len(str(form))))
-
-
-def _rank_one(block: sp.Matrix) -> bool:
-    n = block.rows
-    pivot = next(((i, j) for i in range(n) for j in range(n) if block[i, j] != 0), None)
-    if pivot is None:
-        return True
-    a, b = pivot
-    return all(
-        sp.simplify(block[i, j] * block[a, b] - block[i, b] * block[a, j]) == 0 for i in range(n) for j in range(n)
-    )
-
-
 @by_model
-def next_generation(model: Model, *, seconds: float = SYMBOLIC_SECONDS) -> NextGeneration:
+def next_generation(model: Model, *, seconds: float = SYMBOLIC_SECONDS, zeros: tuple[str, ...] = ()) -> NextGeneration:
     """Derive F, V, K and R0 from the declaration at the disease-free state.
 
     That is everyone susceptible, or where flows without infection move people on, the state in which these balance
     (unless rates divide by people who are gone from it; `reason` then says so). Where it has no symbols, F and V keep
     those of the uninfected compartments and R0 is numeric.
+    Parameters are positive, except those named in `zeros` (see `zeros_at`): a vaccination at rate 0 empties nothing.
     Raises: ValueError where no compartment is infected or no flow a new infection.
     """
-    F, V = infection_matrices(model)
+    without = nil(model, zeros)
+    F, V = (matrix.xreplace(without) for matrix in infection_matrices(model))
     try:
-        free = disease_free_state(model, seconds=SYMBOLIC_SECONDS)
+        free = disease_free_state(model, seconds=SYMBOLIC_SECONDS, zeros=zeros)
     except ValueError as error:
         return NextGeneration(
             F=F, V=V, K=None, infected=infected_states(model), r0=None, disease_free={},
-            symbol_names=model.latex_names, reason=f"R0 is numeric: {error}",
+            symbol_names=model.latex_names, reason=f"R0 is numeric: {error}", zeros=zeros,
         )  # fmt: skip
-    remarks = _remarks(model, free)
+    remarks = _remarks(model, free, zeros)
     if any(matrix.xreplace(_at(model, free)).has(sp.nan, sp.zoo) for matrix in (F, V)):
-        free = everyone_susceptible(model)
+        free = everyone_susceptible(model, zeros)
         remarks.append("rates divide by those who are gone, so R0 takes everyone as susceptible")
     F, V = (matrix.xreplace(_at(model, free)).applyfunc(tidy) for matrix in (F, V))
     K, r0_expression, reason = radius_within(F, V, seconds)
@@ -213,19 +181,16 @@ def next_generation(model: Model, *, seconds: float = SYMBOLIC_SECONDS) -> NextG
         disease_free=free,
         symbol_names=model.latex_names,
         reason=reason,
+        zeros=zeros,
+        emptied=_emptied(model, free, zeros),
     )
 
 
-def radius_within(F: sp.Matrix, V: sp.Matrix, seconds: float) -> tuple[sp.Matrix | None, sp.Expr | None, str]:
-    """K and R0, or why there are none: they took too long, or have no closed form."""
-    try:
-        with time_limit(seconds):
-            K, radius = spectral_radius(F, V)
-        return K, radius, ""
-    except TimeLimit:
-        return None, None, f"R0 is numeric: its symbols took longer than {seconds:g} s"
-    except NotImplementedError as error:
-        return None, None, f"R0 is numeric: {error}"
+def _emptied(model: Model, free: Mapping[str, sp.Expr], zeros: tuple[str, ...]) -> bool:
+    """Whether nobody is left to be infected, though there were some to begin with."""
+    drained, begun = drained_states(model) - {None}, everyone_susceptible(model, zeros)
+    left = any(not free[str(name)].is_zero for name in drained)
+    return not left and any(not begun[str(name)].is_zero for name in drained)
 
 
 def r0(model: Model) -> sp.Expr:
@@ -257,8 +222,55 @@ class NumericR0:
 
 @by_model
 def r0_numeric(model: Model, *, symbolic: bool = True) -> NumericR0:
-    """Fast R0 over arrays: the compiled expression, or eigenvalues of F V^-1 without one (or symbolic=False)."""
-    result = next_generation(model)
+    """Fast R0 over arrays: the compiled expression, or eigenvalues of F V^-1 without one (or symbolic=False).
+
+    Each set by what holds where those of its parameters are 0 that are (`zeros_at`).
+    """
+    usual = _where_positive(model, symbolic=symbolic)
+    return replace(usual, function=partial(_by_zeros, model, symbolic))
+
+
+def zero_patterns(model: Model, values: Mapping[str, ArrayLike]) -> Iterator[tuple[tuple[str, ...], NDArray[np.bool_]]]:
+    """The `zeros_at` of many sets: each that occurs, with the sets (of the broadcast shape) where it does."""
+    settling = settling_parameters(model)
+    shape = np.broadcast_shapes(*(np.shape(value) for value in values.values()))
+    zero = np.empty((*shape, len(settling)), dtype=bool)
+    for k, name in enumerate(settling):
+        zero[..., k] = np.asarray(values[name]) == 0
+    if not zero.any():
+        yield (), np.ones(shape, dtype=bool)
+        return
+    for pattern in np.unique(zero.reshape(-1, len(settling)), axis=0):
+        yield tuple(compress(settling, pattern)), np.asarray((zero == pattern).all(axis=-1))
+
+
+def nobody_left(model: Model, values: Mapping[str, ArrayLike]) -> NDArray[np.bool_]:
+    """Where the disease-free state leaves nobody to be infected (`NextGeneration.emptied`), shape as broadcast."""
+    found = np.zeros(np.broadcast_shapes(*(np.shape(value) for value in values.values())), dtype=bool)
+    for zeros, sets in zero_patterns(model, values):
+        found |= sets & next_generation(model, zeros=zeros).emptied
+    return found
+
+
+def r0_everyone_susceptible(model: Model, values: Mapping[str, float]) -> float:
+    """R0 at `values` were everyone susceptible, whether that lasts without infection or not."""
+    at = at_values(model, values)
+    begun = everyone_susceptible(model, zeros_at(model, values))
+    return float(_without_infected(model)({**values, **{name: number(people, at) for name, people in begun.items()}}))
+
+
+def _by_zeros(model: Model, symbolic: bool, *arrays: NDArray[np.float64]) -> NDArray[np.float64]:
+    found = np.empty(np.shape(arrays[0]))
+    for zeros, sets in zero_patterns(model, dict(zip(model.parameter_names, arrays, strict=True))):
+        part = _where_positive(model, zeros=zeros, symbolic=symbolic)
+        found[sets] = part.function(*(array[sets] for array in arrays))
+    return found
+
+
+@by_model
+def _where_positive(model: Model, *, symbolic: bool, zeros: tuple[str, ...] = ()) -> NumericR0:
+    """R0 over arrays of parameters, where those named in `zeros` are 0 and the others that settle the state are not."""
+    result = next_generation(model, zeros=zeros)
     if not result.disease_free:
         return NumericR0(
             method="numeric", reason=result.reason, names=model.parameter_names, function=partial(_row_by_row, model)
@@ -299,7 +311,7 @@ def _where_defined(
     """R0 in closed form, and row by row where that is 0/0, as where the flows that balance without infection are 0."""
     found = np.array(closed(*arrays), dtype=np.float64)
     for at in map(tuple, np.argwhere(np.isnan(found))):
-        with suppress(ValueError):  # no disease-free state: R0 stays unknown
+        with suppress(ValueError, ZeroDivisionError):  # no disease-free state: R0 stays unknown
             found[at] = _row_by_row(model, *(array[at] for array in arrays))
     return found
 
@@ -309,11 +321,11 @@ def disease_free_at(model: Model, values: Mapping[str, float]) -> dict[str, floa
 
     Raises: ValueError where it does not settle.
     """
-    at = {model.symbols[name]: values[name] for name in model.parameter_names}
-    symbolic = next_generation(model).disease_free
-    found = {name: value.subs(at) for name, value in symbolic.items()}
-    if found and all(value.is_finite for value in found.values()):
-        return {name: float(value) for name, value in found.items()}
+    at = at_values(model, {name: values[name] for name in model.parameter_names})
+    symbolic = next_generation(model, zeros=zeros_at(model, values)).disease_free
+    found = {name: number(value, at) for name, value in symbolic.items()}
+    if found and np.isfinite(list(found.values())).all():
+        return found
     return settled_state(model, values)
 
 

@@ -16,6 +16,7 @@ from meningitis.symbolic.declared import completed, infected_states
 from meningitis.symbolic.force import linear_force, without_name
 from meningitis.symbolic.growth import case_and_carrier
 from meningitis.symbolic.limits import tidy
+from meningitis.symbolic.numbers import at_values, number
 
 Q = sp.Symbol("q")
 SHARE = sp.Symbol("s")
@@ -79,10 +80,9 @@ class Thresholds:
     def evaluate(self, model: Model, values: Mapping[str, float], **symbols: float) -> dict[str, float]:
         """The conditions as numbers; `symbols` gives q, s and r (those left out leave their conditions out)."""
         values = completed(model, values)
-        at = {model.symbols[name]: values[name] for name in model.parameter_names}
-        at |= {sp.Symbol(name): value for name, value in symbols.items()}
-        numbers = {name: value.subs(at) for name, value in self._items().items()}
-        return {name: float(value) for name, value in numbers.items() if not value.free_symbols}
+        at = at_values(model, {name: values[name] for name in model.parameter_names})
+        at |= {sp.Symbol(name): sp.Float(value) for name, value in symbols.items()}
+        return {name: number(value, at) for name, value in self._items().items() if value.free_symbols <= at.keys()}
 
     def along(
         self, model: Model, values: Mapping[str, float], states: Mapping[str, ArrayLike]
@@ -92,16 +92,16 @@ class Thresholds:
         `states` holds persons by compartment (T,). Where there are no carriers, q is infinite and so is what follows.
         """
         values = completed(model, values)
-        at = {model.symbols[name]: values[name] for name in model.parameter_names}
+        at = at_values(model, {name: values[name] for name in model.parameter_names})
         symbols = [model.symbols[name] for name in model.state_names]
         people = [np.asarray(states[name], dtype=np.float64) for name in model.state_names]
         susceptible = np.asarray(states[self.susceptible], dtype=np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
-            population, q = sp.lambdify(symbols, [self.population.subs(at), self.q.subs(at)], "numpy")(*people)
+            population, q = sp.lambdify(symbols, [self.population.xreplace(at), self.q.xreplace(at)], "numpy")(*people)
             share = susceptible / population
             return {"susceptible_share": share} | {
                 name: np.broadcast_to(
-                    sp.lambdify([Q, SHARE, *symbols], value.subs(at), "numpy")(q, share, *people), share.shape
+                    sp.lambdify([Q, SHARE, *symbols], value.xreplace(at), "numpy")(q, share, *people), share.shape
                 )
                 for name, value in self._items().items()
                 if name in ("carriers_spread", "stage1_spreads")

@@ -63,7 +63,7 @@ def score(
     prompts = evaluation_prompts(count, world=recipe.world)
     texts = [prompt.text for prompt in prompts]
     kept = embedded(texts, out / "evaluated.safetensors", team)
-    pipeline = Pipeline(model.eval(), trained_autoencoder(recipe, team)[0], text=kept)
+    pipeline = Pipeline(model.eval(), trained_autoencoder(recipe, team), text=kept)
     z = pipeline.latents(texts, sampling=sampling, progress=progress)
     pictures = torch.cat([pipeline.decode(part) for part in z.split(64)])
     found = scores(verdicts(prompts, list(pixels(pictures))))

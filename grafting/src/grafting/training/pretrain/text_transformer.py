@@ -26,13 +26,10 @@ from .autoencoder import encode
 from .pictures import identity, scenes, what_lies_where
 from .recipe import PretrainRecipe
 from .scaffold import begin_text, erect
-from .transformer import trained_autoencoder
+from .transformer import LATENTS, kept, trained_autoencoder
 
 PROMPTS = "prompts.safetensors"
 """The states of a run's captions, in its folder."""
-
-LATENTS = "latents.safetensors"
-"""The run's scenes, encoded, and their captions."""
 
 CHUNK = 512
 """Scenes drawn and encoded at a time."""
@@ -80,7 +77,7 @@ def scaffolded(model: Any, recipe: PretrainRecipe, out: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(out / LATENTS, "pt") as file:
-        captions = _captions(file)
+        captions = _captions(file.get_tensor("captions"))
     states = Embedded.load(out / PROMPTS).only([NULL, *captions]).values.float()
     erect(model, states if recipe.whiten else None, semantics=recipe.semantics > 0)
     if recipe.fresh_text:
@@ -121,14 +118,14 @@ def start(model: Any) -> None:
 
 def pool(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[torch.Tensor, list[str]]:
     """Scaled latents (n, C, h, w) float16 and captions of the run's scenes, kept in ``out`` for the next start."""
-    autoencoder, _ = trained_autoencoder(recipe, team)
+    autoencoder = trained_autoencoder(recipe, team)
     made_of = {
         "autoencoder": tensors_hash(autoencoder.state_dict()),
         "scenes": f"{identity(recipe)} {recipe.world} {recipe.seed} {recipe.pool}",
     }
     cache = out / LATENTS
-    if cache.is_file() and (kept := _kept(cache, made_of)) is not None:
-        return kept
+    if (there := kept(cache, made_of)) is not None:
+        return there["z"], _captions(there["captions"])
     scale: float = autoencoder.config.scaling_factor  # type: ignore[union-attr, assignment]
     parts, captions, progress = [], [], Progress(recipe.pool, 0, "scenes encoded")
     for first in range(0, recipe.pool, CHUNK):
@@ -145,17 +142,8 @@ def pool(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[torch.Tensor, l
     return z, captions
 
 
-def _kept(cache: Path, made_of: dict[str, str]) -> tuple[torch.Tensor, list[str]] | None:
-    from safetensors import safe_open
-
-    with safe_open(cache, "pt") as file:
-        if file.metadata() != made_of:
-            return None
-        return file.get_tensor("z"), _captions(file)
-
-
-def _captions(file: Any) -> list[str]:
-    return bytes(file.get_tensor("captions").numpy()).decode().split("\n")
+def _captions(text: torch.Tensor) -> list[str]:
+    return bytes(text.numpy()).decode().split("\n")
 
 
 def embedded(captions: list[str], path: Path, team: Team) -> Embedded:

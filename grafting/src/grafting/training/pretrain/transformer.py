@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import nn
 
 from ...data import Batches, load_fashion
 from ...diffusion import Diffusion, draw, drop_labels
-from ...files import save_safetensors_atomic, sha256, write_json_atomic
+from ...files import save_safetensors_atomic
+from ...graft import tensors_hash
 from ...precision import autocast
 from ..loop import StepLosses
 from ..objective import teacher_objective
 from ..team import Team
 from .autoencoder import encode
+from .pictures import identity
 from .recipe import PretrainRecipe
+
+LATENTS = "latents.safetensors"
+"""What a run's pictures are encoded to, in its folder."""
 
 
 def transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.Module, StepLosses]:
@@ -28,7 +34,7 @@ def transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.Modul
     _zero_adaln(model)
     model.eval()  # its only training-mode behaviour is each block dropping labels on its own
     model.to(team.device)
-    kept, y = latents(*trained_autoencoder(recipe, team), recipe, out, team)
+    kept, y = latents(trained_autoencoder(recipe, team), recipe, out, team)
     batches = Batches(inputs=kept, labels=y, size=recipe.batch, seed=recipe.seed)
     diffusion, null = Diffusion(), recipe.model["num_embeds_ada_norm"]
     shares = diffusion.level_shares(recipe.levels)
@@ -48,34 +54,37 @@ def transformer(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[nn.Modul
     return model, losses
 
 
-def trained_autoencoder(recipe: PretrainRecipe, team: Team) -> tuple[nn.Module, Path]:
-    """The autoencoder that the recipe names, in evaluation mode, and its folder.
-
-    Raises ValueError where none is named.
-    """
+def trained_autoencoder(recipe: PretrainRecipe, team: Team) -> nn.Module:
+    """The autoencoder that the recipe names, in evaluation mode. Raises ValueError where none is named."""
     from diffusers import AutoencoderKL
 
     if recipe.autoencoder is None:
         raise ValueError("a transformer recipe needs autoencoder: the folder of the trained AutoencoderKL")
     found: Any = AutoencoderKL.from_pretrained(recipe.autoencoder).eval()
-    return found.to(device=team.device, memory_format=torch.channels_last), Path(recipe.autoencoder)
+    return found.to(device=team.device, memory_format=torch.channels_last)
 
 
-def latents(
-    autoencoder: nn.Module, folder: Path, recipe: PretrainRecipe, out: Path, team: Team
-) -> tuple[torch.Tensor, torch.Tensor]:
+def latents(autoencoder: nn.Module, recipe: PretrainRecipe, out: Path, team: Team) -> tuple[torch.Tensor, torch.Tensor]:
     """Scaled latents and labels of the training images, kept in ``out`` for the next start."""
-    cache, identity = out / "latents.safetensors", sha256(folder / "diffusion_pytorch_model.safetensors")
-    if cache.is_file() and (out / "latents.json").is_file() and identity in (out / "latents.json").read_text():
-        tensors = load_file(cache)
-        return tensors["z"], tensors["y"]
+    made_of = {"autoencoder": tensors_hash(autoencoder.state_dict()), "images": identity(recipe)}
+    cache = out / LATENTS
+    if (there := kept(cache, made_of)) is not None:
+        return there["z"], there["y"]
     source = load_fashion(recipe.folder)
     z = encode(autoencoder, source.images) * autoencoder.config.scaling_factor  # type: ignore[union-attr, operator]
     if team.leads:
-        moments = {"mean": z.mean().item(), "std": z.std().item()}
-        save_safetensors_atomic(cache, {"z": z, "y": source.labels})
-        write_json_atomic(out / "latents.json", {"autoencoder": identity, **moments})
+        save_safetensors_atomic(cache, {"z": z, "y": source.labels}, made_of)
     return z, source.labels
+
+
+def kept(cache: Path, made_of: Mapping[str, str]) -> dict[str, torch.Tensor] | None:
+    """The tensors in a file of latents; None where there is none, or one that was made of anything else."""
+    if not cache.is_file():
+        return None
+    with safe_open(cache, "pt") as file:
+        if file.metadata() != made_of:
+            return None
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _zero_adaln(model: Any) -> None:
