@@ -11,7 +11,7 @@ import pandas as pd
 from meningitis import analysis, symbolic
 from meningitis.analysis.events import weekly_peak
 from meningitis.calendar import week_label
-from meningitis.chapters.work import KEY, Work
+from meningitis.chapters.work import KEY, NUMBERS, Work
 from meningitis.engine import simulate
 from meningitis.model import Model, Parameter
 from meningitis.notation import Notation
@@ -71,9 +71,15 @@ def course(work: Work) -> None:
         "those between two episodes do not count.",
         table.set_axis(list(heads), axis="columns"),
     )
-    told = [words for model in work.models for words in analysis.unknown(model, work.values(model))]
-    for sentence in dict.fromkeys(told):
+    for sentence in dict.fromkeys(words for model in work.models for words in _unknown(work, model)):
         work.report.text(f"A dash for what is not known: {sentence}.")
+
+
+def _unknown(work: Work, model: Model) -> list[str]:
+    """Why some outcomes are not known, with R0 as the page calls it."""
+    values = work.values(model)
+    name = NUMBERS[symbolic.reproduction_name(model, values)]
+    return [sentence.replace("R0", name) for sentence in analysis.unknown(model, values)]
 
 
 def _reported(work: Work) -> str:

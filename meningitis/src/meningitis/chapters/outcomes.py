@@ -138,6 +138,13 @@ def _minimum(share: float) -> str:
     return f"{math.ceil(100 * share - 1e-9)}%"
 
 
+def _gained(found: analysis.Comparison) -> str:
+    """The cases and deaths averted, of those that the model counts."""
+    averted = {"cases": found.cases_averted, "deaths": found.deaths_averted}
+    told = ", ".join(f"{name} averted {persons:,.0f}" for name, persons in averted.items() if not np.isnan(persons))
+    return f"{told.capitalize()}." if told else ""
+
+
 def _postponed(unfinished: tuple[str, ...]) -> str:
     if not unfinished:
         return ""
@@ -228,8 +235,8 @@ def _averted(work: Work, model: Model, values: dict[str, float]) -> None:
         "compare",
         found.frame(),
         f"An example of two parameter sets of the {model.name} model, {model.scenario(work.scenario).name} scenario, "
-        f"{found.days:g} days: {lever} as it is (a) and {changed} (b). Cases averted "
-        f"{found.cases_averted:,.0f}, deaths averted {found.deaths_averted:,.0f}.{_postponed(found.unfinished)}",
+        f"{found.days:g} days: {lever} as it is (a) and {changed} (b). "
+        f"{_gained(found)}{_postponed(found.unfinished)}",
         found.frame().assign(
             outcome=[{**OUTCOME_WORDS, "R0": reproduction}[name] for name in found.a],
             unit=[OUTCOME_UNITS[name].replace("1", "") for name in found.a],
