@@ -23,8 +23,34 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         status = int(str(leaving.code))
     caught = capsys.readouterr()
     assert status == 2 and caught.out == ""
-    assert len(caught.err.strip().splitlines()) == 1
-    return caught.err
+    said = [line for line in caught.err.splitlines() if "compiling a kernel" not in line]  # by the first run of a model
+    assert len(said) == 1
+    return said[0]
+
+
+def test_a_key_given_twice_is_refused_with_its_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text, lines in (
+        ("twice.yaml", "carrier_odds: 1\ntransmission_rate: 0.2\ncarrier_odds: 0.5\n", "1 and 3"),
+        ("twice.json", '{"carrier_odds": 1,\n "carrier_odds": 0.5}', "1 and 2"),
+    ):
+        (tmp_path / name).write_text(text)
+        said = refused(capsys, "r0", "--params", str(tmp_path / name))
+        assert f"{name}: 'carrier_odds' is given twice in one table, on lines {lines}" in said
+    (tmp_path / "twice.yaml").write_text("name: x\nname: y\n")
+    said = refused(capsys, "show", "--model", str(tmp_path / "twice.yaml"))
+    assert "twice.yaml: 'name' is given twice in one table, on lines 1 and 2" in said
+
+
+def test_a_study_is_not_written_over_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    said = refused(capsys, "study", "--model", "basic", "--out", str(tmp_path / "file"))
+    assert "file is a file: a report needs a folder" in said and (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_reporting_fraction_is_above_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("simulate",), ("study", "--out", str(tmp_path / "out"))):
+        assert "reporting_fraction is 0.0, but must be" in refused(capsys, *words, "--reporting-fraction", "0")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("verb", ["simulate", "r0", "thresholds", "sensitivity", "final-size", "profile", "show"])
@@ -190,7 +216,8 @@ def test_the_help_of_a_verb_lists_what_it_takes(capsys: pytest.CaptureFixture[st
     assert listed("models") == form
     assert listed("show") == values | form
     assert listed("r0") == values | form | {"--efficacy"}
-    assert listed("simulate") == values | form | calendar | {"--days"}
+    assert listed("simulate") == values | form | calendar | {"--days", "--reporting-fraction"}
+    assert listed("study") >= {"--reporting-fraction"}
     assert listed("final-size") == values | form | {"--days", "--sweep"}
     assert listed("profile") == values | form | calendar | {"--days", "--sweep"}
     assert listed("compare") == values | form | {"--days", "--with", "--with-scenario"}

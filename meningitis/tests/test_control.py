@@ -81,10 +81,13 @@ def test_the_verb_and_the_chapter_say_how_many_are_immune_without_infection(
     assert main(["r0", "--model", str(file)]) == 0
     rows = {line[:45].strip(): line[45:].split() for line in capsys.readouterr().out.splitlines()}
     assert rows["susceptible share s without infection"][0] == "0.4"
-    assert rows["immune share needed, 1 - s/R0"][0] == "0.75"
+    assert rows["immune share needed, 1 - s/R_c"][0] == "0.75"
     report = Report(out=folder, title="", lead="")
     report.section("Control")
     work = Work(report=report, models=(VACCINATED,), seed=1, sobol_n=16, lhs_n=60, start=None, weeks="iso", days=70.0)
     chapter(work)
     told = report.write(work.results).read_text()
-    assert "75% of the population are immune, as without infection 60% are" in told
+    assert "R_c = 1.60 in the vaccinated model. This is the control reproduction number at the disease-free" in told
+    assert "where 60% of the population are immune," in told and "R at the start is 3.96" in told
+    assert "Infection cannot spread where 75% of the population are immune. A vaccine that keeps 90%" in told
+    assert "from being infected" in told and "carriage" not in told and "illness alone" not in told

@@ -125,12 +125,12 @@ def test_a_kernel_is_compiled_once_and_found_again_by_another_process():
 def test_another_calling_convention_or_source_is_another_module(monkeypatch):
     from meningitis.engine import compile as compiling
 
-    names = []
-    monkeypatch.setattr(compiling, "_load", lambda name, path: names.append(name) or SimpleNamespace(solve=None))
+    names, solve = [], SimpleNamespace(stats=SimpleNamespace(cache_path="."))
+    monkeypatch.setattr(compiling, "_load", lambda name, path: names.append(name) or SimpleNamespace(solve=solve))
     monkeypatch.setattr(compiling, "write_atomically", lambda path, text: None)
     system = compiling.System(time=sympy.Symbol("t"), states=(), parameters=(), rhs=(), initial=())
     for source, convention in (("a", 1), ("a", 2), ("b", 2), ("b", 2)):
-        monkeypatch.setattr(compiling, "generate", lambda system, lanes, source=source: source)
+        monkeypatch.setattr(compiling, "generate", lambda system, lanes, parallel, source=source: source)
         monkeypatch.setattr(compiling, "FORMAT", convention)
         compiling.kernel.__wrapped__(system)
     assert len(set(names[:3])) == 3

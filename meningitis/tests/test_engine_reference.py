@@ -37,7 +37,7 @@ def test_a_negative_set_has_no_numbers_afterwards(reference: str | None) -> None
         default=3.0,
         bounds=(0.0, 10.0),
         distribution=Distribution(kind="fixed", low=3.0, high=3.0),
-        kind="count",
+        kind="rate",
         meaning="persons who leave a day",
     )
     model = Model(

@@ -67,7 +67,7 @@ def test_what_no_flow_is_declared_to_be_is_not_counted_as_none(
         assert main([words[0], "--model", str(file), "--days", "70", *words[1:]]) == 0
         caught = capsys.readouterr()
         assert caught.err.count("declared a case: cases are not counted") == 1
-        assert words[0] == "simulate" or caught.out.splitlines()[4].split()[:3] == ["cases", "persons", "–"]
+        assert words[0] == "simulate" or caught.out.splitlines()[5].split()[:3] == ["cases", "persons", "–"]
     assert main(["study", "--model", str(file), "--days", "70", "--out", str(tmp_path / "out")]) == 0
     assert (
         "not known: no flow of model &#39;plain&#39; is declared a case" in (tmp_path / "out/report.html").read_text()

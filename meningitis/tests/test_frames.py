@@ -61,7 +61,7 @@ def test_columns_say_their_units() -> None:
         "week", "day [days]", "I1 [persons]", "weekly_cases [persons/week]", "carrier_odds",
     ]  # fmt: skip
     assert units(BASIC)["stage_progression_rate"] == "1/day"
-    assert set(OUTCOME_UNITS) == set(analysis.OUTCOMES)
+    assert set(OUTCOME_UNITS) == set(analysis.COMPARED) > set(analysis.OUTCOMES)
 
 
 def test_formulas_on_the_terminal() -> None:

@@ -92,6 +92,19 @@ def test_a_model_in_a_dozen_lines_of_yaml():
         ("default: 0.5}", "default: 0.5, unit: furlong}", "E008", "furlong"),
         ("name: sir", "name: sir\ncolour: red", "E010", "unknown entry 'colour'"),
         ("default: 0.5}", "default: quick}", "E010", "quick"),
+        ("default: 0.5}", "default: 0.5, unit: day}", "E018", "a rate is per time, such as 1/day, but its unit is day"),
+        ("default: 0.5}", "default: 0.5, unit: persons}", "E018", "a rate is per time"),
+        ("default: 0.5}", "default: 0.5, kind: proportion, unit: persons}", "E018", "a proportion has the unit 1"),
+        ("kind: count}", "kind: count, unit: 1/day}", "E018", "a count is in persons"),
+        (", rate: gamma*I", "", "E010", r"flows\[1\]: 'rate' is missing"),
+        ("rate: gamma*I", "rate: ", "E010", r"flows\[1\]: 'rate' is missing"),
+        (
+            "name: sir",
+            "name: sir\nname: other",
+            "E010",
+            "'name' is given twice in one table, on lines",
+        ),
+        ("{name: beta,", "{name: beta, default: 0.4,", "E010", "'default' is given twice in one table"),
     ],
 )
 def test_each_mistake_has_its_code(old, new, code, message):

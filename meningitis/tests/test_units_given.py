@@ -13,6 +13,7 @@ from meningitis.units import UnitError, parse_unit, quantity, quantity_in
 @pytest.mark.parametrize(
     ("text", "unit"),
     [("70/year", "1/day"), ("2 per week", "1/day"), ("3 days", "day"), ("2 weeks", "day"), ("20 %", "1"),
+     ("70/yr", "1/day"), ("1 yr", "day"), ("500 persons/day", "persons/day"), ("7 persons per week", "persons/day"),
      ("10 persons", "persons"), ("1 person", "persons"), ("1/3", None), ("5", None), (0.5, None)],
 )  # fmt: skip
 def test_a_quantity_has_the_dimension_written(text: str | float, unit: str | None) -> None:
@@ -46,6 +47,14 @@ def test_the_advice_given_is_accepted() -> None:
     assert BASIC.values(None, {"stage_progression_rate": "0.3333/day"})["stage_progression_rate"] == 0.3333
     assert BASIC.values(None, {"population": "50000 persons"})["population"] == 50_000
     assert BASIC.values(None, {"initial_immune_fraction": "30 %"})["initial_immune_fraction"] == 0.3
+
+
+def test_persons_per_time_and_other_names_of_a_year() -> None:
+    assert quantity_in("persons/day", "500 persons/day") == 500 and quantity_in("persons/day", "730 persons/yr") == 2
+    assert quantity_in("1/day", "73 /yr") == 0.2 and quantity_in("day", "2 yr") == 730
+    for wrong in ("5 persons/", "5 persons/person", "5 persons/3", "5 day/persons"):
+        with pytest.raises(UnitError, match="unknown unit: allowed are /hour"):
+            quantity(wrong)
 
 
 def test_a_plain_number_is_in_any_unit() -> None:

@@ -13,7 +13,16 @@ from meningitis.cli import main
 from meningitis.model import Flow, Model, Parameter
 from meningitis.models import GENERALISED
 from meningitis.printed import matrices_text
-from meningitis.symbolic import control, critical_value, elasticities, growth, next_generation, r0_numeric, zeros_at
+from meningitis.symbolic import (
+    control,
+    critical_value,
+    elasticities,
+    growth,
+    next_generation,
+    r0_numeric,
+    reproduction_name,
+    zeros_at,
+)
 
 INFECTION, RECOVERY = ("S", "I", "b*S*I/N", True), ("I", "R", "g*I", False)
 INITIAL = {"S": "0.99*N", "I": "0.01*N"}
@@ -77,6 +86,11 @@ def test_r0_of_0_for_want_of_susceptibles_says_so(
     rows = {line[:45].strip(): line[45:].split() for line in capsys.readouterr().out.splitlines()}
     assert rows["R0 with everyone susceptible"][0] == "2.673"
     assert rows["immune share needed, 1 - 1/R0"][0] == "–"
+    assert rows["R_c, control reproduction number"][0] == "0" and "R0" not in rows
+    assert main(["compare", "--model", str(file), "--days", "70", "--with", "vaccination_rate=1e-4"]) == 0
+    said = capsys.readouterr()
+    assert "R_c is not given where it is 0" in said.err and "\nR_c " in said.out and "\nR0 " not in said.out
+    assert (reproduction_name(VACCINATED, values), reproduction_name(VACCINATED, {})) == ("R_c", "R0")
 
 
 @pytest.mark.parametrize("waning", ["waning", "loss"])

@@ -102,15 +102,16 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="efficacy against acquiring carriage, for the critical coverage (default: 1)",
+        help="efficacy against infection, carriage included, for the critical coverage (default: 1)",
     )
-    sub["thresholds"].add_argument(
-        "--reporting-fraction",
-        type=float,
-        default=1.0,
-        metavar="RATIO",
-        help="suspected cases reported per case of the model, above 1 where other illness is suspected (default: 1)",
-    )
+    for name in ("thresholds", "simulate", "study"):
+        sub[name].add_argument(
+            "--reporting-fraction",
+            type=float,
+            default=1.0,
+            metavar="RATIO",
+            help="suspected cases per case of the model, above 1 where other illness is suspected (default: 1)",
+        )
     sub["sensitivity"].add_argument("--global", dest="worldwide", action="store_true", help="PRCC and Sobol instead")
     sampling = sub["sensitivity"].add_argument_group("only with --global")
     sampling.add_argument("--days", type=float, metavar="N", help=DAYS)
@@ -184,10 +185,14 @@ def table_of(path: str) -> dict[str, float | str]:
     """Read a YAML or JSON table of values. Raises Refused where it is missing or something else."""
     import yaml
 
+    from meningitis.tables import TwiceError, read_yaml
+
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = read_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise Refused(f"--params {path} cannot be read: {error.strerror}") from error
+    except TwiceError as error:
+        raise Refused(f"--params {path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Refused(f"--params {path} is neither YAML nor JSON") from error
     if not isinstance(data, dict):

@@ -20,6 +20,7 @@ from meningitis.model import (
     Scenario,
     unit_of,
 )
+from meningitis.tables import TwiceError, read_yaml
 from meningitis.units import UnitError, parse_quantity, quantity_in
 
 _TYPES: Mapping[str, tuple[Any, str]] = {
@@ -35,21 +36,30 @@ ENDS = ("low", "high", "mode")
 
 
 def to_dict(model: Model) -> dict[str, Any]:
-    """The declaration as plain dictionaries and lists; fields at their defaults are left out."""
+    """The declaration as plain dictionaries and lists; fields at their defaults are left out.
+
+    Quantities are floats, as they are when read back, so that 1 and 1.0 are one declaration with one hash.
+    """
     return {
         "name": model.name,
         "title": model.title,
         "description": model.description,
         "closed": model.closed,
-        **({} if model.max_step is None else {"max_step": model.max_step}),
+        **({} if model.max_step is None else {"max_step": float(model.max_step)}),
         "compartments": [_plain(compartment) for compartment in model.compartments],
         "parameters": [
-            {**_plain(p), "kind": p.kind, "bounds": list(p.bounds), "distribution": _plain(p.distribution)}
+            {
+                **_plain(p),
+                "default": float(p.default),
+                "kind": p.kind,
+                "bounds": [float(end) for end in p.bounds],
+                "distribution": {k: float(v) if k in ENDS else v for k, v in _plain(p.distribution).items()},
+            }
             for p in model.parameters
         ],
         "flows": [{**_plain(f), "rate": str(f.rate)} for f in model.flows],
-        "initial": dict(model.initial.values),
-        "scenarios": [{**_plain(s), "overrides": dict(s.overrides)} for s in model.scenarios],
+        "initial": {k: v if isinstance(v, str) else float(v) for k, v in model.initial.values.items()},
+        "scenarios": [_scenario(s) for s in model.scenarios],
     }
 
 
@@ -66,13 +76,22 @@ def from_yaml(source: str | Path) -> Model:
 
     is_file = isinstance(source, Path) or ("\n" not in source and ":" not in source)
     text = Path(source).read_text(encoding="utf-8") if is_file else str(source)
+    where = str(source) if is_file else "declaration"
     try:
-        data = yaml.safe_load(text)
+        data = read_yaml(text)
+    except TwiceError as error:
+        raise ModelError([Problem(code="E010", where=where, message=str(error))]) from error
     except yaml.YAMLError as error:
-        where = str(source) if is_file else "declaration"
         message = " ".join(str(error).split())
         raise ModelError([Problem(code="E010", where=where, message=f"not YAML: {message}")]) from error
     return _Reader().model(data)
+
+
+def _scenario(scenario: Scenario) -> dict[str, Any]:
+    plain = _plain(scenario) | {"overrides": {name: float(value) for name, value in scenario.overrides.items()}}
+    if "days" in plain and scenario.days == int(scenario.days):
+        plain["days"] = int(scenario.days)
+    return plain
 
 
 def _plain(item: Any) -> dict[str, Any]:
@@ -157,7 +176,8 @@ class _Reader:
 
     def flow(self, data: Any, where: str) -> Any:
         if isinstance(data, Mapping):
-            data = {**data, "rate": str(data.get("rate", ""))}
+            rate = {} if data.get("rate") is None else {"rate": str(data["rate"])}  # else it is told as missing
+            data = {name: value for name, value in data.items() if name != "rate"} | rate
         return self.make(Flow, data, where)
 
     def scenario(self, data: Any, where: str) -> Any:

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 UNITS = {
     "day": "days", "time": "days", "days": "days", "prevalence": "persons",
-    "weekly_cases_per_100000": "per 100,000 per week",
+    "weekly_cases_per_100000": "per 100,000 per week", "weekly_suspected_cases": "persons/week",
     **dict.fromkeys(CUMULATIVE, "persons"), **{f"weekly_{name}": "persons/week" for name in CUMULATIVE},
 }  # fmt: skip
 """Units of columns that every model's tables may have; those of parameters and compartments follow the model."""
 
 OUTCOME_UNITS = {
-    "R0": "1", "peak_weekly_incidence": "persons/week", "peak_week": "week", "cases": "persons", "deaths": "persons",
-    "ever_infected": "persons",
+    "R0": "1", "R_at_start": "1", "peak_weekly_incidence": "persons/week", "peak_week": "week", "cases": "persons",
+    "deaths": "persons", "ever_infected": "persons",
 }  # fmt: skip
 """Units of the outcomes of `meningitis.analysis.outcomes`; a week is counted from 1."""
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -48,6 +48,18 @@ Kind = Literal["rate", "count", "proportion", "multiplier"]
 
 _FILLED: Any = None
 """The default of a field that `__post_init__` fills from the others."""
+
+
+class _Declared:
+    """Pickled and copied by what it was declared with, and checked again: views of tables can be neither."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return _declare, (type(self), {k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in given.items()})
+
+
+def _declare(cls: type, given: Mapping[str, Any]) -> Any:
+    return cls(**given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +170,7 @@ class Flow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitialState:
+class InitialState(_Declared):
     """Persons per compartment at the start, as numbers or text over parameters; those not named start empty."""
 
     values: Mapping[str, str | float]
@@ -166,9 +178,12 @@ class InitialState:
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
 
+    def __hash__(self) -> int:
+        return hash(frozenset(self.values.items()))
+
 
 @dataclass(frozen=True, kw_only=True)
-class Scenario:
+class Scenario(_Declared):
     """A named set of parameter values. `season` is a label: the model knows no seasons. `gives` says what it shows.
 
     `overrides` may be quantities such as '70/year'; those of a model's scenarios are numbers (days, persons).
@@ -184,9 +199,12 @@ class Scenario:
     def __post_init__(self) -> None:
         object.__setattr__(self, "overrides", MappingProxyType(dict(self.overrides)))
 
+    def __hash__(self) -> int:
+        return hash((self.name, frozenset(self.overrides.items())))
+
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class Model(_Declared):
     """A compartmental model. Construction checks everything and raises ModelError with all problems at once.
 
     The first scenario is the default one. `closed` promises that no flow enters or leaves the population. `max_step`
@@ -203,6 +221,9 @@ class Model:
     scenarios: tuple[Scenario, ...] = ()
     closed: bool = False
     max_step: float | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
 
     def __post_init__(self) -> None:
         from meningitis.validation import check

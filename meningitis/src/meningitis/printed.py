@@ -66,10 +66,11 @@ def matrices_text(model: Model, values: Mapping[str, float] | None = None) -> st
     short, rates = abbreviated(model, expressions)
     names = sp.Matrix([[model.symbols[name] for name in derived.infected]])
     stopped = f" (where {' and '.join(derived.zeros)} is 0)" if derived.zeros else ""
+    name = {"R0": "R₀"}.get(symbolic.reproduction_name(model, values), "R_c")
     parts = [beside("infected: ", write.text(names)) + stopped]
     parts += [beside(f"{name} = ", write.text(short[name])) for name in ("F", "V")]
     if derived.r0 is not None:
-        parts += [beside("K = F V⁻¹ = ", write.text(short["K"])), f"R₀ = {write.text(short['R0'])}"]
+        parts += [beside("K = F V⁻¹ = ", write.text(short["K"])), f"{name} = {write.text(short['R0'])}"]
     parts += [derived.reason] if derived.reason else []
     return "\n\n".join([*parts, *_rates(write, rates), legend_text(model, expressions)])
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from meningitis.analysis.outcomes import distributed, sampled
+from meningitis.analysis.surveillance import checked_fraction
 from meningitis.calendar import WeekSystem
-from meningitis.chapters import CHAPTERS, Work
+from meningitis.chapters import CHAPTERS, Work, fitting
 from meningitis.model import Model
 from meningitis.models import BASIC, GENERALISED
 from meningitis.report import Report
@@ -27,12 +28,14 @@ def study(
     lhs_n: int = 2000,
     start: dt.date | None = None,
     weeks: WeekSystem = "iso",
+    reporting_fraction: float = 1.0,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Run the whole study and write figures/, tables/, results.json, report.html and, last, manifest.json under `out`.
 
     `models`: the fuller one last; chapters that need what a declaration lacks say so. `scenario`, `overrides` and
-    `days` change what single runs start from, every scenario's values, and the length of every run.
+    `days` change what single runs start from, every scenario's values, and the length of every run. WHO's thresholds
+    are held against `reporting_fraction` suspected cases for each case of the model.
     The files of an earlier study in `out` are removed, and no others; so are those of this one where it fails.
     Returns the page's path. Raises ModelError for unknown scenarios or values out of bounds, ValueError for unusable
     sample sizes, or where `out` has a manifest of something else, OSError where it cannot be written.
@@ -41,6 +44,7 @@ def study(
         raise ValueError(f"sobol-n is {sobol_n}, but must be a power of two such as 4096")
     if lhs_n < 50:
         raise ValueError(f"lhs-n is {lhs_n}, but must be at least 50")
+    checked_fraction(reporting_fraction)
     began = time.perf_counter()
     shipped = models == (BASIC, GENERALISED)
     report = Report(
@@ -65,6 +69,7 @@ def study(
         scenario=scenario,
         overrides=dict(overrides or {}),
         days=days,
+        reporting_fraction=reporting_fraction,
     )
     for model in models:
         if distributed(model):
@@ -72,9 +77,10 @@ def study(
     models[-1].values(scenario, work.overrides)  # what it refuses, it refuses before anything is written
     report.begin()
     try:
-        for place, (title, chapter) in enumerate(CHAPTERS, start=1):
+        chosen = fitting(work, CHAPTERS)
+        for place, (title, chapter) in enumerate(chosen, start=1):
             if progress:
-                progress(f"{place}/{len(CHAPTERS)} {title} ({time.perf_counter() - began:.1f} s)")
+                progress(f"{place}/{len(chosen)} {title} ({time.perf_counter() - began:.1f} s)")
             report.section(title)
             chapter(work)
         page = report.write(work.results)

@@ -21,6 +21,9 @@ PER_DAY: Dimension = (Fraction(0), Fraction(-1))
 DAYS_IN: Mapping[str, float] = {"hour": 1 / 24, "day": 1.0, "week": 7.0, "month": 365 / 12, "year": 365.0}
 """Length of a time unit in days; a year is 365 days, as in the models' sources."""
 
+ALIASES: Mapping[str, str] = {"yr": "year"}
+"""Other names of time units."""
+
 _QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|.*?)\s*")
 
 
@@ -31,7 +34,7 @@ class UnitError(ValueError):
 def parse_quantity(text: str | float) -> float:
     """Read a number with an optional unit and return it per day (rates), in days (times) or as it stands.
 
-    `70/year`, `0.19`, `20 %`, `1/3`, `3 days`, `52 per year`, `111540 persons` are understood.
+    `70/year`, `0.19`, `20 %`, `1/3`, `3 days`, `52 per year`, `111540 persons`, `500 persons/day` are understood.
     Raises UnitError.
     """
     return quantity(text)[0]
@@ -74,6 +77,7 @@ def quantity_in(unit: str, text: str | float) -> float:
     fix = {
         PER_DAY: "a rate such as 0.1/day or 36.5/year",
         PERSONS: "a plain number of persons",
+        PERSONS_PER_DAY: "a plain number in persons/day, or such as 70 persons/year",
         DIMENSIONLESS: "a plain number or a share in %",
     }.get(wanted, f"a plain number in {unit}")
     if wanted == PER_DAY and given == DAYS and value:  # a duration was meant: the rate is its inverse
@@ -82,15 +86,19 @@ def quantity_in(unit: str, text: str | float) -> float:
 
 
 def _factor(unit: str, text: str) -> tuple[float, Dimension | None]:
-    unit = re.sub(r"^per\s+", "/", unit.strip().lower())
+    unit = re.sub(r"(^|\s+)per\s+", "/", unit.strip().lower())
     if unit == "":
         return 1.0, None
     if unit in ("persons", "person"):
         return 1.0, PERSONS
+    if match := re.fullmatch(r"persons?\s*(/.*)", unit):
+        factor, below = _factor(match[1], text)
+        if below == PER_DAY:
+            return factor, PERSONS_PER_DAY
     if unit == "%":
         return 0.01, DIMENSIONLESS
     if not unit.startswith("/"):
-        name = unit.removesuffix("s")
+        name = _time(unit)
         if name in DAYS_IN:
             return DAYS_IN[name], DAYS
     else:
@@ -98,10 +106,15 @@ def _factor(unit: str, text: str) -> tuple[float, Dimension | None]:
         try:
             return 1 / float(name), None
         except (ValueError, ZeroDivisionError):
-            name = name.removesuffix("s")
+            name = _time(name)
         if name in DAYS_IN:
             return 1 / DAYS_IN[name], PER_DAY
-    raise UnitError(f"'{text}' has an unknown unit: allowed are /{', /'.join(DAYS_IN)}, persons and %")
+    raise UnitError(f"'{text}' has an unknown unit: allowed are /{', /'.join(DAYS_IN)}, persons, persons/day and %")
+
+
+def _time(name: str) -> str:
+    name = name.removesuffix("s")
+    return ALIASES.get(name, name)
 
 
 def parse_unit(text: str) -> Dimension:

@@ -57,6 +57,7 @@ CODES: Mapping[str, str] = {
     "E015": "a flow by which people are infected is not declared a new infection",
     "E016": "a new infection does not lead to an infected compartment",
     "E017": "a flow from the infected to the dead is not declared a death",
+    "E018": "a parameter's kind and its unit disagree",
 }
 """What each code of a Problem means."""
 
@@ -163,8 +164,21 @@ def _parameters(model: Model, problems: list[Problem]) -> dict[sympy.Symbol, Dim
         except UnitError as error:
             problems.append(Problem(code="E008", where=where, message=str(error)))
             units[model.symbols[parameter.name]] = parse_unit("1")
+        else:
+            if amiss := _kind(parameter.kind, units[model.symbols[parameter.name]]):
+                message = f"a {parameter.kind} {amiss}, but its unit is {parameter.unit} (a multiplier may have any)"
+                problems.append(Problem(code="E018", where=where, message=message))
         problems += [Problem(code="E005", where=where, message=message) for message in _range(parameter)]
     return units
+
+
+def _kind(kind: str, unit: Dimension) -> str:
+    """What the unit of such a parameter must be and is not; empty where it is. A multiplier may have any."""
+    if kind == "rate" and unit[1] >= 0:
+        return "is per time, such as 1/day"
+    if kind == "count" and unit != PERSONS:
+        return "is in persons"
+    return "has the unit 1" if kind == "proportion" and unit != DIMENSIONLESS else ""
 
 
 def _range(parameter: Parameter) -> list[str]:

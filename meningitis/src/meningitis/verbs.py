@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meningitis.cli import Refused, pairs
 from meningitis.options import calendar_of, days_of, given_of, model_of, sampling_of, sweep_of, values_of
 from meningitis.progress import estimated
+from meningitis.weekly import dated, told_of_weeks, weekly_table
 
 if TYPE_CHECKING:
-    import datetime as dt
-
     import pandas as pd
 
-    from meningitis.calendar import WeekSystem
     from meningitis.model import Model
 
 SWEPT = {"carrier_odds": (0.5, 0.75, 1.0, 1.25, 1.5), "direct_fraction": (0.0, 0.01, 0.1, 0.5, 1.0)}
@@ -40,17 +37,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise Refused(" ".join(str(error).split())) from error
     except (ValueError, OSError) as error:
         raise Refused(" ".join(str(error).split())) from error
-
-
-def dated(days: Iterable[float | None], start: dt.date | None, weeks: WeekSystem) -> dict[str, list[str | None]]:
-    """Columns `date` and `epi_week` for days since the start; none without a first day."""
-    from meningitis.calendar import date_of, week_label
-
-    if start is None:
-        return {}
-    dates = [None if day is None or day != day else date_of(float(day), start) for day in days]
-    shown = [week_label(d, weeks) for d in dates]
-    return {"date": [None if d is None else d.isoformat() for d in dates], "epi_week": shown}
 
 
 def put(
@@ -108,59 +94,13 @@ def _show(arguments: argparse.Namespace) -> None:
     put(arguments, pd.DataFrame(rows), data, words, model)
 
 
-def weekly_table(
-    model: Model, values: Mapping[str, float], days: float, start: dt.date | None, weeks: WeekSystem
-) -> pd.DataFrame:
-    """Weekly course of one run: states at the end of each week and the week's new infections, cases and deaths.
-
-    `days` of the last week are fewer than seven where the run ends within it. A week is named by the epidemiological
-    week that its fourth day is in, with which it shares four days at least; one of fewer days has no name.
-    """
-    import numpy as np
-    import pandas as pd
-
-    from meningitis.engine import simulate
-    from meningitis.symbolic.declared import uncounted_text
-
-    times = np.unique(np.append(np.arange(0.0, days, 7.0), days))
-    run = simulate(model, parameters=dict(values), times=times, days=days)
-    if run.status[0] > 0:
-        raise Refused(f"the run failed: {run.failures[0]}")
-    for note in run.failures:  # solved, but not by the kernel
-        print(f"meningitis: {note}", file=sys.stderr)
-    table: dict[str, Any] = {"week": np.arange(1, len(times)), "day": times[1:], "days": np.diff(times)}
-    if table["days"][-1] < 7:
-        print(
-            f"meningitis: the last week has {table['days'][-1]:g} of 7 days, so its counts are lower", file=sys.stderr
-        )
-    if start is not None:
-        _told_of_weeks(start, weeks)
-        table["begins"] = dated(times[:-1], start, weeks)["date"]
-        fourth = np.where(table["days"] > 3, times[:-1] + 3, np.nan)
-        table["epi_week"] = dated(fourth, start, weeks)["epi_week"]
-    table |= {name: run.states[0, 1:, k] for k, name in enumerate(run.state_names)}
-    table |= {f"weekly_{name}": np.diff(run.cumulative[0, :, k]) for k, name in enumerate(run.cumulative_names)}
-    if model.uncounted:
-        print(f"meningitis: {uncounted_text(model)}", file=sys.stderr)
-        table |= {f"weekly_{name}": np.full(len(times) - 1, np.nan) for name in model.uncounted}
-    table["weekly_cases_per_100000"] = 1e5 * table["weekly_cases"] / run.states[0, 0].sum()
-    return pd.DataFrame(table)
-
-
-def _told_of_weeks(start: dt.date, weeks: WeekSystem) -> None:
-    """Say where the weeks of a run, which begin with its first day, are none of the calendar's."""
-    from meningitis.calendar import begins_a_week
-
-    if not begins_a_week(start, weeks):
-        first = "Monday" if weeks == "iso" else "Sunday"
-        words = f"{start.isoformat()} is no {first}, on which {weeks.upper()} weeks begin"
-        print(f"meningitis: {words}: each week of the run is named by that of its fourth day", file=sys.stderr)
-
-
 def _simulate(arguments: argparse.Namespace) -> None:
+    from meningitis import analysis
+
     model = model_of(arguments)
     values, (start, weeks) = values_of(model, arguments), calendar_of(arguments)
-    put(arguments, weekly_table(model, values, days_of(model, arguments), start, weeks), model=model)
+    fraction = analysis.checked_fraction(arguments.reporting_fraction)
+    put(arguments, weekly_table(model, values, days_of(model, arguments), start, weeks, fraction), model=model)
 
 
 def _r0(arguments: argparse.Namespace) -> None:
@@ -173,10 +113,10 @@ def _r0(arguments: argparse.Namespace) -> None:
     values = values_of(model, arguments)
     speed = symbolic.growth(model, values)
     control = symbolic.control(model, values, efficacy=arguments.efficacy)
-    everyone = control.r0_susceptible
+    name, everyone = symbolic.reproduction_name(model, values), control.r0_susceptible
     partly = control.susceptible is not None and control.susceptible < 1
     rows: list[tuple[str, float | None, str]] = [
-        ("R0", control.r0, "1"),
+        (name if name == "R0" else f"{name}, control reproduction number", control.r0, "1"),
         *([("R0 with everyone susceptible", everyone, "1")] if everyone is not None else []),
         ("R at the start", speed.reproduction, "1"),
         ("growth rate", speed.rate, "1/day"),
@@ -184,12 +124,12 @@ def _r0(arguments: argparse.Namespace) -> None:
         ("generation time", speed.generation_time, "days"),
         ("early case-carrier ratio", speed.early_ratio if speed.rate > 0 else None, "1"),
         *([("susceptible share s without infection", control.susceptible, "1")] if partly else []),
-        (f"immune share needed, 1 - {'s' if partly else 1}/R0", control.herd_immunity, "1"),
+        (f"immune share needed, {f'1 - s/{name}' if partly else '1 - 1/R0'}", control.herd_immunity, "1"),
         (f"coverage needed at efficacy {arguments.efficacy:g}, nobody immune yet", control.coverage, "1"),
     ]
     rows += [
-        (f"{name} at which R0 = 1", value, model.parameter(name).unit)
-        for name, value in control.critical.items()
+        (f"{parameter} at which {name} = 1", value, model.parameter(parameter).unit)
+        for parameter, value in control.critical.items()
         if value is not None
     ]
     frame = pd.DataFrame(rows, columns=["quantity", "value", "unit"])
@@ -219,7 +159,7 @@ def _thresholds(arguments: argparse.Namespace) -> None:
     found = None if symbolic.no_thresholds(model) else symbolic.thresholds(model).to_dict()
     frame, told = happened.frame(), happened.to_dict()
     if start is not None:
-        _told_of_weeks(start, weeks)
+        told_of_weeks(start, weeks)
         frame.insert(3, "epi_week", [week_label(event.week_day, weeks) for event in happened.events])
         told["events"] = [row | {"epi_week": week} for row, week in zip(told["events"], frame["epi_week"], strict=True)]
     in_words, text = not (arguments.json or arguments.csv), ""
@@ -332,7 +272,7 @@ def _profile(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from meningitis import analysis
+    from meningitis import analysis, symbolic
     from meningitis.frames import OUTCOME_UNITS
 
     model = model_of(arguments)
@@ -345,12 +285,19 @@ def _compare(arguments: argparse.Namespace) -> None:
     found = analysis.compare(model, first, second, days=days_of(model, arguments))
     frame = found.frame()
     frame.insert(1, "unit", frame["outcome"].map(OUTCOME_UNITS))
+    settled = {symbolic.reproduction_name(model, values) for values in (first, second)} != {"R0"}
+    called = "R_c" if settled and not (arguments.json or arguments.csv) else "R0"
     for sentence in found.unknown:
-        print(f"meningitis: {sentence}", file=sys.stderr)
+        print(f"meningitis: {sentence.replace('R0', called)}", file=sys.stderr)
     for name in found.unfinished:
         words = f"infection is not over in {name} after {found.days:g} days: what is averted by then may be postponed"
         print(f"meningitis: {words}", file=sys.stderr)
-    put(arguments, frame, found.to_dict())
+    frame["outcome"] = frame["outcome"].replace({"R0": called})
+    told = (
+        "R_c, the control reproduction number, is that of the disease-free state, where flows without infection such "
+        "as vaccination balance; R_at_start that of the people as the run begins"
+    )
+    put(arguments, frame, found.to_dict(), told if called == "R_c" else "")
 
 
 def _study(arguments: argparse.Namespace) -> None:
@@ -360,7 +307,7 @@ def _study(arguments: argparse.Namespace) -> None:
     chosen = (BASIC, GENERALISED) if arguments.model is None else (model_of(arguments),)
     start, weeks = calendar_of(arguments)
     if start is not None:
-        _told_of_weeks(start, weeks)
+        told_of_weeks(start, weeks)
     page = study(
         Path(arguments.out),
         models=chosen,
@@ -369,6 +316,7 @@ def _study(arguments: argparse.Namespace) -> None:
         days=None if arguments.days is None else days_of(chosen[-1], arguments),
         start=start,
         weeks=weeks,
+        reporting_fraction=arguments.reporting_fraction,
         **sampling_of(arguments),
         progress=lambda words: print(words, file=sys.stderr),
     )

@@ -15,13 +15,14 @@ from meningitis.analysis.infected import (
     infection_potential,
 )
 from meningitis.analysis.local import LocalSensitivity, local_sensitivity
-from meningitis.analysis.outcomes import OUTCOMES, outcomes, sampled, unknown
+from meningitis.analysis.outcomes import COMPARED, OUTCOMES, outcomes, sampled, unknown
 from meningitis.analysis.prcc import PRCC, prcc
 from meningitis.analysis.profiles import Profiles, profiles
 from meningitis.analysis.sobol import Sobol, sobol
-from meningitis.analysis.surveillance import who_thresholds
+from meningitis.analysis.surveillance import checked_fraction, who_thresholds
 
 __all__ = [
+    "COMPARED",
     "IMPLICIT",
     "OUTCOMES",
     "PRCC",
@@ -37,6 +38,7 @@ __all__ = [
     "Sobol",
     "adequacy",
     "bands",
+    "checked_fraction",
     "compare",
     "events",
     "ever_infected",

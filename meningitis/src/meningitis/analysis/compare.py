@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import qmc
 
-from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled, unknown
+from meningitis.analysis.outcomes import COMPARED, draw, outcomes, sampled, unknown
 from meningitis.analysis.runs import Array, filled, length, solved
 from meningitis.engine import simulate
 from meningitis.model import Model
@@ -22,7 +22,7 @@ OVER = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Outcomes under a and under b within `days`; averted is a - b (negative: b is worse).
+    """Outcomes (`outcomes.COMPARED`) under a and under b within `days`; averted is a - b (negative: b is worse).
 
     unknown: why some outcomes are NaN, a sentence each.
     unfinished: which of the two outbreaks are not over by then, those infected being above 1 % of their peak: what is
@@ -70,7 +70,7 @@ def compare(
     run = simulate(model, parameters=both, times=np.unique(np.append(np.arange(0.0, days, 7.0), days)), days=days)
     infected = np.sum([run[c.name] for c in model.compartments if c.infected], axis=0)  # (2, T)
     left = infected[:, -1] > OVER * infected.max(axis=1)
-    first, second = ({name: float(found[name][k]) for name in OUTCOMES} for k in range(2))
+    first, second = ({name: float(found[name][k]) for name in COMPARED} for k in range(2))
     return Comparison(
         a=first,
         b=second,

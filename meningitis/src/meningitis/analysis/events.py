@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from meningitis.analysis.runs import at_times, crossing_days, filled, length
-from meningitis.analysis.surveillance import who_thresholds
+from meningitis.analysis.surveillance import checked_fraction, who_thresholds
 from meningitis.calendar import DAY, date_of
 from meningitis.model import Model
 from meningitis.symbolic import case_and_carrier, growth, initial_state
@@ -163,8 +163,7 @@ def events(
     Raises: ValueError where it is not above 0 and finite, days are less than a week, or no flow is declared a case.
     """
     values, days = filled(model, values, scenario), length(model, days, scenario)
-    if not 0 < reporting_fraction < np.inf:
-        raise ValueError(f"reporting_fraction is {reporting_fraction}, but must be above 0 and finite")
+    checked_fraction(reporting_fraction)
     if days < 7:
         raise ValueError(f"days is {days:g}, but weekly incidence needs at least 7")
     suspected = reporting_fraction * weekly(model, values, days)

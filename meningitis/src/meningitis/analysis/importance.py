@@ -25,7 +25,8 @@ def global_sensitivity(
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, PRCC]:
-    """Tables of PRCC and of Sobol indices with 95 % intervals, by outcome and parameter, with LaTeX symbols.
+    """Tables of PRCC and of Sobol indices with 95 % intervals (Fisher's z; Student's t over scrambles), by outcome
+    and parameter, with LaTeX symbols.
 
     What `values` leave out, and the days, are those of the scenario (None: the default one).
     The outcomes are those of the first `days`; the third of what is returned says in what share of the Latin hypercube

@@ -12,12 +12,16 @@ from meningitis.analysis.runs import Array, all_solved, length
 from meningitis.engine import reduce
 from meningitis.engine.ensemble import table
 from meningitis.model import Model
-from meningitis.symbolic import moving_rates, nobody_left, r0_numeric
+from meningitis.symbolic import moving_rates, nobody_left, r0_numeric, reproduction_at_start
 from meningitis.symbolic.declared import uncounted_text
 
 OUTCOMES = ("R0", "peak_weekly_incidence", "peak_week", "cases", "deaths", "ever_infected")
-"""R0, NaN where rates depend on time; highest weekly cases, persons; its week (1 is the first); cases, deaths and ever
-infected, persons. All but R0 within the days of the run: an outbreak that takes longer is cut short."""
+"""R0, NaN where F or V depends on time; highest weekly cases, persons; its week (1 is the first); cases, deaths and
+ever infected, persons. All but R0 within the days of the run: an outbreak that takes longer is cut short."""
+
+COMPARED = ("R0", "R_at_start", *OUTCOMES[1:])
+"""The outcomes that sets are compared by: R at the start too, where people stand as the run begins and not as at the
+disease-free state that R0 is of."""
 
 NOISE = 1e-5
 """Relative spread that the solver's own error makes: ten times its rtol."""
@@ -32,7 +36,7 @@ def outcomes(
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> dict[str, Array]:
-    """Every one of OUTCOMES for each parameter set, shape (n,); `progress` and `checkpoint` as in `engine.reduce`.
+    """Every one of COMPARED for each parameter set, shape (n,); `progress` and `checkpoint` as in `engine.reduce`.
 
     Parameters that `samples` leave out, and the days, are those of the scenario (None: the default one). What the model
     does not count is not known (NaN): cases and what follows from them where no flow is a case, deaths where none is a
@@ -51,13 +55,16 @@ def outcomes(
     known = {name: np.asarray(found[name], dtype=np.float64) for name in OUTCOMES[1:]}
     blind = {"cases": ("cases", "peak_weekly_incidence", "peak_week"), "deaths": ("deaths",)}
     known |= {name: np.full(size, np.nan) for count in model.uncounted for name in blind[count]}
-    return {"R0": _reproduction(model, full, size), **known}
+    return {**_reproduction(model, full, size), **known}
 
 
-def _reproduction(model: Model, full: Mapping[str, Array], size: int) -> Array:
+def _reproduction(model: Model, full: Mapping[str, Array], size: int) -> dict[str, Array]:
+    """R0 and R at the start."""
     if moving_rates(model):
-        return np.full(size, np.nan)
-    return np.where(nobody_left(model, full), np.nan, r0_numeric(model)(full)) + np.zeros(size)
+        return {"R0": np.full(size, np.nan), "R_at_start": np.full(size, np.nan)}
+    settled = np.where(nobody_left(model, full), np.nan, r0_numeric(model)(full))
+    begun = reproduction_at_start(model, full)
+    return {"R0": settled + np.zeros(size), "R_at_start": begun + np.zeros(size)}
 
 
 def unknown(model: Model, samples: Mapping[str, ArrayLike], *, scenario: str | None = None) -> tuple[str, ...]:

@@ -12,20 +12,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import qmc, sobol_indices
+from scipy.stats import qmc, sobol_indices, t
 
 from meningitis.analysis.outcomes import OUTCOMES, draw, outcomes, sampled, varies
 from meningitis.analysis.runs import Array, filled, length
 from meningitis.model import Model
 
-LEVEL, RESAMPLES = 0.95, 500
+LEVEL = 0.95
+REPLICATES = 16
+"""Scrambles that share the base samples, where these suffice for two each: each says on its own how far off it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sobol:
-    """First and total order with bootstrap intervals of `level`; arrays are (outcomes, parameters).
+    """First and total order with intervals of `level`; arrays are (outcomes, parameters).
 
-    An outcome that does not vary by more than the solver errs has no indices (NaN).
+    The n base samples are 16 independent scrambles of a Sobol sequence (fewer below n = 32, none to compare at n = 2).
+    An index is estimated from all of them; its interval is Student's t over the scrambles, whose points depend on one
+    another within each of them only. An outcome that does not vary by more than the solver errs has no indices (NaN).
     """
 
     outcomes: tuple[str, ...]
@@ -58,18 +62,24 @@ def sobol_of(
 ) -> Sobol:
     """Indices of function: uniforms (rows, k) -> outcomes (rows, len(outputs)), from n base samples.
 
-    The function is called once, on all n(k + 2) rows. Raises: ValueError where n is not a power of two.
+    The function is called once, on all n(k + 2) rows: A, B, then A with each column of B. Raises: ValueError where n is
+    not a power of two.
     """
     if n < 2 or n & (n - 1):
         raise ValueError(f"n is {n}, but a Sobol sequence is balanced only for powers of two, such as 1024 or 4096")
     k = len(names)
-    base = qmc.Sobol(d=2 * k, scramble=True, rng=np.random.default_rng(seed)).random(n)
+    replicates = min(REPLICATES, n // 2)
+    base = np.concatenate(
+        [
+            qmc.Sobol(d=2 * k, scramble=True, rng=np.random.default_rng([seed, r])).random(n // replicates)
+            for r in range(replicates)
+        ]
+    )
     A, B = base[:, :k], base[:, k:]
     mixed = np.repeat(A[None], k, axis=0)
     for j in range(k):
         mixed[j, :, j] = B[:, j]
     y = np.asarray(function(np.concatenate([A, B, mixed.reshape(k * n, k)]))).T  # (outputs, rows)
-    generator = np.random.default_rng([seed, 1])
     columns = []
     for values in y:
         if not varies(values):
@@ -80,8 +90,9 @@ def sobol_of(
         twice = np.stack([values, values])
         f_AB = twice[:, 2 * n :].reshape(2, k, n).transpose(1, 0, 2)
         result = sobol_indices(func={"f_A": twice[:, :n], "f_B": twice[:, n : 2 * n], "f_AB": f_AB}, n=n)
-        low, high = _intervals(values, n, k, generator)
         first, total = (np.reshape(order, (2, k))[0] for order in (result.first_order, result.total_order))
+        half = _half_widths(values, first, total, replicates)
+        low, high = np.stack([first, total]) - half, np.stack([first, total]) + half
         columns.append(np.stack([first, low[0], high[0], total, low[1], high[1]]))
     table = np.stack(columns, axis=1)  # (6, outputs, k)
     return Sobol(
@@ -98,23 +109,22 @@ def sobol_of(
     )
 
 
-def _intervals(y: Array, n: int, k: int, generator: np.random.Generator) -> tuple[Array, Array]:
-    """Percentile bootstrap over base samples: bounds (2, k) of first and total order, by the estimators of scipy.
+def _half_widths(y: Array, first: Array, total: Array, replicates: int) -> Array:
+    """Half the length of the intervals of first and total order, (2, k), NaN where there is no second replicate.
 
-    The estimators are means over rows, so a resample is a vector of weights and all of them one matrix product; scipy's
-    own bootstrap jackknifes every row, which takes longer than the outbreaks do.
+    An index is a ratio of means over rows, by the estimators of scipy: what each replicate adds to it, to first order,
+    is the mean of its rows' part - index x square, over the variance. These are independent.
     """
-    centred = y - y[: 2 * n].mean()
-    f_A, f_B, f_AB = centred[:n, None], centred[n : 2 * n, None], centred[2 * n :].reshape(k, n).T
-    weights = generator.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n  # (resamples, n)
-    both = np.hstack([f_A, f_B])
-    mean, square = (weights @ both).mean(axis=1), (weights @ both**2).mean(axis=1)
-    variance = (square - mean**2)[:, None]
-    first = weights @ (f_B * (f_AB - f_A)) / variance
-    total = weights @ ((f_A - f_AB) ** 2) / 2 / variance
-    tail = 50 * (1 - LEVEL)
-    bounds = np.percentile(np.stack([first, total]), [tail, 100 - tail], axis=1)
-    return bounds[0], bounds[1]
+    k = first.size
+    f_A, f_B, *mixed = (y - y[: y.size * 2 // (k + 2)].mean()).reshape(k + 2, replicates, -1)
+    f_AB = np.stack(mixed)
+    square = ((f_A**2 + f_B**2) / 2).mean(axis=-1)  # (replicates,)
+    parts = np.stack([f_B * (f_AB - f_A), (f_A - f_AB) ** 2 / 2]).mean(axis=-1)  # (2, k, replicates)
+    off = (parts - np.stack([first, total])[..., None] * square) / square.mean()
+    if replicates < 2:
+        return np.full((2, k), np.nan)
+    error = off.std(axis=-1, ddof=1) / np.sqrt(replicates)
+    return np.asarray(t.ppf((1 + LEVEL) / 2, replicates - 1) * error)
 
 
 def sobol(

@@ -54,6 +54,13 @@ class Thresholds:
         return asdict(self)
 
 
+def checked_fraction(reporting_fraction: float) -> float:
+    """The number itself of suspected cases for each case. Raises: ValueError where it is not above 0 and finite."""
+    if not 0 < reporting_fraction < np.inf:
+        raise ValueError(f"reporting_fraction is {reporting_fraction}, but must be above 0 and finite")
+    return reporting_fraction
+
+
 def who_thresholds(population: float) -> Thresholds:
     """Thresholds in suspected cases per week for a district of this many inhabitants.
 

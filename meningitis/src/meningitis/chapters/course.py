@@ -11,7 +11,7 @@ import pandas as pd
 from meningitis import analysis, symbolic
 from meningitis.analysis.events import weekly_peak
 from meningitis.calendar import week_label
-from meningitis.chapters.work import KEY, Work
+from meningitis.chapters.work import KEY, NUMBERS, Work
 from meningitis.engine import simulate
 from meningitis.model import Model, Parameter
 from meningitis.notation import Notation
@@ -44,17 +44,18 @@ def course(work: Work) -> None:
                     "cases": found["cases"],
                     "deaths": found["deaths"],
                     "ever_infected_%": 100 * found["ever_infected"] / N,
-                    **_alert(model, values, days),
+                    **_alert(work, model, values, days),
                 }
             )
             curves[scenario.name] = weeks / N * 1e5
         N = sum(symbolic.initial_state(model, work.values(model)).values())
         who = analysis.who_thresholds(N)
+        alert, epidemic = (line / work.reporting_fraction / N * 1e5 for line in (who.alert, who.epidemic))
         work.report.figure(
             f"incidence-{model.name}",
-            figures.incidence(curves, who.alert / N * 1e5, who.epidemic / N * 1e5, start=work.start, system=work.weeks),
+            figures.incidence(curves, alert, epidemic, start=work.start, system=work.weeks),
             f"Weekly incidence of illness in the {model.name} model, with WHO's operational thresholds for a district "
-            f"of {N:,.0f} inhabitants. Weeks are differences of the cumulative count. Log scale.",
+            f"of {N:,.0f} inhabitants{_reported(work)}. Weeks are differences of the cumulative count. Log scale.",
         )
     table = pd.DataFrame(rows)
     work.results["course"] = table.to_dict("records")
@@ -70,15 +71,28 @@ def course(work: Work) -> None:
         "those between two episodes do not count.",
         table.set_axis(list(heads), axis="columns"),
     )
-    told = [words for model in work.models for words in analysis.unknown(model, work.values(model))]
-    for sentence in dict.fromkeys(told):
+    for sentence in dict.fromkeys(words for model in work.models for words in _unknown(work, model)):
         work.report.text(f"A dash for what is not known: {sentence}.")
+
+
+def _unknown(work: Work, model: Model) -> list[str]:
+    """Why some outcomes are not known, with R0 as the page calls it."""
+    values = work.values(model)
+    name = NUMBERS[symbolic.reproduction_name(model, values)]
+    return [sentence.replace("R0", name) for sentence in analysis.unknown(model, values)]
+
+
+def _reported(work: Work) -> str:
+    """How many suspected cases WHO's thresholds count, where it is not one for each."""
+    if work.reporting_fraction == 1:
+        return ""
+    return f", reached by {work.reporting_fraction:g} suspected cases for each case of the model"
 
 
 def _seasons(work: Work) -> str:
     if not any(scenario.season for model in work.models for scenario in model.scenarios):
         return ""
-    if any(symbolic.moving_rates(model) for model in work.models):
+    if any(symbolic.timed_rates(model) for model in work.models):
         return "The season is a label. "
     return "The season is a label: the model knows none, and holds its rates beyond the season's end. "
 
@@ -87,10 +101,12 @@ def _has_cases(model: Model) -> bool:
     return any(flow.case for flow in model.flows)
 
 
-def _alert(model: Model, values: dict[str, float], days: float) -> dict[str, Any]:
+def _alert(work: Work, model: Model, values: dict[str, float], days: float) -> dict[str, Any]:
     """How many weeks are at the alert threshold or above, and which, one episode after another."""
-    found = analysis.events(model, values, days) if _has_cases(model) else None
-    if found is None or not found.alert_weeks:
+    if not _has_cases(model):
+        return {"weeks_above_alert": None, "alert_episodes": None}
+    found = analysis.events(model, values, days, reporting_fraction=work.reporting_fraction)
+    if not found.alert_weeks:
         return {"weeks_above_alert": None, "alert_episodes": None}
     return {"weeks_above_alert": len(found.alert_weeks), "alert_episodes": weeks_text(found.episodes)}
 
@@ -99,7 +115,11 @@ def ratios(work: Work) -> None:
     """Case-carrier ratios, the events along each run, and the claim that a ratio forewarns of an epidemic."""
     kept = {
         (model.name, model.scenario(name).name): analysis.events(
-            model, work.values(model, name), work.length(model, name), start=work.start
+            model,
+            work.values(model, name),
+            work.length(model, name),
+            start=work.start,
+            reporting_fraction=work.reporting_fraction,
         )
         for model in work.models
         if _has_cases(model)
@@ -108,6 +128,8 @@ def ratios(work: Work) -> None:
     fitting = [model for model in work.models if not symbolic.no_thresholds(model)]
     if not fitting:
         work.report.text(f"There is no ratio of cases to carriers: {symbolic.no_thresholds(work.fullest)}.")
+    if kept and work.reporting_fraction != 1:
+        work.report.text(f"Alerts and epidemics are WHO's thresholds{_reported(work)} (--reporting-fraction).")
     for model in fitting:
         _figures(work, model, kept[model.name, model.scenario(work.scenario).name])
     if kept:

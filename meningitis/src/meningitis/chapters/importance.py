@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 
 from meningitis import analysis, symbolic
+from meningitis.analysis.sobol import REPLICATES
 from meningitis.chapters.work import KEY, OUTCOME_WORDS, Work
 from meningitis.model import Model
 from meningitis.notation import Notation
 from meningitis.report import figures
 
+SCRAMBLES = f"Intervals are Student's t over {REPLICATES} independent scrambles that share the base samples."
 TESTED = ("R0", "cases", "peak_weekly_incidence", "ever_infected")
 """The outcomes for which the paper's claim of key parameters is tested."""
 
@@ -53,14 +55,15 @@ def sensitivity(work: Work) -> None:
         work.report.figure(
             f"sobol-{model.name}",
             figures.dots(_worded(shares), {"total": "total order", "first": "first order"}, "share of the variance"),
-            f"Sobol indices from {work.sobol_n:,} base samples, {end}. What first orders leave of 1 is interaction."
-            f"{_early(drawn)}",
+            f"Sobol indices from {work.sobol_n:,} base samples, {end}. {SCRAMBLES} What first orders "
+            f"leave of 1 is interaction.{_early(drawn)}",
         )
         work.report.file(f"tables/prcc-{model.name}.csv", ranks.to_csv(index=False))
         work.report.table(
             f"sobol-{model.name}",
             shares,
             f"Total-order Sobol indices with 95 % intervals, {model.name} model, {days:g} days; below 0.01 a dot. "
+            f"{SCRAMBLES} "
             f"First orders are in the file, rank correlations in prcc-{model.name}.csv beside it.",
             _matrix(model, shares),
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from meningitis import analysis, symbolic
 from meningitis.analysis.adequacy import PHI, P
 from meningitis.analysis.runs import within
-from meningitis.chapters.work import OUTCOME_WORDS, Work
+from meningitis.chapters.work import NUMBERS, OUTCOME_WORDS, Work
 from meningitis.frames import OUTCOME_UNITS
 from meningitis.model import Model
 from meningitis.notation import Notation
@@ -20,7 +20,7 @@ from meningitis.report import figures
 YEARS = 3 * 365.0
 """Days after which an outbreak counts as over for the integrator; the exact relation needs none."""
 EFFICACY = 0.9
-"""Share of the vaccinated who are protected against acquiring carriage, in the example of a coverage."""
+"""Share of the vaccinated who are protected against infection, carriage included, in the example of a coverage."""
 SHARES = (0.0, 0.0005, 0.001, 0.0015, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Proportions ill at once that are compared with none: close to it, where equal early cases are possible at all."""
 FELT = 1e-6
@@ -86,13 +86,14 @@ def _points(model: Model, name: str, low: float, high: float, count: int) -> NDA
     return np.unique(np.linspace(first, last, count))
 
 
+def varies_p(model: Model) -> bool:
+    """Whether the model has what the chapter on p = 0 varies."""
+    return {P, PHI} <= set(model.parameter_names)
+
+
 def adequacy(work: Work) -> None:
     """Outcomes over p, at equal conversion and at equal early cases, and whether p = 0 is adequate for each."""
     model = work.fullest
-    missing = [name for name in (P, PHI) if name not in model.parameter_names]
-    if missing:
-        work.report.text(f"This chapter varies {' and '.join(missing)}, which the model does not have.")
-        return
     shares = within(model, P, SHARES)
     if shares[0] > 0 or len(shares) == 1:
         low, high = model.parameter(P).bounds
@@ -137,6 +138,13 @@ def _minimum(share: float) -> str:
     return f"{math.ceil(100 * share - 1e-9)}%"
 
 
+def _gained(found: analysis.Comparison) -> str:
+    """The cases and deaths averted, of those that the model counts."""
+    averted = {"cases": found.cases_averted, "deaths": found.deaths_averted}
+    told = ", ".join(f"{name} averted {persons:,.0f}" for name, persons in averted.items() if not np.isnan(persons))
+    return f"{told.capitalize()}." if told else ""
+
+
 def _postponed(unfinished: tuple[str, ...]) -> str:
     if not unfinished:
         return ""
@@ -157,27 +165,37 @@ def _critical(work: Work, model: Model, values: dict[str, float]) -> None:
     work.results["control"] = facts.to_dict()
     coverage = f"at least {_minimum(facts.coverage)}" if facts.coverage is not None else "more than everyone"
     share = 1.0 if facts.susceptible is None else facts.susceptible
-    kept = f", as without infection {1 - share:.0%} are" if share < 1 else ""
+    name = NUMBERS[symbolic.reproduction_name(model, values)]
+    carriage = symbolic.case_and_carrier(model) is not None
+    against = "acquiring carriage" if carriage else "being infected"
     needed = (
         f"{facts.reason[0].upper()}{facts.reason[1:]}."
         if facts.herd_immunity is None
-        else f"Infection cannot spread where {_minimum(facts.herd_immunity)} of the population are immune{kept}. "
-        f"A vaccine that keeps {EFFICACY:.0%} of the vaccinated from acquiring carriage has to reach {coverage} where "
-        "nobody is immune yet; one that prevents illness alone leaves R₀ as it is."
+        else f"Infection cannot spread where {_minimum(facts.herd_immunity)} of the population are immune. "
+        f"A vaccine that keeps {EFFICACY:.0%} of the vaccinated from {against} has to reach {coverage} where "
+        f"nobody is immune yet{f'; one that prevents illness alone leaves {name} as it is' if carriage else ''}."
     )
-    work.report.text(f"R₀ = {facts.r0:.2f} in the {model.name} model. {needed}")
+    settled = ""
+    if name != NUMBERS["R0"]:
+        immune = f", where {1 - share:.0%} of the population are immune," if share < 1 else ""
+        begun = symbolic.growth(model, values).reproduction
+        settled = (
+            f" This is the control reproduction number at the disease-free state{immune} to which flows without "
+            f"infection, such as vaccination, lead; R at the start is {begun:.2f}."
+        )
+    work.report.text(f"{name} = {facts.r0:.2f} in the {model.name} model.{settled} {needed}")
     if len(table):
         work.report.table(
             "critical-values",
             table,
-            f"The value of each parameter at which R₀ = 1, all others as they are ({model.name} model). Parameters "
+            f"The value of each parameter at which {name} = 1, all others as they are ({model.name} model). Parameters "
             "without such a value within their bounds are left out.",
             pd.DataFrame(
                 {
                     "": [write.text(model.symbols[name]) for name in table["parameter"]],
                     "meaning": [model.parameter(name).meaning for name in table["parameter"]],
                     "now": table["value"],
-                    "at R₀ = 1": table["value_at_R0_1"],
+                    f"at {name} = 1": table["value_at_R0_1"],
                     "unit": table["unit"].replace("1", ""),
                 }
             ),
@@ -209,16 +227,18 @@ def _averted(work: Work, model: Model, values: dict[str, float]) -> None:
     lowest = model.parameter(lever).bounds[0]
     other = {**values, lever: max(0.8 * values[lever], lowest)}
     found = analysis.compare(model, values, other, days=days)
+    names = {symbolic.reproduction_name(model, each) for each in (values, other)}
+    reproduction = NUMBERS["R_c" if "R_c" in names else "R0"]
     changed = "lowered by a fifth" if other[lever] > lowest else f"lowered to the end of its bounds, {lowest:g}"
     work.results["compare"] = found.to_dict()
     work.report.table(
         "compare",
         found.frame(),
         f"An example of two parameter sets of the {model.name} model, {model.scenario(work.scenario).name} scenario, "
-        f"{found.days:g} days: {lever} as it is (a) and {changed} (b). Cases averted "
-        f"{found.cases_averted:,.0f}, deaths averted {found.deaths_averted:,.0f}.{_postponed(found.unfinished)}",
+        f"{found.days:g} days: {lever} as it is (a) and {changed} (b). "
+        f"{_gained(found)}{_postponed(found.unfinished)}",
         found.frame().assign(
-            outcome=[OUTCOME_WORDS[name] for name in found.a],
+            outcome=[{**OUTCOME_WORDS, "R0": reproduction}[name] for name in found.a],
             unit=[OUTCOME_UNITS[name].replace("1", "") for name in found.a],
         ),
     )

@@ -19,6 +19,10 @@ from meningitis.notation import FORCE, Notation, abbreviated, equations, per_per
 from meningitis.report import figures, show
 from meningitis.report.diagram import flow_diagram
 
+DECLARED = (
+    "What is needed to run the study again; more in results.json. The declarations, with the distributions that "
+    "parameters are sampled from, are files of this folder: meningitis study --model takes each of them."
+)
 RTOL, ATOL = 1e-6, 1e-8
 LIBRARIES = ("meningitis", "numpy", "scipy", "sympy", "numba", "pandas", "matplotlib")
 
@@ -123,13 +127,27 @@ def thresholds(work: Work) -> None:
     work.report.table(
         "reproduction",
         table,
-        "Reproduction numbers and control. R₀ takes everyone as susceptible (or as they stand where flows without "
-        "infection balance); R at the start counts the immune. The immune share needed is 1 − s/R₀, "
-        "with s the susceptible share that R₀ takes (1 where that is everyone).",
+        f"Reproduction numbers and control. R₀ takes everyone as susceptible{_controlled(work)}; R at the start counts "
+        "the immune. The immune share needed is 1 − s/R₀, with s the susceptible share that R₀ takes (1 where that is "
+        "everyone).",
         shown,
     )
     if not symbolic.no_thresholds(work.fullest):
         _spread(work, work.fullest)
+
+
+def _controlled(work: Work) -> str:
+    names = [
+        model.name
+        for model in work.models
+        if any(symbolic.reproduction_name(model, work.values(model, s)) == "R_c" for s in work.scenarios(model))
+    ]
+    if not names:
+        return " (or as they stand where flows without infection balance)"
+    return (
+        f", but in the {' and '.join(names)} model it is the control reproduction number R_c at the disease-free "
+        "state, where flows without infection, such as vaccination, balance"
+    )
 
 
 def _formulas(work: Work, model: Model) -> dict[str, Any]:
@@ -154,7 +172,8 @@ def _formulas(work: Work, model: Model) -> dict[str, Any]:
     if derived.r0 is not None:
         inverse = "<msup><mi>V</mi><mrow><mo>−</mo><mn>1</mn></mrow></msup>"
         rows.append((f"<mi>K</mi><mo>=</mo><mi>F</mi>{inverse}", write.math(short["K"])))
-        rows.append(("<msub><mi>R</mi><mn>0</mn></msub>", write.math(short["R0"])))
+        below = "<mn>0</mn>" if symbolic.reproduction_name(model, work.values(model)) == "R0" else "<mi>c</mi>"
+        rows.append((f"<msub><mi>R</mi>{below}</msub>", write.math(short["R0"])))
     rows += [(write.math(symbol), write.math(rate)) for symbol, rate in rates.items()]
     work.report.formulas(
         rows,
@@ -214,10 +233,27 @@ def origins(work: Work) -> None:
     facts = provenance(work)
     work.results["provenance"] = facts
     flat = [{"item": f"hash of model {name}", "value": entry["hash"]} for name, entry in facts["models"].items()]
-    given = ("scenario", "days", "overrides", "seed", "sobol_n", "lhs_n", "start", "weeks", "tolerances")
+    for model in work.models:
+        work.report.file(facts["models"][model.name]["declaration"], model.to_yaml())
+    flat += [
+        {"item": f"declaration of model {name}", "value": entry["declaration"]}
+        for name, entry in facts["models"].items()
+    ]
+    given = (
+        "scenario",
+        "days",
+        "overrides",
+        "seed",
+        "sobol_n",
+        "lhs_n",
+        "start",
+        "weeks",
+        "reporting_fraction",
+        "tolerances",
+    )
     flat += [{"item": key.replace("_", " "), "value": _in_words(facts[key])} for key in given]
     flat += [{"item": name, "value": version} for name, version in facts["versions"].items()]
-    work.report.table("provenance", pd.DataFrame(flat), "What is needed to run the study again; more in results.json.")
+    work.report.table("provenance", pd.DataFrame(flat), DECLARED)
 
 
 def _in_words(fact: Any) -> str:
@@ -232,6 +268,7 @@ def provenance(work: Work) -> dict[str, Any]:
         "models": {
             m.name: {
                 "hash": m.hash,
+                "declaration": f"models/{m.name}.yaml",
                 "scenarios": {name or "default": work.values(m, name) for name in work.scenarios(m)},
                 "days": {name or "default": work.length(m, name) for name in work.scenarios(m)},
             }
@@ -250,5 +287,6 @@ def provenance(work: Work) -> dict[str, Any]:
         },
         "start": work.start,
         "weeks": work.weeks,
+        "reporting_fraction": work.reporting_fraction,
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
     }

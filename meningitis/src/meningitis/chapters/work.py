@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from meningitis.analysis.outcomes import OUTCOMES, distributed
+from meningitis.analysis.outcomes import COMPARED, distributed
 from meningitis.calendar import WeekSystem
 from meningitis.model import Model
 
@@ -15,8 +15,14 @@ if TYPE_CHECKING:
     from meningitis.report import Report
 
 OUTCOME_WORDS = dict(
-    zip(OUTCOMES, ("R₀", "weekly peak", "week of the peak", "cases", "deaths", "ever infected"), strict=True)
+    zip(
+        COMPARED,
+        ("R₀", "R at the start", "weekly peak", "week of the peak", "cases", "deaths", "ever infected"),
+        strict=True,
+    )
 )
+NUMBERS = {"R0": "R₀", "R_c": "R_c"}
+"""How the names of reproduction numbers are written."""
 KEY = {"transmission_rate": "β", "carrier_odds": "ε", "carrier_conversion_rate": "φ"}
 """The parameters that the paper names as key."""
 
@@ -26,7 +32,8 @@ class Work:
     """The models, the fuller one last; the settings; the page; the results, which chapters add to.
 
     scenario: the one that the analyses of a single parameter set take (None: each model's first); overrides: values on
-    top of every scenario's, where a model has the parameter; days: the length of every run (None: the scenario's).
+    top of every scenario's, where a model has the parameter; days: the length of every run (None: the scenario's);
+    reporting_fraction: suspected cases reported for each case of the model.
     """
 
     report: Report
@@ -39,6 +46,7 @@ class Work:
     scenario: str | None = None
     overrides: Mapping[str, float | str] = field(default_factory=dict)
     days: float | None = None
+    reporting_fraction: float = 1.0
     results: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -109,8 +109,11 @@ class _Hoist:
         return self.found.setdefault(expression, sympy.Symbol(f"q{len(self.found)}", real=True))
 
 
-def generate(system: System, lanes: int = LANES) -> str:
-    """Return the source of a module with `solve(...)` for `system`; the text is the same on every machine."""
+def generate(system: System, lanes: int = LANES, *, parallel: bool = True) -> str:
+    """Return the source of a module with `solve(...)` for `system`; the text is the same on every machine.
+
+    Its tasks are shared by threads, or done one after the other without any: to the same bits.
+    """
     states, parameters = system.states, system.parameters
     renamed: dict[sympy.Symbol, sympy.Symbol] = {system.time: sympy.Symbol("t", real=True)}
     renamed |= {s: sympy.Symbol(f"y{i}", real=True) for i, s in enumerate(states)}
@@ -142,6 +145,8 @@ def generate(system: System, lanes: int = LANES) -> str:
         "WATCHED": f"({''.join(f'{at}, ' for at in system.watched)})" if system.watched else "(0,)",
         "WATCHES": len(system.watched),
         "NONNEGATIVE": system.nonnegative,
+        "THREADS": "parallel=True, " if parallel else "",
+        "RANGE": "prange" if parallel else "range",
         "rows": body.rows(),
         "start": body.start(),
         "stages": body.stages(),

@@ -27,12 +27,15 @@ def cache_folder() -> Path:
 
 
 @lru_cache(maxsize=256)
-def kernel(system: System, lanes: int = LANES) -> Callable[..., None]:
-    """Return the compiled `solve` of a system, written to the cache the first time."""
+def kernel(system: System, lanes: int = LANES, *, parallel: bool = True) -> Callable[..., None]:
+    """Return the compiled `solve` of a system, written to the cache the first time, which stderr then is told of.
+
+    Compiled without `parallel` it starts no threads: a kernel of its own, made when it is first needed.
+    """
     import numba
     from numba.core.registry import cpu_target
 
-    source = generate(system, lanes)
+    source = generate(system, lanes, parallel=parallel)
     shared = Path(__file__).with_name("intrinsics.py").read_text(encoding="utf-8")
     processor = str(cpu_target.target_context.codegen().magic_tuple())
     key = "\n".join((str(FORMAT), source, shared, numba.__version__, processor))
@@ -46,7 +49,10 @@ def kernel(system: System, lanes: int = LANES) -> Callable[..., None]:
     except OSError:  # a read-only home: the kernel lives for this process alone
         path = Path(tempfile.mkdtemp(prefix="meningitis-")) / f"{name}.py"
         write_atomically(path, source)
-    return _load(name, path).solve
+    solve: Callable[..., None] = _load(name, path).solve
+    if not any(Path(solve.stats.cache_path).glob(f"{name}.solve-*.nbi")):  # type: ignore[attr-defined]
+        print("meningitis: compiling a kernel for this model, once: 10 to 40 seconds", file=sys.stderr)
+    return solve
 
 
 def _load(name: str, path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,8 @@ class Ensemble:
         import pandas as pd
 
         n, count = self.states.shape[:2]
-        both = np.concatenate([self.states, self.cumulative], axis=2).reshape(n * count, -1)
+        both = np.concatenate([self.states, self.cumulative], axis=2)
+        both = both.reshape(n * count, both.shape[2])
         frame = pd.DataFrame(both, columns=[*self.state_names, *self.cumulative_names])
         frame.insert(0, "time", np.tile(self.times, n))
         frame.insert(0, "set", np.repeat(np.arange(n), count))
@@ -107,9 +109,10 @@ def simulate(
     A set's numbers do not depend on the other sets, their order or the threads.
     A start below zero is refused in single values of some of the parameters. In arrays, or where every parameter is
     given, its set alone fails, as any set may: NaN, status NEGATIVE, a sentence in `failures` and no warning.
-    Raises ModelError for unknown or misshapen parameters, ValueError for unusable times, tolerances, steps or threads.
+    Raises ModelError for unknown or misshapen parameters, ValueError for unusable days, times, tolerances, steps or
+    threads.
     """
-    end = float(model.scenario(scenario).days if days is None else days)
+    end = run_length(model, scenario, days)
     if times is None:
         times = np.unique(np.append(np.arange(0.0, end, 7.0), end))
     values = table(model, scenario, parameters)
@@ -172,6 +175,14 @@ def solve_ode(
         max_steps=max_steps,
         max_step=max_step,
     )
+
+
+def run_length(model: Model, scenario: str | None, days: float | None) -> float:
+    """`days`, the scenario's where there are none. Raises ValueError where they are no finite number from 0 on."""
+    end = float(model.scenario(scenario).days if days is None else days)
+    if not 0 <= end < math.inf:
+        raise ValueError(f"days must be a finite number from 0 on, not {end:g}")
+    return end
 
 
 def longest_step(model: Model) -> float:
@@ -271,7 +282,7 @@ def run(
     else:
         begun = np.hstack([sets, kink_times(system, sets, end)]) if kinks(system).times else sets
         given = (begun, at, end, rtol, atol, max_steps, float(max_step), out, peaks, status, steps)
-        _on_threads(threads, kernel(system), given)
+        _on_threads(threads, system, given)
         stiff = np.flatnonzero((status == Status.TOO_MANY_STEPS) | (status == Status.STEP_TOO_SMALL))
         if stiff.size:
             kept = status[stiff].copy()
@@ -292,13 +303,23 @@ def run(
     )
 
 
-def _on_threads(threads: int | None, solve: Any, arguments: tuple[Any, ...]) -> None:
+_threaded: int | None = None
+"""The process in which a kernel first started threads: one forked from it has none of them and may start no more."""
+
+
+def _on_threads(threads: int | None, system: System, arguments: tuple[Any, ...]) -> None:
     import numba
 
-    before = numba.get_num_threads()
+    global _threaded
     most = numba.config.NUMBA_NUM_THREADS
     if threads is not None and not 1 <= threads <= most:
         raise ValueError(f"threads must be between 1 and {most}, not {threads}")
+    forked = _threaded not in (None, os.getpid())
+    if forked or (threads or most) == 1:
+        kernel(system, parallel=False)(*arguments)
+        return
+    solve, before = kernel(system), numba.get_num_threads()
+    _threaded = os.getpid()
     numba.set_num_threads(threads or before)
     try:
         solve(*arguments)

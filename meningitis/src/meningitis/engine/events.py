@@ -13,7 +13,7 @@ import numpy as np
 import sympy
 from numpy.typing import ArrayLike
 
-from meningitis.engine.ensemble import Array, Ensemble, simulate
+from meningitis.engine.ensemble import Array, Ensemble, run_length, simulate
 from meningitis.grammar import parse
 from meningitis.model import CUMULATIVE, TIME, Model
 
@@ -58,7 +58,7 @@ def crossings(
     names = (TIME, *model.state_names, *CUMULATIVE, *model.parameter_names)
     named = {symbol: sympy.Symbol(symbol.name) for symbol in parsed.free_symbols}
     function = sympy.lambdify([sympy.Symbol(name) for name in names], parsed.xreplace(named), modules="numpy")
-    end = float(model.scenario(scenario).days if days is None else days)
+    end = run_length(model, scenario, days)
     if not grid > 0:
         raise ValueError(f"grid must be above 0 days, not {grid:g}")
     if not precision >= np.spacing(end):

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from meningitis import __version__
 from meningitis.engine.compile import kernel
-from meningitis.engine.ensemble import MAX_STEPS, Array, Ensemble, longest_step, simulate, table
+from meningitis.engine.ensemble import MAX_STEPS, Array, Ensemble, longest_step, run_length, simulate, table
 from meningitis.engine.system import of_model
 from meningitis.files import replacing
 from meningitis.model import Model
@@ -47,11 +47,16 @@ def reduce(
 
     `progress(done, n)` is called after each chunk. With `checkpoint` the finished chunks are written to that file every
     few seconds and when the sweep stops, and the same call after an interruption goes on from there, to the same bits.
-    Raises as `simulate` does; ValueError for a checkpoint of another sweep, or of another version of the code.
+    Raises as `simulate` does; ValueError for no sets, an empty chunk, or a checkpoint of another sweep or of another
+    version of the code.
     """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 set, not {chunk}")
     values = table(model, scenario, samples)
     n = len(next(iter(values.values())))
-    end = float(model.scenario(scenario).days if days is None else days)
+    if not n:
+        raise ValueError("there are no parameter sets to run: an array of values is empty")
+    end = run_length(model, scenario, days)
     times = np.unique(np.append(np.arange(0.0, end, 7.0), end))
     path = Path(checkpoint) if checkpoint is not None else None
     longest = longest_step(model) if max_step is None else max_step

@@ -265,11 +265,11 @@ def task(sets, first, last, times, end, rtol, atol, most, limit, out, peaks, sta
                 g += 1
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@njit(cache=True, <<THREADS>>error_model="numpy")
 def solve(sets, times, end, rtol, atol, most, limit, out, peaks, status, steps):
     n = sets.shape[0]
     tasks = min(SHARES * ((n - 1) // (TASK * SHARES) + 1), (n + W - 1) // W)
-    for j in prange(tasks):
+    for j in <<RANGE>>(tasks):
         first, last = j * n // tasks, (j + 1) * n // tasks
         task(sets, first, last, times, end, rtol, atol, most, limit, out, peaks, status, steps)
 '''

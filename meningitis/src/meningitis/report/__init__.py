@@ -84,8 +84,10 @@ class Report:
     def begin(self) -> None:
         """Make the folder, and remove the report that is in it, so that no two are mixed; other files stay.
 
-        Raises: OSError where that cannot be done, ValueError where the folder has a manifest of something else.
+        Raises: OSError where that cannot be done, ValueError where it is a file or has a manifest of something else.
         """
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"{self.out} is a file: a report needs a folder, so name another")
         self.out.mkdir(parents=True, exist_ok=True)
         remove_listed(self.out, first=(PAGE, RESULTS))
 

@@ -1,13 +1,19 @@
 """From a declared model to symbolic facts: reproduction numbers, growth, thresholds, indices, equilibria, control."""
 
 from meningitis.symbolic.control import Control, control, critical_value
-from meningitis.symbolic.declared import moving_rates
+from meningitis.symbolic.declared import completed, moving_rates, timed_rates
 from meningitis.symbolic.diseasefree import zeros_at
-from meningitis.symbolic.effective import effective_r, effective_r_numeric, only_while_few, reproduction_along
+from meningitis.symbolic.effective import (
+    effective_r,
+    effective_r_numeric,
+    only_while_few,
+    reproduction_along,
+    reproduction_name,
+)
 from meningitis.symbolic.elasticity import Elasticities, elasticities
 from meningitis.symbolic.equilibria import Equilibria, Equilibrium, equilibria
 from meningitis.symbolic.finalsize import FirstIntegral, first_integral
-from meningitis.symbolic.growth import Growth, case_and_carrier, growth, initial_state
+from meningitis.symbolic.growth import Growth, case_and_carrier, growth, initial_state, reproduction_at_start
 from meningitis.symbolic.nextgen import (
     NextGeneration,
     NumericR0,
@@ -30,6 +36,7 @@ __all__ = [
     "NumericR0",
     "Thresholds",
     "case_and_carrier",
+    "completed",
     "control",
     "critical_value",
     "effective_r",
@@ -47,6 +54,9 @@ __all__ = [
     "r0",
     "r0_numeric",
     "reproduction_along",
+    "reproduction_at_start",
+    "reproduction_name",
     "thresholds",
+    "timed_rates",
     "zeros_at",
 ]

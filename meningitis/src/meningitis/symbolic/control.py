@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
-from meningitis.symbolic.declared import drained_states, uninfected_states
+from meningitis.symbolic.declared import completed, drained_states, uninfected_states
 from meningitis.symbolic.diseasefree import settling_parameters, zeros_at
+from meningitis.symbolic.effective import reproduction_name
 from meningitis.symbolic.limits import tidy
 from meningitis.symbolic.nextgen import (
     disease_free_at,
@@ -74,6 +75,7 @@ def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0)
     """
     if not 0 < efficacy <= 1:
         raise ValueError(f"efficacy is {efficacy}, but must be above 0 and at most 1")
+    values = completed(model, values)
     numeric = r0_numeric(model)
     reproduction = float(numeric(values))
     reason = "R0 is not known at these values" if np.isnan(reproduction) else _no_single_share(model)
@@ -81,8 +83,8 @@ def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0)
     if not reason and bool(nobody_left(model, values)):
         everyone = r0_everyone_susceptible(model, values)
         reason = (
-            "no immune share is given, for R0 is 0 only because nobody stays susceptible however slowly they leave: "
-            f"with everyone susceptible it is {everyone:.4g}"
+            f"no immune share is given, for {reproduction_name(model, values)} is 0 only because nobody stays "
+            f"susceptible however slowly they leave: R0 with everyone susceptible is {everyone:.4g}"
         )
     if not reason:
         susceptible = _susceptible(model, values)

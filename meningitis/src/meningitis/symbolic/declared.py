@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import sympy as sp
 
 from meningitis.model import TIME, Model
 from meningitis.symbolic.limits import tidy
+
+
+def completed(model: Model, values: Mapping[str, float]) -> dict[str, float]:
+    """Every parameter's value: those given, quantities such as '70/year' read, on top of the default scenario's.
+
+    Raises ModelError as `Model.values` does where some are missing or are no numbers; a whole set stands as it is.
+    """
+    if all(isinstance(values.get(name), int | float) for name in model.parameter_names):
+        return dict(values)
+    return model.values(None, values)
 
 
 def infected_states(model: Model) -> tuple[str, ...]:
@@ -23,15 +35,30 @@ def drained_states(model: Model) -> set[str | None]:
     return {flow.source for flow in model.flows if flow.new_infection} - set(infected_states(model))
 
 
-def moving_rates(model: Model) -> tuple[str, ...]:
-    """Names of the flows whose rate depends on time: no single matrix then has the facts of the whole model."""
+def timed_rates(model: Model) -> tuple[str, ...]:
+    """Names of the flows whose rate depends on time."""
     time = model.symbols[TIME]
     return tuple(name for name, rate in model.flow_rates().items() if time in rate.free_symbols)
 
 
-def refuse_time(model: Model) -> None:
-    """Raise ValueError where a rate depends on time."""
-    if moving := moving_rates(model):
+def moving_rates(model: Model) -> tuple[str, ...]:
+    """Names of the flows by which F or V depend on time: no single matrix then has the facts of the whole model.
+
+    A dated campaign among people without infection is none of them: what one infected person does stays the same.
+    """
+    names, time, rates = infected_states(model), model.symbols[TIME], model.flow_rates()
+    return tuple(
+        flow.name
+        for flow in model.flows
+        if flow.source in names or flow.target in names
+        if any(time in sp.diff(rates[flow.name], model.symbols[name]).free_symbols for name in names)
+    )
+
+
+def refuse_time(model: Model, moving: Sequence[str] | None = None) -> None:
+    """Raise ValueError where rates that matter, by default those of F and V, depend on time."""
+    moving = moving_rates(model) if moving is None else moving
+    if moving:
         raise ValueError(
             f"model {model.name!r}: {', '.join(moving)} depends on time {TIME}, so R0, growth and equilibria are not "
             "those of one matrix; runs, sizes and surveillance thresholds are still answered"

@@ -12,9 +12,9 @@ import numpy as np
 import sympy as sp
 from numpy.typing import ArrayLike, NDArray
 
-from meningitis.model import Flow, Model
+from meningitis.model import TIME, Flow, Model
 from meningitis.symbolic.caching import by_model
-from meningitis.symbolic.declared import drained_states, uninfected_states
+from meningitis.symbolic.declared import completed, drained_states, uninfected_states
 from meningitis.symbolic.limits import TimeLimit, tidy, time_limit
 
 SETTLED = 1e6  # days after which a population without disease has settled
@@ -27,18 +27,19 @@ def disease_free_state(model: Model, *, seconds: float, zeros: tuple[str, ...] =
     """The disease-free state as expressions of the parameters, of which those named in `zeros` are 0.
 
     Symbols stand for positive numbers: where a flow stops, at a rate of 0, another state may be the one that lasts.
-    Everyone susceptible, where that lasts; where flows without infection move people, the state in which those flows
-    balance, each set of compartments that they connect keeping its total unless people enter or leave it.
+    Everyone susceptible, where that lasts or where what moves people without infection depends on time; where flows
+    without infection move people, the state in which those flows balance, each set of compartments that they connect
+    keeping its total unless people enter or leave it.
     Raises: ValueError where the solution is not single or takes longer than `seconds`; `settled_state` then answers.
     """
     begun, rates = everyone_susceptible(model, zeros), _rates(model, zeros)
+    if any(model.symbols[TIME] in rate.free_symbols for rate in rates.values()):
+        return begun  # a dated campaign, say: the state is that of the start
     at = {model.symbols[name]: value for name, value in begun.items()}
     if all(tidy(rate.subs(at)).is_zero for rate in rates.values()):
         return begun
     equations = dict(rates)
-    for members in _kept_together(
-        model, zeros
-    ):  # their rates add up to nothing, so that their total takes the place of one
+    for members in _kept_together(model, zeros):
         # Their rates add up to nothing, so that their total takes the place of one.
         equations[members[0]] = sum((model.symbols[name] - begun[name] for name in members), sp.Integer(0))
     unknowns = [model.symbols[name] for name in rates]
@@ -88,6 +89,7 @@ def settling_parameters(model: Model) -> tuple[str, ...]:
 
 def zeros_at(model: Model, values: Mapping[str, float]) -> tuple[str, ...]:
     """Names of the parameters that the settled state depends on and that are 0 at `values`, in declared order."""
+    values = completed(model, values)
     return tuple(name for name in settling_parameters(model) if values[name] == 0)
 
 

@@ -10,7 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
-from meningitis.symbolic.declared import infected_states
+from meningitis.symbolic.declared import (
+    completed,
+    drained_states,
+    infected_states,
+    moving_rates,
+    uninfected_states,
+)
+from meningitis.symbolic.diseasefree import everyone_susceptible, flows_without_infection, zeros_at
 from meningitis.symbolic.force import linear_force
 from meningitis.symbolic.limits import tidy
 from meningitis.symbolic.nextgen import (
@@ -18,6 +25,7 @@ from meningitis.symbolic.nextgen import (
     NumericR0,
     infection_jacobians,
     infection_matrices,
+    next_generation,
     over_arrays,
 )
 from meningitis.symbolic.radius import radius_within
@@ -48,7 +56,7 @@ def reproduction_along(
     model: Model, values: Mapping[str, float], states: Mapping[str, ArrayLike]
 ) -> NDArray[np.float64]:
     """R(t) at each state (T,), persons by compartment, by symbols or, where they fail, by eigenvalues."""
-    return effective_r_numeric(model)({**values, **states})
+    return effective_r_numeric(model)({**completed(model, values), **states})
 
 
 @by_model
@@ -60,6 +68,26 @@ def only_while_few(model: Model) -> bool:
         people = {model.symbols[name] for name in infected_states(model)}
         return any(matrix.applyfunc(tidy).free_symbols & people for matrix in infection_jacobians(model))
     return False
+
+
+def reproduction_name(model: Model, values: Mapping[str, float] | None = None) -> str:
+    """What R0 is called: "R_c" where flows without infection, such as vaccination, make people immune, else "R0".
+
+    The disease-free state is then not everyone susceptible, and R0 the control reproduction number of that state.
+    A flow whose rate is 0 at `values` (None: all parameters are positive) makes nobody immune.
+    """
+    return _name(model, zeros=() if values is None else zeros_at(model, values))
+
+
+@by_model
+def _name(model: Model, *, zeros: tuple[str, ...]) -> str:
+    if moving_rates(model):
+        return "R0"
+    free, begun = next_generation(model, zeros=zeros).disease_free, everyone_susceptible(model, zeros)
+    immune = [name for name in uninfected_states(model) if name not in drained_states(model) and begun[name] == 0]
+    if free:
+        return "R_c" if any(free[name] != 0 for name in immune) else "R0"
+    return "R_c" if any(flow.target in immune for flow in flows_without_infection(model, zeros)[0]) else "R0"
 
 
 def _matrices(model: Model) -> tuple[sp.Matrix, sp.Matrix]:

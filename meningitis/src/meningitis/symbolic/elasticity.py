@@ -12,6 +12,7 @@ import sympy as sp
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
+from meningitis.symbolic.declared import completed
 from meningitis.symbolic.diseasefree import zeros_at
 from meningitis.symbolic.nextgen import next_generation, r0_numeric
 from meningitis.symbolic.numbers import at_values, number
@@ -35,7 +36,9 @@ class Elasticities:
         """Indices at `values`, dimensionless, ranked by size; parameters that are 0 or absent from R0 have 0.
 
         NaN, ranked last, where R0 has no relative change: where it is 0, and with a parameter at whose 0 it jumps.
+        Parameters that `values` leave out are as in the default scenario.
         """
+        values = completed(self.model, values)
         zeros = zeros_at(self.model, values)
         here = elasticities(self.model, zeros=zeros) if zeros else self
         if here.expressions:
@@ -59,6 +62,7 @@ class Elasticities:
 
     def frame(self, values: Mapping[str, float]) -> pd.DataFrame:
         """Table parameter, symbol, value, index, ranked."""
+        values = completed(self.model, values)
         symbols = {p.name: p.symbol for p in self.model.parameters}
         rows = [(name, symbols[name], values[name], index) for name, index in self.evaluate(values).items()]
         return pd.DataFrame(rows, columns=["parameter", "symbol", "value", "index"])

@@ -10,7 +10,7 @@ import numpy as np
 import sympy as sp
 
 from meningitis.model import Model
-from meningitis.symbolic.declared import infected_states, refilled, refuse_time
+from meningitis.symbolic.declared import completed, infected_states, refilled, refuse_time, timed_rates
 from meningitis.symbolic.diseasefree import flows_without_infection, still
 from meningitis.symbolic.growth import initial_state
 from meningitis.symbolic.nextgen import disease_free_at
@@ -66,7 +66,8 @@ def equilibria(model: Model, values: Mapping[str, float], *, starts: int = 12, s
     from scipy.integrate import solve_ivp
     from scipy.optimize import root
 
-    refuse_time(model)
+    refuse_time(model, timed_rates(model))
+    values = completed(model, values)
     gone = [c.name for c in model.compartments if c.dead and not c.infected]
     names = [name for name in model.state_names if name not in gone]
     at = at_values(model, {name: values[name] for name in model.parameter_names})

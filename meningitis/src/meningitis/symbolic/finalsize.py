@@ -12,7 +12,7 @@ import sympy as sp
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
 from meningitis.symbolic.declared import infected_states
-from meningitis.symbolic.force import linear_force
+from meningitis.symbolic.force import linear_force, without_name
 from meningitis.symbolic.limits import TimeLimit, time_limit
 from meningitis.symbolic.nextgen import SYMBOLIC_SECONDS
 from meningitis.symbolic.radius import short_form
@@ -52,7 +52,7 @@ def _derived(model: Model) -> FirstIntegral:
     try:
         force = linear_force(model)
     except ValueError as missing:
-        raise ValueError(f"{without}: {missing}") from missing
+        raise ValueError(f"{without}: {without_name(model, missing)}") from missing
     susceptible = force.susceptible
     if any(f.target == susceptible or (f.source == susceptible and not f.new_infection) for f in model.flows):
         raise ValueError(f"{without}: {susceptible} has other flows than infection")

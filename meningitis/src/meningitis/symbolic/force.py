@@ -70,6 +70,11 @@ def linear_force(model: Model) -> LinearForce:
     return LinearForce(susceptible=susceptible, weights=weights, entry=entry, V=V, population=population)
 
 
+def without_name(model: Model, missing: ValueError) -> str:
+    """What is missing, without the model's name before it: for a sentence that begins with that."""
+    return str(missing).removeprefix(f"model {model.name!r}: ").removeprefix(f"model {model.name!r} ")
+
+
 def _by_living(model: Model, susceptible: str, population: sp.Expr) -> dict[sp.Symbol, sp.Expr]:
     """S, and one of the dead where nobody comes or goes, by the number of the living."""
     symbols = model.symbols

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
-from meningitis.symbolic.declared import infected_states, infects
-from meningitis.symbolic.nextgen import infection_matrices
+from meningitis.symbolic.declared import completed, infected_states, infects
+from meningitis.symbolic.nextgen import NumericR0, infection_matrices, over_arrays
 from meningitis.symbolic.numbers import at_values, number, numbers
 
 
@@ -74,6 +75,7 @@ def ill_states(model: Model) -> tuple[str, ...]:
 
 def initial_state(model: Model, values: Mapping[str, float]) -> dict[str, float]:
     """The initial condition at `values`, persons by compartment."""
+    values = completed(model, values)
     at = at_values(model, {name: values[name] for name in model.parameter_names})
     return {name: number(expr, at) for name, expr in model.initial_state().items()}
 
@@ -85,6 +87,7 @@ def numeric_matrices(
 
     NaN where a rate is 0/0 there, as where it divides by people of whom there are none.
     """
+    values = completed(model, values)
     state = initial_state(model, values) if state is None else state
     at = at_values(model, {**{name: values[name] for name in model.parameter_names}, **state})
     F, V = infection_matrices(model)
@@ -96,6 +99,7 @@ def growth(model: Model, values: Mapping[str, float], *, state: Mapping[str, flo
 
     `state` (persons by compartment) fixes the susceptibles; by default they stand as at the start of the run.
     The generation time is the mean of the generation-interval distribution of F exp(-V a). All is NaN where F or V is.
+    Parameters that `values` leave out are as in the default scenario.
     """
     F, V = numeric_matrices(model, values, state)
     if not np.isfinite([F, V]).all():
@@ -122,6 +126,18 @@ def growth(model: Model, values: Mapping[str, float], *, state: Mapping[str, flo
         early_ratio=ratio,
         eigenvector=vector,
     )
+
+
+def reproduction_at_start(model: Model, values: Mapping[str, ArrayLike]) -> NDArray[np.float64]:
+    """R at the initial condition, few being infected, over arrays of every parameter (broadcast together)."""
+    return _at_start(model)(values)
+
+
+@by_model
+def _at_start(model: Model) -> NumericR0:
+    begun = {model.symbols[name]: people for name, people in model.initial_state().items()}
+    F, V = (matrix.xreplace(begun) for matrix in infection_matrices(model))
+    return over_arrays(model, model.parameter_names, (F, V), None, "by eigenvalues")
 
 
 def _generations(F: np.ndarray, V: np.ndarray) -> tuple[float, float]:

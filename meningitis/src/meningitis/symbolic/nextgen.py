@@ -17,7 +17,7 @@ import numpy as np
 import sympy as sp
 from numpy.typing import ArrayLike, NDArray
 
-from meningitis.model import Model
+from meningitis.model import TIME, Model
 from meningitis.symbolic.caching import by_model
 from meningitis.symbolic.declared import drained_states, infected_states, new_infections, refuse_time
 from meningitis.symbolic.diseasefree import (
@@ -118,9 +118,11 @@ def _at(model: Model, state: Mapping[str, sp.Expr]) -> dict[sp.Symbol, sp.Expr]:
 
 def _remarks(model: Model, free: Mapping[str, sp.Expr], zeros: tuple[str, ...]) -> list[str]:
     """What a reader of R0 has to know of the disease-free state: who is gone from it, and whether it lasts."""
-    begun, (_, importing) = everyone_susceptible(model, zeros), flows_without_infection(model, zeros)
+    begun, (moving, importing) = everyone_susceptible(model, zeros), flows_without_infection(model, zeros)
     gone = [name for name, value in free.items() if value.is_zero and not begun[name].is_zero]
     remarks = [f"without infection nobody stays in {' or '.join(gone)}"] if gone else []
+    if timed := [flow.name for flow, rate in moving.items() if model.symbols[TIME] in rate.free_symbols]:
+        remarks.append(f"{' and '.join(timed)} depends on time, so R0 takes everyone as susceptible, as at the start")
     if importing:
         names = " and ".join(flow.name for flow in importing)
         remarks.append(f"R0 leaves out {names}: it goes on where nobody is infected, so no state is disease-free")

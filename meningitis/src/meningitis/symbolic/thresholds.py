@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from meningitis.model import Model
 from meningitis.symbolic.caching import by_model
-from meningitis.symbolic.declared import infected_states
-from meningitis.symbolic.force import linear_force
+from meningitis.symbolic.declared import completed, infected_states
+from meningitis.symbolic.force import linear_force, without_name
 from meningitis.symbolic.growth import case_and_carrier
 from meningitis.symbolic.limits import tidy
 from meningitis.symbolic.numbers import at_values, number
@@ -79,6 +79,7 @@ class Thresholds:
 
     def evaluate(self, model: Model, values: Mapping[str, float], **symbols: float) -> dict[str, float]:
         """The conditions as numbers; `symbols` gives q, s and r (those left out leave their conditions out)."""
+        values = completed(model, values)
         at = at_values(model, {name: values[name] for name in model.parameter_names})
         at |= {sp.Symbol(name): sp.Float(value) for name, value in symbols.items()}
         return {name: number(value, at) for name, value in self._items().items() if value.free_symbols <= at.keys()}
@@ -90,6 +91,7 @@ class Thresholds:
 
         `states` holds persons by compartment (T,). Where there are no carriers, q is infinite and so is what follows.
         """
+        values = completed(model, values)
         at = at_values(model, {name: values[name] for name in model.parameter_names})
         symbols = [model.symbols[name] for name in model.state_names]
         people = [np.asarray(states[name], dtype=np.float64) for name in model.state_names]
@@ -123,7 +125,8 @@ def thresholds(model: Model) -> Thresholds:
     try:
         force = linear_force(model)
     except ValueError as missing:
-        raise ValueError(f"model {model.name!r} has no thresholds of carriage and illness: {missing}") from missing
+        why = without_name(model, missing)
+        raise ValueError(f"model {model.name!r} has no thresholds of carriage and illness: {why}") from missing
     names, V = infected_states(model), force.V
     i, c = names.index(case), names.index(carrier)
     X, C = [model.symbols[name] for name in names], model.symbols[carrier]
