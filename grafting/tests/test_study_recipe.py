@@ -158,6 +158,7 @@ TEACHERS = {
     "DiT-XL-2-256x256.pt": "dit-xl-2-256",
     "facebook/DiT-XL-2-256": "dit-xl-2-256",
     "PixArt-alpha/PixArt-Sigma-XL-2-2K-MS": "pixart-sigma-2048",
+    "black-forest-labs/FLUX.1-dev": "flux-dev-1024",
 }
 
 
