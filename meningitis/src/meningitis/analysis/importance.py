@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -40,29 +41,11 @@ def global_sensitivity(
     symbols = {p.name: p.symbol for p in model.parameters}
     ranked = checkpoint / "ranks.npz" if checkpoint else None
     shared = checkpoint / "shares.npz" if checkpoint else None
-    correlated = prcc(
-        model,
-        n=lhs,
-        seed=seed,
-        values=values,
-        scenario=scenario,
-        days=days,
-        pinned=pinned,
-        progress=progress,
-        checkpoint=ranked,
-    )
+    both: dict[str, Any] = {"seed": seed, "values": values, "scenario": scenario, "days": days}
+    both |= {"pinned": pinned, "progress": progress}
+    correlated = prcc(model, n=lhs, checkpoint=ranked, **both)
     ranks = correlated.frame()
-    shares = sobol_indices(
-        model,
-        n=sobol,
-        seed=seed,
-        values=values,
-        scenario=scenario,
-        days=days,
-        pinned=pinned,
-        progress=progress,
-        checkpoint=shared,
-    ).frame()
+    shares = sobol_indices(model, n=sobol, checkpoint=shared, **both).frame()
     for table in (ranks, shares):
         table.insert(2, "symbol", table["parameter"].map(symbols))
     return ranks, shares, correlated
