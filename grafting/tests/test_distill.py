@@ -307,14 +307,16 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert same(weights(resumed), weights(whole))
 
 
+def interrupted(step: int) -> dict[str, torch.Tensor]:
+    """Batches, and Ctrl-C as that of step 5 is asked for."""
+    if step == 5:
+        os.kill(os.getpid(), signal.SIGINT)
+    return batch(step)
+
+
 def test_interrupt_leaves_a_resumable_state_and_other_settings_are_refused(tmp_path: Path) -> None:
     whole = fresh()
     wanted = distill(whole, batch, 10, CONFIG)
-
-    def interrupted(step: int) -> dict[str, torch.Tensor]:
-        if step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        return batch(step)
 
     with pytest.raises(KeyboardInterrupt):
         distill(fresh(), interrupted, 10, CONFIG, tmp_path, heldout=batch)
@@ -431,11 +433,6 @@ def test_a_model_that_learns_on_after_an_interrupt_goes_on(tmp_path: Path) -> No
     """The same objects, in one process: they stand where the run left them, and once more where it ended."""
     whole, handle = fresh(), fresh()
     wanted = distill(whole, batch, 10, CONFIG)
-
-    def interrupted(step: int) -> dict[str, torch.Tensor]:
-        if step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        return batch(step)
 
     with pytest.raises(KeyboardInterrupt):
         distill(handle, interrupted, 10, CONFIG, tmp_path, heldout=batch)

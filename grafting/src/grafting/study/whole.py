@@ -157,6 +157,7 @@ class Table:
         trained = time.monotonic()
         losses = study.denoise(entry)
         images = study.sample(entry) if row.samples else study.glimpse(entry, GRID)
+        assert images is not None  # a table draws two of each at least
         judged = measured(study.judge(entry), study.score(entry)) if row.samples else Measured({}, {}, "")
         if fresh and entry is study.subject(entry):
             threads = torch.get_num_threads()
@@ -198,14 +199,13 @@ class Table:
             explained=learnt.get("explained") or learnt.get("started") or {},
             figures=judged.figures,
             protocol=judged.protocol,
-            grid=None if images is None else f"rows/{row.name}.png",
+            grid=f"rows/{row.name}.png",
             note=_note(bool(learnt.get("same")), stages.get("start")),
         )
-        if images is not None:
-            columns = study.asked.columns if study.asked.scenes else min(10, GRID)
-            shown = images[: GRID // columns * columns, : 3 if images.shape[1] >= 3 else 1]
-            grid = grid_png(shown, columns=columns, titles=study.asked.texts[: len(shown)], zoom=1)
-            write_bytes_atomic(self.out / "rows" / f"{row.name}.png", grid)
+        columns = study.asked.columns if study.asked.scenes else min(10, GRID)
+        shown = images[: GRID // columns * columns, : 3 if images.shape[1] >= 3 else 1]
+        grid = grid_png(shown, columns=columns, titles=study.asked.texts[: len(shown)], zoom=1)
+        write_bytes_atomic(self.out / "rows" / f"{row.name}.png", grid)
         part(self.out / "rows" / f"{row.name}.json", self._settings(row), lambda: asdict(made))
         self._failure(row).unlink(missing_ok=True)
         return made
