@@ -12,7 +12,8 @@ from torch import nn
 
 import grafting
 from grafting.activations import Streams, visit_spans
-from grafting.graft import Grafted, GraftError, graft, handle_of, tensors_hash, ungraft
+from grafting.graft import Grafted, GraftError, graft, handle_of, ungraft
+from grafting.hashes import tensors_hash
 from grafting.lora import Lora, add_lora
 from grafting.plan import Plan, PlanError
 from grafting.restructure import Drop, Merge, Step

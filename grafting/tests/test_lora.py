@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from grafting.cost import adapter_cost, plan_cost
-from grafting.graft import Grafted, graft, handle_of, tensors_hash, ungraft
+from grafting.graft import Grafted, graft, handle_of, ungraft
+from grafting.hashes import tensors_hash
 from grafting.lora import Lora, LoraError, add_lora
 from grafting.plan import Plan
 from grafting.restructure import Drop, Merge, Reorder, Share

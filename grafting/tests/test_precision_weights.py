@@ -15,7 +15,8 @@ from test_sd3_training import NULL, batches
 from torch import nn
 
 from grafting.cli import main
-from grafting.graft import graft, tensors_hash, ungraft
+from grafting.graft import graft, ungraft
+from grafting.hashes import tensors_hash
 from grafting.hosts import host_for
 from grafting.lora import Lora
 from grafting.plan import Plan

@@ -20,7 +20,7 @@ from grafting.data.encode_config import EncodeConfig
 from grafting.data.encoders import SD3Text, encoders_of
 from grafting.data.pairs import PairsConfig, Prompts, generate_pairs
 from grafting.data.shards import Encoded
-from grafting.graft import tensors_hash
+from grafting.hashes import tensors_hash
 from grafting.hosts import host_for
 from grafting.random import generator
 from grafting.sampling import Pipeline, Sampling

@@ -26,8 +26,7 @@ from torch import nn
 from .activations import Streams
 from .conventions import conventions
 from .diffusion import Schedule
-from .hashes import named
-from .hashes import tensors_hash as tensors_hash
+from .hashes import named, tensors_hash
 from .hosts import Host, Site, host_for
 from .hosts.registry import schedule_of
 from .initialise import STARTS, Batches, make_stand_in, solve_all

@@ -22,7 +22,7 @@ from torch import nn
 
 from ..claims import ClaimError, differing
 from ..files import read_json
-from ..graft import tensors_hash
+from ..hashes import tensors_hash
 from ..hosts import shape_of
 from ..modes import evaluating
 from ..precision import autocast

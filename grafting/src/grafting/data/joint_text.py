@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..conditions import POOLED, TEXT
-from ..graft import tensors_hash
+from ..hashes import tensors_hash
 from ..hosts.shapes import FLUX_TEXT, SD3_TEXT
 from ..store.configs import ModelError
 

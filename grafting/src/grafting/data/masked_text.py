@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..graft import tensors_hash
+from ..hashes import tensors_hash
 from ..hosts.shapes import ALPHA_TEXT, SANA_TEXT, SIGMA_TEXT, TEXT_TOKENS, told_sizes
 from ..store.configs import ModelError
 from .joint_text import digest

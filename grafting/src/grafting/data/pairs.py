@@ -22,7 +22,7 @@ from torch import nn
 
 from ..conditions import together
 from ..files import json_lines, text_lines
-from ..graft import tensors_hash
+from ..hashes import tensors_hash
 from ..hosts import host_for
 from ..random import generator
 from ..sampling import Pipeline, Sampling

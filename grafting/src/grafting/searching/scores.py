@@ -17,7 +17,8 @@ import torch
 
 from ..activations import Streams, visit_spans
 from ..conditions import to
-from ..graft import Grafted, tensors_hash, ungraft
+from ..graft import Grafted, ungraft
+from ..hashes import tensors_hash
 from ..hosts import Site
 from ..hosts.registry import schedule_of
 from ..initialise import start_versions

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..conditions import SIZES, Condition, count, rows
 from ..files import save_safetensors_atomic
-from ..graft import tensors_hash
+from ..hashes import tensors_hash
 from ..hosts import host_for
 from ..sampling import Pipeline, draw_labels
 from ..scenes import Prompt

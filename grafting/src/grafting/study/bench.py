@@ -21,7 +21,8 @@ from ..claims import ClaimError, claim, locked
 from ..conventions import conventions, restore
 from ..data.shards import is_encoded
 from ..files import save_safetensors_atomic, write_bytes_atomic
-from ..graft import Grafted, graft, tensors_hash, ungraft
+from ..graft import Grafted, graft, ungraft
+from ..hashes import tensors_hash
 from ..hosts.registry import schedule_of, set_schedule
 from ..initialise import start_versions
 from ..lora import MISSING

@@ -22,7 +22,8 @@ from ..data.encoders import misfit
 from ..data.shards import Encoded, Rows, is_encoded
 from ..diffusion import Denoiser
 from ..files import sha256
-from ..graft import Grafted, graft, tensors_hash
+from ..graft import Grafted, graft
+from ..hashes import tensors_hash
 from ..hosts import Site, host_for
 from ..hosts.registry import schedule_of
 from ..hosts.shapes import ROLES, shape_of

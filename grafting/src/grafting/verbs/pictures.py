@@ -151,7 +151,7 @@ def _geneval(arguments: argparse.Namespace) -> None:
 
     from ..conditions import as_row, together
     from ..data.encoders import encoders_of
-    from ..graft import tensors_hash
+    from ..hashes import tensors_hash
     from ..measure.geneval import read_prompts, write_pictures
     from ..random import generator
     from ..report import grid_png

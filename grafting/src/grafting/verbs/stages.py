@@ -161,7 +161,8 @@ def distill(arguments: argparse.Namespace) -> None:
 
 def finetune(arguments: argparse.Namespace) -> None:
     """Stage 2: finetune a graft end to end and save it; a pretrained model too, where adapters alone learn."""
-    from ..graft import Grafted, graft, tensors_hash
+    from ..graft import Grafted, graft
+    from ..hashes import tensors_hash
     from ..plan import Plan
     from ..store.folder import save
     from ..store.manifest import read_manifest

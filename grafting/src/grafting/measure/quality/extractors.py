@@ -81,7 +81,7 @@ def extractor_of(
 def identity_of(extractor: Extractor) -> str:
     """What features depend on: the hash of the weights where it is known, else the extractor's name and label."""
     if isinstance(extractor, ClassifierExtractor):
-        from ...graft import tensors_hash
+        from ...hashes import tensors_hash
 
         return tensors_hash(extractor.classifier.state_dict())
     return str(getattr(extractor, "identity", f"{extractor.name}, {extractor.label}"))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from ...data import Batches, load_fashion
-from ...graft import tensors_hash
+from ...hashes import tensors_hash
 from .recipe import SCENES, PretrainRecipe
 
 SIDE = 64

@@ -15,7 +15,7 @@ from ...conditions import each
 from ...data import Batches
 from ...diffusion import Diffusion, draw, drop_labels
 from ...files import save_safetensors_atomic
-from ...graft import tensors_hash
+from ...hashes import tensors_hash
 from ...hosts import host_for
 from ...precision import autocast
 from ...text import NULL, Embedded, minilm

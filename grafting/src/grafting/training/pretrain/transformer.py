@@ -13,7 +13,7 @@ from torch import nn
 from ...data import Batches, load_fashion
 from ...diffusion import Diffusion, draw, drop_labels
 from ...files import save_safetensors_atomic
-from ...graft import tensors_hash
+from ...hashes import tensors_hash
 from ...precision import autocast
 from ..loop import StepLosses
 from ..objective import teacher_objective
