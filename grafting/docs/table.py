@@ -1,4 +1,4 @@
-"""Ship a table: its rows beside the bundled teacher, and its figures into docs/table.md.
+"""Ship a table: its rows beside the bundled teacher, and its figures into docs/findings.md.
 
     python grafting/docs/table.py out/table
 
@@ -19,8 +19,8 @@ from grafting.report.table import TableResults, TableRow, read_table, write_tabl
 from grafting.report.table_page import qualities, render_table
 
 HOME = Path(__file__).resolve().parents[1]
-PAGE = HOME / "docs" / "table.md"
-PICTURE, SHOWN = PAGE.with_suffix(".svg"), "front-pass-loss"
+PAGE = HOME / "docs" / "findings.md"
+PICTURE, SHOWN = PAGE.with_name("table.svg"), "front-pass-loss"
 """The drawing that stands on the page, and what it is called among the table's."""
 SHIPPED = HOME / "src" / "grafting" / "assets" / "fashion" / "runs" / "table"
 

@@ -190,12 +190,13 @@ def test_the_page_of_flux_runs_and_says_what_plans_cost() -> None:
         name, *cells = (cell.strip() for cell in line.strip("| ").split("|"))
         model = f"flux-{found[1]}-1024" if (found := re.match(r"\*\*(\w+)\*\*", name)) else model
         for cell, side in zip(cells, (64, 128), strict=True):
-            figures = [float(figure) for figure in re.findall(r"([\d.]+)x", cell)]
-            for operator in re.findall(r"`(\w+)`", name):
-                for share, figure in zip(("all", "interleaved 50%"), figures, strict=True):
+            *whole, half = [float(figure) for figure in re.findall(r"([\d.]+)x", cell)]
+            operators = re.findall(r"`(\w+)`", name)
+            for operator, figure in zip(operators, whole * (len(operators) // len(whole)), strict=True):
+                for share, wanted in (("all", figure), ("interleaved 50%", half)):
                     plan = Plan.from_dict({"edits": [{"site": "attn", "blocks": share, "operator": operator}]})
                     cost = plan_cost(plan, bundled_config(model), grid=(side, side))
-                    assert figure == pytest.approx(cost.flop_ratio, abs=0.0055), (model, operator, side, share)
+                    assert wanted == pytest.approx(cost.flop_ratio, abs=0.0051), (model, operator, side, share)
                     said += 1
     assert said == 40
     every = Plan.from_dict({"edits": [{"site": "attn", "blocks": "all", "operator": "swa"}]})

@@ -234,7 +234,7 @@ def test_which_thing_is_which() -> None:
 
 def test_what_half_of_the_text_teacher_took() -> None:
     content = measured("pixart-trials")
-    assert table("pixart.md", "operator") == [trial(row) for row in content["rows"]]
+    assert table("pixart-scenes.md", "operator") == [trial(row) for row in content["rows"]]
     assert [row["stage 2"]["target"] for row in content["rows"]].index("teacher") == 1  # as the page says
     assert {row["stage 2"]["target"] for row in content["rows"][1:]} == {"teacher"}
     assert all(row["stage 2"]["steps"] * row["stage 2"]["batch"] == row["samples"] for row in content["rows"])
@@ -243,9 +243,9 @@ def test_what_half_of_the_text_teacher_took() -> None:
     assert [row["operator"] for row in (*early, *late)] == 2 * ["hyena_x", "hyena_x_2d:kernel=7"]
     left = [long["guidance"]["600"] / short["guidance"]["600"] for short, long in zip(early, late, strict=True)]
     told = "left {:.2f} of the error at t = 600 with hyena_x (the row before the last), and {:.2f}".format(*left)
-    assert told in (HOME / "docs" / "pixart.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert told in (HOME / "docs" / "pixart-scenes.md").read_text(encoding="utf-8").replace("\n", " ")
     carried = [f"{100 * share:.1f}" for share in content["carried"]]
-    assert table("pixart.md", "block") == [["carried, %", *carried]]
+    assert table("pixart-scenes.md", "block") == [["carried, %", *carried]]
 
 
 RUN = HOME / "src" / "grafting" / "assets" / "scenes" / "runs" / "pixart-scenes"
@@ -254,7 +254,7 @@ RUN = HOME / "src" / "grafting" / "assets" / "scenes" / "runs" / "pixart-scenes"
 
 def test_half_of_the_text_teacher() -> None:
     run, content = json.loads((RUN / "results.json").read_text()), measured("pixart-half")
-    page = (HOME / "docs" / "pixart.md").read_text(encoding="utf-8").replace("\n", " ").replace("−", "-")
+    page = (HOME / "docs" / "pixart-scenes.md").read_text(encoding="utf-8").replace("\n", " ").replace("−", "-")
     half, rows_alone = content["halves"]
     models = {model["name"]: model for model in run["models"] if model["name"] != "procedure"}
     assert models["carries-least"]["scenes"]["scores"] == half["scenes"], "bits and figures are of one run"
@@ -266,7 +266,7 @@ def test_half_of_the_text_teacher() -> None:
     order = ["teacher", *(name for name in order if name in models)]
     assert sorted(order) == sorted(models) and {"carries-least-none", "interleaved-none"} <= set(order)
     by_name = dict(zip([*models, "earlier form"], shown, strict=True))
-    found = table("pixart.md", "of the prompts, %")
+    found = table("pixart-scenes.md", "of the prompts, %")
     assert len(found) == len(order) + 1
     for name, cells in zip([*order, "earlier form"], found, strict=True):
         scores, apart, new = by_name[name]
@@ -307,7 +307,7 @@ def test_halves_of_the_text_teacher_beside_their_controls() -> None:
     """As the run's own sentences have it."""
     run = json.loads((RUN / "results.json").read_text())
     said, losses = run["summary"].replace("−", "-"), {m["name"]: m["denoising_difference"] for m in run["models"]}
-    page = (HOME / "docs" / "pixart.md").read_text(encoding="utf-8").replace("\n", " ").replace("−", "-")
+    page = (HOME / "docs" / "pixart-scenes.md").read_text(encoding="utf-8").replace("\n", " ").replace("−", "-")
     for plan in ("carries-least", "interleaved"):
         for control in ("none", "untrained"):
             if f"{plan}-{control}" not in losses:
@@ -343,9 +343,10 @@ def test_what_muon_itself_took() -> None:
     steps = sum(part["steps"] for part in card["training"]["parts"][-2:])
     taken = costs["parts"]["stage 1"] + costs["parts"]["LoRA"] + stage.steps * mine
     share = 100 * taken / (costs["teacher_training"] + steps * theirs)
-    page = (HOME / "docs" / "pixart.md").read_text(encoding="utf-8")
-    told = f"{mine / 1e9:.1f} GFLOP a step here and {theirs / 1e9:.0f} in {steps:,} of the teacher’s"
-    assert f"{told} {card['training']['steps']:,}: with these on both sides the stages took {share:.1f} %" in page
+    page = (HOME / "docs" / "pixart-scenes.md").read_text(encoding="utf-8")
+    told = f"{mine / 1e9:.1f} GFLOP a step here, and {theirs / 1e9:.0f} GFLOP in each of the {steps:,}"
+    told += f" (of {card['training']['steps']:,}) steps"
+    assert told in page and f"Counted on both sides, the stages took {share:.1f} %" in page
 
 
 def trial(row: dict[str, Any]) -> list[str]:
@@ -402,8 +403,8 @@ def test_searched_halves() -> None:
 
 def test_what_is_said_of_the_table() -> None:
     """Every loss in the sentences is a finished row's, and goals are told of the rows that reach them."""
-    page = (HOME / "docs" / "table.md").read_text(encoding="utf-8").replace("−", "-")
-    said = page[page.index("- **MLP.**") : page.index("## A table of one's own")]
+    page = (HOME / "docs" / "findings.md").read_text(encoding="utf-8").replace("−", "-")
+    said = page[page.index("- **MLP.**") :]
     results = read_table(TABLE / "table.json")
     told = (
         getattr(row, group).get("loss") for row in results.rows for group in ("differences", "over_none", "over_other")
@@ -428,7 +429,7 @@ def test_the_table_so_far() -> None:
     content = json.loads((TABLE / "table.json").read_text(encoding="utf-8"))
     floor = content["rows"][0]["figures"]["fid_minus_floor"]["value"]
     proper = [row for row in content["rows"][1:] if not row["variant"]]
-    shown = table("table.md", "row")
+    shown = table("findings.md", "row")
     assert [cells[0].strip("`") for cells in shown] == [row["name"] for row in proper]
 
     def told(figure: dict[str, float] | None, digits: int) -> str:
@@ -442,7 +443,7 @@ def test_the_table_so_far() -> None:
         wanted = [told(apart.get("loss"), 4), told(over.get("loss"), 4), told(apart.get("fid"), 3), more]
         wanted.append(told(apart.get("kid"), 4))
         assert [cell.replace("−", "-") for cell in cells[1:]] == wanted, row["name"]
-    page = (HOME / "docs" / "table.md").read_text(encoding="utf-8")
+    page = (HOME / "docs" / "findings.md").read_text(encoding="utf-8")
     front = next(
         drawing for drawing in qualities(read_table(TABLE / "table.json")) if drawing.name == "front-pass-loss"
     )

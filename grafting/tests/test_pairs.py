@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,22 @@ def test_the_text_encoder_is_loaded_only_where_it_is_needed(pixart: nn.Module, t
     with pytest.raises(AssertionError, match="asked again"):
         prompted(pixart, tmp_path, 9, text=Refused)
     assert len(prompted(pixart, tmp_path, 9)) == 9
+
+
+def test_the_model_moves_where_it_draws_once_the_text_encoder_is_gone(
+    pixart: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, moved = weakref.WeakSet[Letters](), list[tuple[str, int]]()
+
+    def text() -> Letters:
+        made = Letters()
+        there.add(made)
+        return made
+
+    monkeypatch.setattr(pixart, "to", lambda device: moved.append((device, len(there))))
+    texts, config = Prompts.of(TEXTS), PairsConfig(batch=2, shard=4)
+    generate_pairs(pixart, tmp_path, 4, config=config, prompts=texts, text=text, device="cpu")
+    assert moved == [("cpu", 0)]
 
 
 @pytest.mark.parametrize("count", [6, 8, 11])

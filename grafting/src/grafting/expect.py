@@ -124,7 +124,7 @@ def stated(flops: float = STATED_RATE) -> Rate:
     """A rate that nobody measured. Raises ValueError for one that is not positive."""
     if not (flops > 0 and math.isfinite(flops)):
         raise ValueError(f"{flops:g} FLOP/s: must be above 0")
-    return Rate(flops=flops, source="stated, not measured")
+    return Rate(flops=flops, source="stated, not measured" + (", of two CPU cores" if flops == STATED_RATE else ""))
 
 
 def throughput(samples: float, cost: PlanCost) -> Rate:

@@ -112,6 +112,7 @@ def generate_pairs(
     config: PairsConfig | None = None,
     prompts: Prompts | None = None,
     text: Callable[[], Embedder] | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Encoded:
     """Draw ``count`` pairs of ``transformer`` into the folder ``out``; what lies there is gone on with.
@@ -120,6 +121,7 @@ def generate_pairs(
         vae: of the model, noted beside its latents, which are not decoded.
         prompts: of a text-to-image model; without them pairs are of class labels, all classes in turn.
         text: gives what embeds the prompts, which is released before the first pair is drawn.
+        device: where it draws; ``transformer`` is moved there once ``text`` is released. None: where it is.
 
     Raises:
         ValueError: ``count`` is below 1 or below what is there, or prompts have no ``text`` to embed them.
@@ -167,6 +169,8 @@ def generate_pairs(
         )
         del embed
         gc.collect()  # the text encoder is not needed any more, and can be larger than the model
+    if device is not None:
+        transformer.to(device)
     pipeline = Pipeline(transformer, vae, null=None if encoder is None else _null(folder))
     todo = [k for k in shards.shards if shards.facts("latents", k) is None]
     done = count - sum(len(shards.items(k)) for k in todo)

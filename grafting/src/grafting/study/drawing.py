@@ -49,6 +49,7 @@ def draw_pairs(
         config=stage.config(seed=seed),
         prompts=prompts,
         text=lambda: encoders.text(device),
+        device=device,
         progress=progress,
     )
 

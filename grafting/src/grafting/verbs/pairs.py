@@ -60,7 +60,7 @@ def pairs(arguments: argparse.Namespace) -> None:
     )
     device = alone(arguments).device
     made = draw_pairs(
-        opened(arguments).to(device),
+        opened(arguments),  # which moves there once what embeds prompts has left
         stage,
         arguments.out,
         seed=arguments.seed,

@@ -230,7 +230,12 @@ def sampling_options(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--spacing", default="linspace", help="of the timesteps: linspace (DiT's) or leading (diffusers')"
     )
-    made.add_argument("--guidance", type=float, default=1.0, help="1 is off")
+    made.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        help="classifier-free, by a second pass; 1, as Flux is drawn, is off",
+    )
     made.add_argument(
         "--guided-channels", type=at_least(1), metavar="N", help="guide the first N channels (DiT: 3), not all"
     )
