@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from textbook import SEIR, build
 
 from meningitis import study as module
@@ -130,3 +131,20 @@ def test_r_at_the_start_stands_beside_the_control_reproduction_number(
     assert main(["compare", "--model", "basic", "--days", "70", "--with", "carrier_odds=0.5"]) == 0
     said = capsys.readouterr().out
     assert "R_c" not in said and "R0 " in said and "R_at_start" in said
+
+
+def test_sensitivity_calls_the_control_reproduction_number_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "vaccinated.yaml"
+    content = yaml.safe_load(VACCINATED.to_yaml())
+    for parameter in content["parameters"]:
+        if parameter["name"] in ("b", "g"):
+            parameter["distribution"] = {"kind": "uniform", "low": 0.1, "high": 0.5}
+    file.write_text(yaml.safe_dump(content))
+    for words in (["sensitivity"], ["sensitivity", "--global", "--sobol-n", "16", "--lhs-n", "40", "--days", "7"]):
+        assert main([*words, "--model", str(file)]) == 0
+        said = capsys.readouterr().out
+        assert "R_c" in said and "R0" not in said, words
+    assert main([*words, "--model", str(file), "--csv"]) == 0
+    assert "R0" in capsys.readouterr().out  # the key that programs read

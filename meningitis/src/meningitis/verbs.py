@@ -192,7 +192,8 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
             raise Refused(
                 f"{' and '.join(ignored)} would change nothing without --global: the index of R0 is a formula"
             )
-        put(arguments, symbolic.elasticities(model).frame(values), None, "normalised indices of R0", model)
+        words = f"normalised indices of {symbolic.reproduction_name(model, values)}"
+        put(arguments, symbolic.elasticities(model).frame(values), None, words, model)
         return
     pinned, days = given_of(arguments), days_of(model, arguments)
     names = analysis.sampled(model, pinned)
@@ -209,8 +210,9 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     words = f"pinned by --set or --params: {held}; sampled, whatever the scenario says: {', '.join(names)}"
     print(f"meningitis: {words}", file=sys.stderr)
     middle = {name: float(model.parameter(name).distribution.ppf(np.array(0.5))) for name in names}
+    called = _called(arguments, symbolic.reproduction_name(model, {**values, **middle}))
     for sentence in analysis.unknown(model, {**values, **middle}):
-        print(f"meningitis: {sentence}", file=sys.stderr)
+        print(f"meningitis: {sentence.replace('R0', called)}", file=sys.stderr)
     sizes = sampling_of(arguments)
     folder = Path(arguments.checkpoint) if arguments.checkpoint else None
     try:
@@ -235,7 +237,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     )
     print(f"meningitis: {words}", file=sys.stderr)
     both = ranks.merge(shares, on=["outcome", "parameter", "symbol"], how="outer", suffixes=("_prcc", "_sobol"))
-    put(arguments, both, model=model)
+    put(arguments, both.assign(outcome=both["outcome"].replace({"R0": called})), None, _settled(called), model)
 
 
 def _final_size(arguments: argparse.Namespace) -> None:
@@ -285,19 +287,31 @@ def _compare(arguments: argparse.Namespace) -> None:
     found = analysis.compare(model, first, second, days=days_of(model, arguments))
     frame = found.frame()
     frame.insert(1, "unit", frame["outcome"].map(OUTCOME_UNITS))
-    settled = {symbolic.reproduction_name(model, values) for values in (first, second)} != {"R0"}
-    called = "R_c" if settled and not (arguments.json or arguments.csv) else "R0"
+    names = {symbolic.reproduction_name(model, values) for values in (first, second)}
+    called = _called(arguments, "R0" if names == {"R0"} else "R_c")
     for sentence in found.unknown:
         print(f"meningitis: {sentence.replace('R0', called)}", file=sys.stderr)
     for name in found.unfinished:
         words = f"infection is not over in {name} after {found.days:g} days: what is averted by then may be postponed"
         print(f"meningitis: {words}", file=sys.stderr)
     frame["outcome"] = frame["outcome"].replace({"R0": called})
-    told = (
+    told = f"{_settled(called)}; R_at_start that of the people as the run begins" if called == "R_c" else ""
+    put(arguments, frame, found.to_dict(), told)
+
+
+def _called(arguments: argparse.Namespace, name: str) -> str:
+    """What a table calls the reproduction number: its name for people, and R0, the key, for programs."""
+    return "R0" if arguments.json or arguments.csv else name
+
+
+def _settled(called: str) -> str:
+    """What R_c is, where a table has it."""
+    if called == "R0":
+        return ""
+    return (
         "R_c, the control reproduction number, is that of the disease-free state, where flows without infection such "
-        "as vaccination balance; R_at_start that of the people as the run begins"
+        "as vaccination balance"
     )
-    put(arguments, frame, found.to_dict(), told if called == "R_c" else "")
 
 
 def _study(arguments: argparse.Namespace) -> None:
