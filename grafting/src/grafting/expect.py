@@ -191,8 +191,8 @@ def lines(expected: Expectation) -> str:
     return "\n".join(
         [
             f"time bound       {bound}",
-            f"expected time    stage 1 {_duration(expected.stage_1)} ({one} steps of {expected.batch}), "
-            f"stage 2 {_duration(expected.stage_2)} ({two} steps)",
+            f"expected time    stage 1 {duration(expected.stage_1)} ({one} steps of {expected.batch}), "
+            f"stage 2 {duration(expected.stage_2)} ({two} steps)",
             f"                 at {expected.rate.flops / 1e12:.3g} TFLOP/s ({expected.rate.source})",
             f"expected disk    delta {_size(expected.delta)}, or all weights {_size(expected.whole)}; states under way "
             f"{_size(expected.state_1)} and {_size(expected.state_2)}, twice that while one is written",
@@ -200,7 +200,7 @@ def lines(expected: Expectation) -> str:
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.3g} s"
     minutes = seconds / 60

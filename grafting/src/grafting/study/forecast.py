@@ -50,7 +50,7 @@ def measuring_flops(table: Table, row: Row) -> float:
     if row.recipe is None or (row.entry == "procedure" and not row.parts):
         return 0.0
     config = row.recipe.evaluate
-    drawn = config.drawn * config.steps * (1 if config.guidance == 1 else 2) if row.samples else 0
+    drawn = config.drawn * config.passes if row.samples else 0
     passes = drawn + config.triples
     forward = table.training / (PASSES * table.samples)
     return passes * (forward if row.cost is None else row.cost.flops_after)
@@ -104,7 +104,7 @@ def _sampling_rate(table: Table) -> float:
     walked = time.perf_counter()
     pipeline.decode(z)
     took = (walked - began) * config.steps / few.steps + time.perf_counter() - walked
-    passes = count(asked) * config.steps * (1 if config.guidance == 1 else 2)
+    passes = count(asked) * config.passes
     return table.training / (PASSES * table.samples) * passes / took
 
 

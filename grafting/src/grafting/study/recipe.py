@@ -175,6 +175,11 @@ class Walk:
         """The walk from noise to a sample. Raises ValueError naming every bad value."""
         return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
 
+    @property
+    def passes(self) -> int:
+        """Of the model, for one sample: two a step where it is guided."""
+        return self.steps * (1 if self.guidance == 1 else 2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairsStage(Walk):

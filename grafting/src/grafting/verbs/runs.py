@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .recipes import recipe_source
 from .shared import Verbs, device_option, team_of
+
+if TYPE_CHECKING:
+    from ..study import RunRecipe
 
 
 def add(verbs: Verbs) -> None:
@@ -19,6 +23,8 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--budget", type=float, help="multiplies the steps of both stages; 0 solves the start only")
     made.add_argument("--out", type=Path, help="the run's folder (default: out/ and the recipe's name)")
     made.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+    made.add_argument("--dry-run", action="store_true", help="show models, cost and time, and run nothing")
+    made.add_argument("--tflops", type=float, metavar="N", help="TFLOP/s that --dry-run reckons with")
     device_option(made)
 
     made = verbs.add("report", report, "write the page of a finished run, table or search again")
@@ -33,12 +39,28 @@ def run(arguments: argparse.Namespace) -> None:
 
     changes = [*arguments.set, *([f"budget={arguments.budget}"] if arguments.budget is not None else [])]
     recipe = RunRecipe.from_yaml(text, changes, arguments.recipe)
+    if arguments.dry_run:
+        print(_outlook(recipe, arguments.tflops))
+        return
+    if arguments.tflops is not None:
+        raise ValueError(f"--tflops {arguments.tflops:g} is what --dry-run reckons with: a run takes what it takes")
     out = arguments.out or Path("out") / Path(arguments.recipe).stem
     if (out / "recipe.yaml").is_file() and not arguments.resume:
         kind = "a finished run" if (out / "results.json").is_file() else "a run that is not finished"
         raise ValueError(f"{out} holds {kind}: go on with it by --resume, or name another folder with --out")
     team = team_of(arguments)
     run_recipe(recipe, out, resume=arguments.resume, say=lambda line: print(line, flush=True), team=team)
+
+
+def _outlook(recipe: RunRecipe, tflops: float | None) -> str:
+    """What the recipe takes, from the teacher's configuration alone."""
+    from ..expect import STATED_RATE, stated
+    from ..hosts import shape_of
+    from ..store.configs import config_of
+    from ..study.outlook import outlook
+
+    rate = stated(STATED_RATE if tflops is None else tflops * 1e12)
+    return outlook(recipe, shape_of(config_of(recipe.teacher)), rate)
 
 
 def report(arguments: argparse.Namespace) -> None:
