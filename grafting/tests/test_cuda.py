@@ -264,6 +264,19 @@ def test_the_whole_way_from_the_command_line(tiny_teacher: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("row", HOSTS)
+def test_the_control_none_agrees_with_the_cpu(row: str) -> None:
+    """Grafted there, not moved there: beside text it has a parameter of its own."""
+    model, z, t, condition = ready(row)
+    with torch.no_grad():
+        wanted = graft(model, Plan.all(operator="none")).host.call(model, z, t, condition)
+        ungraft(model).cuda()
+        handle = graft(model, Plan.all(operator="none"))
+        found = handle.host.call(model, z.cuda(), t.cuda(), to(condition, CUDA))
+    assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
+    torch.testing.assert_close(found.cpu(), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("row", HOSTS)
 def test_weights_in_bfloat16_run_beside_operators_in_float32(row: str) -> None:
     """Windows beside text among them, whose logarithm of weights has two parts there."""
     model, z, t, condition = ready(row)

@@ -202,8 +202,9 @@ def make_stand_in(
     copied: gets by site whether anything was, where it was to be. Raises ValueError where weights are packed, which
     leaves nothing to copy and no type for what is new.
     """
+    like = next(original.parameters())
     if entry.operator == "none":
-        return (host.fitted(entry.site.kind, None, original) or Nothing()).to(dtype=dtype)
+        return (host.fitted(entry.site.kind, None, original) or Nothing()).to(device=like.device, dtype=dtype)
     if entry.operator == "identity":
         return copy.deepcopy(original).to(dtype=dtype)
     packed = next((p.dtype for p in original.parameters() if not p.is_floating_point()), None)
@@ -229,7 +230,6 @@ def make_stand_in(
                 found = host.copy_mlp(original, operator)
             if copied is not None:
                 copied[entry.site] = found
-    like = next(original.parameters())
     fitted = host.fitted(entry.site.kind, operator, original)
     assert fitted is not None
     return fitted.to(device=like.device, dtype=dtype or like.dtype)
