@@ -55,6 +55,14 @@ def test_all_sites_at_once_equal_one_site_alone() -> None:
     assert same(weights(alone), {k: v for k, v in weights(together).items() if k.startswith("blocks.3.attn")})
 
 
+def test_gradients_that_were_left_behind_are_no_part_of_a_step() -> None:
+    handle, whole = fresh(), fresh()
+    wanted = distill(whole, batch, 10, CONFIG)
+    for parameter in handle.model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    assert distill(handle, batch, 10, CONFIG) == wanted and same(weights(handle), weights(whole))
+
+
 def test_learning_lowers_the_heldout_error_and_leaves_the_teacher_alone() -> None:
     handle = fresh()
     before = {n: p.clone() for n, p in handle.model.named_parameters() if ".operator." not in n}
