@@ -133,6 +133,8 @@ def solve_output(operator: Solvable, moments: Moments, ridge: float = 1e-6) -> f
     layer = operator.out_projection
     present = moments.error(layer.weight, layer.bias)
     weight, bias = moments.solve(bias=layer.bias is not None, ridge=ridge)
+    # Judged as it is stored: the rounding to bfloat16 can undo more than was gained.
+    weight, bias = weight.to(layer.weight.dtype), None if bias is None else bias.to(layer.bias.dtype)
     solved = moments.error(weight, bias)
     # A gain within float32's rounding of the outputs is no gain.
     if present - solved > 1e-6 * moments.variance:
