@@ -588,14 +588,14 @@ def test_costs_are_what_is_counted(steps: Any) -> None:
 
 def test_controls_of_a_merged_plan_and_its_recipe() -> None:
     recipe = RunRecipe.from_yaml((files("grafting") / "recipes" / "depth-half.yaml").read_text())
-    found = {entry.name: entry for entry in entries(recipe)}
+    found = {entry.name: entry for entry in entries(recipe, tiny())}
     assert found["none"].plan == Plan(restructure=(Drop(blocks="interleaved 50%"),))
     assert "merge pairs, combine scale" in found["hybrid"].description
     mixed = replace(recipe, plans={"a": OPERATORS + Plan(restructure=(Merge(groups=((0, 1, 2),)),))})
-    (none,) = (entry.plan for entry in entries(mixed) if entry.name == "none")
+    (none,) = (entry.plan for entry in entries(mixed, tiny()) if entry.name == "none")
     assert none == Plan(restructure=(Drop(blocks=(1, 2)),))
     with pytest.raises(SettingsError, match="as lists"):
-        entries(replace(recipe, plans={"a": Plan(restructure=(Merge(), Drop(blocks=(0,))))}))
+        entries(replace(recipe, plans={"a": Plan(restructure=(Merge(), Drop(blocks=(0,))))}), tiny())
 
 
 def test_a_study_of_half_the_depth(tiny_teacher: Path, tmp_path: Path) -> None:
