@@ -257,7 +257,7 @@ def stage_one(handle: Grafted, out: Path | None = None) -> Any:
     config = DistillConfig(
         steps=8, evaluate_every=2, heldout_batches=1, halve=(), warmup=0.0, save_every=1, gate_weighted=True
     )
-    return distill(handle, batches, NULL, config, out)
+    return distill(handle, batches, NULL, config=config, out=out)
 
 
 @pytest.mark.parametrize(
@@ -371,10 +371,10 @@ def test_stage_two_learns_and_is_saved_whole(share: tuple[float, float], tmp_pat
         mine.model,
         denoiser(mine.model),
         teacher,
-        batches,
-        NULL,
-        config,
-        tmp_path / "run",
+        batches=batches,
+        null=NULL,
+        config=config,
+        out=tmp_path / "run",
         pairs=mine.meetings(handle.originals),
         replaced={mine.switches[site]: switch.original for site, switch in handle.switches.items()},
     )
