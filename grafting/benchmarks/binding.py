@@ -24,6 +24,7 @@ import torch
 from grafting.diffusion import Diffusion
 from grafting.files import write_json_atomic
 from grafting.hosts import host_for
+from grafting.measure.quality import wilson
 from grafting.random import normal
 from grafting.scenes import RELATIONS, TASKS, Prompt, Wanted, World, evaluation_prompts, render, scene_of
 from grafting.scenes.prompts import caption, is_held_out
@@ -91,14 +92,6 @@ def measure(where: str, count: int, encoder: TextEncoder, levels: Sequence[int] 
             rows.append({"task": task, "level": level, "n": len(z), "worse": share, "low": low, "high": high})
             rows[-1] |= {"error": right.mean().item(), "rise": rise}
     return rows
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of n."""
-    from scipy.stats import binomtest
-
-    found = binomtest(round(share * n), n).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -23,6 +23,7 @@ import torch
 
 from grafting import operators
 from grafting.files import write_json_atomic
+from grafting.measure.speed import wait
 from grafting.plan import named_operator
 from grafting.verbs.shared import at_least
 
@@ -58,8 +59,7 @@ def measure(
         for name in names:
             start = time.perf_counter()
             built[name](x)
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
+            wait(x.device)
             if turn:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
     rows = []

@@ -69,6 +69,7 @@ def measure(width: int, batch: int, tokens: int, rounds: int, device: torch.devi
         },
         rounds=rounds,
         warmup=5,
+        device=device,
     )
     base = timed["sequence"]
     return {

@@ -107,7 +107,7 @@ def compare(handle: Grafted, call: Callable[[], object], *, rounds: int, bounded
     calls = {"plain": partial(way, handle.teacher, ()), "hybrid": partial(way, handle.student, ())}
     if bounded:
         calls["bound"] = partial(way, handle.teacher, cores)
-    timed = latency(calls, rounds=rounds, warmup=1)
+    timed = latency(calls, rounds=rounds, warmup=1, device=next(handle.model.parameters()).device)
     found: dict[str, Any] = {
         "seconds": {name: vars(value) for name, value in timed.items()},
         "speedup": timed["hybrid"].speedup_over(timed["plain"]),

@@ -94,7 +94,9 @@ def test_stage_two_trains_on_the_device() -> None:
         return host.call(model, z, t, y)
 
     config = FinetuneConfig(loop=LoopConfig(steps=30, lr=1e-3, log_every=1), precision="bf16")
-    loop = finetune(model, student, teacher, batches, 10, config, team=Team(device=torch.device("cuda")))
+    loop = finetune(
+        model, student, teacher, batches=batches, null=10, config=config, team=Team(device=torch.device("cuda"))
+    )
     assert loop.log[-1]["loss"] < loop.log[0]["loss"]
 
 
@@ -137,7 +139,7 @@ def test_stage_one_solves_teaches_and_continues_on_the_device(tmp_path: Path) ->
             return _batches()(step)
 
         config = DistillConfig(steps=12, evaluate_every=4, heldout_batches=1, save_every=2)
-        return distill(handle, stopped, 10, config, folder, heldout=_batches())
+        return distill(handle, stopped, 10, config=config, out=folder, heldout=_batches())
 
     whole = run(tmp_path / "whole", cut=False)
     with pytest.raises(KeyboardInterrupt):
@@ -264,6 +266,19 @@ def test_the_whole_way_from_the_command_line(tiny_teacher: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("row", HOSTS)
+def test_the_control_none_agrees_with_the_cpu(row: str) -> None:
+    """Grafted there, not moved there: beside text it has a parameter of its own."""
+    model, z, t, condition = ready(row)
+    with torch.no_grad():
+        wanted = graft(model, Plan.all(operator="none")).host.call(model, z, t, condition)
+        ungraft(model).cuda()
+        handle = graft(model, Plan.all(operator="none"))
+        found = handle.host.call(model, z.cuda(), t.cuda(), to(condition, CUDA))
+    assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
+    torch.testing.assert_close(found.cpu(), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("row", HOSTS)
 def test_weights_in_bfloat16_run_beside_operators_in_float32(row: str) -> None:
     """Windows beside text among them, whose logarithm of weights has two parts there."""
     model, z, t, condition = ready(row)
@@ -290,7 +305,7 @@ def test_a_stage_beside_weights_in_bfloat16_takes_less_memory() -> None:
         handle = graft(model, Plan.first(site="attn", operator="swa", share=0.25), dtype=torch.float32)
         batches = Batches(inputs=torch.randn(16, 4, 8, 8), labels=torch.zeros(16, dtype=torch.int64), size=4, seed=0)
         torch.cuda.reset_peak_memory_stats()
-        distill(handle, batches, 1000, DistillConfig(steps=2, evaluate_every=1, precision="bf16"))
+        distill(handle, batches, 1000, config=DistillConfig(steps=2, evaluate_every=1, precision="bf16"))
         return bytes_held, torch.cuda.max_memory_allocated()
 
     (whole, full), (half, less) = peak(torch.float32), peak(torch.bfloat16)

@@ -47,12 +47,20 @@ def fresh(plan: Plan = PLAN) -> Grafted:
 
 def test_all_sites_at_once_equal_one_site_alone() -> None:
     together = fresh()
-    reports = distill(together, batch, 10, CONFIG)
+    reports = distill(together, batch, 10, config=CONFIG)
     assert list(reports) == ["blocks.0.mlp", "blocks.1.attn", "blocks.3.attn"]
     alone = fresh(Plan.explicit(site="attn", operator="hyena_x", blocks=[3]))
-    report = distill(alone, batch, 10, CONFIG)["blocks.3.attn"]
+    report = distill(alone, batch, 10, config=CONFIG)["blocks.3.attn"]
     assert report == reports["blocks.3.attn"]
     assert same(weights(alone), {k: v for k, v in weights(together).items() if k.startswith("blocks.3.attn")})
+
+
+def test_gradients_that_were_left_behind_are_no_part_of_a_step() -> None:
+    handle, whole = fresh(), fresh()
+    wanted = distill(whole, batch, 10, config=CONFIG)
+    for parameter in handle.model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    assert distill(handle, batch, 10, config=CONFIG) == wanted and same(weights(handle), weights(whole))
 
 
 def test_learning_lowers_the_heldout_error_and_leaves_the_teacher_alone() -> None:
@@ -65,7 +73,7 @@ def test_learning_lowers_the_heldout_error_and_leaves_the_teacher_alone() -> Non
         evaluate_every=20,
         gate_weighted=True,
     )
-    for report in distill(handle, batch, 10, config, heldout=lambda i: batch(1000 + i)).values():
+    for report in distill(handle, batch, 10, config=config, heldout=lambda i: batch(1000 + i)).values():
         assert report.heldout[-1][1] < 0.8 * report.heldout[0][1]
         assert report.explained == max(share for step, _, share in report.heldout if step == report.best_step)
         assert len(report.curve) == 60
@@ -77,7 +85,7 @@ def test_a_ruinous_rate_keeps_the_best_step() -> None:
     handle = graft(tiny(), Plan.all(site="attn", operator="swa"), init="solve", calibration=batch)
     start = weights(handle)
     ruin = SiteConfig(lr=10.0, weight_decay=0.0, loss="l1")
-    reports = distill(handle, batch, 10, DistillConfig(steps=4, attn=ruin, evaluate_every=2))
+    reports = distill(handle, batch, 10, config=DistillConfig(steps=4, attn=ruin, evaluate_every=2))
     assert {report.best_step for report in reports.values()} == {0}
     assert same(weights(handle), start)
 
@@ -85,13 +93,13 @@ def test_a_ruinous_rate_keeps_the_best_step() -> None:
 def test_a_site_at_its_floor_stops_early() -> None:
     still = SiteConfig(lr=1e-12, weight_decay=0.0, loss="l1")
     config = DistillConfig(steps=50, attn=still, mlp=still, evaluate_every=1, floor=0.01, patience=2)
-    reports = distill(fresh(), batch, 10, config)
+    reports = distill(fresh(), batch, 10, config=config)
     assert {report.stopped for report in reports.values()} == {2}
 
 
 def test_a_state_is_continued_on_the_models_device(tmp_path: Path) -> None:
     """Weights of no real device stand for another card: the moments that were saved from the CPU follow them."""
-    distill(fresh(), batch, 10, CONFIG, tmp_path)
+    distill(fresh(), batch, 10, config=CONFIG, out=tmp_path)
     away = graft(tiny(), PLAN, init="random", seed=3)
     away.model.to("meta")
     run = Distillation(away, batch, 10, CONFIG, None, batch, Diffusion())
@@ -102,18 +110,18 @@ def test_a_state_is_continued_on_the_models_device(tmp_path: Path) -> None:
 
 
 def test_a_state_of_other_operators_or_a_damaged_one_is_named(tmp_path: Path) -> None:
-    distill(fresh(), batch, 10, CONFIG, tmp_path)
+    distill(fresh(), batch, 10, config=CONFIG, out=tmp_path)
     other = Plan(edits=(replace(PLAN.edits[0], options={"kernel": 6}), PLAN.edits[1]))
     with pytest.raises(ValueError, match=r"other settings \(plan [0-9a-f]+ there, [0-9a-f]+ now\)"):
-        distill(fresh(other), batch, 10, CONFIG, tmp_path)
+        distill(fresh(other), batch, 10, config=CONFIG, out=tmp_path)
     manifest = json.loads((tmp_path / "distill.json").read_text())
     manifest["depends"]["plan"] = other.digest  # as if one option were another by now
     (tmp_path / "distill.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"distill-\d+\.safetensors is the state of another model: .*, must be"):
-        distill(fresh(other), batch, 10, CONFIG, tmp_path)
+        distill(fresh(other), batch, 10, config=CONFIG, out=tmp_path)
     (tmp_path / "distill.json").write_text("{}")
     with pytest.raises(ValueError, match=r"distill\.json lacks step, file, sha256, config, sites"):
-        distill(fresh(), batch, 10, CONFIG, tmp_path)
+        distill(fresh(), batch, 10, config=CONFIG, out=tmp_path)
 
 
 @pytest.mark.parametrize("levels", [None, Levels(centre=-3.0, deviation=1.0, uniform=0.0)])
@@ -134,7 +142,7 @@ def test_one_gradient_step_is_plain_adamw_on_the_plain_loss(levels: Levels | Non
     optimizer = torch.optim.AdamW(operator.parameters(), lr=5e-4, weight_decay=0.0)
     (operator(seen[0]) - seen[1]).abs().mean().backward()
     optimizer.step()
-    report = distill(handle, batch, 10, config)["blocks.2.attn"]
+    report = distill(handle, batch, 10, config=config)["blocks.2.attn"]
     assert report.best_step == 1
     for one, two in zip(operator.parameters(), switch.operator.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
@@ -166,7 +174,9 @@ PLAIN = DistillConfig(steps=2, warmup=0.0, label_dropout=0.0, halve=(), heldout_
 def test_the_heldout_error_and_what_is_explained_by_hand(loss: str) -> None:
     """Of a start, over both held-out passes; numpy, with deviations from the mean of each channel over all tokens."""
     site = SiteConfig(lr=1e-3, weight_decay=0.0, loss=loss)
-    report = distill(fresh(ONE), batch, 10, replace(PLAIN, attn=site), heldout=lambda _: batch(0))["blocks.2.attn"]
+    report = distill(fresh(ONE), batch, 10, config=replace(PLAIN, attn=site), heldout=lambda _: batch(0))[
+        "blocks.2.attn"
+    ]
     passes = [seen_at(ONE, -1_000_000 - index) for index in (0, 1)]
     (operator,) = fresh(ONE).operators().values()
     with torch.no_grad():
@@ -247,7 +257,7 @@ def test_bfloat16_is_in_the_products_alone() -> None:
         operators = handle.operators()
         for operator in operators.values():
             operator.register_forward_hook(lambda m, a, o, p=precision: seen.add(o.dtype) if p == "bf16" else None)
-        reports = distill(handle, batch, 10, replace(CONFIG, precision=precision))
+        reports = distill(handle, batch, 10, config=replace(CONFIG, precision=precision))
         assert {p.dtype for operator in operators.values() for p in operator.parameters()} == {torch.float32}
         learnt[precision] = reports
     assert seen == {torch.bfloat16}
@@ -276,7 +286,7 @@ def test_distance_and_settings() -> None:
     assert slow[:100] == pytest.approx([(step + 1) / 100 for step in range(100)])
     assert slow[100:] == [rate for rate in (1.0, 0.5, 0.25, 0.125) for _ in range(25)]
     with pytest.raises(ValueError, match="nothing to distil"):
-        distill(fresh(Plan.all(site="attn", operator="none")), batch, 10, CONFIG)
+        distill(fresh(Plan.all(site="attn", operator="none")), batch, 10, config=CONFIG)
 
 
 CHILD = """
@@ -287,13 +297,13 @@ import time
 def slow(step):
     time.sleep(0.05)
     return batch(step)
-distill(fresh(), slow, 10, CONFIG, Path(sys.argv[1]), heldout=batch)
+distill(fresh(), slow, 10, config=CONFIG, out=Path(sys.argv[1]), heldout=batch)
 """
 
 
 def test_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     whole = fresh()
-    wanted = distill(whole, batch, 10, CONFIG)
+    wanted = distill(whole, batch, 10, config=CONFIG)
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), str(Path(__file__).parent)])
     deadline = time.monotonic() + 100
     while not (tmp_path / "distill.json").is_file() and time.monotonic() < deadline:
@@ -303,7 +313,7 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     child.wait()
     assert (tmp_path / "distill.json").is_file()
     resumed = fresh()
-    assert distill(resumed, batch, 10, CONFIG, tmp_path) == wanted
+    assert distill(resumed, batch, 10, config=CONFIG, out=tmp_path) == wanted
     assert same(weights(resumed), weights(whole))
 
 
@@ -316,23 +326,23 @@ def interrupted(step: int) -> dict[str, torch.Tensor]:
 
 def test_interrupt_leaves_a_resumable_state_and_other_settings_are_refused(tmp_path: Path) -> None:
     whole = fresh()
-    wanted = distill(whole, batch, 10, CONFIG)
+    wanted = distill(whole, batch, 10, config=CONFIG)
 
     with pytest.raises(KeyboardInterrupt):
-        distill(fresh(), interrupted, 10, CONFIG, tmp_path, heldout=batch)
+        distill(fresh(), interrupted, 10, config=CONFIG, out=tmp_path, heldout=batch)
     with pytest.raises(ValueError, match="steps 12 there, 13 now"):
-        distill(fresh(), batch, 10, DistillConfig(steps=13, evaluate_every=4, heldout_batches=1), tmp_path)
+        distill(fresh(), batch, 10, config=DistillConfig(steps=13, evaluate_every=4, heldout_batches=1), out=tmp_path)
     with pytest.raises(ValueError, match="over other sites"):
-        distill(fresh(Plan.all(site="attn", operator="swa")), batch, 10, CONFIG, tmp_path)
+        distill(fresh(Plan.all(site="attn", operator="swa")), batch, 10, config=CONFIG, out=tmp_path)
     resumed = fresh()
-    assert distill(resumed, batch, 10, CONFIG, tmp_path) == wanted
+    assert distill(resumed, batch, 10, config=CONFIG, out=tmp_path) == wanted
     assert same(weights(resumed), weights(whole))
     (tmp_path / "distill-12.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="its hash differs"):
-        distill(fresh(), batch, 10, CONFIG, tmp_path)
+        distill(fresh(), batch, 10, config=CONFIG, out=tmp_path)
     (tmp_path / "distill-12.safetensors").unlink()
     with pytest.raises(ValueError, match=r"distill-12\.safetensors is not the file .*: it is missing"):
-        distill(fresh(), batch, 10, CONFIG, tmp_path)
+        distill(fresh(), batch, 10, config=CONFIG, out=tmp_path)
 
 
 def test_gradients_of_other_sites_are_freed() -> None:
@@ -344,13 +354,13 @@ def test_gradients_of_other_sites_are_freed() -> None:
         held.append(sum(p.grad is not None for p in first.parameters()))
         return batch(step)
 
-    distill(handle, watched, 10, CONFIG)
+    distill(handle, watched, 10, config=CONFIG)
     assert max(held) == 0
 
 
 def test_a_second_interrupt_within_a_step_saves_nothing_half_applied(tmp_path: Path) -> None:
     whole = fresh()
-    wanted = distill(whole, batch, 10, CONFIG)
+    wanted = distill(whole, batch, 10, config=CONFIG)
     handle = fresh()
     last = list(handle.operators().values())[-1]
     calls = []
@@ -364,9 +374,9 @@ def test_a_second_interrupt_within_a_step_saves_nothing_half_applied(tmp_path: P
     last.register_forward_pre_hook(twice)
     often = replace(CONFIG, save_every=2)
     with pytest.raises(KeyboardInterrupt):
-        distill(handle, batch, 10, often, tmp_path)
+        distill(handle, batch, 10, config=often, out=tmp_path)
     resumed = fresh()
-    assert distill(resumed, batch, 10, often, tmp_path) == wanted
+    assert distill(resumed, batch, 10, config=often, out=tmp_path) == wanted
     assert same(weights(resumed), weights(whole))
 
 
@@ -387,20 +397,20 @@ def test_a_second_interrupt_within_a_step_saves_nothing_half_applied(tmp_path: P
 def test_a_state_of_another_start_is_refused(
     other: Callable[[], Grafted], null: int, named: str, tmp_path: Path
 ) -> None:
-    distill(fresh(), batch, 10, replace(CONFIG, steps=1), tmp_path)
+    distill(fresh(), batch, 10, config=replace(CONFIG, steps=1), out=tmp_path)
     with pytest.raises(ValueError, match=rf"other settings \({named}\): name another folder"):
-        distill(other(), batch, null, replace(CONFIG, steps=1), tmp_path)
-    distill(fresh(), batch, 10, replace(CONFIG, steps=1, save_every=7), tmp_path)
+        distill(other(), batch, null, config=replace(CONFIG, steps=1), out=tmp_path)
+    distill(fresh(), batch, 10, config=replace(CONFIG, steps=1, save_every=7), out=tmp_path)
 
 
 def test_a_state_of_an_operator_that_began_otherwise_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    distill(fresh(), batch, 10, replace(CONFIG, steps=1), tmp_path)
+    distill(fresh(), batch, 10, config=replace(CONFIG, steps=1), out=tmp_path)
     (name,) = {edit.operator for edit in PLAN.edits if edit.site == "attn"}
     monkeypatch.setattr(get(name), "start_version", classmethod(lambda cls, init: 7))
     with pytest.raises(ValueError, match=rf"other settings \(starts.*{name}.*7.*\): name another folder"):
-        distill(fresh(), batch, 10, replace(CONFIG, steps=1), tmp_path)
+        distill(fresh(), batch, 10, config=replace(CONFIG, steps=1), out=tmp_path)
 
 
 @pytest.mark.parametrize("init", ["solve", "random"])
@@ -418,26 +428,26 @@ def test_a_run_that_began_from_other_weights_is_refused(init: str, tmp_path: Pat
         return handle
 
     whole = begun()
-    wanted = distill(whole, batch, 10, few, tmp_path)
+    wanted = distill(whole, batch, 10, config=few, out=tmp_path)
     with pytest.raises(ValueError, match="holds a run that began from other weights: name another folder or remove it"):
-        distill(begun(100) if init == "solve" else begun(moved=1.1), batch, 10, few, tmp_path)
+        distill(begun(100) if init == "solve" else begun(moved=1.1), batch, 10, config=few, out=tmp_path)
     again = begun(moved=1 + 1e-6)
-    assert distill(again, batch, 10, few, tmp_path) == wanted and same(weights(again), weights(whole))
+    assert distill(again, batch, 10, config=few, out=tmp_path) == wanted and same(weights(again), weights(whole))
     manifest = json.loads((tmp_path / "distill.json").read_text())
     del manifest["start"]  # as of before it was noted
     (tmp_path / "distill.json").write_text(json.dumps(manifest))
-    assert distill(begun(moved=1.1), batch, 10, few, tmp_path) == wanted
+    assert distill(begun(moved=1.1), batch, 10, config=few, out=tmp_path) == wanted
 
 
 def test_a_model_that_learns_on_after_an_interrupt_goes_on(tmp_path: Path) -> None:
     """The same objects, in one process: they stand where the run left them, and once more where it ended."""
     whole, handle = fresh(), fresh()
-    wanted = distill(whole, batch, 10, CONFIG)
+    wanted = distill(whole, batch, 10, config=CONFIG)
 
     with pytest.raises(KeyboardInterrupt):
-        distill(handle, interrupted, 10, CONFIG, tmp_path, heldout=batch)
+        distill(handle, interrupted, 10, config=CONFIG, out=tmp_path, heldout=batch)
     for one in (handle, handle, fresh()):
-        assert distill(one, batch, 10, CONFIG, tmp_path) == wanted
+        assert distill(one, batch, 10, config=CONFIG, out=tmp_path) == wanted
         assert same(weights(one), weights(whole))
 
 
@@ -446,13 +456,13 @@ def test_a_gate_that_nothing_has_is_refused() -> None:
     merged = Plan(restructure=(Merge(groups=((1, 2),)),))
     gated = replace(CONFIG, steps=1, gate_weighted=True)
     with pytest.raises(ValueError, match="gate_weighted: no site of this plan has weights to learn, and groups"):
-        distill(graft(tiny(), merged), batch, 10, gated)
-    distill(graft(tiny(), merged), batch, 10, replace(gated, gate_weighted=False))
-    distill(graft(tiny(), merged + ONE), batch, 10, gated)
+        distill(graft(tiny(), merged), batch, 10, config=gated)
+    distill(graft(tiny(), merged), batch, 10, config=replace(gated, gate_weighted=False))
+    distill(graft(tiny(), merged + ONE), batch, 10, config=gated)
 
 
 def test_a_model_in_float16_is_refused() -> None:
     for dtype in (None, torch.float32):
         handle = graft(tiny().half(), PLAN, dtype=dtype)
         with pytest.raises(ValueError, match=r"held in float16, .*: load it in float32 or bfloat16"):
-            distill(handle, batch, 10, CONFIG)
+            distill(handle, batch, 10, config=CONFIG)

@@ -114,7 +114,7 @@ def test_what_cannot_fade_is_refused(model: Model) -> None:
     call = grafting.denoiser(alone.model)
     config = FinetuneConfig(loop=LoopConfig(steps=10, lr=1e-3), teacher_share=(0, 0), fade=0.5)
     with pytest.raises(ValueError, match=r"fade 0\.5 needs what was replaced"):
-        finetune(alone.model, call, None, material.batches(4, 0), material.null, config)
+        finetune(alone.model, call, None, batches=material.batches(4, 0), null=material.null, config=config)
 
 
 def test_runs_from_before_there_was_a_fade_are_the_same() -> None:

@@ -91,7 +91,7 @@ def _learnt(features: float, *, checkpointing: bool = False) -> tuple[float, dic
     pairs = handle.meetings(handle.originals)
     loop = LoopConfig(steps=8, lr=1e-2, ema=0.0, log_every=1)
     config = FinetuneConfig(loop=loop, features=features, checkpointing=checkpointing)
-    done = finetune(model, student, teacher, batches, 3, config, pairs=pairs)
+    done = finetune(model, student, teacher, batches=batches, null=3, config=config, pairs=pairs)
     z, t, y = torch.randn(4, 2, 8, 8), torch.tensor([5, 300, 600, 990]), torch.arange(4) % 3
     blocks = [block for block, _ in pairs]
     with torch.no_grad():
@@ -120,7 +120,9 @@ def test_features_without_pairs_are_a_sentence() -> None:
         return net(z)
 
     with pytest.raises(ValueError, match=r"features 1\.0 needs pairs of blocks"):
-        finetune(net, call, call, batches, 3, config)
+        finetune(net, call, call, batches=batches, null=3, config=config)
     with pytest.raises(ValueError, match=r"features -1\.0: a weight, 0 or more"):
         replace(config, features=-1.0)
-    finetune(net, call, None, batches, 3, replace(config, teacher_share=(0.0, 0.0)))  # the noise has no blocks
+    finetune(
+        net, call, None, batches=batches, null=3, config=replace(config, teacher_share=(0.0, 0.0))
+    )  # the noise has no blocks

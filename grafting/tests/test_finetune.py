@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from grafting.hosts import Site
 from grafting.measure.speed import peak_bytes
 from grafting.plan import Plan
 from grafting.precision import autocast
+from grafting.training.distill import distill
 from grafting.training.finetune import FinetuneConfig, checkpointed, finetune, match_teacher
 from grafting.training.loop import LoopConfig
 
@@ -60,14 +62,14 @@ def _config(
 def test_student_approaches_the_teacher() -> None:
     teacher, student, batches = _parts()
     before = (student.conv.weight - teacher.conv.weight).norm()
-    loop = finetune(student, student, teacher, batches, 3, _config(400, lr=3e-2))
+    loop = finetune(student, student, teacher, batches=batches, null=3, config=_config(400, lr=3e-2))
     assert (student.conv.weight - teacher.conv.weight).norm() < 0.1 * before
     assert loop.log[-1]["teacher_noise"] < 0.02 * loop.log[0]["teacher_noise"]
 
 
 def test_what_is_left_in_the_model_is_the_average_of_its_weights(tmp_path: Path) -> None:
     teacher, student, batches = _parts()
-    finetune(student, student, teacher, batches, 3, _config(), tmp_path)
+    finetune(student, student, teacher, batches=batches, null=3, config=_config(), out=tmp_path)
     state = load_file(tmp_path / "state-30.safetensors")
     for name, value in student.state_dict().items():
         assert torch.equal(value, state[f"ema/{name}"]) and not torch.allclose(value, state[f"model/{name}"], atol=1e-4)
@@ -76,14 +78,14 @@ def test_what_is_left_in_the_model_is_the_average_of_its_weights(tmp_path: Path)
 def test_untouched_model_is_the_optimum_of_the_teacher_target() -> None:
     teacher, _, batches = _parts()
     student = copy.deepcopy(teacher)
-    loop = finetune(student, student, teacher, batches, 3, _config())
+    loop = finetune(student, student, teacher, batches=batches, null=3, config=_config())
     assert all(row["loss"] == 0 for row in loop.log)
     assert torch.equal(student.conv.weight, teacher.conv.weight)
 
 
 def test_noise_target_is_the_teachers_own_objective() -> None:
     _, student, batches = _parts()
-    loop = finetune(student, student, None, batches, 3, _config(5, (0.0, 0.0)))
+    loop = finetune(student, student, None, batches=batches, null=3, config=_config(5, (0.0, 0.0)))
     assert {"mse", "bound"} <= loop.log[0].keys()
 
 
@@ -91,7 +93,7 @@ def test_mixture_moves_from_one_target_to_the_other() -> None:
     teacher, student, batches = _parts()
     config = _config(11, (1.0, 0.0))
     assert [config.share(step) for step in (0, 5, 10)] == [1.0, 0.5, 0.0]
-    loop = finetune(student, student, teacher, batches, 3, config)
+    loop = finetune(student, student, teacher, batches=batches, null=3, config=config)
     assert "mse" not in loop.log[0] and {"mse", "teacher_noise"} <= loop.log[5].keys()
     assert "teacher_noise" not in loop.log[-1]
 
@@ -109,7 +111,7 @@ def test_levels_and_weights_say_which_noise_is_learnt_and_how_much(share: float)
     with torch.no_grad():
         zt = schedule.add_noise(z, t, noise)
         given, wanted = student(zt, t, t)[:, :2], teacher(zt, t, t)[:, :2]
-    row = finetune(student, student, teacher, batches, 3, config).log[0]
+    row = finetune(student, student, teacher, batches=batches, null=3, config=config).log[0]
     for name, part, target in (("teacher_noise", share, wanted), ("mse", 1 - share, noise)):
         error = (weights * (given - target).square().mean((1, 2, 3))).mean().item()
         assert part == 0 or row[name] == pytest.approx(part * error, rel=1e-5)
@@ -119,7 +121,7 @@ def test_frozen_parameters_stay() -> None:
     teacher, student, batches = _parts()
     student.conv.bias.requires_grad_(False)
     bias, weight = student.conv.bias.clone(), student.conv.weight.clone()
-    finetune(student, student, teacher, batches, 3, _config())
+    finetune(student, student, teacher, batches=batches, null=3, config=_config())
     assert torch.equal(student.conv.bias, bias) and not torch.equal(student.conv.weight, weight)
 
 
@@ -136,7 +138,7 @@ def test_resume_gives_the_same_bits(tmp_path: Path) -> None:
 
         calls: list[int] = []
         denoiser: Denoiser = interrupted
-        finetune(student, denoiser, teacher, batches, 3, config, folder)
+        finetune(student, denoiser, teacher, batches=batches, null=3, config=config, out=folder)
         return student
 
     whole = run(tmp_path / "a", None)
@@ -155,7 +157,8 @@ teacher, student, batches = _parts()
 def slow(step):
     time.sleep(0.05)
     return batches(step)
-finetune(student, student, teacher, slow, 3, _config(14, (1.0, 0.3), save_every=1), Path(sys.argv[1]))
+config = _config(14, (1.0, 0.3), save_every=1)
+finetune(student, student, teacher, batches=slow, null=3, config=config, out=Path(sys.argv[1]))
 """
 
 
@@ -166,7 +169,7 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path) -> None:
 
     def go_on(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
         teacher, student, batches = _parts()
-        finetune(student, student, teacher, batches, 3, config, folder)
+        finetune(student, student, teacher, batches=batches, null=3, config=config, out=folder)
         return load_file(folder / "state-14.safetensors"), (folder / "log.jsonl").read_text()
 
     wanted, log = go_on(tmp_path / "whole")
@@ -274,12 +277,12 @@ def test_stage_two_with_checkpointing_ends_at_the_same_weights() -> None:
                 return h.host.call(h.model, z, t, y)
 
         config = replace(_config(2), checkpointing=checkpointing)
-        finetune(model, student, teacher, batches, 3, config)
+        finetune(model, student, teacher, batches=batches, null=3, config=config)
         ends.append(model.state_dict())
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
     plain, _, batches = _parts()
     with pytest.raises(ValueError, match="checkpointing: Net is no diffusers model"):
-        finetune(plain, plain, plain, batches, 3, replace(_config(2), checkpointing=True))
+        finetune(plain, plain, plain, batches=batches, null=3, config=replace(_config(2), checkpointing=True))
 
 
 @pytest.mark.parametrize("share", [(1.0, 1.0), (0.0, 0.0), (1.0, 0.0)])
@@ -293,7 +296,9 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole(share: tuple[float, fl
             sizes.add(len(z))
             return net(z, t, y)
 
-        loop = finetune(student, seen, teacher, batches, 3, replace(_config(5, share), micro_batch=micro))
+        loop = finetune(
+            student, seen, teacher, batches=batches, null=3, config=replace(_config(5, share), micro_batch=micro)
+        )
         ends.append(student.state_dict())
         logs.append(loop.log[-1])
     assert sizes == {4, 3, 1}
@@ -319,7 +324,7 @@ def test_parts_of_a_batch_are_held_one_at_a_time() -> None:
 
         def stage() -> None:
             with torch.enable_grad():
-                finetune(model, student, None, batches, 3, config)
+                finetune(model, student, None, batches=batches, null=3, config=config)
 
         return peak_bytes(stage)
 
@@ -335,9 +340,9 @@ def test_weights_that_the_teacher_shares_are_refused() -> None:
         return handle.host.call(handle.model, z, t, y)
 
     with pytest.raises(ValueError, match=r"more weights belong to the teacher.*train_grafted"):
-        finetune(model, student, None, batches, 3, _config(1, (0.0, 0.0)))
+        finetune(model, student, None, batches=batches, null=3, config=_config(1, (0.0, 0.0)))
     handle.train_grafted()
-    finetune(model, student, None, batches, 3, _config(1, (0.0, 0.0)))
+    finetune(model, student, None, batches=batches, null=3, config=_config(1, (0.0, 0.0)))
 
 
 def test_a_run_of_another_graft_is_refused(tmp_path: Path) -> None:
@@ -353,7 +358,7 @@ def test_a_run_of_another_graft_is_refused(tmp_path: Path) -> None:
 
         told = nullcontext() if window == 4 else pytest.raises(ValueError, match=r"other settings \(graft")
         with told:
-            finetune(model, student, None, batches, 3, _config(1, (0.0, 0.0)), tmp_path)
+            finetune(model, student, None, batches=batches, null=3, config=_config(1, (0.0, 0.0)), out=tmp_path)
 
 
 def test_a_run_that_began_from_other_weights_is_refused(tmp_path: Path) -> None:
@@ -364,7 +369,7 @@ def test_a_run_that_began_from_other_weights_is_refused(tmp_path: Path) -> None:
         with torch.no_grad():
             for parameter in student.parameters():
                 parameter *= moved
-        finetune(student, student, teacher, batches, 3, _config(3), tmp_path)
+        finetune(student, student, teacher, batches=batches, null=3, config=_config(3), out=tmp_path)
         return student.conv.weight.detach()
 
     done = run()
@@ -373,7 +378,7 @@ def test_a_run_that_began_from_other_weights_is_refused(tmp_path: Path) -> None:
     assert torch.equal(run(moved=1 + 1e-6), done)
     teacher, student, batches = _parts()
     for _ in range(2):  # the second time from where the first one ended
-        finetune(student, student, teacher, batches, 3, _config(3), tmp_path)
+        finetune(student, student, teacher, batches=batches, null=3, config=_config(3), out=tmp_path)
         assert torch.equal(student.conv.weight, done)
     assert torch.equal(run(), done)
     state = json.loads((tmp_path / "state.json").read_text())
@@ -385,14 +390,14 @@ def test_a_run_that_began_from_other_weights_is_refused(tmp_path: Path) -> None:
 def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
     student, teacher, batches = _parts()
     with pytest.raises(ValueError, match=r"conv\.weight is bfloat16: train a model in float32"):
-        finetune(student.bfloat16(), student, teacher, batches, 3, _config(1))
+        finetune(student.bfloat16(), student, teacher, batches=batches, null=3, config=_config(1))
     with pytest.raises(ValueError, match=r"held in float16, .*: load it in float32 or bfloat16"):
-        finetune(student.half(), student, teacher, batches, 3, _config(1))
+        finetune(student.half(), student, teacher, batches=batches, null=3, config=_config(1))
     student = student.float()
     student.conv.bias.register_hook(lambda gradient: gradient * torch.inf)
     before = copy.deepcopy(student.state_dict())
     with pytest.raises(FloatingPointError, match=r"finetune: the gradient is inf at step 0: try a lower lr"):
-        finetune(student, student, teacher, batches, 3, _config(2, save_every=1), tmp_path)
+        finetune(student, student, teacher, batches=batches, null=3, config=_config(2, save_every=1), out=tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     assert not (tmp_path / "state.json").exists()
     with pytest.raises(ValueError, match=r"ema_horizon 0.*weight_decay -1.*clip 0.*save_every 0.*log_every 0"):
@@ -406,10 +411,17 @@ def test_match_teacher_weighs_the_variance() -> None:
     assert match_teacher(student[:, :2], teacher[:, :2], 2, 0.5).keys() == {"teacher_noise"}
 
 
+@pytest.mark.parametrize("stage", [distill, finetune])
+def test_all_but_the_first_three_are_named(stage: Callable[..., Any]) -> None:
+    """Of a dozen, two in the wrong order would be seen late."""
+    kinds = [parameter.kind for parameter in signature(stage).parameters.values()]
+    assert kinds[:3] == [Parameter.POSITIONAL_OR_KEYWORD] * 3 and set(kinds[3:]) == {Parameter.KEYWORD_ONLY}
+
+
 def test_bad_settings_are_sentences() -> None:
     _, student, batches = _parts()
     with pytest.raises(ValueError, match=r"needs a teacher"):
-        finetune(student, student, None, batches, 3, _config())
+        finetune(student, student, None, batches=batches, null=3, config=_config())
     with pytest.raises(ValueError, match=r"teacher_share 1\.5.*label_dropout 2.*precision 'fp8'"):
         FinetuneConfig(loop=LoopConfig(steps=1, lr=1), teacher_share=(1.5, 0), label_dropout=2, precision="fp8")
     with pytest.raises(ValueError, match=r"weight_power -1: 0 \(alike at every level\) or more; weight_cap 0\.5: 1 or"):
@@ -421,7 +433,7 @@ def test_bad_settings_are_sentences() -> None:
 def test_a_run_of_other_settings_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     teacher, student, batches = _parts()
     config = replace(_config(3), seed=0)
-    finetune(student, student, teacher, batches, 3, config, tmp_path)
+    finetune(student, student, teacher, batches=batches, null=3, config=config, out=tmp_path)
     done = student.conv.weight.clone()
     others: list[tuple[dict[str, Any], str]] = [
         (
@@ -439,14 +451,16 @@ def test_a_run_of_other_settings_in_the_same_folder_is_refused(tmp_path: Path) -
     ]
     for changed, named in others:
         with pytest.raises(ValueError, match=rf"\({named}\): name another folder or remove it"):
-            finetune(student, student, teacher, batches, 3, replace(config, **changed), tmp_path)
+            finetune(
+                student, student, teacher, batches=batches, null=3, config=replace(config, **changed), out=tmp_path
+            )
     with pytest.raises(ValueError, match="null 3 there, 4 now"):
-        finetune(student, student, teacher, batches, 4, config, tmp_path)
+        finetune(student, student, teacher, batches=batches, null=4, config=config, out=tmp_path)
     student.conv.bias.requires_grad_(False)
     with pytest.raises(ValueError, match=r"model/conv\.bias is of no use here"):
-        finetune(student, student, teacher, batches, 3, config, tmp_path)
+        finetune(student, student, teacher, batches=batches, null=3, config=config, out=tmp_path)
     student.conv.bias.requires_grad_(True)
     _, again, _ = _parts()
     often = replace(config, loop=replace(config.loop, save_every=1))
-    finetune(again, again, teacher, batches, 3, often, tmp_path)
+    finetune(again, again, teacher, batches=batches, null=3, config=often, out=tmp_path)
     assert torch.equal(again.conv.weight, done)

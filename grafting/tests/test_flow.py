@@ -374,8 +374,8 @@ def test_starts_and_stage_one_are_of_the_models_own_noise() -> None:
     )
     assert own.explained == given.explained != other.explained
     config = DistillConfig(steps=2, evaluate_every=1)
-    found, wanted = distill(own, batch, 10, config), distill(given, batch, 10, config, diffusion=Flow())
-    assert found == wanted != distill(other, batch, 10, config)
+    found, wanted = distill(own, batch, 10, config=config), distill(given, batch, 10, config=config, diffusion=Flow())
+    assert found == wanted != distill(other, batch, 10, config=config)
 
 
 def test_what_is_measured_is_shown_the_models_own_noise() -> None:
@@ -447,7 +447,7 @@ def test_finetuning_on_the_velocity_finds_the_known_best_slope(sign: int, monkey
         loop=LoopConfig(steps=250, lr=2e-2, ema=0.95, log_every=50), teacher_share=(0.0, 0.0), label_dropout=0.0
     )
     batches = Batches(inputs=z, labels=torch.zeros(512, dtype=torch.int64), size=128, seed=0)
-    finetune(model, model, None, batches, 1, config)
+    finetune(model, model, None, batches=batches, null=1, config=config)
     monkeypatch.undo()
     sigma, signal = torch.arange(1, 1001, dtype=torch.float64) / 1000, z.square().mean().item()
     square = ((1 - sigma).square() * signal + sigma.square()).mean().item()
@@ -465,7 +465,7 @@ def test_a_run_goes_on_under_another_shift_which_is_of_sampling_alone(tmp_path: 
 
     def one(schedule: Any) -> Any:
         handle = graft(tiny(), plan, init="copy")
-        return distill(handle, batch, 10, config, tmp_path / "one", diffusion=schedule)
+        return distill(handle, batch, 10, config=config, out=tmp_path / "one", diffusion=schedule)
 
     def two(schedule: Any, out: str, until: int = 4) -> float:
         model = Slope()
@@ -480,7 +480,7 @@ def test_a_run_goes_on_under_another_shift_which_is_of_sampling_alone(tmp_path: 
             return {"z": z, "y": torch.zeros(16, dtype=torch.int64)}
 
         with suppress(KeyboardInterrupt):
-            finetune(model, model, None, batches, 1, told, tmp_path / out)
+            finetune(model, model, None, batches=batches, null=1, config=told, out=tmp_path / out)
         return model.slope.item()
 
     assert one(Flow(shift=2.0)) == one(Flow())
@@ -495,7 +495,7 @@ def test_weights_by_level_are_refused_before_a_step() -> None:
     config = FinetuneConfig(loop=LoopConfig(steps=1, lr=1e-3), teacher_share=(0.0, 0.0), weight_power=1.0)
     model = Slope()
     with pytest.raises(ValueError, match="weight_power 1: a flow's error is the velocity's already"):
-        finetune(model, model, None, batch, 10, config)
+        finetune(model, model, None, batches=batch, null=10, config=config)
     assert model.slope.item() == 0
 
 

@@ -58,7 +58,7 @@ def test_stage_one_teaches_both_kinds_of_block_and_resumes(tmp_path: Path) -> No
         config = DistillConfig(
             steps=8, evaluate_every=2, heldout_batches=1, halve=(), warmup=0.0, save_every=1, gate_weighted=True
         )
-        return handle, distill(handle, batches, NULL, config, out)
+        return handle, distill(handle, batches, NULL, config=config, out=out)
 
     handle, reports = run(tmp_path)
     for block in range(5):
@@ -96,7 +96,9 @@ def test_stage_two_learns_from_its_teacher_and_is_saved_whole(tmp_path: Path) ->
     pairs = mine.meetings(handle.originals)
     replaced = {mine.switches[site]: switch.original for site, switch in handle.switches.items()}
     student, out = denoiser(mine.model), tmp_path / "run"
-    finetune(mine.model, student, teacher, batches, NULL, config, out, pairs=pairs, replaced=replaced)
+    finetune(
+        mine.model, student, teacher, batches=batches, null=NULL, config=config, out=out, pairs=pairs, replaced=replaced
+    )
     assert len(pairs) == 5 and off() < 0.7 * before
     save(mine, tmp_path / "whole")
     other = load(tmp_path / "whole")

@@ -36,7 +36,7 @@ def _run() -> tuple[list[float], list[float]]:
     host = host_for(model)
     batches = Batches(inputs=torch.randn(24, 2, 8, 8), labels=torch.arange(24) % 3, size=8, seed=5)
     handle = graft(model, Plan.interleaved(operator="hyena_x"), init="random", seed=3)
-    reports = distill(handle, batches, 3, DistillConfig(steps=6, evaluate_every=6, seed=7))
+    reports = distill(handle, batches, 3, config=DistillConfig(steps=6, evaluate_every=6, seed=7))
     (report,) = reports.values()
     handle.train_grafted()
 
@@ -48,7 +48,7 @@ def _run() -> tuple[list[float], list[float]]:
         return host.call(model, z, t, y)
 
     config = FinetuneConfig(loop=LoopConfig(steps=6, lr=1e-3, log_every=1), teacher_share=(1.0, 0.0), seed=11)
-    loop = finetune(model, student, teacher, batches, 3, config)
+    loop = finetune(model, student, teacher, batches=batches, null=3, config=config)
     return [loss for _, loss in report.curve], [row["loss"] for row in loop.log]
 
 

@@ -183,3 +183,13 @@ def test_identity_is_bit_exact_on_every_host(host: str, kind: str) -> None:
     before = call()
     graft(model, Plan.all(site=kind, operator="identity"))
     assert torch.equal(call(), before)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("operator", ["none", "identity", "swa"])
+def test_what_is_new_lies_where_the_model_does(host: str, operator: str) -> None:
+    """The control *none* too, which beside text has a parameter of its own: on the device named meta, whose tensors
+    hold no values."""
+    model, *_ = ready(host)
+    graft(model.to("meta"), Plan.all(site="attn", operator=operator), init="random", source_hash="unread")
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}

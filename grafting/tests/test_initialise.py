@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -143,6 +145,23 @@ def test_solving_an_operator_reaches_its_optimum(name: str) -> None:
     assert share == pytest.approx(1 - loss.item() / (y - y.mean((0, 1))).square().sum().item(), abs=1e-4)
     gradient = torch.autograd.grad(loss, operator.out_projection.weight)[0]
     assert gradient.abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_solved_start_is_judged_as_it_is_stored(dtype: torch.dtype) -> None:
+    """Features far from zero beside their spread: in bfloat16 the rounding of the optimum is worse than the start."""
+    torch.manual_seed(0)
+    layer, f = nn.Linear(12, 5).to(dtype), torch.randn(200, 12) + 100
+    weight, bias = layer.weight.detach().float(), layer.bias.detach().float()
+    moments = Moments(12, 5)
+    moments.add(f, f @ weight.T + bias + 0.1 * torch.randn(200, 5))
+    before, rounded = moments.error(layer.weight, layer.bias), [part.to(dtype) for part in moments.solve()]
+    share = solve_output(SimpleNamespace(out_projection=layer), moments)  # type: ignore[arg-type]
+    after = moments.error(layer.weight, layer.bias)
+    kept = (weight.to(dtype), bias.to(dtype)) if dtype == torch.bfloat16 else rounded
+    assert torch.equal(layer.weight, kept[0]) and torch.equal(layer.bias, kept[1])
+    assert after <= before and share == explained(after, moments.variance)
+    assert (after < before) == (moments.error(*rounded) < before) == (dtype == torch.float32)
 
 
 def test_an_exact_start_is_left_bit_for_bit() -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from grafting.cli import main
 from grafting.cost import adapter_cost, plan_cost
 from grafting.diffusion import Levels
-from grafting.graft import graft, ungraft
+from grafting.graft import Grafted, graft, handle_of, ungraft
 from grafting.hosts import bundled_config
 from grafting.lora import Lora, LoraError
 from grafting.plan import Plan
@@ -32,6 +32,7 @@ from grafting.study import RunRecipe, Study, run
 from grafting.study.recipe import FinetuneStage, depended_on
 from grafting.study.stages import PASSES, Material, part_flops, stage_two, stage_two_flops
 from grafting.teachers import teacher_folder, teachers
+from grafting.training.loop import Loop
 
 STAGE = FinetuneStage(
     steps=6, batch=4, lr=1e-2, train="lora", lora=Lora(rank=3), target="mixture", save_every=1, log_every=1
@@ -78,6 +79,29 @@ def test_adapters_of_an_earlier_stage_are_trained_on(tiny_teacher: Path) -> None
     assert all(torch.equal(parameter, kept[name]) for name, parameter in adapters.parameters().items())
     whole, _ = stage_two(handle, replace(STAGE, train="all", lora=None, steps=1), material, seed=6, out=None)
     assert whole.private and whole.adapters is None and handle.adapters is adapters
+
+
+@pytest.mark.parametrize("cut", ["no peft", "a step"])
+def test_a_plain_model_is_as_it_was_where_adapters_end_in_an_error(
+    cut: str, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(str(tiny_teacher))
+    modules = dict(model.transformer.named_modules())
+    learns = [parameter.requires_grad for parameter in model.transformer.parameters()]
+
+    def stopped(loop: Loop) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises((LoraError, KeyboardInterrupt)):
+        if cut == "no peft":
+            patched.setitem(sys.modules, "peft", None)
+        else:
+            patched.setattr(Loop, "_advance", stopped)
+        stage_two(model.transformer, STAGE, Material(model), seed=5)
+    assert handle_of(model.transformer) is None and dict(model.transformer.named_modules()) == modules
+    assert [parameter.requires_grad for parameter in model.transformer.parameters()] == learns
+    trained, loop = stage_two(model.transformer, STAGE, Material(model), seed=5)
+    assert isinstance(trained, Grafted) and trained.model is model.transformer and loop.step == STAGE.steps
 
 
 def test_checkpointing_ends_at_the_same_weights(tiny_teacher: Path) -> None:

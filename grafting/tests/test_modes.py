@@ -36,7 +36,7 @@ def solved(model: nn.Module) -> Found:
 def distilled(plan: Plan) -> Callable[[nn.Module], Found]:
     def run(model: nn.Module) -> Found:
         handle = graft(model, plan, init="copy", seed=3)
-        distill(handle, batch, 10, DistillConfig(steps=3, evaluate_every=2, heldout_batches=1))
+        distill(handle, batch, 10, config=DistillConfig(steps=3, evaluate_every=2, heldout_batches=1))
         return weights(handle.model)
 
     return run
@@ -59,7 +59,7 @@ def finetuned(plan: Plan) -> Callable[[nn.Module], Found]:
             return handle.host.call(handle.model, z, t, y)
 
         config = FinetuneConfig(loop=LoopConfig(steps=3, lr=1e-3), teacher_share=(1.0, 0.3))
-        finetune(handle.model, student, teacher_of(handle), batch, 10, config)
+        finetune(handle.model, student, teacher_of(handle), batches=batch, null=10, config=config)
         return weights(handle.model)
 
     return run

@@ -280,9 +280,34 @@ def test_a_user_s_operator_gets_its_counts_for_nothing() -> None:
         operators.register("doubled")(Doubled)
         assert operators.build("doubled", width=6).name == "doubled" and "doubled" in operators.list_operators("d*")
         assert Doubled.parameters_count(6) == 42 and Doubled.flops(6, None, 5) == 2 * 5 * 36
-        with pytest.raises(operators.OperatorError, match="already registered"):
-            operators.register("doubled")(Doubled)
+        with pytest.raises(operators.OperatorError, match=r"'doubled' is already registered by .*Doubled of test_oper"):
+            operators.register("doubled")(type("Other", (Doubled,), {}))
+        with pytest.raises(operators.OperatorError, match="'mha' is already registered by MultiHeadAttention of"):
+            operators.register("mha")(Doubled)
+        assert operators.get("doubled") is Doubled and Doubled.name == "doubled"
     finally:
         registry.TABLE.pop("doubled", None)
     with pytest.raises(operators.OperatorError, match="must derive"):
         operators.register("linear-layer")(torch.nn.Linear)  # type: ignore[type-var]
+
+
+def test_a_notebook_s_cell_may_run_twice() -> None:
+    """The class that it defines anew takes the place of the one before; a class of the same name elsewhere does not."""
+    cell = """
+@operators.register("cell")
+class Cell(operators.Operator):
+    def make_layers(self):
+        self.out_proj = torch.nn.Linear(self.width, self.width)
+"""
+    here = {"__name__": "__main__", "operators": operators, "torch": torch}
+    try:
+        made = []
+        for _ in range(2):
+            exec(cell, here)
+            made.append(operators.get("cell"))
+        assert made[0] is not made[1] is here["Cell"] and type(operators.build("cell", width=6)) is made[1]
+        with pytest.raises(operators.OperatorError, match="'cell' is already registered by Cell of __main__"):
+            exec(cell, here | {"__name__": "elsewhere"})
+        assert operators.get("cell") is made[1]
+    finally:
+        operators.registry.TABLE.pop("cell", None)

@@ -16,7 +16,9 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    SanaPipeline,
 )
+from test_hosts_table import ready
 
 import grafting
 from grafting.diffusion import BySize, Diffusion, Flow
@@ -94,6 +96,31 @@ def test_a_live_pipeline_is_a_model() -> None:
         grafting.open_model(DiTPipeline(transformer, vae, DDIMScheduler(beta_schedule="scaled_linear")))
     with pytest.raises(ModelError, match="DDPMPipeline has no transformer"):
         grafting.open_model(DDPMPipeline(vae, DDIMScheduler()))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"weights": "fp32"}, "weights 'fp32'"),
+        ({"weights": "bf16", "base": "fashion"}, "base 'fashion', weights 'bf16'"),
+    ],
+)
+def test_what_would_change_nothing_of_a_live_pipeline_is_refused(given: dict[str, str], told: str) -> None:
+    """Also what is the default elsewhere: its transformer may be held otherwise."""
+    pipeline = DiTPipeline(*_parts(), DDIMScheduler())
+    with pytest.raises(ModelError, match=f"^DiTPipeline: {told}: .*leave .* out$"):
+        grafting.open_model(pipeline, **given)
+
+
+def test_a_pipeline_that_is_opened_again_is_under_the_noise_of_its_scheduler_now() -> None:
+    """Also where that is the family's own."""
+    transformer = ready("SANA")[0]
+    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
+    for shift in (6.0, 3.0):
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+        model = grafting.open_model(SanaPipeline(transformer=transformer, scheduler=scheduler, **parts))
+        assert model.transformer is transformer and schedule_of(transformer) == Flow(shift=shift)
+    assert schedule_of(transformer) == Flow()
 
 
 @pytest.mark.parametrize("shift", [None, 1.0, 2.5])

@@ -59,7 +59,7 @@ def test_stage_one_learns_from_captions_and_resumes(tmp_path: Path) -> None:
     def run(steps: int, out: Path | None) -> Any:
         handle = hybrid()
         config = DistillConfig(steps=steps, evaluate_every=2, heldout_batches=1, halve=(), warmup=0.0, save_every=1)
-        return handle, distill(handle, batches, NULL, config, out)
+        return handle, distill(handle, batches, NULL, config=config, out=out)
 
     handle, reports = run(8, tmp_path)
     assert reports["blocks.1.attn"].heldout[-1][1] < reports["blocks.1.attn"].heldout[0][1]
@@ -83,7 +83,7 @@ def test_dropped_captions_are_the_null_prompt() -> None:
         loop = LoopConfig(steps=2, lr=1e-2, clip=1.0, ema=0.5, warmup=0.0, save_every=10)
         config = FinetuneConfig(loop=loop, label_dropout=0.999, teacher_share=(0, 0))
         handle.train_grafted()
-        finetune(handle.model, denoiser(handle.model), None, changed, NULL, config)
+        finetune(handle.model, denoiser(handle.model), None, batches=changed, null=NULL, config=config)
         return torch.cat([p.detach().flatten() for op in handle.operators().values() for p in op.parameters()])
 
     assert torch.equal(learnt(0.0), learnt(3.0))
@@ -100,12 +100,12 @@ def test_stage_two_follows_its_teacher_and_keeps_its_null(tmp_path: Path) -> Non
 
     loop = LoopConfig(steps=3, lr=1e-3, clip=1.0, ema=0.5, warmup=0.0, save_every=1)
     config = FinetuneConfig(loop=loop, checkpointing=True)
-    finetune(mine.model, denoiser(mine.model), teacher, batches, NULL, config, tmp_path)
+    finetune(mine.model, denoiser(mine.model), teacher, batches=batches, null=NULL, config=config, out=tmp_path)
     assert load_file(next(tmp_path.glob("state-*.safetensors")))
     other = {**NULL, TEXT: NULL[TEXT] * 2}
     assert null_identity(other) != null_identity(NULL) and null_identity(10) == 10
     with pytest.raises(ValueError, match="null"):
-        finetune(mine.model, denoiser(mine.model), teacher, batches, other, config, tmp_path)
+        finetune(mine.model, denoiser(mine.model), teacher, batches=batches, null=other, config=config, out=tmp_path)
 
 
 def test_held_out_loss_and_scores_on_captions() -> None:

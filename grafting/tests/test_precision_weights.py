@@ -186,7 +186,7 @@ def test_two_streams_learn_at_every_gate() -> None:
     model = ungraft(handle.model).to(torch.bfloat16)
     handle = graft(model, handle.plan, init="copy", dtype=torch.float32)
     config = DistillConfig(steps=6, evaluate_every=3, halve=(), warmup=0.0, gate_weighted=True, precision="bf16")
-    for report in distill(handle, batches, NULL, config).values():
+    for report in distill(handle, batches, NULL, config=config).values():
         assert report.heldout[-1][1] < report.heldout[0][1]
 
 

@@ -94,9 +94,9 @@ def test_the_clocks_of_a_plan_go_in_turn(
 ) -> None:
     seen: list[tuple[list[str], int]] = []
 
-    def once(calls: Mapping[str, Callable[[], object]], *, rounds: int) -> Any:
+    def once(calls: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device) -> Any:
         seen.append((list(calls), rounds))
-        return latency(calls, rounds=rounds, warmup=0)
+        return latency(calls, rounds=rounds, warmup=0, device=device)
 
     monkeypatch.setattr("grafting.measure.beside.latency", once)
     found = told(capsys, tiny_teacher, "--operator", "swa", "--blocks", "all")

@@ -216,16 +216,17 @@ def test_every_figure_stands_under_its_name_and_floors_are_of_the_floor():
 
 
 def test_the_intervals_of_shares_and_of_differences_by_hand():
-    """The binomial's half width, cut at nothing and at all; two intervals of 3 and 4 to either side make one of 5."""
-    sure, shares = as_features(features(120, width=4)), {}
+    """Of a share the truths that are 1.96 of their own deviations from it, so that all of 120 are no certainty; two
+    intervals of 3 and 4 to either side make one of 5."""
+    sure = as_features(features(120, width=4))
     right = sure.logits.argmax(1)
-    for wrong in (0, 1, 90):
+    for wrong in (0, 1, 90, 120):
         labels = torch.where(torch.arange(120) < wrong, (right + 1) % 4, right)
-        shares[wrong] = evaluate(sure, sure, sure, replace(PROTOCOL, n=120), labels=labels, bootstraps=0)
-    half = norm.ppf(0.975) * (0.25 * 0.75 / 120) ** 0.5
-    quarter = shares[90].figures["recognised"]
-    assert (quarter.low, quarter.value, quarter.high) == pytest.approx((0.25 - half, 0.25, 0.25 + half))
-    assert shares[1].figures["recognised"].high == shares[0].figures["recognised"].high == 1.0
+        found = evaluate(sure, sure, sure, replace(PROTOCOL, n=120), labels=labels, bootstraps=0).figures["recognised"]
+        share, square = 1 - wrong / 120, norm.ppf(0.975) ** 2 / 120
+        ends = sorted(np.roots([1 + square, -2 * share - square, share**2]).real)
+        assert (found.low, found.value, found.high) == pytest.approx((ends[0], share, ends[1]))
+        assert 0 <= found.low <= found.value <= found.high <= 1 and found.high - found.low > 0.03
     apart = Estimate(value=10.0, low=7.0, high=13.0).minus(Estimate(value=4.0, low=0.0, high=8.0))
     assert (apart.low, apart.value, apart.high) == pytest.approx((1.0, 6.0, 11.0))
     assert Estimate(value=10.0).minus(apart) == Estimate(value=4.0)

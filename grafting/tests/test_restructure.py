@@ -368,7 +368,7 @@ def test_stage_1_teaches_groups_and_sites_apart_and_leaves_the_teacher_alone(tra
     steps = (Merge(groups=((0, 1),), train=train), *EVERYTHING.restructure[1:])
     handle = graft(model, OPERATORS + Plan(restructure=steps))
     frozen = {n: p.clone() for n, p in handle.groups[next(iter(handle.groups))].named_parameters()}
-    reports = distill(handle, batch, 10, config)
+    reports = distill(handle, batch, 10, config=config)
     assert list(reports) == ["blocks.1.attn", "blocks.2.mlp", "blocks.0-1.merge", "blocks.2-3+4.share"]
     for name in ("blocks.0-1.merge", "blocks.2-3+4.share"):
         assert reports[name].heldout[-1][1] < reports[name].heldout[0][1]
@@ -376,7 +376,7 @@ def test_stage_1_teaches_groups_and_sites_apart_and_leaves_the_teacher_alone(tra
     own = {name for name in moved if ".operator." not in name}  # the operator within learns at its own site
     assert "combine.weight" in own and (own == {"combine.weight"} or train == "all")
     alone = graft(six(), OPERATORS)
-    assert distill(alone, batch, 10, config)["blocks.1.attn"] == reports["blocks.1.attn"]
+    assert distill(alone, batch, 10, config=config)["blocks.1.attn"] == reports["blocks.1.attn"]
     with handle.teacher():
         assert torch.equal(output(model), before)
     assert torch.equal(output(ungraft(model)), before)
@@ -392,7 +392,7 @@ def test_all_groups_and_sites_learn_from_one_pass_of_the_teacher() -> None:
             passes[k] += 1
 
         block.register_forward_hook(counted)
-    reports = distill(handle, batch, 10, DistillConfig(steps=3, evaluate_every=3, heldout_batches=2))
+    reports = distill(handle, batch, 10, config=DistillConfig(steps=3, evaluate_every=3, heldout_batches=2))
     assert len(reports) == 4
     assert passes == [3 + 2 * 2] * 6  # three steps, and two batches of held-out images before and after them
 
@@ -427,10 +427,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
             return batch(step)
 
         if stop is None:
-            distill(handle, batches, 10, config, out)
+            distill(handle, batches, 10, config=config, out=out)
         else:
             with pytest.raises(KeyboardInterrupt):
-                distill(handle, batches, 10, config, out, heldout=batch)
+                distill(handle, batches, 10, config=config, out=out, heldout=batch)
         return {f"{key.name}.{n}": p.detach() for key, ps in handle.learnable().items() for n, p in ps.items()}
 
     whole = teach(None)
@@ -588,14 +588,14 @@ def test_costs_are_what_is_counted(steps: Any) -> None:
 
 def test_controls_of_a_merged_plan_and_its_recipe() -> None:
     recipe = RunRecipe.from_yaml((files("grafting") / "recipes" / "depth-half.yaml").read_text())
-    found = {entry.name: entry for entry in entries(recipe)}
+    found = {entry.name: entry for entry in entries(recipe, tiny())}
     assert found["none"].plan == Plan(restructure=(Drop(blocks="interleaved 50%"),))
     assert "merge pairs, combine scale" in found["hybrid"].description
     mixed = replace(recipe, plans={"a": OPERATORS + Plan(restructure=(Merge(groups=((0, 1, 2),)),))})
-    (none,) = (entry.plan for entry in entries(mixed) if entry.name == "none")
+    (none,) = (entry.plan for entry in entries(mixed, tiny()) if entry.name == "none")
     assert none == Plan(restructure=(Drop(blocks=(1, 2)),))
     with pytest.raises(SettingsError, match="as lists"):
-        entries(replace(recipe, plans={"a": Plan(restructure=(Merge(), Drop(blocks=(0,))))}))
+        entries(replace(recipe, plans={"a": Plan(restructure=(Merge(), Drop(blocks=(0,))))}), tiny())
 
 
 def test_a_study_of_half_the_depth(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from grafting.operators import arithmetic, list_operators
 from grafting.plan import Plan
 from grafting.sampling import Pipeline, Sampling
 from grafting.store.folder import load, save
+from grafting.study import RunRecipe, entries
 from grafting.training.distill import DistillConfig, distill
 from grafting.training.finetune import FinetuneConfig, finetune
 from grafting.training.loop import LoopConfig
@@ -69,6 +70,21 @@ def test_its_own_operators_are_the_original() -> None:
     )
     torch.testing.assert_close(call(), before, rtol=1e-4, atol=1e-5)
     assert set(handle.explained.values()) == {1.0}
+
+
+@pytest.mark.parametrize("row", ["SANA", "DiT"])
+def test_the_control_self_is_of_the_teacher_s_own_operators(row: str) -> None:
+    """Copied they would be the model; of another host they stay what they were, to the settings that are kept."""
+    model, z, t, condition = ready(row)
+    call = partial(host_for(model).call, model, z, t, condition)
+    plan = Plan.all(operator="swa", window=2) + Plan.all(site="mlp", operator="mlp", ratio=3)
+    (control,) = entries(RunRecipe(teacher="it", plans={"hybrid": plan}, controls=("self",)), model)[2:]
+    assert control.plan is not None and (control.name, control.init) == ("self", "random")
+    if row == "DiT":
+        assert control.plan == Plan.all(operator="mha") + Plan.all(site="mlp", operator="mlp")
+    before = call().detach()
+    graft(model, control.plan, init="copy")
+    torch.testing.assert_close(call(), before, rtol=1e-4, atol=1e-5)
 
 
 def test_of_normed_queries_and_keys_the_norms_weights_are_copied() -> None:
@@ -241,7 +257,7 @@ def stage_one(handle: Grafted, out: Path | None = None) -> Any:
     config = DistillConfig(
         steps=8, evaluate_every=2, heldout_batches=1, halve=(), warmup=0.0, save_every=1, gate_weighted=True
     )
-    return distill(handle, batches, NULL, config, out)
+    return distill(handle, batches, NULL, config=config, out=out)
 
 
 @pytest.mark.parametrize(
@@ -355,10 +371,10 @@ def test_stage_two_learns_and_is_saved_whole(share: tuple[float, float], tmp_pat
         mine.model,
         denoiser(mine.model),
         teacher,
-        batches,
-        NULL,
-        config,
-        tmp_path / "run",
+        batches=batches,
+        null=NULL,
+        config=config,
+        out=tmp_path / "run",
         pairs=mine.meetings(handle.originals),
         replaced={mine.switches[site]: switch.original for site, switch in handle.switches.items()},
     )

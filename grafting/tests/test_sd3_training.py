@@ -58,7 +58,7 @@ def test_stage_one_teaches_picture_and_text_and_resumes(tmp_path: Path) -> None:
         config = DistillConfig(
             steps=8, evaluate_every=2, heldout_batches=1, halve=(), warmup=0.0, save_every=1, gate_weighted=True
         )
-        return handle, distill(handle, batches, NULL, config, out)
+        return handle, distill(handle, batches, NULL, config=config, out=out)
 
     handle, reports = run(tmp_path)
     for block in range(3):
@@ -103,10 +103,10 @@ def test_stage_two_learns_from_its_teacher_or_the_velocity(share: tuple[float, f
         mine.model,
         denoiser(mine.model),
         teacher,
-        batches,
-        NULL,
-        config,
-        tmp_path / "run",
+        batches=batches,
+        null=NULL,
+        config=config,
+        out=tmp_path / "run",
         pairs=pairs,
         replaced=replaced,
     )

@@ -354,7 +354,8 @@ def test_latency_is_searched_by_parts_and_timed_whole(
     """With times that are known: attention takes 4 of 20 s at each block, swa 1; the plan as a whole 12."""
     known = {"whole": 20.0, "blocks.0.attn": 4.0, "blocks.0.attn swa": 1.0, "pretrained": 20.0, "plan": 12.0}
 
-    def clock(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Latency]:
+    def clock(calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, Latency]:
+        assert device == torch.device("cpu")
         for call in calls.values():
             call()
         return {

@@ -50,6 +50,26 @@ def test_calls_are_interleaved_and_ordered():
         latency({}, rounds=1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "device", "waits"),
+    [("cuda", "cuda:1", "cuda:1"), ("xpu", "xpu", "xpu"), ("cuda", None, "the current one"), ("cuda", "cpu", None)],
+)
+def test_the_clock_waits_for_the_device_that_is_timed(kind, device, waits, monkeypatch):
+    """Of whatever kind, before and after a call, and for no other; an accelerator stands in that is not here."""
+    seen = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    monkeypatch.setattr(
+        torch.accelerator, "synchronize", lambda given=None: seen.append(str(given or "the current one"))
+    )
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda given=None: seen.append("CUDA's own"))
+    latency({"call": lambda: seen.append("call")}, rounds=2, warmup=0, device=device)
+    assert seen == ([waits, "call", waits] if waits else ["call"]) * 2
+    seen.clear()
+    time_bound(lambda: seen.append("call"), [], rounds=2, device=device)
+    assert set(seen) == {"call", waits} - {None}
+
+
 def test_peak_counts_what_is_held_together():
     x = torch.zeros(1000)  # 4,000 bytes
 
@@ -174,8 +194,8 @@ def test_speed_and_bound_of_a_hybrid_are_timed_in_turn(
 
     made: list[dict[str, Latency]] = []
 
-    def once(calls: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Latency]:
-        made.append(latency(calls, rounds=rounds, warmup=0))
+    def once(calls: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device) -> dict[str, Latency]:
+        made.append(latency(calls, rounds=rounds, warmup=0, device=device))
         return made[-1]
 
     monkeypatch.setattr(beside, "latency", once)
@@ -236,7 +256,8 @@ def test_each_clock_runs_what_it_is_called_after(private: bool, monkeypatch: pyt
                 cores.append(places[-1])
             return func(*args, **(kwargs or {}))
 
-    def once(calls: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Latency]:
+    def once(calls: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device) -> dict[str, Latency]:
+        assert device == next(teacher.parameters()).device
         for name, call in calls.items():
             ran.clear()
             cores.clear()

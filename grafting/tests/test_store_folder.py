@@ -255,6 +255,23 @@ def test_a_whole_folder_takes_no_base(tmp_path: Path) -> None:
     assert load(tmp_path).private
 
 
+@pytest.mark.parametrize("cut", [KeyboardInterrupt(), torch.OutOfMemoryError("out of memory"), TypeError("odd")])
+def test_a_base_is_as_it_was_whatever_ends_a_load(
+    cut: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def filled(*_: object) -> None:
+        raise cut
+
+    save(graft(tiny(), PLAN), tmp_path)
+    base = tiny()
+    modules = dict(base.named_modules())
+    with monkeypatch.context() as patched, pytest.raises(type(cut)):
+        patched.setattr("grafting.store.folder._fill", filled)
+        load(tmp_path, base)
+    assert handle_of(base) is None and dict(base.named_modules()) == modules
+    load(tmp_path, base)
+
+
 def test_a_delta_of_a_bundled_teacher_finds_it_by_itself(tmp_path: Path) -> None:
     from grafting.teachers import load_teacher
 

@@ -33,7 +33,8 @@ config = FinetuneConfig(loop=loop, teacher_share=(1.0, 0.5), levels=Levels(centr
 call = lambda m: lambda z, t, y: m(z)
 team = Team.current()
 assert team.size == int(sys.argv[3]) and team.device.type == "cpu"
-finetune(student, call(student), call(teacher), batches, 3, config, Path(sys.argv[1]), team=team)
+given = {"batches": batches, "null": 3, "config": config, "out": Path(sys.argv[1])}
+finetune(student, call(student), call(teacher), **given, team=team)
 leave()
 if os.path.isdir("/proc/self/task"):
     threads = [Path(f"/proc/self/task/{thread}/comm").read_text() for thread in os.listdir("/proc/self/task")]

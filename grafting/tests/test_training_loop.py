@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,30 @@ def test_step_is_adamw_with_the_clipped_gradient() -> None:
     first, second = (1 - 0.9) * gradient, (1 - 0.999) * gradient**2
     update = (first / (1 - 0.9)) / ((second / (1 - 0.999)) ** 0.5 + 1e-8)
     assert model.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.3) - 0.1 * update, rel=1e-5)
+
+
+def test_gradients_of_a_step_that_was_cut_do_not_reach_the_next_training() -> None:
+    """The first parts of a batch, then no memory for the next; and a loss that is not finite."""
+
+    def trained(cut: BaseException | float | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(2, 2)
+
+        def broken(step: int) -> Iterator[dict[str, torch.Tensor]]:
+            yield {"l": 1e3 * model(torch.ones(1, 2)).square().sum()}
+            if isinstance(cut, BaseException):
+                raise cut
+            yield {"l": cut * model(torch.ones(1, 2)).sum()}
+
+        config = LoopConfig(steps=3, lr=0.1)
+        if cut is not None:
+            with pytest.raises((RuntimeError, FloatingPointError)):
+                Loop(model, broken, config, None, "cut").run()
+        Loop(model, lambda _: {"l": model(torch.ones(1, 2)).square().sum()}, config, None, "whole").run()
+        return model.weight.detach()
+
+    wanted = trained(None)
+    assert torch.equal(trained(RuntimeError("out of memory")), wanted) and torch.equal(trained(float("nan")), wanted)
 
 
 def test_two_steps_are_adamw_by_hand() -> None:

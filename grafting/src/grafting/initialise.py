@@ -133,6 +133,8 @@ def solve_output(operator: Solvable, moments: Moments, ridge: float = 1e-6) -> f
     layer = operator.out_projection
     present = moments.error(layer.weight, layer.bias)
     weight, bias = moments.solve(bias=layer.bias is not None, ridge=ridge)
+    # Judged as it is stored: the rounding to bfloat16 can undo more than was gained.
+    weight, bias = weight.to(layer.weight.dtype), None if bias is None else bias.to(layer.bias.dtype)
     solved = moments.error(weight, bias)
     # A gain within float32's rounding of the outputs is no gain.
     if present - solved > 1e-6 * moments.variance:
@@ -202,8 +204,9 @@ def make_stand_in(
     copied: gets by site whether anything was, where it was to be. Raises ValueError where weights are packed, which
     leaves nothing to copy and no type for what is new.
     """
+    like = next(original.parameters())
     if entry.operator == "none":
-        return (host.fitted(entry.site.kind, None, original) or Nothing()).to(dtype=dtype)
+        return (host.fitted(entry.site.kind, None, original) or Nothing()).to(device=like.device, dtype=dtype)
     if entry.operator == "identity":
         return copy.deepcopy(original).to(dtype=dtype)
     packed = next((p.dtype for p in original.parameters() if not p.is_floating_point()), None)
@@ -229,7 +232,6 @@ def make_stand_in(
                 found = host.copy_mlp(original, operator)
             if copied is not None:
                 copied[entry.site] = found
-    like = next(original.parameters())
     fitted = host.fitted(entry.site.kind, operator, original)
     assert fitted is not None
     return fitted.to(device=like.device, dtype=dtype or like.dtype)

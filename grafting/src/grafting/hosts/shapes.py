@@ -93,6 +93,12 @@ class HostShape:
         """How many blocks, the first, have a site of ``kind``."""
         return self.depth - (self.single if kind == "mlp" else 0)
 
+    def own(self, kind: Kind) -> tuple[str, dict[str, Any]]:
+        """The operator of the same kind as the model's own at sites of ``kind``, and its options."""
+        if self.linear:
+            return ("linear", {"feature_map": "relu"}) if kind == "attn" else ("mix_ffn", {"ratio": self.mlp_ratio})
+        return ("mha" if kind == "attn" else "mlp"), {}
+
     def is_single(self, block: int) -> bool:
         """Whether the block of this number is one of the last, of a single stream."""
         return block >= self.depth - self.single

@@ -70,6 +70,6 @@ def timed_beside(
     calls: dict[str, Callable[[], None]] = {"teacher": partial(original, ()), "hybrid": hybrid}
     if handle.switches and all(site.kind == "attn" for site in handle.switches) and not handle.plan.restructure:
         calls["bound"] = partial(original, host.cores(teacher, handle.switches))
-    timed = latency(calls, rounds=rounds)
+    timed = latency(calls, rounds=rounds, device=like.device)
     cost = plan_cost(handle.plan, handle.model, grid=grid)
     return Beside(hybrid=timed["hybrid"], teacher=timed["teacher"], bound=timed.get("bound"), cost=cost)

@@ -39,8 +39,16 @@ class Latency:
         return other.minimum / self.minimum
 
 
-def latency(calls: Mapping[str, Callable[[], object]], *, rounds: int = 10, warmup: int = 2) -> dict[str, Latency]:
+def latency(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 10,
+    warmup: int = 2,
+    device: torch.device | str | None = None,
+) -> dict[str, Latency]:
     """Time every call in turn, round by round, so that a busy moment hits all of them; no gradients.
+
+    device: what the calls compute on, as :func:`wait` has it.
 
     Raises:
         ValueError: fewer than two rounds.
@@ -51,10 +59,10 @@ def latency(calls: Mapping[str, Callable[[], object]], *, rounds: int = 10, warm
     with torch.inference_mode():
         for k in range(warmup + rounds):
             for name, call in calls.items():
-                _wait()
+                wait(device)
                 start = time.perf_counter()
                 call()
-                _wait()
+                wait(device)
                 if k >= warmup:
                     seconds[name].append(time.perf_counter() - start)
     return {name: _summary(values) for name, values in seconds.items()}
@@ -67,9 +75,13 @@ def _summary(values: list[float]) -> Latency:
     )
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def wait(device: torch.device | str | None = None) -> None:
+    """Until ``device`` has done what it was asked for, by default the current one of the accelerator, if there is one;
+    a CPU has already."""
+    if torch.accelerator.is_available():
+        found = torch.accelerator.current_accelerator()
+        if device is None or (found is not None and torch.device(device).type == found.type):
+            torch.accelerator.synchronize(device)
 
 
 def parameters(module: nn.Module) -> int:
@@ -214,11 +226,17 @@ class TimeBound:
 
 
 def time_bound(
-    call: Callable[[], object], modules: Iterable[nn.Module], *, rounds: int = 10, text_first: bool = False
+    call: Callable[[], object],
+    modules: Iterable[nn.Module],
+    *,
+    rounds: int = 10,
+    text_first: bool = False,
+    device: torch.device | str | None = None,
 ) -> TimeBound:
     """Measure ``call`` as it is and without the attention cores of ``modules``, as :func:`without_cores` does it.
 
-    The plain run goes through the same interception (over no module), so its cost is on both sides.
+    device: as :func:`latency` has it. The plain run goes through the same interception (over no module), so its cost is
+    on both sides.
     """
     listed = list(modules)
 
@@ -230,5 +248,5 @@ def time_bound(
         with without_cores(listed, text_first):
             call()
 
-    timed = latency({"whole": plain, "without": bare}, rounds=rounds)
+    timed = latency({"whole": plain, "without": bare}, rounds=rounds, device=device)
     return TimeBound(whole=timed["whole"], without=timed["without"])

@@ -14,6 +14,8 @@ T = TypeVar("T", bound=Operator)
 def register(name: str) -> Callable[[type[T]], type[T]]:
     """Class decorator that makes an `Operator` known under `name`.
 
+    A class of the same module and name takes the place of the one before, as where a notebook's cell runs again.
+
     Raises:
         OperatorError: the name is taken by another class, or the class is no Operator.
     """
@@ -21,8 +23,13 @@ def register(name: str) -> Callable[[type[T]], type[T]]:
     def add(cls: type[T]) -> type[T]:
         if not (isinstance(cls, type) and issubclass(cls, Operator)):
             raise OperatorError(f"cannot register {cls!r} as {name!r}: it must derive from grafting.operators.Operator")
-        if issubclass(TABLE.get(name, Arithmetic), Operator):
-            raise OperatorError(f"operator {name!r} is already registered by {TABLE[name].__qualname__}")
+        there = TABLE.get(name, Arithmetic)
+        again = (there.__module__, there.__qualname__) == (cls.__module__, cls.__qualname__)
+        if issubclass(there, Operator) and not again:
+            raise OperatorError(
+                f"operator {name!r} is already registered by {there.__qualname__} of {there.__module__}: give another "
+                "name"
+            )
         cls.name = name
         TABLE[name] = cls
         return cls

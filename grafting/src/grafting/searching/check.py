@@ -106,5 +106,7 @@ def _time(handle: Grafted, side: Side | None, batch: int) -> float | None:
 
         return call
 
-    times = latency({"pretrained": timed(True), "plan": timed(False)}, rounds=10)
+    times = latency(
+        {"pretrained": timed(True), "plan": timed(False)}, rounds=10, device=next(model.parameters()).device
+    )
     return times["plan"].minimum / times["pretrained"].minimum

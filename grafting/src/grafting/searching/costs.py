@@ -137,7 +137,8 @@ def timed(
                 made = make_stand_in(host, model, module, entry, "random", 0, tokens=shape.tokens).eval()
                 if not isinstance(made, Nothing):
                     calls[f"{site.name} {one.name}"] = partial(Switch(None, made, raster).stand_in, *args, **kwargs)
-    seconds = {key: found.minimum for key, found in latency(calls, rounds=rounds).items()}
+    times = latency(calls, rounds=rounds, device=next(model.parameters()).device)
+    seconds = {key: found.minimum for key, found in times.items()}
     changes = {
         (site, one.name): seconds.get(f"{like.name} {one.name}", 0.0) - seconds[like.name]
         for site, like in alike.items()

@@ -99,7 +99,7 @@ def load(folder: Path | str, base: nn.Module | None = None, *, dtype: torch.dtyp
     dtype: of a delta's tensors, where not the base's own, as :func:`~grafting.graft.graft` has it.
     Raises StoreError where the folder is no graft, its weights changed or do not fit, or ``base`` is missing, another
     model, or given to a whole folder, which would leave it as it is; LoraError where it holds adapters and peft is
-    missing. ``base`` is then as it was.
+    missing. ``base`` is then as it was, as it is whatever else ends this, such as Ctrl-C.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -140,7 +140,7 @@ def load(folder: Path | str, base: nn.Module | None = None, *, dtype: torch.dtyp
         if manifest["whole"]:
             for site, operator in handle.operators().items():
                 _as_stored(operator, own, f"{site.name}.")
-    except ValueError:
+    except BaseException:
         if not handle.private:
             ungraft(handle.model)
         raise

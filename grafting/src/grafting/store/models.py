@@ -76,26 +76,34 @@ class Model:
         return self
 
 
-def open_model(name: str | DiffusionPipeline, *, base: str | None = None, weights: str = "fp32") -> Model:
+def open_model(name: str | DiffusionPipeline, *, base: str | None = None, weights: str | None = None) -> Model:
     """Load a model in eval mode, or take a live pipeline's.
 
     Args:
         name: a bundled teacher; a folder of diffusers (with ``config.json``, or ``transformer`` and ``vae`` in it), of
             this package's bundles, or of a graft; an original checkpoint's file; or ``owner/name`` on the hub. Of a
             pipeline of diffusers its own transformer and autoencoder, no copies, and what its scheduler says of the
-            noise; nothing is loaded, so ``base`` and ``weights`` change nothing.
+            noise; nothing is loaded, so ``base`` and ``weights`` are refused.
         base: the pretrained model of a graft's delta, where it is not the one that the graft names.
-        weights: how the transformer's are held: ``fp32``, or ``bf16``, in which they take half the memory, do not
-            learn, and all passes are of bfloat16. A graft's operators and adapters are in float32 either way.
+        weights: how the transformer's are held: ``fp32``, the default, or ``bf16``, in which they take half the memory,
+            do not learn, and all passes are of bfloat16. A graft's operators and adapters are in float32 either way.
 
     Raises:
-        ModelError, StoreError, CheckpointError: nothing of that name, or what is there cannot be read.
+        ModelError, StoreError, CheckpointError: nothing of that name, what is there cannot be read, or ``base`` or
+            ``weights`` are given with a pipeline.
         ValueError: other ``weights``.
     """
+    if not isinstance(name, str):
+        idle = [f"{key} {given!r}" for key, given in (("base", base), ("weights", weights)) if given is not None]
+        if idle:
+            raise ModelError(
+                f"{type(name).__name__}: {', '.join(idle)}: a live pipeline is taken as it is, nothing of it is "
+                "loaded; leave this out"
+            )
+        return _live(name)
+    weights = "fp32" if weights is None else weights
     if weights not in WEIGHTS:
         raise ValueError(f"weights {weights!r}: {' or '.join(WEIGHTS)}")
-    if not isinstance(name, str):
-        return _live(name)
     found = _opened(name, base, weights)
     if shape_of(found.transformer).context_tokens and (tokens := text_tokens(base or name)) is not None:
         set_text_tokens(found.transformer, tokens)
@@ -111,9 +119,9 @@ def _live(pipeline: DiffusionPipeline) -> Model:
     own = host_for(transformer).schedule()
     if scheduler is not None:
         kind = type(scheduler).__name__
+        # The family's own too: it may have been opened before, under another scheduler.
         told = told_schedule({**scheduler.config, "_class_name": kind}, f"the pipeline's {kind}", own)
-        if told != own:
-            set_schedule(transformer, told)
+        set_schedule(transformer, told)
     name = str(pipeline.name_or_path or type(pipeline).__name__)
     return Model(name=name, transformer=transformer, graft=handle_of(transformer), autoencoder=parts.get("vae"))
 

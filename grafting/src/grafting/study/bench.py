@@ -87,7 +87,7 @@ class Study:
         self.judging = Judge(recipe.evaluate, self.model, self.material, out, device)
         self.asked = Asked(recipe.evaluate, self.model, self.material, recipe.seed, device)
         _ = self.material.identity  # hashed once, for all recipes that share it
-        self.entries = entries(recipe)
+        self.entries = entries(recipe, self.teacher)
         self.source = tensors_hash(self.teacher.state_dict())
         self._check_data()
 
@@ -102,7 +102,7 @@ class Study:
         if odd:
             raise StudyError(f"recipes of one study share {', '.join(shared)}: {', '.join(odd)} differ")
         other = copy.copy(self)
-        other.recipe, other.entries = recipe, entries(recipe)
+        other.recipe, other.entries = recipe, entries(recipe, self.teacher)
         other.material = self.material.first(recipe.images)
         other._check_recipe()
         other._check_data()

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..plan import Plan
+from ..hosts.shapes import HostShape, Source, shape_of
+from ..plan import Edit, Plan
 from ..restructure import Drop, Merge, Step, to_dict
 from ..settings import SettingsError
 from .recipe import RunRecipe
@@ -28,8 +29,12 @@ class Entry:
     learns: bool = True
 
 
-def entries(recipe: RunRecipe) -> list[Entry]:
-    """The teacher, the hybrids, the controls; where there are several plans a control is named after its own."""
+def entries(recipe: RunRecipe, teacher: Source) -> list[Entry]:
+    """The teacher, the hybrids, the controls; where there are several plans a control is named after its own.
+
+    teacher: the model, its configuration or its sizes, which say what its own operators are.
+    """
+    shape = shape_of(teacher)
     found = [Entry(name="teacher", role="teacher", description="pretrained", learns=False)]
     for name, plan in recipe.plans.items():
         found.append(
@@ -44,11 +49,11 @@ def entries(recipe: RunRecipe) -> list[Entry]:
                 found.append(Entry(name=control, role="control", description=text, plan=bare, init="random"))
             continue
         for name, plan in recipe.plans.items():
-            found.append(_control(control, f"{name}-{control}" if len(recipe.plans) > 1 else control, plan))
+            found.append(_control(control, f"{name}-{control}" if len(recipe.plans) > 1 else control, plan, shape))
     return found
 
 
-def _control(control: str, name: str, plan: Plan) -> Entry:
+def _control(control: str, name: str, plan: Plan, shape: HostShape) -> Entry:
     if control == "untrained":
         text = "the hybrid from a random start, no training"
         return Entry(name=name, role="control", description=text, plan=plan, init="random", learns=False)
@@ -59,11 +64,15 @@ def _control(control: str, name: str, plan: Plan) -> Entry:
         edits = tuple(replace(edit, operator="none", options={}) for edit in plan.edits if not plan.restructure)
     else:
         text = "operators of the teacher's own kind from a random start, the same two stages"
-        kinds = {"attn": "mha", "mlp": "mlp"}
-        edits = tuple(replace(edit, operator=kinds[edit.site], options={}) for edit in plan.edits)
+        edits = tuple(_own(edit, shape) for edit in plan.edits)
     restructure = plan.restructure if control == "self" else tuple(_fewer(step, plan) for step in plan.restructure)
     bare = Plan(edits=edits, restructure=restructure)
     return Entry(name=name, role="control", description=text, plan=bare, init="random")
+
+
+def _own(edit: Edit, shape: HostShape) -> Edit:
+    operator, options = shape.own(edit.site)
+    return replace(edit, operator=operator, options=options)
 
 
 def _fewer(step: Step, plan: Plan) -> Step:

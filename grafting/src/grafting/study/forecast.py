@@ -13,6 +13,7 @@ import torch
 from ..conditions import count, rows
 from ..diffusion import draw
 from ..hosts.registry import schedule_of
+from ..measure.speed import wait
 from ..precision import autocast
 from ..sampling import Pipeline
 from .rows import Row
@@ -88,8 +89,7 @@ def _training_rate(table: Table) -> float:
         with autocast(device, stage.precision):
             output = call(noise, t, batch["y"])
         output.float().square().mean().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         took.append(time.perf_counter() - began)
     return table.training / table.samples * stage.batch / took[-1]
 

@@ -22,7 +22,7 @@ from ..data.encoders import misfit
 from ..data.shards import Encoded, Rows, is_encoded
 from ..diffusion import Denoiser
 from ..files import sha256
-from ..graft import Grafted, graft
+from ..graft import Grafted, graft, ungraft
 from ..hashes import tensors_hash
 from ..hosts import Site, host_for
 from ..hosts.registry import schedule_of
@@ -276,9 +276,9 @@ def stage_one(
         handle,
         material.batches(stage.batch, seed),
         material.null,
-        stage.config(seed=seed),
-        out,
-        material.batches(stage.batch, seed, train=False),
+        config=stage.config(seed=seed),
+        out=out,
+        heldout=material.batches(stage.batch, seed, train=False),
         team=team,
         depends=_of(material),
     )
@@ -297,17 +297,23 @@ def stage_two(
     """Finetune a hybrid, or a plain model as the control *procedure*; returns what was trained and its loop.
 
     With ``train: all`` a private copy is trained and ``source`` stays; with ``train: lora`` adapters are put into
-    ``source``, a plain model too, and trained beside its new operators. teacher: where there is none inside ``source``,
-    that is for a graft whose weights are its own. out, team: as in :func:`finetune`. Raises ValueError where nothing
-    can be trained, a teacher to match is missing, or what is to fade is: a restructured model has none at its sites; or
-    where weights in bfloat16 are to learn, or stand beside another precision.
+    ``source`` and trained beside its new operators. So they are into a plain model, which is as it was where this ends
+    in an error. teacher: where there is none inside ``source``, that is for a graft whose weights are its own. out,
+    team: as in :func:`finetune`. Raises ValueError where nothing can be trained, a teacher to match is missing, or what
+    is to fade is: a restructured model has none at its sites; or where weights in bfloat16 are to learn, or stand
+    beside another precision; LoraError where adapters cannot be had.
     """
+    if isinstance(source, nn.Module) and stage.train == "lora":
+        handle = graft(source, Plan())
+        try:
+            return stage_two(handle, stage, material, seed=seed, out=out, teacher=teacher, team=team)
+        except BaseException:
+            ungraft(source)
+            raise
     taught = source if isinstance(source, nn.Module) else source.model
     refuse_mixed(taught, stage.precision)
     if isinstance(source, Grafted):
         refuse_half_whole(source)
-    if isinstance(source, nn.Module) and stage.train == "lora":
-        source = graft(source, Plan())
     trained: Grafted | nn.Module = source
     wanted: Denoiser | None
     replaced: dict[Switch, nn.Module] = {}
@@ -344,10 +350,10 @@ def stage_two(
         network,
         denoiser(network),
         wanted,
-        batches,
-        material.null,
-        stage.config(seed=seed),
-        out,
+        batches=batches,
+        null=material.null,
+        config=stage.config(seed=seed),
+        out=out,
         team=team,
         pairs=pairs,
         replaced=replaced,

@@ -189,6 +189,7 @@ def distill(
     handle: Grafted,
     batches: Batches,
     null: Any,
+    *,
     config: DistillConfig,
     out: Path | None = None,
     heldout: Batches | None = None,

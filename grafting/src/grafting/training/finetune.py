@@ -186,6 +186,7 @@ def finetune(
     model: nn.Module,
     student: Denoiser,
     teacher: Denoiser | None,
+    *,
     batches: Callable[[int], Mapping[str, Any]],
     null: Any,
     config: FinetuneConfig,

@@ -225,6 +225,8 @@ class Loop:
     def run(self, until: int | None = None) -> None:
         """Train up to step ``until`` (default: the configured number)."""
         self._resume()
+        for optimizer in self.optimizers:  # of what a training of these weights that was cut within a step left behind
+            optimizer.zero_grad(set_to_none=True)
         last = min(until or self.config.steps, self.config.steps)
         progress = Progress(self.config.steps, self.step, self.label)
         try:

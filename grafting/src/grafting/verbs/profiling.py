@@ -175,7 +175,8 @@ def _alone(
     from ..hosts import host_for, shape_of
     from ..measure.speed import latency, time_bound
 
-    timed = latency({"model": call}, rounds=arguments.rounds)["model"]
+    how: dict[str, Any] = {"rounds": arguments.rounds, "device": next(network.parameters()).device}
+    timed = latency({"model": call}, **how)["model"]
     found: dict[str, Any]
     if handle is not None:
         cost = plan_cost(handle.plan, network, grid=grid)
@@ -184,7 +185,7 @@ def _alone(
     else:
         host = host_for(network)
         cores = host.cores(network, host.sites(network))
-        bound = time_bound(call, cores, rounds=arguments.rounds, text_first=host.text_first).speedup
+        bound = time_bound(call, cores, **how, text_first=host.text_first).speedup
         counted = host_flops(shape_of(network).at(grid)) / 1e9
         found = {"GFLOPs per sample": counted, "time bound of every core": bound}
     milliseconds = timed.minimum * 1000

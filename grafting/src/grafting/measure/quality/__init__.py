@@ -6,7 +6,7 @@ from .fid import fid, frechet
 from .inception_score import inception_score
 from .kid import Kid, kid, mmd, paired_kid_difference
 from .precision_recall import precision_recall
-from .recognition import Recognition, recognition
+from .recognition import Recognition, recognition, wilson
 from .reference import Reference
 from .statistics import Moments
 
@@ -34,4 +34,5 @@ __all__ = [
     "paired_kid_difference",
     "precision_recall",
     "recognition",
+    "wilson",
 ]

@@ -23,7 +23,7 @@ from .fid import fid
 from .inception_score import inception_score
 from .kid import kid
 from .precision_recall import precision_recall
-from .recognition import recognition
+from .recognition import recognition, wilson
 from .reference import Reference
 from .statistics import Moments
 
@@ -103,8 +103,8 @@ def evaluate(
     Intervals: FID and sFID from the bootstrap's standard error over the samples (its percentiles would be shifted, for
     resampling repeats samples and so raises FID by itself); a figure minus its floor from the bootstraps of both, which
     are drawn apart, for the images have nothing to do with each other; KID, from :data:`KID_LEAST` samples on, from its
-    jackknife. ``labels`` are the asked classes and add ``recognised``. ``bootstraps=0`` leaves the FID without
-    interval: with 2,048 features a round takes seconds.
+    jackknife; ``recognised``, which ``labels``, the asked classes, add, is Wilson's. ``bootstraps=0`` leaves the FID
+    without interval: with 2,048 features a round takes seconds.
 
     Raises:
         ValueError: the number of samples is not that of the protocol, or the floor's differs from it.
@@ -145,8 +145,8 @@ def evaluate(
             floors["inception_score"] = inception_score(floor.logits)
         if labels is not None:
             share = recognition(samples.logits, labels).share
-            half = _Z95 * (share * (1 - share) / len(labels)) ** 0.5
-            figures["recognised"] = Estimate(value=share, low=max(share - half, 0.0), high=min(share + half, 1.0))
+            low, high = wilson(share, len(labels))
+            figures["recognised"] = Estimate(value=share, low=low, high=high)
     return Quality(figures=figures, floors=floors, protocol=protocol)
 
 

@@ -26,3 +26,11 @@ def recognition(logits: torch.Tensor, labels: torch.Tensor) -> Recognition:
     right = (logits.argmax(1) == labels).double()
     classes = {int(c): float(right[labels == c].mean()) for c in labels.unique()}
     return Recognition(share=float(right.mean()), per_class=classes)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of ``n`` trials (Wilson 1927), which has a width where all or none are right."""
+    from scipy.stats import binomtest
+
+    found = binomtest(round(share * n), n).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
