@@ -43,7 +43,7 @@ def asked(recipe: RunRecipe, shape: HostShape) -> list[Asked]:
         PlanError: a plan does not fit.
         OSError: there is no such file of prompts.
     """
-    return [_asked(recipe, entry, shape) for entry in entries(recipe)]
+    return [_asked(recipe, entry, shape) for entry in entries(recipe, shape)]
 
 
 def _asked(recipe: RunRecipe, entry: Entry, shape: HostShape) -> Asked:
