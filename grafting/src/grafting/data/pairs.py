@@ -65,11 +65,12 @@ class Prompts:
         return cls(identity=f"scenes, seed {seed}{named}", at=lambda k: training_sample(seed, k, world=world)[1])
 
     @classmethod
-    def read(cls, path: Path, column: str = "prompt") -> Prompts:
+    def read(cls, path: Path | str, column: str = "prompt") -> Prompts:
         """A text file with a prompt in each line, or a ``.jsonl`` whose objects have it as ``column``.
 
         Raises ValueError naming the file, and the line that is empty, is no JSON, or lacks the column.
         """
+        path = Path(path)
         if path.suffix == ".jsonl":
             found = [(where, str(content[column])) for where, _, content in json_lines(path, {column: str})]
         else:

@@ -44,7 +44,7 @@ def save(
     folder: Path | str,
     *,
     whole: bool | None = None,
-    base: str | None = None,
+    base: str | Path | None = None,
     protocol: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
 ) -> None:
@@ -70,7 +70,7 @@ def save(
     manifest = {
         "format": 1,
         "whole": everything,
-        "base": {"name": base, "sha256": handle.source_hash, "rounded": handle.rounded},
+        "base": {"name": None if base is None else str(base), "sha256": handle.source_hash, "rounded": handle.rounded},
         "class": type(handle.model).__name__,
         "config": described(handle.model),
         "schedule": schedule,

@@ -76,7 +76,7 @@ class Model:
         return self
 
 
-def open_model(name: str | DiffusionPipeline, *, base: str | None = None, weights: str = "fp32") -> Model:
+def open_model(name: str | Path | DiffusionPipeline, *, base: str | Path | None = None, weights: str = "fp32") -> Model:
     """Load a model in eval mode, or take a live pipeline's.
 
     Args:
@@ -94,8 +94,9 @@ def open_model(name: str | DiffusionPipeline, *, base: str | None = None, weight
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights {weights!r}: {' or '.join(WEIGHTS)}")
-    if not isinstance(name, str):
+    if not isinstance(name, (str, Path)):
         return _live(name)
+    name, base = str(name), None if base is None else str(base)
     found = _opened(name, base, weights)
     if shape_of(found.transformer).context_tokens and (tokens := text_tokens(base or name)) is not None:
         set_text_tokens(found.transformer, tokens)

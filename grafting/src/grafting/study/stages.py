@@ -78,7 +78,7 @@ class Material:
     Raises ModelError where neither the model nor ``data`` has any, or they do not fit the model.
     """
 
-    def __init__(self, model: Model, data: str | None = None) -> None:
+    def __init__(self, model: Model, data: Path | str | None = None) -> None:
         path = Path(data) if data else model.images
         if path is None:
             raise ModelError(
@@ -268,7 +268,7 @@ def stage_one(
     material: Material,
     *,
     seed: int = 0,
-    out: Path | None = None,
+    out: Path | str | None = None,
     team: Team | None = None,
 ) -> dict[str, SiteReport]:
     """Distil every site; held-out errors are those of the held-out images. out, team: as in :func:`distill`."""
@@ -290,7 +290,7 @@ def stage_two(
     material: Material,
     *,
     seed: int = 0,
-    out: Path | None = None,
+    out: Path | str | None = None,
     teacher: nn.Module | None = None,
     team: Team | None = None,
 ) -> tuple[Grafted | nn.Module, Loop]:
