@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import hosts as hosts
     from . import operators as operators
     from .data.encode import encode as encode
     from .data.pairs import generate_pairs as generate_pairs
@@ -76,7 +77,9 @@ _HOMES = {
     "ungraft": "graft",
 }
 
-__all__ = sorted([*_HOMES, "operators"])  # pyright: ignore
+_ROOMS = ("hosts", "operators")
+
+__all__ = sorted([*_HOMES, *_ROOMS])  # pyright: ignore
 
 
 class _Package(ModuleType):
@@ -93,6 +96,6 @@ sys.modules[__name__].__class__ = _Package
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    if name == "operators":
-        return import_module(".operators", __name__)
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module 'grafting' has no attribute {name!r}")

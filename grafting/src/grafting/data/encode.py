@@ -108,7 +108,7 @@ class _Run:
             self.condition,
             caption_column=config.caption_column,
             classes=config.classes,
-            count=encoders.config.get("num_embeds_ada_norm") if self.condition == "labels" else None,
+            count=encoders.classes if self.condition == "labels" else None,
         )
         self.autoencoder = encoders.autoencoder()
         if config.posterior == "sample" and type(self.autoencoder).__name__ == "AutoencoderDC":
@@ -331,7 +331,7 @@ class _Run:
             found["told_size"] = list(self.size)
         if self.condition == "labels":
             found["classes"] = {str(label): name for label, name in sorted(self.source.classes.items())}
-            found["known_classes"] = self.encoders.config.get("num_embeds_ada_norm")
+            found["known_classes"] = self.encoders.classes
         if text is not None:
             found["encoders"]["text"] = text
             found["captions"] = {"empty": sum(self._caption(i) == "" for i in range(len(self.source))), "cut": cut}

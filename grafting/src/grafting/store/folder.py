@@ -23,7 +23,7 @@ from ..files import misfits, save_safetensors_atomic, sha256, write_json_atomic,
 from ..graft import Grafted, graft, remember, ungraft
 from ..hashes import held_in, is_of, tensors_hash
 from ..hosts import host_for
-from ..hosts.registry import schedule_of, set_schedule
+from ..hosts.registry import class_named, schedule_of, set_schedule
 from ..lora import Lora, add_lora
 from ..plan import Edit, Plan
 from ..restructure import Group
@@ -168,10 +168,8 @@ def assemble(
     source: where the tensors are from, for errors. source_hash: of the pretrained model, where it is known. Raises
     StoreError where they do not fit.
     """
-    import diffusers
-
     host_for({"_class_name": class_name, **config})  # refuses a class that no descriptor knows
-    model: Any = remade(getattr(diffusers, class_name), config).eval()
+    model: Any = remade(class_named(class_name), config).eval()
     for path in facts:
         if path.rpartition(".")[2] not in CONVENTIONS:
             raise StoreError(f"convention {path!r}: known are {', '.join(CONVENTIONS)}")

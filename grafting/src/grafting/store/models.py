@@ -14,7 +14,7 @@ from torch import nn
 from ..files import read_json
 from ..graft import Grafted, handle_of
 from ..hosts import host_for
-from ..hosts.registry import set_schedule
+from ..hosts.registry import class_named, set_schedule
 from ..hosts.shapes import class_of, set_text_tokens, shape_of
 from ..precision import WEIGHTS, learning_type
 from ..teachers import PROMPTS, teacher_folder, teachers
@@ -292,12 +292,10 @@ def _transformer(
     config: Mapping[str, Any], schedule: Path | None, source: str, weights: str, **where: str
 ) -> nn.Module:
     """The model of ``config`` at ``source``, under the noise that the file ``schedule`` describes."""
-    import diffusers
-
     name = class_of(config)  # refuses a class that no descriptor knows
     if schedule is not None:
         check_schedule(schedule, host_for(config).schedule())  # before its weights are fetched
-    model: nn.Module = getattr(diffusers, name).from_pretrained(source, torch_dtype=WEIGHTS[weights], **where)
+    model: nn.Module = class_named(name).from_pretrained(source, torch_dtype=WEIGHTS[weights], **where)
     if schedule is not None:
         _tell(model, schedule)
     return _held(model, None, weights).eval()

@@ -54,8 +54,9 @@ PASSES = 3
 
 def null_class(model: nn.Module) -> int:
     """The label that stands for "no class". Raises ModelError for a model that is not class-conditional."""
-    classes = getattr(model.config, "num_embeds_ada_norm", None)
-    if classes is None or host_for(model).condition != "labels":
+    config: Any = model.config
+    classes = host_for(model).classes(dict(config))
+    if classes is None:
         raise ModelError(f"{type(model).__name__} is not conditioned on classes: this works on DiTs")
     return int(classes)
 
@@ -100,8 +101,7 @@ class Material:
 
     def _check(self, encoded: Encoded) -> None:
         config: Any = self.model.transformer.config
-        host = host_for(self.model.transformer)
-        wanted = host.condition
+        wanted = host_for(self.model.transformer).condition
         if encoded.condition not in (wanted, "none"):
             raise ModelError(f"data {self.path} has {encoded.condition}, {self.model.name} is conditioned on {wanted}")
         if encoded.condition == "captions" and (problem := misfit(encoded.null, config, "captions")) is not None:
@@ -116,7 +116,7 @@ class Material:
                     f"data {self.path} was made for a model of {there} classes, {self.model.name} knows {classes}"
                 )
         shape = shape_of(self.model.transformer)
-        if encoded.shape[0] != shape.channels or (host.family == "DiT" and encoded.shape[1:] != shape.latents):
+        if encoded.shape[0] != shape.channels or (shape.square and encoded.shape[1:] != shape.latents):
             raise ModelError(
                 f"{self.path}: latents of {encoded.shape}, the transformer takes {(shape.channels, *shape.latents)}"
             )
