@@ -175,9 +175,12 @@ def test_measuring_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
 def test_data_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("docs/data.md", "python")
-    exec(code, {"folder": tmp_path})
+    scope: dict[str, Any] = {"folder": tmp_path}
+    encoding, writing = blocks("docs/data.md", "python")
+    exec(encoding, scope)
     assert capsys.readouterr().out.startswith("20 (")
+    exec(writing, scope)
+    assert scope["material"].count(train=True) == 23 and scope["hybrid"].private
 
 
 def test_the_page_of_flux_runs_and_says_what_plans_cost() -> None:

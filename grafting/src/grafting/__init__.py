@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import hosts as hosts
     from . import operators as operators
     from .data.encode import encode as encode
+    from .data.latents import write_latents as write_latents
     from .data.pairs import generate_pairs as generate_pairs
     from .graft import graft as graft
     from .graft import handle_of as handle_of
@@ -75,6 +76,7 @@ _HOMES = {
     "stage_one": "study.stages",
     "stage_two": "study.stages",
     "ungraft": "graft",
+    "write_latents": "data.latents",
 }
 
 _ROOMS = ("hosts", "operators")

@@ -28,7 +28,7 @@ from ..random import generator
 from ..sampling import Pipeline, Sampling
 from .encode_config import DTYPES
 from .shards import MANIFEST, NULL, Encoded, stored_caption
-from .writing import ShardFolder, file_entry, versions
+from .writing import ShardFolder, autoencoder_facts, file_entry, versions
 
 if TYPE_CHECKING:
     from ..scenes import World
@@ -237,9 +237,6 @@ def _null(folder: Path) -> dict[str, torch.Tensor]:
 def _manifest(
     pipeline: Pipeline, shards: ShardFolder, sampling: Sampling, encoder: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    vae: Any = pipeline.vae
-    identity = None if vae is None else {"class": type(vae).__name__, "sha256": tensors_hash(vae.state_dict())}
-    encoders: dict[str, Any] = {"autoencoder": identity}
     found: dict[str, Any] = {
         "condition": "labels" if encoder is None else "captions",
         "samples": shards.count,
@@ -248,16 +245,14 @@ def _manifest(
         "shape": [pipeline.channels, *pipeline.size],
         "mirrored": False,
         "drawn": sampling.describe(),
-        "scale": 1.0 if vae is None else vae.config.scaling_factor,
-        "shift": 0.0 if vae is None else getattr(vae.config, "shift_factor", None) or 0.0,
-        "encoders": encoders,
+        **autoencoder_facts(pipeline.vae),
         "shards": [shards.listed(k, captions=encoder is not None) for k in shards.shards],
         "versions": versions(),
     }
     if encoder is None:
         found["known_classes"] = pipeline.null_class
     else:
-        encoders["text"] = dict(encoder)
+        found["encoders"]["text"] = dict(encoder)
         found["null"] = file_entry(shards.out / NULL)
         if pipeline.told_size is not None:
             found["told_size"] = list(pipeline.told_size)

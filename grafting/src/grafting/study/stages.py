@@ -83,8 +83,8 @@ class Material:
         path = Path(data) if data else model.images
         if path is None:
             raise ModelError(
-                f"{model.name} brings no images: name as data a folder of grafting encode, "
-                "or an npz of grafting.data.write_subset"
+                f"{model.name} brings no images: name as data a folder of grafting encode "
+                "or grafting.write_latents, or an npz of grafting.data.write_subset"
             )
         if not path.exists():
             raise ModelError(f"data {path}: no such file or folder")
