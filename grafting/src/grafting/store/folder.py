@@ -32,6 +32,7 @@ from ..switch import Switch
 from ..teachers import load_teacher, teachers
 from .card import card
 from .checkpoints import read_checkpoint, translate, unshift_timesteps
+from .configs import HUB_ID, hub_graft
 from .manifest import MANIFEST, StoreError, read_manifest
 
 WEIGHTS = "graft.safetensors"
@@ -93,15 +94,18 @@ def save(
 def load(folder: Path | str, base: nn.Module | None = None, *, dtype: torch.dtype | None = None) -> Grafted:
     """Read what :func:`save` wrote.
 
+    folder: or ``owner/name`` of the hub, from which its files are fetched.
     base: the pretrained model, which a delta is put into in place; needed unless the delta names a bundled teacher. It
     may be the delta's model in half precision, which the delta is cast to then; where the delta was made from its
     rounding it is that model too (:func:`~grafting.hashes.is_of`).
     dtype: of a delta's tensors, where not the base's own, as :func:`~grafting.graft.graft` has it.
     Raises StoreError where the folder is no graft, its weights changed or do not fit, or ``base`` is missing, another
     model, or given to a whole folder, which would leave it as it is; LoraError where it holds adapters and peft is
-    missing. ``base`` is then as it was.
+    missing; ModelError where the hub cannot be reached. ``base`` is then as it was.
     """
-    folder = Path(folder)
+    name, folder = str(folder), Path(folder)
+    if not folder.exists() and HUB_ID.fullmatch(name):
+        folder = hub_graft(name) or folder
     manifest = read_manifest(folder)
     if manifest["whole"] and base is not None:
         raise StoreError(

@@ -24,6 +24,7 @@ from .configs import (
     SCHEDULER,
     ModelError,
     check_schedule,
+    graft_folder,
     hub_config,
     hub_file,
     text_tokens,
@@ -81,7 +82,8 @@ def open_model(name: str | Path | DiffusionPipeline, *, base: str | Path | None 
 
     Args:
         name: a bundled teacher; a folder of diffusers (with ``config.json``, or ``transformer`` and ``vae`` in it), of
-            this package's bundles, or of a graft; an original checkpoint's file; or ``owner/name`` on the hub. Of a
+            this package's bundles, or of a graft; an original checkpoint's file; or ``owner/name`` on the hub, of a
+            model of diffusers or of a graft, whose files are fetched. Of a
             pipeline of diffusers its own transformer and autoencoder, no copies, and what its scheduler says of the
             noise; nothing is loaded, so ``base`` and ``weights`` change nothing.
         base: the pretrained model of a graft's delta, where it is not the one that the graft names.
@@ -123,14 +125,15 @@ def _opened(name: str, base: str | None, weights: str) -> Model:
     path = Path(name)
     if name in teachers():
         return _plain(teacher_folder(name), name, weights)
-    if (path / MANIFEST).is_file():
-        return _graft(path, base, weights)
+    if (folder := graft_folder(name)) is not None:
+        found = _graft(folder, base, weights)
+        return found if path.exists() else replace(found, name=name)
     if path.is_dir():
         return _plain(path, name, weights)
     if path.is_file():
-        found = import_original(path)
-        handle = found if isinstance(found, Grafted) else None
-        model: nn.Module = handle.model if handle else found  # type: ignore[assignment]
+        read = import_original(path)
+        handle = read if isinstance(read, Grafted) else None
+        model: nn.Module = handle.model if handle else read  # type: ignore[assignment]
         return Model(name=name, transformer=_held(model, handle, weights), graft=handle)
     if HUB_ID.fullmatch(name):
         return _hub(name, weights)
