@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,19 @@ def test_a_page_says_nothing_twice(page: str) -> None:
     prose = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
     begun = re.findall(r"^(?:#+ .*|- \*\*.*?\*\*.*)$", prose, re.MULTILINE)
     assert sorted(begun) == sorted(set(begun))
+
+
+def test_every_error_is_had_from_the_top_and_told_on_the_page() -> None:
+    raised: dict[str, str] = {}
+    for path in (ROOT / "src" / "grafting").rglob("*.py"):
+        home = path.relative_to(ROOT / "src").with_suffix("").as_posix().replace("/", ".")
+        raised |= dict.fromkeys(re.findall(r"^class (\w+Error)\(", path.read_text(), re.MULTILINE), home)
+    del raised["PictureError"]  # of one picture among many, which is counted and never reaches a caller
+    section = (ROOT / "docs/grafting.md").read_text().partition("## Errors")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(\w+Error)`", section)) - {"ValueError"} == set(raised) <= set(grafting.__all__)
+    for name, home in raised.items():
+        found = getattr(grafting, name)
+        assert found is getattr(import_module(home), name) and issubclass(found, ValueError)
 
 
 @pytest.mark.heavy
