@@ -463,6 +463,7 @@ def test_a_side_that_the_model_cannot_draw_is_refused_before_the_work(
 ) -> None:
     assert main(["search", str(tiny_teacher), "--side", "2x8", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "2 x 8 tokens: a DiT of diffusers" in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert "2 x 8 tokens: a DiT puts its tokens together as a square" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
     with pytest.raises(SearchError, match="side 0: at least 1"):
         grafting.search(str(tiny_teacher), NAMES, side=(0, 4))
