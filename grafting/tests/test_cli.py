@@ -32,7 +32,7 @@ def test_plan_prints_bounds_from_a_bare_configuration(capsys: pytest.CaptureFixt
         (["plan", "dit-xl-2-256", "--operator", "mha:heads=8"], "heads is the model's, no option of an operator"),
         (["plan", "dit-xl-2-256", "--side", "0"], "argument --side: '0' must be a whole number of at least 1"),
         (["plan", "pixart-sigma-2048", "--side", "4x0"], "'4x0' must be a whole number of at least 1, or two such as"),
-        (["plan", "dit-xl-2-256", "--side", "4x8"], "4 x 8 tokens: a DiT of diffusers puts its tokens together as"),
+        (["plan", "dit-xl-2-256", "--side", "4x8"], "4 x 8 tokens: a DiT puts its tokens together as"),
         (["plan", "dit-xl-2-256", "--plan", "nope.yaml"], "--plan nope.yaml: no such file"),
         (["operators", "x*"], "x*"),
         (["operators", "--width", "0"], "width"),

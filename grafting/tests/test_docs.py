@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,19 @@ def test_a_page_says_nothing_twice(page: str) -> None:
     assert sorted(begun) == sorted(set(begun))
 
 
+def test_every_error_is_had_from_the_top_and_told_on_the_page() -> None:
+    raised: dict[str, str] = {}
+    for path in (ROOT / "src" / "grafting").rglob("*.py"):
+        home = path.relative_to(ROOT / "src").with_suffix("").as_posix().replace("/", ".")
+        raised |= dict.fromkeys(re.findall(r"^class (\w+Error)\(", path.read_text(), re.MULTILINE), home)
+    del raised["PictureError"]  # of one picture among many, which is counted and never reaches a caller
+    section = (ROOT / "docs/grafting.md").read_text().partition("## Errors")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(\w+Error)`", section)) - {"ValueError"} == set(raised) <= set(grafting.__all__)
+    for name, home in raised.items():
+        found = getattr(grafting, name)
+        assert found is getattr(import_module(home), name) and issubclass(found, ValueError)
+
+
 @pytest.mark.heavy
 @pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
 def test_readme_runs_on_the_bundled_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,9 +189,12 @@ def test_measuring_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
 def test_data_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("docs/data.md", "python")
-    exec(code, {"folder": tmp_path})
+    scope: dict[str, Any] = {"folder": tmp_path}
+    encoding, writing = blocks("docs/data.md", "python")
+    exec(encoding, scope)
     assert capsys.readouterr().out.startswith("20 (")
+    exec(writing, scope)
+    assert scope["material"].count(train=True) == 23 and scope["hybrid"].private
 
 
 def test_the_page_of_flux_runs_and_says_what_plans_cost() -> None:

@@ -26,6 +26,7 @@ from grafting.data.encoders import encoders_of
 from grafting.data.shards import HELD_OUT, Encoded, ShardError
 from grafting.store.configs import ModelError
 from grafting.text import TextError, minilm
+from grafting.training.team import Team
 
 CAPTIONS = {"a.png": "A red disc ", "b.png": "a blue square left of the disc", "c.png": "", "d.jpg": "zebra, " * 8}
 
@@ -333,6 +334,18 @@ def test_nothing_to_encode_and_what_does_not_fit_are_sentences(dit: Path, pixart
         encode(root, tmp_path / "bare", pixart / "transformer", vae=str(pixart))
     with pytest.raises(ValueError, match=r"batch 0: at least 1.*condition 'x'.*dtype 'int8'"):
         EncodeConfig(batch=0, condition="x", dtype="int8")  # type: ignore[arg-type]
+
+
+def test_a_named_model_s_encoders_run_where_training_would_and_a_pipeline_s_stay(
+    captioned: Path, pixart: Path, live: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = Team(device=torch.device("meta"))  # stands for a GPU
+    monkeypatch.setattr(Team, "current", classmethod(lambda cls, device=None: elsewhere))
+    monkeypatch.setattr("grafting.data.encode._Run.run", lambda run: run.device)
+    places = [(pixart, None, "meta"), (str(pixart), None, "meta"), (pixart, "cpu", "cpu"), (live, None, "cpu")]
+    for model, device, wanted in places:
+        found: Any = encode(captioned, tmp_path / "out", model, EncodeConfig(tokens=20), device=device)
+        assert found == torch.device(wanted)
 
 
 def test_a_live_pipeline_a_bare_transformer_and_half_precision(captioned: Path, pixart: Path, tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_what_does_not_go_together_is_refused(
         ((tiny_teacher, "--base", "fashion"), "is no graft"),
         ((tiny_teacher, "--operator", "hyena_z"), "hyena_z"),
         ((tiny_teacher, "--analysis", "x.json"), "give --blocks or --plan too"),
-        ((tiny_teacher, "--side", "2x8"), "2 x 8 tokens: a DiT of diffusers"),
+        ((tiny_teacher, "--side", "2x8"), "2 x 8 tokens: a DiT puts its tokens together as a square"),
         ((tiny_teacher, "--operator", "mlp_hyena_x", "--site", "mlp", "--side", "5"), "tokens"),
     ):
         assert word in refused(capsys, *given)

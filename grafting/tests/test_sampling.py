@@ -367,5 +367,5 @@ def test_latents_of_another_size_are_walked_at_their_own_shift() -> None:
 
 def test_a_dit_draws_squares_alone(transformer) -> None:
     assert Pipeline(transformer, size=(6, 6)).latents([0], sampling=Sampling(steps=2)).shape == (1, 4, 6, 6)
-    with pytest.raises(ValueError, match="4 x 6 tokens: a DiT of diffusers"):
+    with pytest.raises(ValueError, match="4 x 6 tokens: a DiT puts its tokens together as a square"):
         Pipeline(transformer, size=(4, 6))

@@ -41,6 +41,7 @@ from grafting.study import RunRecipe
 from grafting.study.stages import Material, begin, denoiser
 from grafting.study.table import TableRecipe
 from grafting.teachers import teachers
+from grafting.training.team import Team
 
 NAMES = ("swa:window=3", "mlp:ratio=2", "none")
 
@@ -83,6 +84,26 @@ def test_the_solver_agrees_with_brute_force(options: list[Option], limit: int, s
     mixed = options[:]
     shuffle.shuffle(mixed)
     assert choose(mixed, limit) == found, "the order in which options are given decides nothing"
+
+
+def test_a_named_model_is_searched_where_training_would_run_and_a_given_one_stays(
+    tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Seen(Exception):
+        pass
+
+    def scored(model: Any, *_: Any, **__: Any) -> None:
+        raise Seen(next(model.transformer.parameters()).device.type)
+
+    elsewhere = Team(device=torch.device("meta"))  # stands for a GPU
+    monkeypatch.setattr(Team, "current", classmethod(lambda cls, device=None: elsewhere))
+    monkeypatch.setattr("grafting.searching.search.score", scored)
+    given = open_model(str(tiny_teacher))
+    for model, device, wanted in ((tiny_teacher, None, "meta"), (tiny_teacher, "cpu", "cpu"), (given, None, "cpu")):
+        with pytest.raises(Seen, match=f"^{wanted}$"):
+            grafting.search(model, ["local_mean"], device=device)
+    with pytest.raises(SearchError, match=r"^device cpu: the model that is given stays where it is"):
+        grafting.search(given, ["local_mean"], device="cpu")
 
 
 @settings(max_examples=15, deadline=None)
@@ -443,6 +464,7 @@ def test_a_side_that_the_model_cannot_draw_is_refused_before_the_work(
 ) -> None:
     assert main(["search", str(tiny_teacher), "--side", "2x8", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "2 x 8 tokens: a DiT of diffusers" in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert "2 x 8 tokens: a DiT puts its tokens together as a square" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
     with pytest.raises(SearchError, match="side 0: at least 1"):
         grafting.search(str(tiny_teacher), NAMES, side=(0, 4))

@@ -343,7 +343,7 @@ controls: [untrained]
     [
         (["sample", "nothing", "--out", "x.png"], "'nothing' is no bundled teacher"),
         (["sample", "TEACHER", "--out", "x.png", "--labels", "7"], "label 7"),
-        (["sample", "TEACHER", "--out", "x.png", "--size", "2x4"], "2 x 4 tokens: a DiT of diffusers puts"),
+        (["sample", "TEACHER", "--out", "x.png", "--size", "2x4"], "2 x 4 tokens: a DiT puts"),
         (["sample", "TEACHER", "--out", "x.png", "--size", "2by4"], "'2by4' must be pixels such as 512, or 512x768"),
         (["sample", "TEACHER", "--out", "x.png", "--spacing", "trailing"], "linspace, leading"),
         (["sample", "TEACHER", "--out", "x.png", "--guided-channels", "3"], "give --guidance too"),

@@ -53,7 +53,7 @@ def block_cost(shape: HostShape, block: int = 0) -> BlockCost:
     if shape.joint:
         attn, mlp, rest = joint_cost.block_flops(shape, block)
         return BlockCost(attn=attn, core=core, mlp=mlp, rest=rest)
-    rest = 12 * d * d + 2 * (EMBEDDING * d + d * d) if shape.family == "DiT" else 0
+    rest = 12 * d * d + 2 * (EMBEDDING * d + d * d) if shape.embeds else 0
     if text:
         rest += 4 * n * d * d + 4 * text * d * d + 4 * n * text * d
     return BlockCost(attn=8 * n * d * d + core, core=core, mlp=int(4 * shape.mlp_ratio * n * d * d), rest=rest)
@@ -66,7 +66,7 @@ def host_flops(shape: HostShape) -> int:
     """
     n, d = shape.tokens, shape.width
     ends = 2 * n * d * (shape.patch_channels + shape.out_channels)
-    head = 4 * d * d + 2 * (EMBEDDING * d + d * d) if shape.family == "DiT" else 0
+    head = 4 * d * d + 2 * (EMBEDDING * d + d * d) if shape.embeds else 0
     if shape.joint:
         ends += joint_cost.other_flops(shape)
     blocks = (shape.depth - shape.single) * block_cost(shape).total

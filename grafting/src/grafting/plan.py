@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from . import restructure as steps
 from .hosts.shapes import KINDS, HostShape, Kind, Site, shape_of
 from .restructure import Layout, Step
-from .settings import Frozen, SettingsError, read_yaml
+from .settings import Frozen, SettingsError, read_yaml, yaml_source
 
 if TYPE_CHECKING:
     from .hosts.shapes import Source
@@ -370,7 +370,11 @@ class Plan:
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> Plan:
-        """From a YAML file (a Path) or text. Raises PlanError for text that is no YAML or no plan."""
+        """From a YAML file (a Path, or one line that ends in ``.yaml`` or ``.yml``) or YAML text.
+
+        Raises PlanError where the file is not there, or what is read is no YAML or no plan.
+        """
+        source = yaml_source(source)
         where = str(source) if isinstance(source, Path) else "plan"
         try:
             content = read_yaml(source, where)

@@ -21,7 +21,7 @@ from torch import nn
 
 from .conditions import SIZES, Condition, count, each, picture_sizes, replaced, rows, together
 from .diffusion import BySize, Diffusion, Flow, Schedule
-from .hosts import HostError, host_for, shape_of
+from .hosts import Host, HostError, host_for, shape_of
 from .hosts.registry import schedule_of
 from .modes import evaluating
 from .precision import PRECISIONS, autocast, in_half
@@ -158,10 +158,11 @@ class Pipeline:
         self.schedule = _trained_under(schedule_of(transformer), self.scheduler)
         config: Any = transformer.config
         self.channels, self.size = _latents(transformer, size)
-        self.learned_variance: bool = config.out_channels == 2 * config.in_channels
-        self.reads_text = _reads_text(transformer)
-        classes: int = getattr(config, "num_embeds_ada_norm", None) or 0
-        self.null_class = classes if null_class is None else null_class
+        self.host = _host(transformer)
+        self.learned_variance = _learned_variance(transformer)
+        self.reads_text = self.host is not None and self.host.condition == "captions"
+        classes = getattr(config, "num_embeds_ada_norm", None) if self.host is None else self.host.classes(dict(config))
+        self.null_class: int = (classes or 0) if null_class is None else null_class
         self.null_text = null if null is not None or text is None else text.null
 
     @property
@@ -327,18 +328,28 @@ class Pipeline:
         half = in_half(self.transformer)  # autocast rounds what has to be
         z = z if half else z.to(own)
         with autocast(z.device, "bf16" if half else sampling.precision):
-            if isinstance(given, Mapping):
-                return host_for(self.transformer).call(self.transformer, z, steps, given).float()
+            if self.host is not None:
+                return self.host.call(self.transformer, z, steps, given).float()
             out: torch.Tensor = self.transformer(z, timestep=steps, class_labels=given).sample
         return out.float()
 
 
-def _reads_text(model: nn.Module) -> bool:
-    """Whether a model is of a family that is asked for text; one of none is asked for classes."""
+def _host(model: nn.Module) -> Host | None:
+    """A model's descriptor; one of no family is called as a DiT is, and asked for classes."""
     try:
-        return host_for(model).condition == "captions"
+        return host_for(model)
     except HostError:
-        return False
+        return None
+
+
+def _learned_variance(model: nn.Module) -> bool:
+    """Whether it gives a variance beside every channel; by its configuration where it is of no family."""
+    try:
+        shape = shape_of(model)
+    except HostError:
+        config: Any = model.config
+        return bool(config.out_channels == 2 * config.in_channels)
+    return shape.out_channels == 2 * shape.patch_channels
 
 
 def _latents(model: nn.Module, size: tuple[int, int] | None) -> tuple[int, tuple[int, int]]:

@@ -65,11 +65,19 @@ def imported(name: str, where: str) -> Any:
         raise ValueError(f"{where}: {module} cannot be imported: {error}") from error
 
 
+def yaml_source(source: str | Path) -> str | Path:
+    """A Path where ``source`` is the name of a YAML file: one line of text that ends in ``.yaml`` or ``.yml``."""
+    named = isinstance(source, str) and source.endswith((".yaml", ".yml")) and "\n" not in source
+    return Path(source) if named else source
+
+
 def read_yaml(source: str | Path, where: str) -> Any:
     """Plain data from a YAML file (a Path), or from text that is called ``where``. Raises SettingsError naming it."""
     import yaml
 
     where = str(source) if isinstance(source, Path) else where
+    if isinstance(source, Path) and not source.is_file():
+        raise SettingsError([f"{where}: no such file"])
     try:
         return yaml.safe_load(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
     except UnicodeDecodeError:
@@ -108,8 +116,9 @@ def override(content: Any, assignment: str) -> None:
 def read_recipe(source: str | Path, overrides: Sequence[str], where: str) -> tuple[Any, str]:
     """Plain data of a recipe with the ``key=value`` of ``overrides`` in it, and what errors call it.
 
-    Raises SettingsError as :func:`read_yaml` and :func:`override` do.
+    source: as :func:`yaml_source` takes it. Raises SettingsError as :func:`read_yaml` and :func:`override` do.
     """
+    source = yaml_source(source)
     where = str(source) if isinstance(source, Path) else where
     content = read_yaml(source, where)
     for assignment in overrides:

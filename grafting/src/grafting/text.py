@@ -98,14 +98,14 @@ class Embedded:
         parts = [self.values[self.offsets[k] : self.offsets[k + 1]] for k in self.indices(wanted).tolist()]
         return _joined(wanted, parts, self.encoder)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write a safetensors file; the prompts are in it as the bytes of their lines."""
         texts = torch.tensor([*"\n".join(self.prompts).encode()], dtype=torch.uint8)
         tensors = {"values": self.values, "offsets": self.offsets, "prompts": texts}
-        save_safetensors_atomic(path, tensors, {"encoder": self.encoder})
+        save_safetensors_atomic(Path(path), tensors, {"encoder": self.encoder})
 
     @classmethod
-    def load(cls, path: Path) -> Embedded:
+    def load(cls, path: Path | str) -> Embedded:
         """Read what :meth:`save` wrote. Raises TextError for another file."""
         from safetensors import SafetensorError, safe_open
 

@@ -28,6 +28,7 @@ from ..modes import evaluating
 from ..precision import autocast
 from ..random import generator
 from ..sampling import pixels_per_latent
+from ..training.team import Team
 from .encode_config import DTYPES, EncodeConfig
 from .encoders import Embedder, Encoders, encoders_of
 from .pictures import PictureError, read_picture
@@ -49,9 +50,9 @@ def encode(
     model: Any,
     config: EncodeConfig | None = None,
     *,
-    vae: str | None = None,
-    text: str | None = None,
-    device: torch.device | str = "cpu",
+    vae: Path | str | None = None,
+    text: Path | str | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Encoded:
     """Encode the pictures of ``source`` for ``model`` into the folder ``out``; what lies there is gone on with.
@@ -60,6 +61,8 @@ def encode(
         source: a folder of pictures, with folders of classes or captions in it; an npz or npy; a dataset on disk.
         model: a MODEL as :func:`grafting.open_model` takes it, or a live pipeline of diffusers.
         vae, text: a folder or hub id to take that encoder from, where the model brings none.
+        device: where the encoders run; None: the GPU where there is one, as :func:`grafting.run` chooses, and of a live
+            pipeline where it is.
 
     Raises:
         ValueError: there are no pictures, none could be encoded, or they do not go with the model.
@@ -67,7 +70,12 @@ def encode(
             another text encoder; of an unfinished folder these are made again.
     """
     config = config or EncodeConfig()
-    encoders = encoders_of(model, vae=vae, text=text, tokens=config.tokens)
+    named = isinstance(model, (str, Path))
+    encoders = encoders_of(
+        model, vae=None if vae is None else str(vae), text=None if text is None else str(text), tokens=config.tokens
+    )
+    if device is None:
+        device = Team.current().device if named else model.device
     return _Run(Path(source), Path(out), encoders, config, torch.device(device), progress).run()
 
 
@@ -100,7 +108,7 @@ class _Run:
             self.condition,
             caption_column=config.caption_column,
             classes=config.classes,
-            count=encoders.config.get("num_embeds_ada_norm") if self.condition == "labels" else None,
+            count=encoders.classes if self.condition == "labels" else None,
         )
         self.autoencoder = encoders.autoencoder()
         if config.posterior == "sample" and type(self.autoencoder).__name__ == "AutoencoderDC":
@@ -323,7 +331,7 @@ class _Run:
             found["told_size"] = list(self.size)
         if self.condition == "labels":
             found["classes"] = {str(label): name for label, name in sorted(self.source.classes.items())}
-            found["known_classes"] = self.encoders.config.get("num_embeds_ada_norm")
+            found["known_classes"] = self.encoders.classes
         if text is not None:
             found["encoders"]["text"] = text
             found["captions"] = {"empty": sum(self._caption(i) == "" for i in range(len(self.source))), "cut": cut}

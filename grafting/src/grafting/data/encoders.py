@@ -15,8 +15,9 @@ from torch import nn
 
 from ..conditions import POOLED, TEXT
 from ..files import read_json, sha256
-from ..hosts import host_for
-from ..hosts.shapes import PIPELINES, TEXT_TOKENS, class_of, told_sizes
+from ..hosts import host_for, shape_of
+from ..hosts.registry import HOSTS
+from ..hosts.shapes import TEXT_TOKENS, class_of
 from ..store.configs import ModelError, config_of, home_of, hub_file, pipeline_of
 from ..store.models import given_autoencoder, own_autoencoder
 from ..teachers import PROMPTS
@@ -74,7 +75,12 @@ class Encoders:
     @property
     def told_sizes(self) -> bool:
         """Whether the transformer is told the size of its pictures, as some of PixArt are."""
-        return host_for(self.config).family == "PixArt" and told_sizes(self.config)
+        return shape_of(self.config).told_size
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes the transformer knows, where it is conditioned on them."""
+        return host_for(self.config).classes(self.config)
 
 
 def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | None) -> Encoders:
@@ -87,7 +93,7 @@ def encoders_of(model: Any, *, vae: str | None, text: str | None, tokens: int | 
     if not isinstance(model, (str, Path)):
         pipe: Any = model
         config = {**pipe.transformer.config, "_class_name": type(pipe.transformer).__name__}
-        own = text_of(*PIPELINES.get(host_for(config).family, ())[:1])
+        own = text_of(*host_for(config).pipelines[:1])
         return Encoders(
             name=type(pipe).__name__,
             config=config,
@@ -251,16 +257,24 @@ def _frozen(network: nn.Module | None) -> nn.Module | None:
 
 def _text(home: str, asked: int | None, config: Mapping[str, Any], device: torch.device) -> Embedder:
     """What embeds captions for the transformer of ``config``, from ``home``; ``asked`` tokens, where any were."""
-    folder, family = Path(home), host_for(config).family
-    if family == "PixArt" and (folder / "teacher.json").is_file() and not (folder / "text_encoder").is_dir():
+    folder, known = Path(home), host_for(config).pipelines
+    if not known:
+        raise ModelError(
+            f"captions of {class_of(config)} are embedded by no pipeline that is known here: embed them yourself, for "
+            "grafting.write_latents"
+        )
+    if (
+        "PixArtSigmaPipeline" in known
+        and (folder / "teacher.json").is_file()
+        and not (folder / "text_encoder").is_dir()
+    ):
         if asked is not None:
             raise ModelError(f"tokens {asked}: {home} takes as many as a caption has, up to {LIMIT}; leave tokens out")
         prompts = folder / PROMPTS
         return BundledText(Embedded.load(prompts) if prompts.is_file() else None, device)
     kind = pipeline_of(home)
-    known = PIPELINES[family]
     if kind is None or kind not in known:
-        served = any(kind in names for names in PIPELINES.values())
+        served = any(kind in one.pipelines for one in HOSTS.values())
         lacks = f"whose captions {class_of(config)} does not read" if served else UNKNOWN
         raise ModelError(
             f"{home} is {kind or 'no pipeline'}, {lacks}: name the folder or hub id of a {' or '.join(known)} as text"
@@ -269,7 +283,7 @@ def _text(home: str, asked: int | None, config: Mapping[str, Any], device: torch
         return StoredText(home, kind, sd3_tokens(asked), device, config.get("joint_attention_dim"))
     if kind == FLUX_PIPELINE:
         return StoredText(home, kind, flux_tokens(asked, config), device)
-    trained = prompt_tokens(config) if family == "PixArt" else None
+    trained = None if kind == SANA_PIPELINE else prompt_tokens(config)
     return StoredText(home, kind, asked or trained or TEXT_TOKENS[kind], device)
 
 

@@ -48,14 +48,14 @@ def _idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=8 + 4 * (len(shape) - 1)).reshape(shape)
 
 
-def load_fashion(folder: Path | None = None, *, train: bool = True) -> LabelledImages:
+def load_fashion(folder: Path | str | None = None, *, train: bool = True) -> LabelledImages:
     """Read the training or the test half.
 
     folder: where the original files lie, gzipped or not; else ``$GRAFTING_FASHION_MNIST``, else where Debian's package
     ``dataset-fashion-mnist`` puts them. Raises FileNotFoundError with the places that were looked at.
     """
     named = os.environ.get("GRAFTING_FASHION_MNIST")
-    root = folder or (Path(named) if named else DEBIAN_FOLDER)
+    root = Path(folder or named or DEBIAN_FOLDER)
     half = "train" if train else "t10k"
 
     def find(kind: str) -> Path:

@@ -28,7 +28,7 @@ from ..random import generator
 from ..sampling import Pipeline, Sampling
 from .encode_config import DTYPES
 from .shards import MANIFEST, NULL, Encoded, stored_caption
-from .writing import ShardFolder, file_entry, versions
+from .writing import ShardFolder, autoencoder_facts, file_entry, versions
 
 if TYPE_CHECKING:
     from ..scenes import World
@@ -65,11 +65,12 @@ class Prompts:
         return cls(identity=f"scenes, seed {seed}{named}", at=lambda k: training_sample(seed, k, world=world)[1])
 
     @classmethod
-    def read(cls, path: Path, column: str = "prompt") -> Prompts:
+    def read(cls, path: Path | str, column: str = "prompt") -> Prompts:
         """A text file with a prompt in each line, or a ``.jsonl`` whose objects have it as ``column``.
 
         Raises ValueError naming the file, and the line that is empty, is no JSON, or lacks the column.
         """
+        path = Path(path)
         if path.suffix == ".jsonl":
             found = [(where, str(content[column])) for where, _, content in json_lines(path, {column: str})]
         else:
@@ -236,9 +237,6 @@ def _null(folder: Path) -> dict[str, torch.Tensor]:
 def _manifest(
     pipeline: Pipeline, shards: ShardFolder, sampling: Sampling, encoder: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    vae: Any = pipeline.vae
-    identity = None if vae is None else {"class": type(vae).__name__, "sha256": tensors_hash(vae.state_dict())}
-    encoders: dict[str, Any] = {"autoencoder": identity}
     found: dict[str, Any] = {
         "condition": "labels" if encoder is None else "captions",
         "samples": shards.count,
@@ -247,16 +245,14 @@ def _manifest(
         "shape": [pipeline.channels, *pipeline.size],
         "mirrored": False,
         "drawn": sampling.describe(),
-        "scale": 1.0 if vae is None else vae.config.scaling_factor,
-        "shift": 0.0 if vae is None else getattr(vae.config, "shift_factor", None) or 0.0,
-        "encoders": encoders,
+        **autoencoder_facts(pipeline.vae),
         "shards": [shards.listed(k, captions=encoder is not None) for k in shards.shards],
         "versions": versions(),
     }
     if encoder is None:
         found["known_classes"] = pipeline.null_class
     else:
-        encoders["text"] = dict(encoder)
+        found["encoders"]["text"] = dict(encoder)
         found["null"] = file_entry(shards.out / NULL)
         if pipeline.told_size is not None:
             found["told_size"] = list(pipeline.told_size)

@@ -34,7 +34,7 @@ def balanced(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     return together[torch.randperm(count, generator=generator(seed, "balanced order"))]
 
 
-def write_subset(path: Path, train: LabelledImages, test: LabelledImages) -> None:
+def write_subset(path: Path | str, train: LabelledImages, test: LabelledImages) -> None:
     """Write both halves as one compressed npz, images as bytes and labels as int64, atomically.
 
     Raises ValueError where a label is negative.
@@ -47,10 +47,10 @@ def write_subset(path: Path, train: LabelledImages, test: LabelledImages) -> Non
         arrays[f"{half}_labels"] = data.labels.long().numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_bytes_atomic(path, buffer.getvalue())
+    write_bytes_atomic(Path(path), buffer.getvalue())
 
 
-def read_subset(path: Path, *, train: bool = True) -> LabelledImages:
+def read_subset(path: Path | str, *, train: bool = True) -> LabelledImages:
     """Read one half of what :func:`write_subset` wrote: images (n, C, H, W) in [-1, 1], labels (n,).
 
     Raises ValueError for another file, or for arrays of other types and sizes.
@@ -58,7 +58,7 @@ def read_subset(path: Path, *, train: bool = True) -> LabelledImages:
     half = "train" if train else "test"
     wanted = f"an npz with {half}_images (n, C, H, W) of bytes and {half}_labels (n,) of integers, n at least 1"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays[f"{half}_images"], arrays[f"{half}_labels"]
     except (KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not {wanted}") from error

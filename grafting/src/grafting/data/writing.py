@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .. import __version__
 from ..claims import ClaimError, differing
 from ..conditions import POOLED, TEXT, as_row, each
 from ..files import read_json, save_safetensors_atomic, sha256, write_json_atomic
+from ..hashes import tensors_hash
 from .encoders import Embedder, misfit
 from .shards import MANIFEST, NULL, shard_facts
 
@@ -82,6 +83,10 @@ class ShardFolder:
         """Shard k, with what it says of itself."""
         self._write(self.path(kind, k), tensors, items=len(self.items(k)), **facts)
 
+    def write_null(self, tensors: Mapping[str, torch.Tensor], **facts: Any) -> None:
+        """The empty prompt, likewise."""
+        self._write(self.out / NULL, tensors, **facts)
+
     def captions(
         self,
         caption: Callable[[int], str | None],
@@ -128,9 +133,8 @@ class ShardFolder:
                 tell(finished + start + len(part), self.count)
             finished += len(self.items(k))
             rows = [texts.get(i, nothing) for i in self.items(k)]
-            starts = torch.tensor([0, *(row[TEXT].shape[1] for row in rows)]).cumsum(0)
-            self.write("captions", k, _tensors(rows) | {"starts": starts}, encoder=identity, cut=cut)
-        self._write(self.out / NULL, _tensors([empty]), encoder=identity)
+            self.write("captions", k, caption_tensors(rows, starts=True), encoder=identity, cut=cut)
+        self.write_null(caption_tensors([empty]), encoder=identity)
         tell(self.count, self.count)
         return identity
 
@@ -158,10 +162,22 @@ class ShardFolder:
             write_json_atomic(self.out / SETTINGS, self.settings)
 
 
-def _tensors(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Captions as they are stored: their states (tokens of all, D) end to end, and what is pooled (n, P)."""
+def caption_tensors(rows: Sequence[Mapping[str, torch.Tensor]], *, starts: bool = False) -> dict[str, torch.Tensor]:
+    """Captions as they are stored: their states (tokens of all, D) end to end, what is pooled (n, P), and where each
+    ``starts`` (n + 1,)."""
     found = {"states": torch.cat([row[TEXT][0] for row in rows])}
-    return found | ({"pooled": torch.cat([row[POOLED] for row in rows])} if POOLED in rows[0] else {})
+    found |= {"pooled": torch.cat([row[POOLED] for row in rows])} if POOLED in rows[0] else {}
+    return found | ({"starts": torch.tensor([0, *(row[TEXT].shape[1] for row in rows)]).cumsum(0)} if starts else {})
+
+
+def autoencoder_facts(vae: Any) -> dict[str, Any]:
+    """What a manifest says of the autoencoder that its latents are of, or of none."""
+    identity = None if vae is None else {"class": type(vae).__name__, "sha256": tensors_hash(vae.state_dict())}
+    return {
+        "scale": 1.0 if vae is None else vae.config.scaling_factor,
+        "shift": 0.0 if vae is None else getattr(vae.config, "shift_factor", None) or 0.0,
+        "encoders": {"autoencoder": identity},
+    }
 
 
 def file_entry(path: Path) -> dict[str, Any]:

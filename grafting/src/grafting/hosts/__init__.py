@@ -1,4 +1,4 @@
-"""One descriptor per family of diffusers: what is a site, how to call the model, where its gates and weights are.
+"""One descriptor per family, of diffusers or registered: its sites, how to call a model, where gates and weights are.
 
 What is of one family alone is answered here; outside, a family is named by the import of original DiT checkpoints, by
 the recipes of ``pretrain`` and by what diffusers' pipelines call their parts. A descriptor reads a live module; sizes
@@ -14,6 +14,7 @@ from .shapes import HostError, HostShape, Site, bundled_config, bundled_configs,
 if TYPE_CHECKING:
     from .base import Host as Host
     from .registry import host_for as host_for
+    from .registry import register as register
     from .registry import schedule_of as schedule_of
     from .registry import set_schedule as set_schedule
 
@@ -25,6 +26,7 @@ __all__ = [
     "bundled_config",
     "bundled_configs",
     "host_for",
+    "register",
     "schedule_of",
     "set_schedule",
     "shape_of",
@@ -36,7 +38,7 @@ def __getattr__(name: str) -> Any:
         from .base import Host
 
         return Host
-    if name in ("host_for", "schedule_of", "set_schedule"):
+    if name in ("host_for", "register", "schedule_of", "set_schedule"):
         from . import registry
 
         return getattr(registry, name)

@@ -13,24 +13,38 @@ from ..activations import Streams
 from ..diffusion import Diffusion, Schedule
 from ..operators import Operator, parallel
 from ..precision import autocast, in_half
-from .shapes import KINDS, HostError, HostShape, Kind, Role, Site, shape_of
+from .shapes import KINDS, HostError, HostShape, Kind, Role, Site, read_sizes
 
 
 class Host(ABC):
-    """A family of models."""
+    """A family of models; :func:`grafting.hosts.register` makes one of your own known."""
 
     family: ClassVar[str]
-    class_names: ClassVar[tuple[str, ...]]
+    """What its models are called in errors and reports."""
+    class_names: ClassVar[tuple[str, ...]] = ()
+    """Classes of diffusers."""
     module_of: ClassVar[Mapping[Kind, str]]
+    """Where in a block the module of each kind of site is."""
     cross_attention: ClassVar[str | None] = None
     condition: ClassVar[Literal["labels", "captions"]] = "captions"
     """What its models are asked for."""
+    pipelines: ClassVar[tuple[str, ...]] = ()
+    """Pipelines of diffusers whose captions its models read."""
     text_first: ClassVar[bool] = False
     """Whether the tokens of the text stand before the picture's in joint attention."""
 
     def shape(self, config: Mapping[str, Any]) -> HostShape:
-        """Sizes from a diffusers configuration."""
-        return shape_of({"_class_name": self.class_names[0], **config})
+        """Sizes from a diffusers configuration. Raises HostError where it lacks one or holds a bad one."""
+        return read_sizes(self.sizes, config, str(config.get("_class_name", self.family)))
+
+    @abstractmethod
+    def sizes(self, config: Mapping[str, Any]) -> HostShape:
+        """The same, in the family's own words; what it raises, KeyError among it, is told as HostError."""
+
+    def classes(self, config: Mapping[str, Any]) -> int | None:
+        """How many classes a model of this configuration knows, whose number stands for no class; None where it is
+        asked for captions."""
+        return config.get("num_embeds_ada_norm") if self.condition == "labels" else None
 
     def call(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
         """The denoiser's output (B, C or 2C, H, W) for latents z (B, C, H, W), timesteps t (B,) and condition c.
@@ -154,7 +168,8 @@ class Host(ABC):
 
     def grid(self, model: nn.Module, z: torch.Tensor) -> tuple[int, int]:
         """(H, W) in tokens of latents z (B, C, h, w), whatever the model's own resolution."""
-        patch = int(_config(model)["patch_size"])
+        config = _config(model)
+        patch = int(config["patch_size"]) if "patch_size" in config else self.shape(config).patch
         return z.shape[-2] // patch, z.shape[-1] // patch
 
     def level(self, timestep: torch.Tensor) -> int:
@@ -202,13 +217,15 @@ class Host(ABC):
 
     # -- blocks side by side: see grafting.parallel ---------------------------------------------------------------
 
-    @abstractmethod
     def modulation(self, blocks: Sequence[nn.Module], x: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
-        """(k, B, 6, D): shift, scale and gate of attention, then of the MLP, of blocks called with x and ``call``."""
+        """(k, B, 6, D): shift, scale and gate of attention, then of the MLP, of blocks called with x and ``call``.
 
-    @abstractmethod
+        Asked of blocks that are :meth:`batchable` alone."""
+        raise HostError(f"blocks of {self.family} do not run as one batch")
+
     def norms(self, block: nn.Module) -> tuple[nn.LayerNorm, nn.LayerNorm]:
-        """The norms before attention and before the MLP, without weights."""
+        """The norms before attention and before the MLP, without weights; asked as :meth:`modulation` is."""
+        raise HostError(f"blocks of {self.family} do not run as one batch")
 
     def between(self, blocks: Sequence[nn.Module], y: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
         """What comes between attention and MLP: y (k, B, N, D) to the same shape."""

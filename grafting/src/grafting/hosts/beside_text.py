@@ -36,8 +36,5 @@ class BesideText(Host):
             POOLED: torch.zeros(batch, config.pooled_projection_dim, **side),
         }
 
-    def modulation(self, blocks: Sequence[nn.Module], x: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
-        raise HostError(f"blocks of {self.family} carry text beside the picture: they do not run side by side")
-
     def batchable(self, blocks: Sequence[nn.Module], call: Mapping[str, Any]) -> bool:
         return False

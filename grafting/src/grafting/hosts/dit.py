@@ -11,7 +11,7 @@ from torch import nn
 
 from ..operators import parallel
 from .base import Host
-from .shapes import Site
+from .shapes import HostShape, Site, dit_shape
 
 
 class DiT(Host):
@@ -21,6 +21,9 @@ class DiT(Host):
     condition = "labels"
     class_names = ("DiTTransformer2DModel",)
     module_of = {"attn": "attn1", "mlp": "ff"}  # noqa: RUF012 (a ClassVar of the base)
+
+    def sizes(self, config: Mapping[str, Any]) -> HostShape:
+        return dit_shape(config)
 
     def run(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
         """c: class labels (B,); the null class is the number of classes."""

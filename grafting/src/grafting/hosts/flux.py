@@ -16,7 +16,7 @@ from ..diffusion import BySize, Flow, Schedule
 from ..operators import Operator
 from ..operators.base import Places
 from .beside_text import BesideText
-from .shapes import FLUX_PATCH, KINDS, HostError, Kind, Role, Site
+from .shapes import FLUX_PATCH, KINDS, HostError, HostShape, Kind, Role, Site, flux_shape
 
 USUAL_GUIDANCE = 3.5
 """What dev is told where a condition does not say it: the default of diffusers' pipeline."""
@@ -41,7 +41,11 @@ class Flux(BesideText):
 
     family = "Flux"
     class_names = ("FluxTransformer2DModel",)
+    pipelines = ("FluxPipeline",)
     text_first = True
+
+    def sizes(self, config: Mapping[str, Any]) -> HostShape:
+        return flux_shape(config)
 
     def schedule(self) -> Schedule:
         """Dev's; schnell's own scheduler says a shift of 1."""

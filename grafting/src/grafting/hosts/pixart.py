@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 
 from ..conditions import MASK, SIZES, TEXT, picture_sizes
 from .base import Host
-from .shapes import HostError, Site, shape_of
+from .shapes import HostError, HostShape, Site, pixart_shape, shape_of
 
 
 class PixArt(Host):
@@ -25,6 +25,10 @@ class PixArt(Host):
     class_names = ("PixArtTransformer2DModel",)
     module_of = {"attn": "attn1", "mlp": "ff"}  # noqa: RUF012 (a ClassVar of the base)
     cross_attention = "attn2"
+    pipelines: ClassVar[tuple[str, ...]] = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+
+    def sizes(self, config: Mapping[str, Any]) -> HostShape:
+        return pixart_shape(config)
 
     def run(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
         """c: keyword arguments of the model, as said above. Raises HostError without text states."""

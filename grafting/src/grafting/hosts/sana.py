@@ -14,7 +14,7 @@ from ..conditions import MASK, TEXT
 from ..diffusion import Flow, Schedule
 from ..operators import Operator
 from .pixart import PixArt
-from .shapes import HostError, Role, Site, shape_of
+from .shapes import HostError, HostShape, Role, Site, sana_shape, shape_of
 
 
 class Sana(PixArt):
@@ -26,6 +26,10 @@ class Sana(PixArt):
 
     family = "SANA"
     class_names = ("SanaTransformer2DModel",)
+    pipelines = ("SanaPipeline",)
+
+    def sizes(self, config: Mapping[str, Any]) -> HostShape:
+        return sana_shape(config)
 
     def schedule(self) -> Schedule:
         return Flow()

@@ -13,7 +13,7 @@ from ..conditions import POOLED, TEXT
 from ..diffusion import Flow, Schedule
 from ..operators import Operator
 from .beside_text import BesideText
-from .shapes import Kind, Role, Site
+from .shapes import HostShape, Kind, Role, Site, sd3_shape
 
 
 class SD3(BesideText):
@@ -27,6 +27,10 @@ class SD3(BesideText):
 
     family = "SD3"
     class_names = ("SD3Transformer2DModel",)
+    pipelines = ("StableDiffusion3Pipeline",)
+
+    def sizes(self, config: Mapping[str, Any]) -> HostShape:
+        return sd3_shape(config)
 
     def schedule(self) -> Schedule:
         return Flow()

@@ -50,7 +50,9 @@ class HostShape:
     blocks, the first, have a second attention, of the picture alone. single: how many blocks, the last, run picture and
     text through the same layers, and have one projection for attention and MLP, which is no site there; where there are
     such, text does not end. linear: attention is linear in the tokens, and the MLP a Mix-FFN. attn_parameters,
-    mlp_parameters: of the host's own operators, where they are not the plain ones with a bias everywhere.
+    mlp_parameters: of the host's own operators, where they are not the plain ones with a bias everywhere. embeds: every
+    block embeds timestep and label and makes its modulation of them, and the head does what the first does. square: the
+    model puts its tokens together as a square alone. told_size: it is told the size of its pictures.
     """
 
     family: str
@@ -73,6 +75,9 @@ class HostShape:
     mlp_parameters: int = 0
     single: int = 0
     patch: int = 1
+    embeds: bool = False
+    square: bool = False
+    told_size: bool = False
 
     @property
     def tokens(self) -> int:
@@ -105,8 +110,8 @@ class HostShape:
 
     def at(self, grid: tuple[int, int]) -> HostShape:
         """The same model over another grid (H, W) of tokens. Raises HostError for one that it cannot draw."""
-        if self.family == "DiT" and grid[0] != grid[1]:
-            raise HostError(f"{grid[0]} x {grid[1]} tokens: a DiT of diffusers puts its tokens together as a square")
+        if self.square and grid[0] != grid[1]:
+            raise HostError(f"{grid[0]} x {grid[1]} tokens: a {self.family} puts its tokens together as a square")
         return replace(self, grid=grid)
 
 
@@ -145,7 +150,8 @@ def dit_shape(config: Mapping[str, Any]) -> HostShape:
     block = 12 * d * d + 9 * d + embedder + _linear(d, 6 * d)
     ends = _linear(shape.patch_channels, d) + _linear(d, 2 * d) + _linear(d, shape.out_channels)
     parameters = shape.depth * block + ends
-    return replace(shape, parameters=parameters, block_parameters=block, first_parameters=embedder)
+    sizes: dict[str, Any] = {"parameters": parameters, "block_parameters": block, "first_parameters": embedder}
+    return replace(shape, **sizes, embeds=True, square=True)
 
 
 ALPHA_TEXT, SIGMA_TEXT = 120, 300
@@ -161,13 +167,6 @@ TEXT_TOKENS = {
     "SanaPipeline": SANA_TEXT,
 }
 """Tokens that a prompt is padded to, by the pipeline of diffusers: its own default."""
-PIPELINES = {
-    "PixArt": ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
-    "SD3": ("StableDiffusion3Pipeline",),
-    "SANA": ("SanaPipeline",),
-    "Flux": ("FluxPipeline",),
-}
-"""Whose captions a family reads."""
 
 
 def told_sizes(config: Mapping[str, Any]) -> bool:
@@ -183,7 +182,7 @@ def pixart_shape(config: Mapping[str, Any]) -> HostShape:
     Sigma's elsewhere.
     """
     tokens = config.get("text_tokens") or (ALPHA_TEXT if told_sizes(config) else SIGMA_TEXT)
-    shape = replace(_common(config, "PixArt"), context_tokens=int(tokens))
+    shape = replace(_common(config, "PixArt"), context_tokens=int(tokens), told_size=told_sizes(config))
     d, text = shape.width, int(config.get("cross_attention_dim") or shape.width)
     block = 12 * d * d + 9 * d + 2 * _linear(d, d) + 2 * _linear(text, d) + 6 * d
     embedder = _linear(EMBEDDING, d) + _linear(d, d) + _linear(d, 6 * d)
@@ -302,7 +301,7 @@ SHAPES: dict[str, Callable[[Mapping[str, Any]], HostShape]] = {
     "SanaTransformer2DModel": sana_shape,
     "FluxTransformer2DModel": flux_shape,
 }
-"""By diffusers' class."""
+"""By class, diffusers' and those that :func:`grafting.hosts.register` was told of."""
 LEGACY = {
     ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel",
     ("Transformer2DModel", "ada_norm_single"): "PixArtTransformer2DModel",
@@ -311,11 +310,13 @@ LEGACY = {
 
 
 def class_of(source: nn.Module | Mapping[str, Any]) -> str:
-    """diffusers' class of a live module or a configuration, today's name for an older one.
+    """The class of a live module or a configuration, of diffusers' today's name for an older one.
 
     Raises:
         HostError: no family has this class; the message lists those that are known.
     """
+    if type(source).__name__ in SHAPES:  # whatever the checkpoint that it was read from says
+        return type(source).__name__
     config = source if isinstance(source, Mapping) else getattr(source, "config", None)
     name = None
     if isinstance(config, Mapping):
@@ -323,7 +324,9 @@ def class_of(source: nn.Module | Mapping[str, Any]) -> str:
         name = LEGACY.get((str(name), str(config.get("norm_type"))), name)
     name = name or ("a configuration without _class_name" if isinstance(source, Mapping) else type(source).__name__)
     if name not in SHAPES:
-        raise HostError(f"no host descriptor for {name}: known are {', '.join(SHAPES)}")
+        raise HostError(
+            f"no host descriptor for {name}: known are {', '.join(SHAPES)}; grafting.hosts.register adds one"
+        )
     return str(name)
 
 
@@ -336,9 +339,13 @@ def shape_of(source: Source) -> HostShape:
     if isinstance(source, HostShape):
         return source
     name = class_of(source)
-    config: Any = source if isinstance(source, Mapping) else _config(source)
+    return read_sizes(SHAPES[name], source if isinstance(source, Mapping) else _config(source), name)
+
+
+def read_sizes(read: Callable[[Mapping[str, Any]], HostShape], config: Mapping[str, Any], name: str) -> HostShape:
+    """What ``read`` makes of the configuration of a ``name``. Raises HostError where a size lacks or is a bad one."""
     try:
-        return SHAPES[name](dict(config))
+        return read(dict(config))
     except KeyError as error:
         raise HostError(f"the configuration of {name} lacks {error.args[0]}") from None
     except (TypeError, ValueError, ZeroDivisionError) as error:

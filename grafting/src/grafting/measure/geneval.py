@@ -37,7 +37,7 @@ class GenEvalPrompt:
     line: bytes
 
 
-def read_prompts(path: Path) -> list[GenEvalPrompt]:
+def read_prompts(path: Path | str) -> list[GenEvalPrompt]:
     """The prompts of ``evaluation_metadata.jsonl``, in its order.
 
     Raises:
@@ -45,7 +45,7 @@ def read_prompts(path: Path) -> list[GenEvalPrompt]:
             the line is named.
     """
     found = []
-    for where, line, content in json_lines(path, {"tag": str, "prompt": str}):
+    for where, line, content in json_lines(Path(path), {"tag": str, "prompt": str}):
         if not content["prompt"].strip():
             raise ValueError(f"{where}: the prompt is empty")
         found.append(GenEvalPrompt(task=_task(where, content), text=content["prompt"], line=line))
@@ -99,7 +99,7 @@ def write_pictures(
     return drawn
 
 
-def read_results(path: Path) -> list[Verdict]:
+def read_results(path: Path | str) -> list[Verdict]:
     """Verdicts from the file that GenEval's ``evaluate_images.py`` writes, one picture a line, in any order.
 
     A picture's prompt and sample are the numbers in its file's name.
@@ -108,7 +108,7 @@ def read_results(path: Path) -> list[Verdict]:
         ValueError: no such file, no line in it, or a line that is none of the scorer's; the line is named.
     """
     found = []
-    for where, _, content in json_lines(path, {"filename": str, "tag": str, "prompt": str, "correct": bool}):
+    for where, _, content in json_lines(Path(path), {"filename": str, "tag": str, "prompt": str, "correct": bool}):
         picture = _PICTURE.search(content["filename"])
         if picture is None:
             raise ValueError(f"{where}: filename {content['filename']!r} does not end in NUMBER/samples/NUMBER.png")

@@ -118,8 +118,9 @@ def suggested_by_kind(losses: Mapping[Site, str]) -> dict[Kind, str]:
     return {kind: max(asked, key=lambda loss: (asked[loss], order.index(loss))) for kind, asked in found.items()}
 
 
-def read_ranking(path: Path) -> Ranking:
-    """The ranking in an ``analysis.json``. Raises AnalysisError where there is none."""
+def read_ranking(path: Path | str) -> Ranking:
+    """The ranking in an ``analysis.json``, or in that of a folder. Raises AnalysisError where there is none."""
+    path = Path(path)
     if path.is_dir():
         path = path / FILE
     if not path.is_file():
@@ -140,7 +141,9 @@ def read_ranking(path: Path) -> Ranking:
         raise AnalysisError(f"{path}: no ranking of blocks as grafting analyze writes it") from None
 
 
-def located(plan: Plan, model: str, analysis: Path | None, config: Mapping[str, Any] | None = None) -> Plan:
+def located(
+    plan: Plan, model: Path | str, analysis: Path | str | None, config: Mapping[str, Any] | None = None
+) -> Plan:
     """``plan`` with ``most local P%`` and ``least local P%`` as lists of blocks of MODEL; others as they are.
 
     analysis: a file or folder of ``grafting analyze``; where None, what lies beside the model. config: the model's,
@@ -152,6 +155,7 @@ def located(plan: Plan, model: str, analysis: Path | None, config: Mapping[str, 
     """
     if not plan.by_locality:
         return plan
+    model = str(model)
     folder = teacher_folder(model) if model in teachers() else Path(model)
     if analysis is None and not (folder / FILE).is_file():
         raise AnalysisError(

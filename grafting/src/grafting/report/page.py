@@ -93,8 +93,9 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f}"
 
 
-def write_page(path: Path, results: Results) -> None:
+def write_page(path: Path | str, results: Results) -> None:
     """Write the page atomically; grids are looked for beside it. Raises ValueError as :func:`render` does."""
+    path = Path(path)
     write_text_atomic(path, render(results, path.parent))
 
 

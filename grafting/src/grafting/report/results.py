@@ -225,18 +225,18 @@ def figures_of(quality: Mapping[str, Any]) -> dict[str, Figure]:
     return {name: Figure(**figure, floor=floors.get(name)) for name, figure in quality["figures"].items()}
 
 
-def write_results(path: Path, results: Results) -> None:
+def write_results(path: Path | str, results: Results) -> None:
     """Write ``results.json`` atomically.
 
     Raises:
         ValueError: a number that is not finite, which JSON cannot hold.
     """
-    write_plain(path, asdict(results))
+    write_plain(Path(path), asdict(results))
 
 
-def read_results(path: Path) -> Results:
+def read_results(path: Path | str) -> Results:
     """Read what :func:`write_results` wrote; raises ValueError as :meth:`Results.from_dict` does."""
-    return Results.from_dict(read_plain(path, "results"))
+    return Results.from_dict(read_plain(Path(path), "results"))
 
 
 def write_plain(path: Path, content: Mapping[str, Any]) -> None:

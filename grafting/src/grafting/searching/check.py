@@ -42,7 +42,7 @@ def checked(
     out: Path,
     *,
     scoring: Scoring | None = None,
-    data: str | None = None,
+    data: Path | str | None = None,
     side: Side | None = None,
     batch: int = 8,
     progress: Callable[[int, int], None] | None = None,

@@ -85,7 +85,7 @@ def score(
     out: Path,
     *,
     scoring: Scoring | None = None,
-    data: str | None = None,
+    data: Path | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Score]:
     """Every operator at every site of its kind; each operator's scores are kept in ``out/scores``, and found once.

@@ -17,6 +17,7 @@ from ..hosts.shapes import KINDS, Kind
 from ..initialise import start_versions
 from ..precision import in_half
 from ..store.models import Model, open_model
+from ..training.team import Team
 from .candidates import Candidate, candidates, usual
 from .check import checked, spread
 from .costs import KINDS as COSTS
@@ -88,7 +89,7 @@ class Front:
 
 
 def search(
-    model: Model | str,
+    model: Model | Path | str,
     operators: Iterable[str] = (),
     *,
     kinds: Sequence[Kind] = KINDS,
@@ -99,7 +100,8 @@ def search(
     side: Side | None = None,
     batch: int = 8,
     scoring: Scoring | None = None,
-    data: str | None = None,
+    data: Path | str | None = None,
+    device: torch.device | str | None = None,
     out: Path | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Front:
@@ -120,11 +122,13 @@ def search(
         side: tokens along a side of the square that costs are of, or (height, width); the model's own by default.
         scoring: what the scores depend on. data: a folder of :func:`grafting.encode` or an npz of images,
             where the model brings none.
+        device: where a model that is named runs; None: the GPU where there is one, as :func:`grafting.run` chooses. One
+            that is given stays where it is.
         out: a folder that keeps scores and checks, so that another cost, budget or predictor takes seconds.
         progress: called with (done, total) operators, then checks.
 
     Raises:
-        SearchError: what is asked for is none of these, or the model is grafted.
+        SearchError: what is asked for is none of these, the model is grafted, or given beside a device.
         HostError: a side that the model cannot draw.
         ModelError, OperatorError: no images, or an operator that is unknown or does not fit.
     """
@@ -144,7 +148,14 @@ def search(
     names = tuple(operators)
     if names:
         candidates(names, kinds)  # refused before the model is read
-    opened = open_model(model) if isinstance(model, str) else model
+    if isinstance(model, Model):
+        if device is not None:
+            raise SearchError(
+                f"device {device}: the model that is given stays where it is; move it with model.to(device)"
+            )
+        opened = model
+    else:
+        opened = open_model(model).to(Team.current().device if device is None else torch.device(device))
     if in_half(opened.transformer):
         raise SearchError("a search measures in float32: open the model with weights fp32")
     if grid is not None:

@@ -53,7 +53,7 @@ def config_of(name: str) -> dict[str, Any]:
 
 
 def _config_of(name: str) -> dict[str, Any]:
-    folder = teacher_folder(name) if name in teachers() else Path(name)
+    folder = teacher_folder(name) if name in teachers() else graft_folder(name, weights=False) or Path(name)
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         return {"_class_name": manifest["class"], **manifest["config"]}
@@ -72,13 +72,50 @@ def _config_of(name: str) -> dict[str, Any]:
 
 
 def home_of(name: str) -> str:
-    """The folder or hub id where a MODEL's companions are: a graft's are its pretrained model's."""
+    """The folder or hub id where a MODEL's companions are: a graft's are its pretrained model's.
+
+    Raises ModelError where the hub is to say what it is, and cannot be reached.
+    """
     if name in teachers():
         return str(teacher_folder(name))
-    if (Path(name) / MANIFEST).is_file():
-        base = read_manifest(Path(name))["base"]["name"]
-        return name if not base or base == name else home_of(base)
+    folder = graft_folder(name, weights=False)
+    # The hub is not asked what a graft's pretrained model is: a path that is gone looks like an id.
+    while folder is not None and (base := read_manifest(folder)["base"]["name"]) and base != name:
+        if base in teachers():
+            return str(teacher_folder(base))
+        name, folder = base, Path(base) if (Path(base) / MANIFEST).is_file() else None
     return name
+
+
+def graft_folder(name: str, *, weights: bool = True) -> Path | None:
+    """Where the graft that a MODEL is lies: a folder here, or one of the hub's cache, into which its manifest and, as
+    asked, its ``weights`` are fetched. None where it is no graft.
+
+    Raises ModelError where the hub cannot be reached.
+    """
+    if (Path(name) / MANIFEST).is_file():
+        return Path(name)
+    if name in teachers() or Path(name).exists() or not HUB_ID.fullmatch(name):
+        return None
+    if hub_file(name, CONFIGS[1]) is not None:  # first, for a model of diffusers in the cache opens without the hub
+        return None
+    return hub_graft(name, weights=weights)
+
+
+def hub_graft(name: str, *, weights: bool = True) -> Path | None:
+    """The same of a repository on the hub. Raises ModelError also where it has a manifest and not what that names."""
+    manifest = hub_file(name, MANIFEST)
+    if manifest is None or not manifest.is_file():
+        return None
+    folder = manifest.parent
+    if weights:
+        wanted = str(read_manifest(folder)["file"]["name"])
+        found = hub_file(name, wanted)
+        if found is None:
+            raise ModelError(f"{name} on the hub has a {MANIFEST} and no {wanted}, which that names")
+        if found.parent != folder:
+            raise ModelError(f"{name} changed on the hub while it was fetched: try again")
+    return folder
 
 
 def pipeline_of(home: str) -> str | None:
@@ -113,7 +150,7 @@ def hub_config(name: str) -> dict[str, Any]:
     """The transformer's configuration of a repository on the hub. Raises ModelError."""
     path = hub_file(name, "transformer/config.json")
     if path is None:
-        raise ModelError(f"{name} on the hub has no transformer/config.json, so it is no diffusion transformer")
+        raise ModelError(f"{name} on the hub has no transformer/config.json and no {MANIFEST}, so it is no model")
     return read_json(path, error=ModelError)
 
 

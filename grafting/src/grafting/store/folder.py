@@ -23,7 +23,7 @@ from ..files import misfits, save_safetensors_atomic, sha256, write_json_atomic,
 from ..graft import Grafted, graft, remember, ungraft
 from ..hashes import held_in, is_of, tensors_hash
 from ..hosts import host_for
-from ..hosts.registry import schedule_of, set_schedule
+from ..hosts.registry import class_named, schedule_of, set_schedule
 from ..lora import Lora, add_lora
 from ..plan import Edit, Plan
 from ..restructure import Group
@@ -32,6 +32,7 @@ from ..switch import Switch
 from ..teachers import load_teacher, teachers
 from .card import card
 from .checkpoints import read_checkpoint, translate, unshift_timesteps
+from .configs import HUB_ID, hub_graft
 from .manifest import MANIFEST, StoreError, read_manifest
 
 WEIGHTS = "graft.safetensors"
@@ -44,7 +45,7 @@ def save(
     folder: Path | str,
     *,
     whole: bool | None = None,
-    base: str | None = None,
+    base: str | Path | None = None,
     protocol: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
 ) -> None:
@@ -70,7 +71,7 @@ def save(
     manifest = {
         "format": 1,
         "whole": everything,
-        "base": {"name": base, "sha256": handle.source_hash, "rounded": handle.rounded},
+        "base": {"name": None if base is None else str(base), "sha256": handle.source_hash, "rounded": handle.rounded},
         "class": type(handle.model).__name__,
         "config": described(handle.model),
         "schedule": schedule,
@@ -93,15 +94,19 @@ def save(
 def load(folder: Path | str, base: nn.Module | None = None, *, dtype: torch.dtype | None = None) -> Grafted:
     """Read what :func:`save` wrote.
 
+    folder: or ``owner/name`` of the hub, from which its files are fetched.
     base: the pretrained model, which a delta is put into in place; needed unless the delta names a bundled teacher. It
     may be the delta's model in half precision, which the delta is cast to then; where the delta was made from its
     rounding it is that model too (:func:`~grafting.hashes.is_of`).
     dtype: of a delta's tensors, where not the base's own, as :func:`~grafting.graft.graft` has it.
     Raises StoreError where the folder is no graft, its weights changed or do not fit, or ``base`` is missing, another
     model, or given to a whole folder, which would leave it as it is; LoraError where it holds adapters and peft is
-    missing. ``base`` is then as it was, as it is whatever else ends this, such as Ctrl-C.
+    missing; ModelError where the hub cannot be reached. ``base`` is then as it was, as it is whatever else ends this,
+    such as Ctrl-C.
     """
-    folder = Path(folder)
+    name, folder = str(folder), Path(folder)
+    if not folder.exists() and HUB_ID.fullmatch(name):
+        folder = hub_graft(name) or folder
     manifest = read_manifest(folder)
     if manifest["whole"] and base is not None:
         raise StoreError(
@@ -168,10 +173,8 @@ def assemble(
     source: where the tensors are from, for errors. source_hash: of the pretrained model, where it is known. Raises
     StoreError where they do not fit.
     """
-    import diffusers
-
     host_for({"_class_name": class_name, **config})  # refuses a class that no descriptor knows
-    model: Any = remade(getattr(diffusers, class_name), config).eval()
+    model: Any = remade(class_named(class_name), config).eval()
     for path in facts:
         if path.rpartition(".")[2] not in CONVENTIONS:
             raise StoreError(f"convention {path!r}: known are {', '.join(CONVENTIONS)}")

@@ -14,7 +14,7 @@ from torch import nn
 from ..files import read_json
 from ..graft import Grafted, handle_of
 from ..hosts import host_for
-from ..hosts.registry import set_schedule
+from ..hosts.registry import class_named, set_schedule
 from ..hosts.shapes import class_of, set_text_tokens, shape_of
 from ..precision import WEIGHTS, learning_type
 from ..teachers import PROMPTS, teacher_folder, teachers
@@ -24,6 +24,7 @@ from .configs import (
     SCHEDULER,
     ModelError,
     check_schedule,
+    graft_folder,
     hub_config,
     hub_file,
     text_tokens,
@@ -76,12 +77,15 @@ class Model:
         return self
 
 
-def open_model(name: str | DiffusionPipeline, *, base: str | None = None, weights: str | None = None) -> Model:
+def open_model(
+    name: str | Path | DiffusionPipeline, *, base: str | Path | None = None, weights: str | None = None
+) -> Model:
     """Load a model in eval mode, or take a live pipeline's.
 
     Args:
         name: a bundled teacher; a folder of diffusers (with ``config.json``, or ``transformer`` and ``vae`` in it), of
-            this package's bundles, or of a graft; an original checkpoint's file; or ``owner/name`` on the hub. Of a
+            this package's bundles, or of a graft; an original checkpoint's file; or ``owner/name`` on the hub, of a
+            model of diffusers or of a graft, whose files are fetched. Of a
             pipeline of diffusers its own transformer and autoencoder, no copies, and what its scheduler says of the
             noise; nothing is loaded, so ``base`` and ``weights`` are refused.
         base: the pretrained model of a graft's delta, where it is not the one that the graft names.
@@ -93,7 +97,7 @@ def open_model(name: str | DiffusionPipeline, *, base: str | None = None, weight
             ``weights`` are given with a pipeline.
         ValueError: other ``weights``.
     """
-    if not isinstance(name, str):
+    if not isinstance(name, (str, Path)):
         idle = [f"{key} {given!r}" for key, given in (("base", base), ("weights", weights)) if given is not None]
         if idle:
             raise ModelError(
@@ -104,6 +108,7 @@ def open_model(name: str | DiffusionPipeline, *, base: str | None = None, weight
     weights = "fp32" if weights is None else weights
     if weights not in WEIGHTS:
         raise ValueError(f"weights {weights!r}: {' or '.join(WEIGHTS)}")
+    name, base = str(name), None if base is None else str(base)
     found = _opened(name, base, weights)
     if shape_of(found.transformer).context_tokens and (tokens := text_tokens(base or name)) is not None:
         set_text_tokens(found.transformer, tokens)
@@ -130,14 +135,15 @@ def _opened(name: str, base: str | None, weights: str) -> Model:
     path = Path(name)
     if name in teachers():
         return _plain(teacher_folder(name), name, weights)
-    if (path / MANIFEST).is_file():
-        return _graft(path, base, weights)
+    if (folder := graft_folder(name)) is not None:
+        found = _graft(folder, base, weights)
+        return found if path.exists() else replace(found, name=name)
     if path.is_dir():
         return _plain(path, name, weights)
     if path.is_file():
-        found = import_original(path)
-        handle = found if isinstance(found, Grafted) else None
-        model: nn.Module = handle.model if handle else found  # type: ignore[assignment]
+        read = import_original(path)
+        handle = read if isinstance(read, Grafted) else None
+        model: nn.Module = handle.model if handle else read  # type: ignore[assignment]
         return Model(name=name, transformer=_held(model, handle, weights), graft=handle)
     if HUB_ID.fullmatch(name):
         return _hub(name, weights)
@@ -299,12 +305,10 @@ def _transformer(
     config: Mapping[str, Any], schedule: Path | None, source: str, weights: str, **where: str
 ) -> nn.Module:
     """The model of ``config`` at ``source``, under the noise that the file ``schedule`` describes."""
-    import diffusers
-
     name = class_of(config)  # refuses a class that no descriptor knows
     if schedule is not None:
         check_schedule(schedule, host_for(config).schedule())  # before its weights are fetched
-    model: nn.Module = getattr(diffusers, name).from_pretrained(source, torch_dtype=WEIGHTS[weights], **where)
+    model: nn.Module = class_named(name).from_pretrained(source, torch_dtype=WEIGHTS[weights], **where)
     if schedule is not None:
         _tell(model, schedule)
     return _held(model, None, weights).eval()

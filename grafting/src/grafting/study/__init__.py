@@ -31,7 +31,9 @@ from .recipe import RunRecipe
 __all__ = ["Entry", "RunRecipe", "Study", "StudyError", "entries", "run"]
 
 
-def run(recipe: RunRecipe, out: Path, *, resume: bool = True, say: Say = print, team: Team | None = None) -> Results:
+def run(
+    recipe: RunRecipe, out: Path | str, *, resume: bool = True, say: Say = print, team: Team | None = None
+) -> Results:
     """Run ``recipe`` in the folder ``out``, or go on with what is there; returns what ``out/results.json`` holds.
 
     resume: whether ``out`` may hold a run already. say: gets a line per part. team: the processes that train together,
@@ -42,6 +44,7 @@ def run(recipe: RunRecipe, out: Path, *, resume: bool = True, say: Say = print, 
         StudyError, PlanError, ModelError: the recipe does not fit the teacher or its data.
         ClaimError: ``out`` holds a model that was trained under other settings.
     """
+    out = Path(out)
     if (out / "recipe.yaml").is_file() and not resume:
         raise StudyError(f"{out} holds a run: resume it, or name another folder")
     team = team or Team.current()

@@ -388,9 +388,10 @@ class RunRecipe:
 
     @classmethod
     def from_yaml(cls, source: str | Path, overrides: Sequence[str] = (), where: str = "recipe") -> RunRecipe:
-        """From a YAML file (a Path) or text; ``overrides`` are ``key=value`` with dots between levels.
+        """From a YAML file (a Path, or one line that ends in ``.yaml`` or ``.yml``) or YAML text.
 
-        where: what the text is called in errors. Raises SettingsError.
+        overrides: ``key=value`` with dots between levels. where: what the text is called in errors. Raises
+        SettingsError.
         """
         return cls.from_dict(*read_recipe(source, overrides, where))
 

@@ -54,8 +54,9 @@ PASSES = 3
 
 def null_class(model: nn.Module) -> int:
     """The label that stands for "no class". Raises ModelError for a model that is not class-conditional."""
-    classes = getattr(model.config, "num_embeds_ada_norm", None)
-    if classes is None or host_for(model).condition != "labels":
+    config: Any = model.config
+    classes = host_for(model).classes(dict(config))
+    if classes is None:
         raise ModelError(f"{type(model).__name__} is not conditioned on classes: this works on DiTs")
     return int(classes)
 
@@ -78,12 +79,12 @@ class Material:
     Raises ModelError where neither the model nor ``data`` has any, or they do not fit the model.
     """
 
-    def __init__(self, model: Model, data: str | None = None) -> None:
+    def __init__(self, model: Model, data: Path | str | None = None) -> None:
         path = Path(data) if data else model.images
         if path is None:
             raise ModelError(
-                f"{model.name} brings no images: name as data a folder of grafting encode, "
-                "or an npz of grafting.data.write_subset"
+                f"{model.name} brings no images: name as data a folder of grafting encode "
+                "or grafting.write_latents, or an npz of grafting.data.write_subset"
             )
         if not path.exists():
             raise ModelError(f"data {path}: no such file or folder")
@@ -100,8 +101,7 @@ class Material:
 
     def _check(self, encoded: Encoded) -> None:
         config: Any = self.model.transformer.config
-        host = host_for(self.model.transformer)
-        wanted = host.condition
+        wanted = host_for(self.model.transformer).condition
         if encoded.condition not in (wanted, "none"):
             raise ModelError(f"data {self.path} has {encoded.condition}, {self.model.name} is conditioned on {wanted}")
         if encoded.condition == "captions" and (problem := misfit(encoded.null, config, "captions")) is not None:
@@ -116,7 +116,7 @@ class Material:
                     f"data {self.path} was made for a model of {there} classes, {self.model.name} knows {classes}"
                 )
         shape = shape_of(self.model.transformer)
-        if encoded.shape[0] != shape.channels or (host.family == "DiT" and encoded.shape[1:] != shape.latents):
+        if encoded.shape[0] != shape.channels or (shape.square and encoded.shape[1:] != shape.latents):
             raise ModelError(
                 f"{self.path}: latents of {encoded.shape}, the transformer takes {(shape.channels, *shape.latents)}"
             )
@@ -268,7 +268,7 @@ def stage_one(
     material: Material,
     *,
     seed: int = 0,
-    out: Path | None = None,
+    out: Path | str | None = None,
     team: Team | None = None,
 ) -> dict[str, SiteReport]:
     """Distil every site; held-out errors are those of the held-out images. out, team: as in :func:`distill`."""
@@ -290,7 +290,7 @@ def stage_two(
     material: Material,
     *,
     seed: int = 0,
-    out: Path | None = None,
+    out: Path | str | None = None,
     teacher: nn.Module | None = None,
     team: Team | None = None,
 ) -> tuple[Grafted | nn.Module, Loop]:

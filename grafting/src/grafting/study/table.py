@@ -175,9 +175,10 @@ class TableRecipe:
 
     @classmethod
     def from_yaml(cls, source: str | Path, overrides: Sequence[str] = (), where: str = "recipe") -> TableRecipe:
-        """From a YAML file (a Path) or text; ``overrides`` are ``key=value`` with dots between levels.
+        """From a YAML file (a Path, or one line that ends in ``.yaml`` or ``.yml``) or YAML text.
 
-        where: what the text is called in errors. Raises SettingsError.
+        overrides: ``key=value`` with dots between levels. where: what the text is called in errors. Raises
+        SettingsError.
         """
         return cls.from_dict(*read_recipe(source, overrides, where))
 

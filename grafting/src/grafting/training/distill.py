@@ -191,7 +191,7 @@ def distill(
     null: Any,
     *,
     config: DistillConfig,
-    out: Path | None = None,
+    out: Path | str | None = None,
     heldout: Batches | None = None,
     diffusion: Schedule | None = None,
     team: Team | None = None,
@@ -210,8 +210,8 @@ def distill(
     precision another than that of weights in bfloat16, or ``out`` holds a run with other settings, of another plan or
     model, or that began from other weights: a caller's own start must be the same each time.
     """
-    schedule = diffusion or schedule_of(handle.model)
-    return Distillation(handle, batches, null, config, out, heldout or batches, schedule, team, depends).run()
+    schedule, home = diffusion or schedule_of(handle.model), None if out is None else Path(out)
+    return Distillation(handle, batches, null, config, home, heldout or batches, schedule, team, depends).run()
 
 
 class Distillation:

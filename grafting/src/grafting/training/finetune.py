@@ -190,7 +190,7 @@ def finetune(
     batches: Callable[[int], Mapping[str, Any]],
     null: Any,
     config: FinetuneConfig,
-    out: Path | None = None,
+    out: Path | str | None = None,
     diffusion: Schedule | None = None,
     team: Team | None = None,
     pairs: Pairs = (),
@@ -279,7 +279,7 @@ def finetune(
         depends["graft"] = f"{handle.plan.digest} {handle.source_hash}"
         if handle.adapters is not None:
             depends["lora"] = asdict(handle.adapters.settings)
-    loop = Loop(model, losses, config.loop, out, "finetune", workers, depends)
+    loop = Loop(model, losses, config.loop, None if out is None else Path(out), "finetune", workers, depends)
     refuse_mixed(model, config.precision)
     loop.start = None if out is None else began(loop.parameters)  # the first process's, which all have by now
     parts = (model,) if handle is None else handle.parts()

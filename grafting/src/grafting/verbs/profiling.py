@@ -116,13 +116,12 @@ def _untouched(handle: Grafted, arguments: argparse.Namespace) -> tuple[nn.Modul
 
     Raises ValueError where ``--base`` names it and it is not that.
     """
-    from pathlib import Path
-
+    from ..store.configs import graft_folder
     from ..store.manifest import read_manifest
 
     name, base = arguments.model, arguments.base
-    if base is None and Path(name).is_dir():
-        base = read_manifest(Path(name))["base"]["name"]
+    if base is None and (folder := graft_folder(name, weights=False)) is not None:
+        base = read_manifest(folder)["base"]["name"]
     if base is None:
         return handle.model, f"{name} does not name the model that it was made from: give it with --base"
     try:

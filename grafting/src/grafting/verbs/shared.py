@@ -187,7 +187,7 @@ def pretrained_of(handle: Grafted, name: str, base: str) -> Model:
     """
     from ..hashes import is_of
     from ..hosts import shape_of
-    from ..store.configs import ModelError
+    from ..store.configs import ModelError, graft_folder
     from ..store.folder import other_constant
     from ..store.manifest import read_manifest
     from ..store.models import open_model
@@ -197,13 +197,14 @@ def pretrained_of(handle: Grafted, name: str, base: str) -> Model:
     except ModelError as error:
         raise ModelError(f"{error}; it is the teacher of {name}: say with --base where it is") from error
     other = f"{base} is not the teacher of {name}"
-    if not Path(name).is_dir():
+    folder = graft_folder(name, weights=False)
+    if folder is None:
         if shape_of(found.transformer) != shape_of(handle.model):
             raise ValueError(f"{other}: it is of other sizes")
         return found
     if not is_of(found.transformer, handle.source_hash, handle.rounded):
         raise ValueError(f"{other}, whose hash is {handle.source_hash[:12]}")
-    if odd := other_constant(found.transformer, read_manifest(Path(name))):
+    if odd := other_constant(found.transformer, read_manifest(folder)):
         raise ValueError(f"{other}: {odd}")
     return found
 

@@ -164,6 +164,7 @@ def finetune(arguments: argparse.Namespace) -> None:
     from ..graft import Grafted, graft
     from ..hashes import tensors_hash
     from ..plan import Plan
+    from ..store.configs import graft_folder
     from ..store.folder import save
     from ..store.manifest import read_manifest
     from ..store.models import open_model
@@ -179,8 +180,9 @@ def finetune(arguments: argparse.Namespace) -> None:
         )
     base: str | None = arguments.model if model.graft is None else arguments.base
     protocol: dict[str, Any] = {}
-    if model.graft is not None and Path(arguments.model).is_dir():  # a released graft is one file, which says neither
-        manifest = read_manifest(Path(arguments.model))
+    folder = None if model.graft is None else graft_folder(arguments.model)
+    if folder is not None:  # a released graft is one file, which says neither
+        manifest = read_manifest(folder)
         base, protocol = base or manifest["base"]["name"], manifest["protocol"]
     handle = model.graft or graft(model.transformer, Plan())
     unchanged = handle.plan.bare and handle.adapters is None and not handle.private
@@ -215,11 +217,13 @@ def finetune(arguments: argparse.Namespace) -> None:
 
 def merge(arguments: argparse.Namespace) -> None:
     """A graft's adapters merged into its weights, which are saved whole."""
+    from ..store.configs import graft_folder
     from ..store.folder import save
     from ..store.manifest import read_manifest
     from ..store.models import open_model
 
-    manifest, out = read_manifest(Path(arguments.model)), _fresh(arguments.out)
+    manifest = read_manifest(graft_folder(arguments.model) or Path(arguments.model))
+    out = _fresh(arguments.out)
     model = open_model(arguments.model, base=arguments.base)
     if model.graft is None or model.graft.adapters is None:
         raise ValueError(f"{arguments.model} holds no adapters to merge")

@@ -84,12 +84,13 @@ class PretrainRecipe:
         return made
 
     @classmethod
-    def from_yaml(cls, text: str, overrides: Sequence[str] = (), where: str = "recipe") -> PretrainRecipe:
-        """From YAML text; ``overrides`` are ``key=value`` with dots between levels.
+    def from_yaml(cls, source: str | Path, overrides: Sequence[str] = (), where: str = "recipe") -> PretrainRecipe:
+        """From a YAML file (a Path, or one line that ends in ``.yaml`` or ``.yml``) or YAML text.
 
-        Raises SettingsError, also for a recipe of a study.
+        overrides: ``key=value`` with dots between levels. where: what the text is called in errors. Raises
+        SettingsError, also for a recipe of a study.
         """
-        content, where = read_recipe(text, overrides, where)
+        content, where = read_recipe(source, overrides, where)
         if not isinstance(content, dict):
             raise SettingsError([f"{where}: {content!r} is no mapping of settings"])
         if "teacher" in content and "kind" not in content:

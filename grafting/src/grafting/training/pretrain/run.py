@@ -25,13 +25,15 @@ from .transformer import transformer
 SCALE_PICTURES = 5000
 
 
-def pretrain(recipe: PretrainRecipe, out: Path, *, until: int | None = None, team: Team | None = None) -> nn.Module:
+def pretrain(
+    recipe: PretrainRecipe, out: Path | str, *, until: int | None = None, team: Team | None = None
+) -> nn.Module:
     """Run or continue ``recipe`` in the folder ``out`` and write the model (EMA weights) to ``out/model``.
 
     until: stop after this step; the state is saved and a later call goes on. team: the processes that share the work,
     and their device; alone on the CPU by default. Returns the model with its EMA weights.
     """
-    team, recipe = team or Team(device=torch.device("cpu")), recipe.completed()
+    team, recipe, out = team or Team(device=torch.device("cpu")), recipe.completed(), Path(out)
     torch.manual_seed(recipe.seed)
     model, losses = _begin(recipe, out, team)
     if recipe.start:
