@@ -42,6 +42,12 @@ def test_what_a_state_did_not_say_yet_is_not_compared() -> None:
     assert differing({"lr": 1}, {"lr": 1, "seed": 2}) == "seed None there, 2 now"
 
 
+def test_how_often_something_is_written_is_not_compared() -> None:
+    there = {"finetune": {"lr": 1, "log_every": 10}, "save_every": 2}
+    assert differing(there, {"finetune": {"lr": 1, "log_every": 1}}) == ""
+    assert differing(there, {"finetune": {"lr": 2, "log_every": 1}}) == "finetune.lr 1 there, 2 now"
+
+
 def test_settings_under_which_nothing_was_made_are_free(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     claim(path, {"one": {"batch": 8}, "two": {"batch": 8}})

@@ -92,7 +92,7 @@ def test_a_state_of_other_settings_is_refused(
     ):
         capsys.readouterr()
         assert main(again) == 2 and word in capsys.readouterr().err
-    assert main(one) == 130 and main([*two, "--set", "save_every=1"]) == 130
+    assert main(one) == 130 and main([*two, "--set", "save_every=1", "--set", "log_every=1"]) == 130
 
 
 def test_sample_is_the_same_picture_for_the_same_seed(taught: Path, tiny_teacher: Path, tmp_path: Path) -> None:

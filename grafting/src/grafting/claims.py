@@ -56,13 +56,16 @@ def claimed(path: Path, settings: Mapping[str, Any], *, begun: bool = True, what
 
 SINCE = ("material", "learnt from", "taught by")
 """What states of trainings did not say at first: where one does not, it is not compared."""
+OFTEN = ("save_every", "log_every")
+"""What says when to write, not what; never compared."""
 
 
 def differing(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The settings read ``there`` and wanted ``now`` that differ, the first few with both values; empty for none."""
     now = {key: value for key, value in now.items() if key in there or key not in SINCE}
     old, new = _flat(there), _flat(json.loads(json.dumps(now)))
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    told = [key for key in {**old, **new} if key.rpartition(".")[2] not in OFTEN]
+    changed = [key for key in told if old.get(key) != new.get(key)]
     named = ", ".join(f"{key} {old.get(key)} there, {new.get(key)} now" for key in changed[:5])
     return named + (" …" if len(changed) > 5 else "")
 
