@@ -31,6 +31,7 @@ from grafting.settings import SettingsError
 from grafting.store.configs import ModelError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
+from grafting.study.assemble import note_results
 from grafting.study.parts import part
 from grafting.study.recipe import DistillStage, FinetuneStage
 from grafting.study.stages import (
@@ -492,6 +493,21 @@ def test_a_run_beside_another_is_paired_with_it(
     assert told[0].endswith(f") against its own in “{out.name}”, paired.")
     other = run(recipe(tiny_teacher, *changes, "seed=1"), tmp_path / "other", say=lambda line: None)
     assert not any("paired" in note for note in other.notes)  # of other triples
+
+
+def test_figures_are_written_into_a_hybrid_s_manifest_without_its_weights(
+    finished: tuple[Path, Results], tiny_teacher: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    weights, manifest = (out / "hybrid" / "model" / name for name in ("graft.safetensors", "graft.json"))
+    there = json.loads(manifest.read_text())
+    figures = there.pop("results")
+    assert "fid" in figures and there["protocol"]["recipe"]["teacher"] == str(tiny_teacher)
+    weights.unlink()  # gigabytes, of a graft that learnt as a whole
+    manifest.write_text(json.dumps(there | {"results": {}}))
+    note_results(Study(recipe(tiny_teacher), out, say=lambda line: None), finished[1])
+    assert json.loads(manifest.read_text()) == there | {"results": figures} and not weights.exists()
 
 
 def test_fewer_images_are_learnt_from_while_quality_compares_to_all(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -86,6 +86,19 @@ def save(
         "protocol": dict(protocol or {}),
         "results": dict(results or {}),
     }
+    _describe(folder, manifest)
+
+
+def annotate(folder: Path | str, *, protocol: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """Write figures and their protocol, JSON data, into the manifest and the card of a saved graft, in the place of
+    those there; its weights are not read. Raises StoreError where the folder is no graft."""
+    folder = Path(folder)
+    there = {"lora": None} | read_manifest(folder)  # which older folders do not say
+    _describe(folder, there | {"protocol": dict(protocol), "results": dict(results)})
+
+
+def _describe(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the card, then the manifest."""
     write_text_atomic(folder / "README.md", card(manifest))
     write_json_atomic(folder / MANIFEST, manifest)
 

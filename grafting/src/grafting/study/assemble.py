@@ -18,7 +18,7 @@ from ..hosts import shape_of
 from ..measure.denoising import mean_loss, paired_difference
 from ..measure.quality import Estimate
 from ..report import PAIRS, Cost, Curve, Figure, ModelResult, Results, SiteMap, SpeedRow, TaskScores, figures_of
-from ..store.folder import save
+from ..store.folder import annotate
 from ..tasks import OVERALL, TaskDifference, differences
 from .bench import Study
 from .entries import Entry, summary
@@ -139,10 +139,7 @@ def note_results(study: Study, results: Results) -> None:
             if OVERALL in found.scenes.differences:
                 figures["scenes right minus the teacher's"] = found.scenes.differences[OVERALL].value
             protocol["samples"] = found.scenes.protocol
-        with study.opened(entry) as (_, handle):
-            assert handle is not None
-            folder = study.out / entry.name / "model"
-            save(handle, folder, base=study.recipe.teacher, protocol=protocol, results=figures)
+        annotate(study.out / entry.name / "model", protocol=protocol, results=figures)
 
 
 def label(recipe: RunRecipe) -> str:
