@@ -22,6 +22,7 @@ from grafting import operators
 from grafting.claims import ClaimError, locked
 from grafting.cli import main
 from grafting.cost import plan_cost
+from grafting.data import LabelledImages, write_subset
 from grafting.graft import ungraft
 from grafting.measure.denoising import denoising_losses
 from grafting.operators import arithmetic
@@ -493,6 +494,24 @@ def test_a_run_beside_another_is_paired_with_it(
     assert told[0].endswith(f") against its own in “{out.name}”, paired.")
     other = run(recipe(tiny_teacher, *changes, "seed=1"), tmp_path / "other", say=lambda line: None)
     assert not any("paired" in note for note in other.notes)  # of other triples
+
+
+def test_runs_of_other_triples_are_not_paired_whatever_their_recipes_say(tiny_teacher: Path, tmp_path: Path) -> None:
+    def ran(name: str, *more: str) -> list[str]:
+        changes = ("controls=[]", "budget=0", "speed=null", "evaluate.samples=0", "evaluate.grid=0", *more)
+        notes = run(recipe(teacher, *changes), tmp_path / name, say=lambda line: None).notes
+        return [note for note in notes if "paired" in note]
+
+    teacher, first = tmp_path / "teacher", tmp_path / "first"
+    shutil.copytree(tiny_teacher, teacher)
+    ran("first")
+    beside = f"beside=[{first}]"
+    assert len(ran("same", beside)) == 1
+    pictures = LabelledImages(images=torch.rand(48, 1, 4, 4) * 2 - 1, labels=torch.arange(48) % 3)
+    write_subset(teacher / "images.npz", pictures, pictures)  # under the name that they had
+    assert ran("other", beside) == []
+    (first / "teacher" / "denoise.json").unlink()  # as shipped runs are: their recipes are all there is
+    assert len(ran("again", beside)) == 1
 
 
 def test_figures_are_written_into_a_hybrid_s_manifest_without_its_weights(

@@ -308,10 +308,10 @@ class Study:
             with self.opened(entry) as (model, _):
                 return self._losses(model, entry.name, folder / "losses.safetensors")
 
-        part(folder / "denoise.json", self._judged(entry), make, self._shipped(entry))
+        part(folder / "denoise.json", self.judged_on(entry), make, self._shipped(entry))
         return load_file(folder / "losses.safetensors")["losses"]
 
-    def _judged(self, entry: Entry) -> dict[str, Any]:
+    def judged_on(self, entry: Entry) -> dict[str, Any]:
         """What held-out losses depend on."""
         triples = {"triples": self.recipe.evaluate.triples, "triples' seed": self.recipe.seed}
         return self.settings(entry) | triples | {"material": self.material.identity}
@@ -337,14 +337,14 @@ class Study:
             def make() -> dict[str, Any]:
                 return self._losses(model, f"{entry.name}, {moment}", path.with_suffix(".safetensors"), leads)
 
-            part(path, self._judged(entry), make, write=leads)
+            part(path, self.judged_on(entry), make, write=leads)
 
     def looks(self, entry: Entry) -> dict[str, torch.Tensor]:
         """(triples,) held-out losses at the ``start`` and after ``stage 1`` of one model, where they were measured."""
         found = {}
         for moment, name in MOMENTS.items():
             path = self.out / entry.name / f"{name}.json"
-            if kept(path, self._judged(entry)) is not None:
+            if kept(path, self.judged_on(entry)) is not None:
                 found[moment] = load_file(path.with_suffix(".safetensors"))["losses"]
         return found
 
@@ -358,7 +358,7 @@ class Study:
             with self.opened(entry) as (model, handle):
                 return left_unexplained(model, handle, self.teacher, self.triples, self.recipe.evaluate.batch)
 
-        settings = self._judged(entry) | {"looked at": LOOKED_AT}
+        settings = self.judged_on(entry) | {"looked at": LOOKED_AT}
         return part(self.out / entry.name / "left.json", settings, make)
 
     def labels(self) -> torch.Tensor:
