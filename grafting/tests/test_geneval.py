@@ -131,6 +131,18 @@ def test_what_is_done_is_skipped_and_what_is_not_whole_is_drawn_again(
     assert write_pictures(prompts, out, Drawing(stop_at=0), {"seed": 0}) == 0
 
 
+def test_pictures_are_drawn_by_one_process_at_a_time(prompts: list[GenEvalPrompt], tmp_path: Path) -> None:
+    out, drawing = tmp_path / "out", Drawing()
+
+    def draw(index: int, text: str) -> list[bytes]:
+        with pytest.raises(ClaimError, match="another process is at work there"):
+            write_pictures(prompts, out, Drawing(), {"seed": 0})
+        return drawing(index, text)
+
+    assert write_pictures(prompts, out, draw, {"seed": 0}) == 3
+    assert {path.name for path in out.iterdir()} == {"00000", "00001", "00002", "settings.json"}
+
+
 def test_other_settings_and_unknown_pictures_are_refused(prompts: list[GenEvalPrompt], tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_pictures(prompts, out, Drawing(), {"seed": 0})
