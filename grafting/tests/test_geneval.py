@@ -320,6 +320,26 @@ def test_sample_draws_the_folder_and_goes_on(
     assert not set(pictures.values()) & {content for name, content in seeds.items() if name.endswith(".png")}
 
 
+def test_pictures_of_another_shift_are_not_mixed(
+    painter: Path,
+    prompts: list[GenEvalPrompt],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from grafting.diffusion import Flow
+    from grafting.hosts.pixart import PixArt
+
+    monkeypatch.setattr(PixArt, "schedule", lambda self: Flow())
+    (painter / "scheduler").mkdir()
+    lines, out = str(tmp_path / "evaluation_metadata.jsonl"), str(tmp_path / "out")
+    for shift, status in ((3.0, 0), (2.0, 2)):
+        told = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": shift}
+        (painter / "scheduler" / "scheduler_config.json").write_text(json.dumps(told))
+        assert main(["sample", str(painter), "--geneval", lines, "--out", out, "--steps", "2"]) == status
+    assert "walked.shift None there, 2.0 now" in capsys.readouterr().err
+
+
 def test_what_sample_refuses_for_geneval(
     painter: Path, tiny_teacher: Path, prompts: list[GenEvalPrompt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

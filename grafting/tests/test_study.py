@@ -28,7 +28,9 @@ from grafting.measure.denoising import denoising_losses
 from grafting.operators import arithmetic
 from grafting.plan import Plan, PlanError
 from grafting.report import Results, read_results
+from grafting.searching.scores import Scoring, settings_of
 from grafting.settings import SettingsError
+from grafting.store.checkpoints import unshift_timesteps
 from grafting.store.configs import ModelError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
@@ -558,6 +560,25 @@ def test_a_model_depends_on_what_its_operators_begin_with(
     after = [study.settings(entry) for entry in study.entries]
     assert after[1] == before[1] | {"starts": dict.fromkeys(operators, 3)}
     assert [entry.name for entry, a, b in zip(study.entries, before, after, strict=True) if a != b] == ["hybrid"]
+
+
+def test_the_same_weights_under_other_constants_are_another_teacher(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An original checkpoint, and the same weights in a folder of diffusers, embed timesteps differently."""
+    study = Study(recipe(tiny_teacher), tmp_path, say=lambda line: None)
+    shared = settings_of(Scoring(), study.model, study.material)
+    imported = open_model(str(tiny_teacher))
+    unshift_timesteps(imported.transformer)
+    monkeypatch.setattr("grafting.study.bench.open_model", lambda *_, **__: imported)
+    other = Study(recipe(tiny_teacher), tmp_path, say=lambda line: None)
+    for entry, same in zip(study.entries, other.entries, strict=True):
+        assert study.settings(entry) != other.settings(same), entry.name
+    losses = study.denoise(study.entries[0])
+    assert not torch.equal(losses, other.denoise(other.entries[0]))
+    assert set(study.settings(study.entries[0])) == {"teacher"}, "a model as its class has it keeps its key"
+    assert shared != settings_of(Scoring(), other.model, other.material)
+    assert set(shared) == {"version", "teacher", "material", "triples", "calibration", "seed"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"key": "x"}', '{"outcome": {}}'])

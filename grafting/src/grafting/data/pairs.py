@@ -26,6 +26,7 @@ from ..hashes import tensors_hash
 from ..hosts import host_for
 from ..random import generator
 from ..sampling import Pipeline, Sampling
+from ..store.folder import walked
 from .encode_config import DTYPES
 from .shards import MANIFEST, NULL, Encoded, stored_caption
 from .writing import ShardFolder, file_entry, versions
@@ -144,6 +145,7 @@ def generate_pairs(
         "sampling": asdict(sampling),
         **asdict(config),
         **({} if told is None else {"told_size": told}),
+        **walked(transformer),
     }
     embed = None if text is None or prompts is None else text()
     if embed is not None:

@@ -36,7 +36,7 @@ from ..precision import learning_type
 from ..report import grid_png
 from ..scenes.scorer import SCORER
 from ..steps import check_walk
-from ..store.folder import load, save
+from ..store.folder import beside_weights, load, save, walked
 from ..store.manifest import read_manifest
 from ..store.models import open_model, refuse_latents, with_autoencoder
 from ..tasks import Verdict
@@ -88,7 +88,7 @@ class Study:
         self.asked = Asked(recipe.evaluate, self.model, self.material, recipe.seed, device)
         _ = self.material.identity  # hashed once, for all recipes that share it
         self.entries = entries(recipe)
-        self.source = tensors_hash(self.teacher.state_dict())
+        self.source, self.constants = tensors_hash(self.teacher.state_dict()), beside_weights(self.teacher)
         self._check_data()
 
     def again(self, recipe: RunRecipe) -> Study:
@@ -159,7 +159,7 @@ class Study:
 
     def settings(self, entry: Entry) -> dict[str, Any]:
         """What the weights of a model depend on."""
-        found: dict[str, Any] = {"teacher": self.source}
+        found: dict[str, Any] = {"teacher": self.source, **self.constants}
         if entry.role == "teacher":
             return found
         one, two = self.recipe.stages if entry.learns else (None, None)
@@ -374,6 +374,7 @@ class Study:
             "samples' seed": self.recipe.seed,
             "decoder": self.material.identity["autoencoder"],
             **self.asked.settings,
+            **walked(self.teacher),
         }
 
     def drawn(self, entry: Entry) -> list[Path]:
