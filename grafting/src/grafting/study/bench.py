@@ -460,8 +460,8 @@ class Study:
 
     def _judge(self, entry: Entry, n: int) -> dict[str, Any]:
         self.say(f"{entry.name}: quality of {n} samples")
-        features, seed = self.features(entry), self.recipe.seed
-        outcome = self.judging.quality(features, self.labels()[:n], seed)
+        features, seed, classes = self.features(entry), self.recipe.seed, self.asked.classes
+        outcome = self.judging.quality(features, None if classes is None else classes[:n], seed)
         if entry.role != "teacher":
             for name, apart in self.judging.minus(features, self._teacher_features, seed).items():
                 outcome["figures"][f"{name.upper()} − teacher's"] = asdict(apart)

@@ -150,30 +150,33 @@ class Judge:
             found["kid"] = Estimate(value=kernel.value, low=kernel.low, high=kernel.high)
         return found
 
-    def quality(self, features: Features, labels: torch.Tensor, seed: int) -> dict[str, Any]:
-        """Every figure of one model's samples, as plain data; ``recognised`` where the extractor knows the classes."""
+    def quality(self, features: Features, labels: torch.Tensor | None, seed: int) -> dict[str, Any]:
+        """Every figure of one model's samples, as plain data; ``recognised`` where the extractor knows the classes.
+
+        labels: (n,) asked classes; None where held-out captions were asked for.
+        """
         config, extractor = self.config, self.extractor
         protocol = Protocol(
             n=len(features),
             sampling=config.sampling,
-            labels=config.labels,
+            labels=None if labels is None else config.labels,
             extractor=extractor.name,
             extractor_label=extractor.label,
             reference=self.reference_name,
             seed=seed,
         )
-        judged = self.model.classifier is not None and config.extractor.kind == "classifier"
+        known = labels if self.model.classifier is not None and config.extractor.kind == "classifier" else None
         found = evaluate(
             features,
             self.reference,
             self.floor,
             protocol,
-            labels=labels if judged else None,
+            labels=known,
             bootstraps=config.bootstraps,
         )
         outcome = found.to_dict()
-        if judged and features.logits is not None and self.floor.logits is not None:
-            shares = recognition(features.logits, labels).per_class
+        if known is not None and features.logits is not None and self.floor.logits is not None:
+            shares = recognition(features.logits, known).per_class
             outcome["per_class"] = {str(label): share for label, share in shares.items()}
             if self.floor_stream is None:
                 real = self.material.images(train=False).labels[: len(features)]
