@@ -23,7 +23,7 @@ from grafting.claims import ClaimError, locked
 from grafting.cli import main
 from grafting.cost import plan_cost
 from grafting.data import LabelledImages, write_subset
-from grafting.graft import ungraft
+from grafting.graft import Grafted, ungraft
 from grafting.measure.denoising import denoising_losses
 from grafting.operators import arithmetic
 from grafting.plan import Plan, PlanError
@@ -46,6 +46,7 @@ from grafting.study.stages import (
     stage_two,
     training_flops,
 )
+from grafting.switch import Switch
 
 TEXT = """
 plan: {edits: [{site: attn, blocks: interleaved 50%, operator: hyena_x}]}
@@ -579,6 +580,18 @@ def test_the_same_weights_under_other_constants_are_another_teacher(
     assert set(study.settings(study.entries[0])) == {"teacher"}, "a model as its class has it keeps its key"
     assert shared != settings_of(Scoring(), other.model, other.material)
     assert set(shared) == {"version", "teacher", "material", "triples", "calibration", "seed"}
+
+
+def test_a_hybrid_is_timed_within_its_teacher(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a copy of all weights, of which a large model leaves no room for two."""
+    study = Study(recipe(tiny_teacher), tmp_path, say=lambda line: None)
+    monkeypatch.setattr(Grafted, "own_copy", lambda self: pytest.fail("copied"))
+    rows = study.time(study.entries[1])
+    assert [row["setting"].split(",")[0] for row in rows] == ["16 tokens", "36 tokens"]
+    assert all(row["time_bound"] > 0 and row["seconds"] > 0 for row in rows)
+    assert not any(isinstance(module, Switch) for module in study.teacher.modules())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"key": "x"}', '{"outcome": {}}'])

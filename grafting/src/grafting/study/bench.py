@@ -504,10 +504,9 @@ class Study:
             assert entry.plan is not None
             handle = graft(self.teacher, entry.plan, init="random")  # no weight changes a time; adapters are merged
             try:
-                hybrid = handle.own_copy()
+                return {"rows": speed_rows(handle, self.teacher, speed)} | of
             finally:
                 ungraft(self.teacher)
-            return {"rows": speed_rows(hybrid, self.teacher, speed)} | of
 
         settings = self._timing(entry)
         of = {"of": key_of(settings)}
