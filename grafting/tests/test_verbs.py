@@ -108,6 +108,9 @@ def test_a_folder_is_worked_on_by_one_process_at_a_time(
             assert f"{out}: another process is at work there" in capsys.readouterr().err
         assert not out.exists() and main(command) == 0
         assert {path.name for path in out.iterdir()} == {"README.md", "graft.json", "graft.safetensors"}
+    with held(tmp_path / "pretrained"):
+        assert main(["pretrain", "fashion-transformer", "--out", str(tmp_path / "pretrained")]) == 2
+        assert "another process is at work there" in capsys.readouterr().err
 
 
 def test_sample_is_the_same_picture_for_the_same_seed(taught: Path, tiny_teacher: Path, tmp_path: Path) -> None:
