@@ -17,7 +17,7 @@ from encoding import SIDE, WORDS, autoencoder, dit_folder, killed, picture, pixa
 from PIL import Image
 
 import grafting
-from grafting.claims import ClaimError
+from grafting.claims import HELD, ClaimError, held
 from grafting.conditions import MASK, TEXT
 from grafting.data import Batches
 from grafting.data.encode import encode
@@ -203,6 +203,17 @@ def test_a_killed_process_is_gone_on_with_to_the_same_files(
     (cut / "settings.json").write_text(json.dumps(json.loads((cut / "encoded.json").read_text())["settings"]))
     assert len(encode(captioned, cut, pixart, config)) == 4
     assert files(cut) == files(tmp_path / "whole")
+
+
+def test_pictures_are_encoded_by_one_process_at_a_time(dit: Path, tmp_path: Path) -> None:
+    pictures, out = classes(tmp_path / "pictures"), tmp_path / "out"
+    with held(out):
+        left = out / ".latents-00000.safetensors.ab12_xyz"
+        left.write_bytes(b"what the other one is writing")
+        with pytest.raises(ClaimError, match="another process is at work there"):
+            encode(pictures, out, dit)
+        left.unlink()
+    assert len(encode(pictures, out, dit)) == 9 and not (out / HELD).exists()
 
 
 def other_pipeline() -> Any:

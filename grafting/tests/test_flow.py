@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -22,7 +23,9 @@ from test_graft import batch, tiny
 from test_study import recipe
 from torch import nn
 
+from grafting.claims import ClaimError
 from grafting.data import Batches
+from grafting.data.pairs import PairsConfig, generate_pairs
 from grafting.diffusion import Diffusion, Flow, Levels, draw
 from grafting.graft import graft
 from grafting.hosts import HostError
@@ -551,6 +554,33 @@ def test_the_shift_of_a_pipelines_folder_is_kept_with_its_model_and_grafts(
         assert schedule_of(open_model(str(tmp_path / name)).transformer) == Flow(shift=2.5)
     sparse = stored(tmp_path / "sparse", _class_name=FLOWS)
     assert schedule_of(open_model(sparse).transformer) == Flow(shift=1.0)  # diffusers' own default
+
+
+def test_another_shift_is_drawn_again_and_not_trained_again(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DiT, "schedule", lambda self: Flow())
+    teacher, scheduler = tmp_path / "teacher", tmp_path / "teacher" / "scheduler" / "scheduler_config.json"
+    shutil.copytree(tiny_teacher, teacher)
+    scheduler.parent.mkdir()
+
+    def opened(shift: float) -> Study:
+        scheduler.write_text(json.dumps({"_class_name": FLOWS, "shift": shift}))
+        return Study(recipe(teacher), tmp_path / "out", lambda line: None)
+
+    def pairs(study: Study) -> None:
+        config = PairsConfig(batch=2, shard=4)
+        generate_pairs(study.teacher, tmp_path / "pairs", 4, sampling=Sampling(steps=2), config=config)
+
+    own, other = opened(3.0), opened(2.0)
+    before, after = (study.sample(study.entries[0]) for study in (own, other))
+    assert before is not None and after is not None and not torch.equal(before, after)
+    for entry in own.entries:
+        assert own.settings(entry) == other.settings(entry)  # a shift is a sampler's alone
+    assert "walked" not in own._sampling(own.entries[1]), "what was drawn under the family's own keeps its key"
+    pairs(own)
+    with pytest.raises(ClaimError, match=r"walked\.shift None there, 2\.0 now"):
+        pairs(other)
 
 
 def test_what_a_whole_graft_says_of_its_schedule_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,18 @@ def test_what_is_done_is_skipped_and_what_is_not_whole_is_drawn_again(
     assert write_pictures(prompts, out, Drawing(stop_at=0), {"seed": 0}) == 0
 
 
+def test_pictures_are_drawn_by_one_process_at_a_time(prompts: list[GenEvalPrompt], tmp_path: Path) -> None:
+    out, drawing = tmp_path / "out", Drawing()
+
+    def draw(index: int, text: str) -> list[bytes]:
+        with pytest.raises(ClaimError, match="another process is at work there"):
+            write_pictures(prompts, out, Drawing(), {"seed": 0})
+        return drawing(index, text)
+
+    assert write_pictures(prompts, out, draw, {"seed": 0}) == 3
+    assert {path.name for path in out.iterdir()} == {"00000", "00001", "00002", "settings.json"}
+
+
 def test_other_settings_and_unknown_pictures_are_refused(prompts: list[GenEvalPrompt], tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_pictures(prompts, out, Drawing(), {"seed": 0})
@@ -306,6 +318,26 @@ def test_sample_draws_the_folder_and_goes_on(
         assert max(abs(a - b) for a, b in zip(few, all_four, strict=True)) <= 1  # a rounding of the batch
     seeds = draw("seed", "--seed", "1")
     assert not set(pictures.values()) & {content for name, content in seeds.items() if name.endswith(".png")}
+
+
+def test_pictures_of_another_shift_are_not_mixed(
+    painter: Path,
+    prompts: list[GenEvalPrompt],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from grafting.diffusion import Flow
+    from grafting.hosts.pixart import PixArt
+
+    monkeypatch.setattr(PixArt, "schedule", lambda self: Flow())
+    (painter / "scheduler").mkdir()
+    lines, out = str(tmp_path / "evaluation_metadata.jsonl"), str(tmp_path / "out")
+    for shift, status in ((3.0, 0), (2.0, 2)):
+        told = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": shift}
+        (painter / "scheduler" / "scheduler_config.json").write_text(json.dumps(told))
+        assert main(["sample", str(painter), "--geneval", lines, "--out", out, "--steps", "2"]) == status
+    assert "walked.shift None there, 2.0 now" in capsys.readouterr().err
 
 
 def test_what_sample_refuses_for_geneval(

@@ -151,6 +151,18 @@ def test_large_pictures_are_cut_to_their_middle(tmp_path: Path) -> None:
             ImageStream(tmp_path / missing, side=4)
 
 
+def test_an_array_of_anything_but_bytes_is_refused(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Shares in [0, 1] would be taken for pictures that are nearly black."""
+    np.save(tmp_path / "shares.npy", np.full((30, 1, 4, 4), 0.5, np.float32))
+    np.savez(tmp_path / "wide.npz", images=np.zeros((30, 1, 4, 4), np.int64))
+    for name, kind in (("shares.npy", "float32"), ("wide.npz", "int64")):
+        with pytest.raises(ValueError, match=rf"{name}: numbers of type {kind}, .* uint8"):
+            ImageStream(tmp_path / name, side=4, channels=1)
+    for key in ("floor", "reference"):  # before anything is drawn
+        with pytest.raises(ValueError, match=r"shares\.npy: numbers of type float32"):
+            Study(recipe(tiny_teacher, f"evaluate.{key}={tmp_path / 'shares.npy'}"), tmp_path / "out")
+
+
 def test_a_study_judges_by_a_users_extractor_over_images_on_disk(tiny_teacher: Path, own: None, tmp_path: Path) -> None:
     """The way of a recipe for a large model, in small: statistics and held-out images by path, no classifier."""
     import own_extractor  # type: ignore[import-not-found]

@@ -14,7 +14,7 @@ import torch
 from encoding import killed
 from torch import nn
 
-from grafting.claims import ClaimError
+from grafting.claims import HELD, ClaimError, held
 from grafting.cli import main
 from grafting.conditions import MASK, TEXT
 from grafting.data.pairs import PairsConfig, Prompts, generate_pairs
@@ -162,6 +162,20 @@ def test_both_stages_learn_from_pairs(tiny_teacher: Path, tmp_path: Path) -> Non
     assert main(["distill", str(tiny_teacher), "--operator", "swa", "--out", graft, "--calibration", "8", *small]) == 0
     assert main(["finetune", graft, "--out", tuned, *small]) == 0
     assert open_model(tuned).graft is not None
+
+
+def test_pairs_are_drawn_by_one_process_at_a_time_and_read_by_several(dit: nn.Module, tmp_path: Path) -> None:
+    with held(tmp_path):
+        with pytest.raises(ClaimError, match="another process is at work there"):
+            labelled(dit, tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [HELD]
+    labelled(dit, tmp_path)
+    with held(tmp_path):
+        assert len(labelled(dit, tmp_path)) == 10
+        with pytest.raises(ClaimError, match="another process is at work there"):
+            labelled(dit, tmp_path, 12)
+        assert len(Encoded(tmp_path)) == 10
+    assert len(labelled(dit, tmp_path, 12)) == 12 and HELD not in contents(tmp_path)
 
 
 def test_pairs_of_other_settings_are_refused(dit: nn.Module, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from encoding import picture, pixart_pipeline
+from encoding import SIDE, picture, pixart_pipeline
 from PIL import Image
 from test_hosts_table import pixart
+from test_judging import OWN
 
 from grafting.cli import main
 from grafting.conditions import MASK, rows
 from grafting.data.shards import Encoded
 from grafting.graft import ungraft
 from grafting.hosts import Site, host_for
-from grafting.sampling import pixels_per_latent
+from grafting.measure.quality.extractors import ExtractorConfig
+from grafting.sampling import Pipeline, pixels_per_latent
 from grafting.searching.candidates import candidates
 from grafting.searching.costs import timed
 from grafting.store.models import open_model
+from grafting.study import RunRecipe, Study, StudyError
 
 
 @pytest.fixture(scope="module")
@@ -197,9 +201,60 @@ controls: [none]
     run("report", tmp_path / "out")
     run("run", recipe, "--out", tmp_path / "out", "--resume", "--set", "evaluate={triples: 4, grid: 2, steps: 2}")
     assert (tmp_path / "out" / "none" / "grid.png").is_file()  # of held-out captions
-    for key, word in (("samples", "no reference for FID and KID"), ("prompts", "the judge of scenes sees RGB")):
+    for key, word in (("samples", "give reference, floor, extractor too"), ("prompts", "the judge of scenes sees RGB")):
         assert main(["run", str(recipe), "--out", str(tmp_path / "no"), "--set", f"evaluate.{key}=4"]) == 2
         assert word in capsys.readouterr().err
+
+
+def test_fid_is_of_held_out_captions_against_pictures_that_are_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_text_extractor.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rng = np.random.default_rng(0)
+    for name, count in (("real", 60), ("held", 8)):
+        np.save(tmp_path / f"{name}.npy", rng.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8))
+    named = {
+        "reference": str(tmp_path / "real.npy"),
+        "floor": str(tmp_path / "held.npy"),
+        "extractor": "python:own_text_extractor:Means",
+    }
+
+    def study(out: str, **given: str) -> Study:
+        judged = {**given, "extractor": asdict(ExtractorConfig.parse(given.get("extractor", "classifier")))}
+        content = {
+            "teacher": str(folder / "pixart"),
+            "data": str(folder / "encoded"),
+            "plan": {"edits": [{"site": "attn", "blocks": "all", "operator": "local_mean"}]},
+            "evaluate": {"triples": 4, "samples": 6, "grid": 0, "steps": 2, "bootstraps": 2, **judged},
+            "calibration": 8,
+        }
+        return Study(RunRecipe.from_dict(content), tmp_path / out, lambda line: None)
+
+    words = ["evaluate", folder / "pixart", "--data", folder / "encoded", "--triples", 4, "--samples", 6, "--steps", 2]
+    for missing in named:  # told alone, before anything is drawn
+        rest = {name: given for name, given in named.items() if name != missing}
+        with pytest.raises(StudyError, match=f"samples 6: .* takes text, .*: give {missing} too"):
+            study("refused", **rest)
+        options = [part for name, given in rest.items() for part in (f"--{name}", given)]
+        assert main([*map(str, words), *options]) == 2 and f"give {missing} too" in capsys.readouterr().err
+    opened = study("out", **named)
+    teacher = opened.entries[0]
+    quality = opened.judge(teacher)
+    assert quality is not None and {"fid", "fid_minus_floor"} <= set(quality["figures"])
+    assert "held-out captions" in quality["protocol"]["text"]
+    encoded = Encoded(folder / "encoded")
+    held_out = encoded.conditions(encoded.half(train=False)).all()
+    pipeline = Pipeline(opened.teacher, opened.model.autoencoder, null=encoded.null)
+    asked = rows(held_out, torch.tensor([0, 1, 0, 1, 0, 1]))  # both captions in turn, each time from other noise
+    drawn = pipeline(asked, sampling=opened.recipe.evaluate.sampling, seed=0, batch_size=6)
+    torch.testing.assert_close(torch.cat(list(opened.images(teacher, 6))), drawn, atol=2e-3, rtol=1e-3)
+    options = [part for name, given in named.items() for part in (f"--{name}", given)]
+    told_of = told(capsys, *words, *options, "--bootstraps", 2)["quality"]
+    assert told_of["figures"]["fid"]["value"] == pytest.approx(quality["figures"]["fid"]["value"], rel=1e-2)
+    assert "held-out captions" in told_of["protocol"]["text"] and "labels" not in told_of["protocol"]["text"]
+    assert main([*map(str, words), *options, "--labels", "uniform"]) == 2
+    assert "--labels uniform: " in capsys.readouterr().err
 
 
 def test_alpha_is_told_the_size_of_its_latents() -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from grafting.data import load_fashion
 from grafting.teachers import PARTS, bundle, load_teacher, teacher_folder
 from grafting.training.loop import LoopConfig
 from grafting.training.pretrain import PretrainRecipe, pretrain
+from grafting.training.pretrain.autoencoder import encode
 from grafting.training.pretrain.transformer import latents, trained_autoencoder
 from grafting.training.team import Team
 
@@ -109,6 +111,21 @@ def test_three_parts_train_resume_and_bundle(fashion: Path, tmp_path: Path) -> N
     half = DiTTransformer2DModel.from_pretrained(tmp_path / "bundle" / "transformer").float()
     for a, b in zip(whole.parameters(), half.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(32, [500, 100]), (64, [500, 100]), (256, [31, 9]), (1536, [1, 1])])
+def test_as_many_pictures_are_encoded_at_once_as_their_size_allows(side: int, sizes: list[int]) -> None:
+    """500 of 256 x 256 would take Stable Diffusion's encoder 17 GB for its first activation alone."""
+    seen = []
+
+    class Counting(torch.nn.Linear):
+        def encode(self, x: torch.Tensor) -> SimpleNamespace:
+            seen.append(len(x))
+            return SimpleNamespace(latent_dist=SimpleNamespace(mean=x[:, :, :1, :1]))
+
+    pictures = torch.arange(float(sum(sizes)))[:, None, None, None].expand(-1, 1, side, side)
+    found = encode(Counting(1, 1), pictures)
+    assert seen == sizes and torch.equal(found.flatten(), torch.arange(float(sum(sizes))))
 
 
 def test_latents_are_of_the_pictures_and_the_autoencoder_at_hand(fashion: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from grafting.graft import GraftError, graft, handle_of, ungraft
 from grafting.hosts import schedule_of, set_schedule
 from grafting.plan import Plan
 from grafting.store.checkpoints import unshift_timesteps
-from grafting.store.folder import StoreError, load, save
+from grafting.store.folder import StoreError, annotate, load, save
 
 PLAN = Plan.interleaved(site="attn", operator="hyena_x") + Plan.explicit(
     site="mlp", operator="mlp", blocks=[0], ratio=3
@@ -39,6 +39,22 @@ def test_delta_round_trip(tmp_path: Path) -> None:
         assert torch.equal(output(teacher), output(tiny()))
     assert torch.equal(output(ungraft(again.model)), output(tiny()))
     assert "| mse | 0.1 |" in (tmp_path / "README.md").read_text()
+
+
+def test_figures_are_noted_beside_the_weights(tmp_path: Path) -> None:
+    handle = graft(tiny(), PLAN, init="random")
+    save(handle, tmp_path, base="tiny", protocol={"stage 1": 5}, results={"mse": 0.1})
+    before = json.loads((tmp_path / "graft.json").read_text())
+    weights = (tmp_path / "graft.safetensors").stat()
+    annotate(tmp_path, protocol={"samples": "N = 8"}, results={"fid": 3.5})
+    after = json.loads((tmp_path / "graft.json").read_text())
+    assert after == before | {"protocol": {"samples": "N = 8"}, "results": {"fid": 3.5}}
+    card = (tmp_path / "README.md").read_text()
+    assert "| fid | 3.5 |" in card and "| samples | N = 8 |" in card and "mse" not in card
+    now = (tmp_path / "graft.safetensors").stat()
+    assert (now.st_ino, now.st_mtime_ns) == (weights.st_ino, weights.st_mtime_ns)
+    with pytest.raises(StoreError, match="is no graft"):
+        annotate(tmp_path / "nothing", protocol={}, results={})
 
 
 @pytest.mark.parametrize("full", [True, False])

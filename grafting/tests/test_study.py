@@ -22,15 +22,19 @@ from grafting import operators
 from grafting.claims import ClaimError, locked
 from grafting.cli import main
 from grafting.cost import plan_cost
-from grafting.graft import ungraft
+from grafting.data import LabelledImages, write_subset
+from grafting.graft import Grafted, ungraft
 from grafting.measure.denoising import denoising_losses
 from grafting.operators import arithmetic
 from grafting.plan import Plan, PlanError
 from grafting.report import Results, read_results
+from grafting.searching.scores import Scoring, settings_of
 from grafting.settings import SettingsError
+from grafting.store.checkpoints import unshift_timesteps
 from grafting.store.configs import ModelError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
+from grafting.study.assemble import note_results
 from grafting.study.parts import part
 from grafting.study.recipe import DistillStage, FinetuneStage
 from grafting.study.stages import (
@@ -42,6 +46,7 @@ from grafting.study.stages import (
     stage_two,
     training_flops,
 )
+from grafting.switch import Switch
 
 TEXT = """
 plan: {edits: [{site: attn, blocks: interleaved 50%, operator: hyena_x}]}
@@ -494,6 +499,39 @@ def test_a_run_beside_another_is_paired_with_it(
     assert not any("paired" in note for note in other.notes)  # of other triples
 
 
+def test_runs_of_other_triples_are_not_paired_whatever_their_recipes_say(tiny_teacher: Path, tmp_path: Path) -> None:
+    def ran(name: str, *more: str) -> list[str]:
+        changes = ("controls=[]", "budget=0", "speed=null", "evaluate.samples=0", "evaluate.grid=0", *more)
+        notes = run(recipe(teacher, *changes), tmp_path / name, say=lambda line: None).notes
+        return [note for note in notes if "paired" in note]
+
+    teacher, first = tmp_path / "teacher", tmp_path / "first"
+    shutil.copytree(tiny_teacher, teacher)
+    ran("first")
+    beside = f"beside=[{first}]"
+    assert len(ran("same", beside)) == 1
+    pictures = LabelledImages(images=torch.rand(48, 1, 4, 4) * 2 - 1, labels=torch.arange(48) % 3)
+    write_subset(teacher / "images.npz", pictures, pictures)  # under the name that they had
+    assert ran("other", beside) == []
+    (first / "teacher" / "denoise.json").unlink()  # as shipped runs are: their recipes are all there is
+    assert len(ran("again", beside)) == 1
+
+
+def test_figures_are_written_into_a_hybrid_s_manifest_without_its_weights(
+    finished: tuple[Path, Results], tiny_teacher: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    weights, manifest = (out / "hybrid" / "model" / name for name in ("graft.safetensors", "graft.json"))
+    there = json.loads(manifest.read_text())
+    figures = there.pop("results")
+    assert "fid" in figures and there["protocol"]["recipe"]["teacher"] == str(tiny_teacher)
+    weights.unlink()  # gigabytes, of a graft that learnt as a whole
+    manifest.write_text(json.dumps(there | {"results": {}}))
+    note_results(Study(recipe(tiny_teacher), out, say=lambda line: None), finished[1])
+    assert json.loads(manifest.read_text()) == there | {"results": figures} and not weights.exists()
+
+
 def test_fewer_images_are_learnt_from_while_quality_compares_to_all(tiny_teacher: Path, tmp_path: Path) -> None:
     all_of_them = Study(recipe(tiny_teacher), tmp_path)
     few = all_of_them.again(recipe(tiny_teacher, "images=10"))
@@ -523,6 +561,37 @@ def test_a_model_depends_on_what_its_operators_begin_with(
     after = [study.settings(entry) for entry in study.entries]
     assert after[1] == before[1] | {"starts": dict.fromkeys(operators, 3)}
     assert [entry.name for entry, a, b in zip(study.entries, before, after, strict=True) if a != b] == ["hybrid"]
+
+
+def test_the_same_weights_under_other_constants_are_another_teacher(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An original checkpoint, and the same weights in a folder of diffusers, embed timesteps differently."""
+    study = Study(recipe(tiny_teacher), tmp_path, say=lambda line: None)
+    shared = settings_of(Scoring(), study.model, study.material)
+    imported = open_model(str(tiny_teacher))
+    unshift_timesteps(imported.transformer)
+    monkeypatch.setattr("grafting.study.bench.open_model", lambda *_, **__: imported)
+    other = Study(recipe(tiny_teacher), tmp_path, say=lambda line: None)
+    for entry, same in zip(study.entries, other.entries, strict=True):
+        assert study.settings(entry) != other.settings(same), entry.name
+    losses = study.denoise(study.entries[0])
+    assert not torch.equal(losses, other.denoise(other.entries[0]))
+    assert set(study.settings(study.entries[0])) == {"teacher"}, "a model as its class has it keeps its key"
+    assert shared != settings_of(Scoring(), other.model, other.material)
+    assert set(shared) == {"version", "teacher", "material", "triples", "calibration", "seed"}
+
+
+def test_a_hybrid_is_timed_within_its_teacher(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a copy of all weights, of which a large model leaves no room for two."""
+    study = Study(recipe(tiny_teacher), tmp_path, say=lambda line: None)
+    monkeypatch.setattr(Grafted, "own_copy", lambda self: pytest.fail("copied"))
+    rows = study.time(study.entries[1])
+    assert [row["setting"].split(",")[0] for row in rows] == ["16 tokens", "36 tokens"]
+    assert all(row["time_bound"] > 0 and row["seconds"] > 0 for row in rows)
+    assert not any(isinstance(module, Switch) for module in study.teacher.modules())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"key": "x"}', '{"outcome": {}}'])

@@ -17,7 +17,7 @@ from grafting.diffusion import Levels
 from grafting.hosts import bundled_config
 from grafting.operators import list_operators
 from grafting.settings import SettingsError
-from grafting.study.recipe import DistillStage, FinetuneStage, RunRecipe
+from grafting.study.recipe import DistillStage, FinetuneStage, RunRecipe, depended_on
 from grafting.training.distill import SiteConfig
 
 TEXT = """
@@ -132,6 +132,13 @@ def test_every_setting_of_a_stage_arrives_where_it_is_used() -> None:
     assert (first.seed, second.seed, second.teacher_share) == (5, 6, (1.0, 0.0))
     changed = [getattr(stage, f.name) != f.default for stage in (one, two) for f in fields(stage) if f.name != "lora"]
     assert all(changed)
+
+
+def test_how_often_a_stage_writes_is_nothing_that_it_learns_from() -> None:
+    """Keys that are there name how often a loss is noted, which they have to go on with: they name the default."""
+    told = depended_on(FinetuneStage(steps=1))
+    assert depended_on(FinetuneStage(steps=1, save_every=3, log_every=3)) == told and told["log_every"] == 10
+    assert depended_on(DistillStage(steps=1, save_every=3)) == depended_on(DistillStage(steps=1))
 
 
 @pytest.mark.parametrize("first", ["import grafting.graft", "from grafting.graft import Grafted", "import grafting"])

@@ -317,7 +317,7 @@ def test_a_grid_is_told_the_size_of_what_it_draws(home: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        (("evaluate.samples=8",), "takes text, and there is no reference for FID and KID"),
+        (("evaluate.samples=8",), "samples 8 and prompts 13: .* takes text, .* ask for 0 of one"),
         (("evaluate.prompts=0",), "held_out 5: these are judged beside other prompts"),
         (("evaluate.prompts=-1",), "prompts -1: at least 0"),
     ],
@@ -433,7 +433,7 @@ def test_evaluate_draws_what_a_study_draws(
         (["evaluate", "TINY", "--scenes", "6", "--against", "TINY"], "one of the models"),
         (["evaluate", "TINY", "--scenes", "6", "--geneval", "x.jsonl"], "give one of them"),
         (["evaluate", "CLASSES", "--scenes", "6"], "the judge of scenes sees RGB"),
-        (["evaluate", "TINY", "--data", "PAIRS", "--samples", "4"], "no reference for FID and KID"),
+        (["evaluate", "TINY", "--data", "PAIRS", "--samples", "4"], "give reference, floor, extractor too"),
         (["sample", "TINY", "--out", "x.png"], "say with --prompt or --prompts"),
         (["sample", "TINY", "--out", "x.png", "--prompt", "a disc", "--prompts", "scenes"], "give one of them"),
         (["sample", "TINY", "--out", "x.png", "--prompts", "no.txt"], "no.txt: no such file"),

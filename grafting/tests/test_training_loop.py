@@ -99,6 +99,8 @@ def test_changed_settings_are_refused(tmp_path: Path) -> None:
     Loop(model, losses, LoopConfig(steps=2, lr=0.1), tmp_path, "tiny").run()
     with pytest.raises(ValueError, match=r"lr 0\.1 there, 0\.2 now"):
         Loop(model, losses, LoopConfig(steps=2, lr=0.2), tmp_path, "tiny").run()
+    often = LoopConfig(steps=2, lr=0.1, save_every=1, log_every=1)  # when to write, and not what
+    Loop(model, losses, often, tmp_path, "tiny").run()
 
 
 def test_a_state_is_continued_on_the_models_device(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from grafting.claims import held
 from grafting.cli import main
 from grafting.operators.arithmetic import TABLE
 from grafting.store.models import ModelError, open_model
@@ -92,7 +93,24 @@ def test_a_state_of_other_settings_is_refused(
     ):
         capsys.readouterr()
         assert main(again) == 2 and word in capsys.readouterr().err
-    assert main(one) == 130 and main([*two, "--set", "save_every=1"]) == 130
+    assert main(one) == 130 and main([*two, "--set", "save_every=1", "--set", "log_every=1"]) == 130
+
+
+def test_a_folder_is_worked_on_by_one_process_at_a_time(
+    taught: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb, model in (("distill", tiny_teacher), ("finetune", taught)):
+        out = tmp_path / verb
+        command = [verb, str(model), "--steps", "2", "--batch", "4", "--out", str(out)]
+        command += ["--operator", "swa", "--calibration", "8"] if verb == "distill" else []
+        with held(out):
+            assert main(command) == 2
+            assert f"{out}: another process is at work there" in capsys.readouterr().err
+        assert not out.exists() and main(command) == 0
+        assert {path.name for path in out.iterdir()} == {"README.md", "graft.json", "graft.safetensors"}
+    with held(tmp_path / "pretrained"):
+        assert main(["pretrain", "fashion-transformer", "--out", str(tmp_path / "pretrained")]) == 2
+        assert "another process is at work there" in capsys.readouterr().err
 
 
 def test_sample_is_the_same_picture_for_the_same_seed(taught: Path, tiny_teacher: Path, tmp_path: Path) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import fcntl  # of POSIX: Linux and macOS are what the package is for
 import json
-from collections.abc import Collection, Iterator, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .files import write_json_atomic
 
+HELD = ".lock"
+"""The file in a folder that tells other processes that one is at work there."""
+
 
 class ClaimError(ValueError):
-    """A folder that holds work under other settings."""
+    """A folder that holds work under other settings, or in which another process works."""
 
 
 def claim(
@@ -41,28 +45,57 @@ def claim(
 @contextmanager
 def claimed(path: Path, settings: Mapping[str, Any], *, begun: bool = True, what: str = "a model") -> Iterator[None]:
     """:func:`claim` for the work inside, taken back where that is refused (ValueError) before it made anything."""
-    there = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    there = _missing(path.parent)
     claim(path, settings, begun=begun, what=what)
     try:
         yield
     except ValueError:
         if not begun and list(path.parent.iterdir()) == [path]:
             path.unlink()
-            for folder in there:  # those made for the claim, from the inside out
-                if not any(folder.iterdir()):
-                    folder.rmdir()
+            _remove_empty(there)
         raise
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """``folder`` for this process alone while this is open; made if need be, and gone again where it stays empty.
+
+    Raises ClaimError where another process holds it.
+    """
+    there, path = _missing(folder), folder / HELD
+    with locked(path, wait=False) as mine:
+        if not mine:
+            raise ClaimError(f"{folder}: another process is at work there: wait for it, or name another folder")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            _remove_empty(there)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """``folder`` and those above it that are not there yet, from the inside out."""
+    return [one for one in (folder, *folder.parents) if not one.exists()]
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 SINCE = ("material", "learnt from", "taught by")
 """What states of trainings did not say at first: where one does not, it is not compared."""
+OFTEN = ("save_every", "log_every")
+"""What says when to write, not what; never compared."""
 
 
 def differing(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The settings read ``there`` and wanted ``now`` that differ, the first few with both values; empty for none."""
     now = {key: value for key, value in now.items() if key in there or key not in SINCE}
     old, new = _flat(there), _flat(json.loads(json.dumps(now)))
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    told = [key for key in {**old, **new} if key.rpartition(".")[2] not in OFTEN]
+    changed = [key for key in told if old.get(key) != new.get(key)]
     named = ", ".join(f"{key} {old.get(key)} there, {new.get(key)} now" for key in changed[:5])
     return named + (" …" if len(changed) > 5 else "")
 
@@ -83,4 +116,4 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        yield True
+        yield os.fstat(file.fileno()).st_nlink > 0  # else its holder removed it since it was opened here

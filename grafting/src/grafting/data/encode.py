@@ -67,7 +67,7 @@ def encode(
     Raises:
         ValueError: there are no pictures, none could be encoded, or they do not go with the model.
         ClaimError: ``out`` holds pictures that were encoded with other settings, or is finished and holds captions of
-            another text encoder; of an unfinished folder these are made again.
+            another text encoder; of an unfinished folder these are made again. Or another process encodes into it.
     """
     config = config or EncodeConfig()
     named = isinstance(model, (str, Path))
@@ -174,27 +174,28 @@ class _Run:
         if (self.shards.out / MANIFEST).is_file():
             self._check_text(embed)
             return Encoded(self.shards.out)
-        text = None
-        if embed is not None:
-            text = self.shards.captions(
-                self._caption,
-                embed,
-                config=self.encoders.config,
-                batch=self.config.batch,
-                dtype=DTYPES[self.config.dtype],
-                tell=lambda done, of: self.tell("captions", done, of),
-            )
-        del embed
-        gc.collect()  # the text encoder is not needed any more, and can be larger than all that follows
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self._pictures()
-        manifest = self._manifest(text)
-        if not manifest["samples"]:
-            name, why = manifest["skipped"]["pictures"][0].values()
-            raise ValueError(f"none of {len(self.source)} pictures could be encoded; the first, {name}: {why}")
-        self.shards.finish(manifest)
-        return Encoded(self.shards.out)
+        with self.shards.worked_on():
+            text = None
+            if embed is not None:
+                text = self.shards.captions(
+                    self._caption,
+                    embed,
+                    config=self.encoders.config,
+                    batch=self.config.batch,
+                    dtype=DTYPES[self.config.dtype],
+                    tell=lambda done, of: self.tell("captions", done, of),
+                )
+            del embed
+            gc.collect()  # the text encoder is not needed any more, and can be larger than all that follows
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._pictures()
+            manifest = self._manifest(text)
+            if not manifest["samples"]:
+                name, why = manifest["skipped"]["pictures"][0].values()
+                raise ValueError(f"none of {len(self.source)} pictures could be encoded; the first, {name}: {why}")
+            self.shards.finish(manifest)
+            return Encoded(self.shards.out)
 
     def _caption(self, i: int) -> str | None:
         return None if self.source.captions is None or i in self.source.problems else self.source.captions[i]

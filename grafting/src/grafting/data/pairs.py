@@ -26,6 +26,7 @@ from ..hashes import tensors_hash
 from ..hosts import host_for
 from ..random import generator
 from ..sampling import Pipeline, Sampling
+from ..store.folder import walked
 from .encode_config import DTYPES
 from .shards import MANIFEST, NULL, Encoded, stored_caption
 from .writing import ShardFolder, autoencoder_facts, file_entry, versions
@@ -126,7 +127,7 @@ def generate_pairs(
 
     Raises:
         ValueError: ``count`` is below 1 or below what is there, or prompts have no ``text`` to embed them.
-        ClaimError: ``out`` holds pairs of other settings.
+        ClaimError: ``out`` holds pairs of other settings, or another process draws into it.
     """
     sampling, config = sampling or Sampling(), config or PairsConfig()
     folder, run = Path(out), progress or (lambda *_: None)
@@ -145,6 +146,7 @@ def generate_pairs(
         "sampling": asdict(sampling),
         **asdict(config),
         **({} if told is None else {"told_size": told}),
+        **walked(transformer),
     }
     embed = None if text is None or prompts is None else text()
     if embed is not None:
@@ -157,34 +159,36 @@ def generate_pairs(
             raise ValueError(f"{folder} holds {there} pairs already: {count} are asked for, name another folder")
         if there == count:
             return Encoded(folder)
-        shards.reopen()  # the manifest says nothing true once the last file grows
-    encoder = None
-    if prompts is not None and embed is not None:
-        encoder = shards.captions(
-            prompts.at,
-            embed,
-            config=model.config,
-            batch=config.batch,
-            dtype=DTYPES[config.dtype],
-            tell=lambda done, of: run("captions", done, of),
-        )
-        del embed
-        gc.collect()  # the text encoder is not needed any more, and can be larger than the model
-    if device is not None:
-        transformer.to(device)
-    pipeline = Pipeline(transformer, vae, null=None if encoder is None else _null(folder))
-    todo = [k for k in shards.shards if shards.facts("latents", k) is None]
-    done = count - sum(len(shards.items(k)) for k in todo)
+    with shards.worked_on():
+        if (folder / MANIFEST).is_file():
+            shards.reopen()  # the manifest says nothing true once the last file grows
+        encoder = None
+        if prompts is not None and embed is not None:
+            encoder = shards.captions(
+                prompts.at,
+                embed,
+                config=model.config,
+                batch=config.batch,
+                dtype=DTYPES[config.dtype],
+                tell=lambda done, of: run("captions", done, of),
+            )
+            del embed
+            gc.collect()  # the text encoder is not needed any more, and can be larger than the model
+        if device is not None:
+            transformer.to(device)
+        pipeline = Pipeline(transformer, vae, null=None if encoder is None else _null(folder))
+        todo = [k for k in shards.shards if shards.facts("latents", k) is None]
+        done = count - sum(len(shards.items(k)) for k in todo)
 
-    def tell(more: int) -> None:
-        run("latents", done + more, count)
+        def tell(more: int) -> None:
+            run("latents", done + more, count)
 
-    tell(0)
-    for k in todo:
-        tensors = _drawn(pipeline, shards, k, sampling, config, captions=prompts is not None, tell=tell)
-        shards.write("latents", k, tensors, samples=len(tensors["latents"]))
-        done += len(shards.items(k))
-    shards.finish(_manifest(pipeline, shards, sampling, encoder))
+        tell(0)
+        for k in todo:
+            tensors = _drawn(pipeline, shards, k, sampling, config, captions=prompts is not None, tell=tell)
+            shards.write("latents", k, tensors, samples=len(tensors["latents"]))
+            done += len(shards.items(k))
+        shards.finish(_manifest(pipeline, shards, sampling, encoder))
     return Encoded(folder)
 
 

@@ -26,7 +26,8 @@ class ImageStream:
     as :mod:`grafting.data.pictures` says.
 
     Raises:
-        ValueError: there is nothing there, or it holds no images; an image of other size in an npz.
+        ValueError: there is nothing there, or it holds no images, or numbers of another type than bytes; an image of
+            other size in an npz.
     """
 
     def __init__(self, path: Path, *, side: int, channels: int = 3, batch: int = 64) -> None:
@@ -35,6 +36,8 @@ class ImageStream:
             raise ValueError(f"images {path}: no such file or folder")
         if len(self) == 0:
             raise ValueError(f"images {path}: neither {', '.join(SUFFIXES)} in it nor an array {' or '.join(ARRAYS)}")
+        if not path.is_dir() and self._array.dtype != np.uint8:  # shares in [0, 1] would pass for pictures all black
+            raise ValueError(f"images {path}: numbers of type {self._array.dtype}, must be bytes 0 to 255, uint8")
 
     @cached_property
     def _files(self) -> list[Path]:

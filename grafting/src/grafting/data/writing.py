@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import __version__
-from ..claims import ClaimError, differing
+from ..claims import ClaimError, differing, held
 from ..conditions import POOLED, TEXT, as_row, each
 from ..files import read_json, save_safetensors_atomic, sha256, write_json_atomic
 from ..hashes import tensors_hash
@@ -41,7 +42,7 @@ class ShardFolder:
 
     def claim(self, what: str) -> None:
         """Raises ClaimError where the folder holds ``what`` of other settings; these are noted with its first file, so
-        that a refusal before that leaves nothing. What a kill left half written is removed."""
+        that a refusal before that leaves nothing. What a kill left in a finished folder is removed."""
         for name in (MANIFEST, SETTINGS):
             if (self.out / name).is_file():
                 there = read_json(self.out / name, ("settings",) if name == MANIFEST else ())
@@ -49,11 +50,24 @@ class ShardFolder:
                     raise ClaimError(
                         f"{self.out} holds {what} of other settings ({named}): name another folder or remove it"
                     )
+        if (self.out / MANIFEST).is_file():
+            self._clear()
+            (self.out / SETTINGS).unlink(missing_ok=True)
+
+    @contextmanager
+    def worked_on(self) -> Iterator[None]:
+        """The folder for this process alone while this is open; what a kill left half written is removed.
+
+        Of a finished one there is no need: several read it. Raises ClaimError where another process is at it.
+        """
+        with held(self.out):
+            self._clear()
+            yield
+
+    def _clear(self) -> None:
         for path in list(self.out.glob(".*")):
             if TEMPORARY.fullmatch(path.name):
                 path.unlink()
-        if (self.out / MANIFEST).is_file():
-            (self.out / SETTINGS).unlink(missing_ok=True)
 
     def reopen(self) -> None:
         """Make a finished folder one under way, of the same settings."""

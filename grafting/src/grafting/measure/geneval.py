@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..claims import claim
+from ..claims import claim, held
 from ..files import json_lines, write_bytes_atomic
 from ..tasks import TASKS, Verdict
 
@@ -69,33 +69,34 @@ def write_pictures(
     depend on, noted in ``out``.
 
     Raises:
-        ClaimError: ``out`` holds pictures of other settings.
+        ClaimError: ``out`` holds pictures of other settings, or another process draws into it.
         ValueError: it holds pictures that no settings are noted of, or ``draw`` returned another number.
     """
     if not (out / SETTINGS).is_file() and any(_numbered(out)):
         raise ValueError(f"{out} holds pictures, and no {SETTINGS} tells what of: name another folder or remove it")
     lines = hashlib.sha256(b"\n".join(prompt.line for prompt in prompts)).hexdigest()
     everything = {"prompts": lines, "samples": samples, **settings}
-    claim(out / SETTINGS, everything, begun=any(_numbered(out)), what="pictures")
-    scratch, drawn = out / _UNFINISHED, 0
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        for index, prompt in enumerate(prompts):
-            folder, making = (place / f"{index:05d}" for place in (out, scratch))
-            if not _whole(folder, prompt, samples):
-                pictures = draw(index, prompt.text)
-                if len(pictures) != samples:
-                    raise ValueError(f"{len(pictures)} pictures were drawn of prompt {index}, not {samples}")
-                for k, picture in enumerate(pictures):
-                    write_bytes_atomic(making / "samples" / _name(k), picture)
-                write_bytes_atomic(making / "metadata.jsonl", prompt.line + b"\n")
-                shutil.rmtree(folder, ignore_errors=True)
-                making.rename(folder)
-                drawn += 1
-            if progress is not None:
-                progress(index + 1, len(prompts))
-    finally:
+    with held(out):
+        claim(out / SETTINGS, everything, begun=any(_numbered(out)), what="pictures")
+        scratch, drawn = out / _UNFINISHED, 0
         shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            for index, prompt in enumerate(prompts):
+                folder, making = (place / f"{index:05d}" for place in (out, scratch))
+                if not _whole(folder, prompt, samples):
+                    pictures = draw(index, prompt.text)
+                    if len(pictures) != samples:
+                        raise ValueError(f"{len(pictures)} pictures were drawn of prompt {index}, not {samples}")
+                    for k, picture in enumerate(pictures):
+                        write_bytes_atomic(making / "samples" / _name(k), picture)
+                    write_bytes_atomic(making / "metadata.jsonl", prompt.line + b"\n")
+                    shutil.rmtree(folder, ignore_errors=True)
+                    making.rename(folder)
+                    drawn += 1
+                if progress is not None:
+                    progress(index + 1, len(prompts))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return drawn
 
 

@@ -24,6 +24,7 @@ from ..hosts.registry import schedule_of
 from ..initialise import start_versions
 from ..measure.denoising import Triples, denoising_losses, paired_difference
 from ..modes import evaluating
+from ..store.folder import beside_weights
 from ..store.models import Model
 from ..study.parts import part
 from ..study.stages import Material, begin, denoiser
@@ -72,6 +73,7 @@ def settings_of(scoring: Scoring, model: Model, material: Material) -> dict[str,
     return {
         "version": VERSION,
         "teacher": tensors_hash(model.transformer.state_dict()),
+        **beside_weights(model.transformer),
         "material": material.identity,
         "triples": scoring.triples,
         "calibration": scoring.calibration,

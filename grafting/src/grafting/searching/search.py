@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -60,10 +60,6 @@ class Front:
                 f"budget of {budget.kind}: this front is one of {self.cost}; search with cost={budget.kind}"
             )
         return best(self.scores, self.operators, self.costs, budget, by=self.by)
-
-    def with_checks(self, seen: Mapping[int, Found]) -> Front:
-        """With the plans at some places measured."""
-        return replace(self, plans=tuple(seen.get(place, one) for place, one in enumerate(self.plans)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as ``search.json`` holds it; costs are shares of the pretrained model's."""
@@ -170,24 +166,46 @@ def search(
             costs = timed(network, chosen, side=side, batch=batch)
         else:
             costs = counted(network, chosen, side=side)[cost]
-        plans = pareto(scores, chosen, costs, cost, by=by, points=points)
-        places = spread(plans, check)
-        how: dict[str, Any] = {"scoring": scoring, "data": data, "side": side, "batch": batch}
-        seen = checked(opened, [plans[place] for place in places], home, progress=progress, **how)
-    host, device = host_for(network), next(network.parameters()).device
-    front = Front(
-        model=opened.name,
-        depth=len(host.blocks(network)),
-        cost=cost,
-        protocol=_protocol(cost, grid or host.grid_of(network), batch, device),
-        by=by,
-        plans=tuple(plans),
-        operators=chosen,
-        scores=tuple(scores),
-        costs=costs,
-        scoring=scoring,
-    )
-    return front.with_checks(dict(zip(places, seen, strict=True)))
+        host, device = host_for(network), next(network.parameters()).device
+        front = Front(
+            model=opened.name,
+            depth=len(host.blocks(network)),
+            cost=cost,
+            protocol=_protocol(cost, grid or host.grid_of(network), batch, device),
+            by=by,
+            plans=tuple(pareto(scores, chosen, costs, cost, by=by, points=points)),
+            operators=chosen,
+            scores=tuple(scores),
+            costs=costs,
+            scoring=scoring,
+        )
+        front, _ = looked_at(opened, front, check, home, data=data, side=side, batch=batch, progress=progress)
+    return front
+
+
+def looked_at(
+    model: Model,
+    front: Front,
+    count: int,
+    out: Path,
+    *,
+    more: Sequence[Found] = (),
+    data: str | None = None,
+    side: Side | None = None,
+    batch: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Front, list[Found]]:
+    """``front`` with ``count`` plans along it measured whole, and ``more`` plans that were; kept in ``out``.
+
+    The rest as :func:`~grafting.searching.check.checked` has it.
+    """
+    places = spread(front.plans, count)
+    asked = [*(front.plans[place] for place in places), *more]
+    how: dict[str, Any] = {"scoring": front.scoring, "data": data, "side": side, "batch": batch}
+    seen = checked(model, asked, out, progress=progress, **how)
+    found = dict(zip(places, seen, strict=False))
+    plans = tuple(found.get(place, one) for place, one in enumerate(front.plans))
+    return replace(front, plans=plans), seen[len(places) :]
 
 
 def _protocol(cost: str, grid: tuple[int, int], batch: int, device: torch.device) -> str:

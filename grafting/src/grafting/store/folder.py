@@ -60,7 +60,7 @@ def save(
     folder = Path(folder)
     if whole is False and handle.private:
         raise StoreError("this graft was finetuned as a whole: its delta is the whole model, save it with whole=True")
-    everything, schedule = handle.private or bool(whole), _schedule_told(handle)
+    everything, schedule = handle.private or bool(whole), schedule_told(handle.model)
     if everything and handle.adapters is not None:
         handle = handle.own_copy()
     tensors = {f"{site.name}.{key}": value for site, op in handle.operators().items() for key, value in _state(op)}
@@ -87,6 +87,19 @@ def save(
         "protocol": dict(protocol or {}),
         "results": dict(results or {}),
     }
+    _describe(folder, manifest)
+
+
+def annotate(folder: Path | str, *, protocol: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """Write figures and their protocol, JSON data, into the manifest and the card of a saved graft, in the place of
+    those there; its weights are not read. Raises StoreError where the folder is no graft."""
+    folder = Path(folder)
+    there = {"lora": None} | read_manifest(folder)  # which older folders do not say
+    _describe(folder, there | {"protocol": dict(protocol), "results": dict(results)})
+
+
+def _describe(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the card, then the manifest."""
     write_text_atomic(folder / "README.md", card(manifest))
     write_json_atomic(folder / MANIFEST, manifest)
 
@@ -254,10 +267,27 @@ def _adapters(handle: Grafted) -> dict[str, nn.Parameter]:
     return {f"lora.{name}": parameter for name, parameter in found.items()}
 
 
-def _schedule_told(handle: Grafted) -> dict[str, Any] | None:
-    """The schedule of a graft's model as plain data; None where it is its family's own."""
-    schedule = schedule_of(handle.model)
-    if schedule == handle.host.schedule():
+def beside_weights(model: nn.Module) -> dict[str, Any]:
+    """What a model computes with and learns under that a hash of its weights leaves out, as plain data to go into a key
+    beside that: ``schedule`` and ``conventions``, each where it is not its family's own and its class's."""
+    schedule, facts = repr(schedule_of(model)), conventions(model)
+    found: dict[str, Any] = {} if schedule == repr(host_for(model).schedule()) else {"schedule": schedule}
+    return found | ({"conventions": facts} if facts else {})
+
+
+def walked(model: nn.Module) -> dict[str, Any]:
+    """The same of what a model's samples depend on besides, where a sampler stays: nothing is trained by that."""
+    told = schedule_told(model)
+    return {} if told is None else {"walked": told}
+
+
+def schedule_told(model: nn.Module) -> dict[str, Any] | None:
+    """The schedule of a model as plain data; None where it is its family's own.
+
+    Raises StoreError for one that is not this package's.
+    """
+    schedule = schedule_of(model)
+    if schedule == host_for(model).schedule():
         return None
     name = type(schedule).__name__
     if not isinstance(schedule, Diffusion | Flow) or name not in SCHEDULES:

@@ -29,7 +29,8 @@ class Asked:
     """Of one model and its data.
 
     A model of classes is asked for these in turn. A model of text is asked for the scene world's evaluation prompts,
-    those of held-out combinations last; where the protocol has none, for the captions of held-out pictures.
+    those of held-out combinations last; where the protocol has none, for the captions of held-out pictures, in their
+    order and again from the first where there are fewer.
     """
 
     def __init__(
@@ -58,6 +59,11 @@ class Asked:
     def labels(self) -> torch.Tensor:
         """(drawn,) classes. Raises ModelError for a model of text."""
         return draw_labels(self.config.drawn, null_class(self.model.transformer), self.config.labels, self.seed)
+
+    @property
+    def classes(self) -> torch.Tensor | None:
+        """The same; None of a model of text."""
+        return None if self.reads_text else self.labels
 
     @cached_property
     def _states(self) -> tuple[Condition, Any]:
@@ -136,10 +142,19 @@ def problems(config: EvaluateStage, model: Model) -> list[str]:
     if not reads_text(model):
         return [f"prompts {config.prompts}: {model.name} is conditioned on classes"] if config.prompts else []
     found = []
-    if config.samples:
+    judge = config.extractor.kind != "classifier" or model.classifier is not None
+    given = {"reference": config.reference, "floor": config.floor, "extractor": judge}
+    missing = ", ".join(name for name, there in given.items() if not there)
+    if config.samples and config.prompts:
         found.append(
-            f"samples {config.samples}: {model.name} takes text, and there is no reference for FID and KID of what it "
-            "draws: ask for 0, and for prompts where it draws scenes"
+            f"samples {config.samples} and prompts {config.prompts}: {model.name} takes text, and what it draws is of "
+            "held-out captions or of prompts: ask for 0 of one"
+        )
+    elif config.samples and missing:
+        found.append(
+            f"samples {config.samples}: {model.name} takes text, and FID and KID of what it draws of held-out captions "
+            f"are against pictures that are named: give {missing} too, or ask for 0, and for prompts where it draws "
+            "scenes"
         )
     try:
         _ = scene_prompts(model, config.prompts, config.held_out) if config.prompts else ()

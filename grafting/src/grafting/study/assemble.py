@@ -18,10 +18,11 @@ from ..hosts import shape_of
 from ..measure.denoising import mean_loss, paired_difference
 from ..measure.quality import Estimate
 from ..report import PAIRS, Cost, Curve, Figure, ModelResult, Results, SiteMap, SpeedRow, TaskScores, figures_of
-from ..store.folder import save
+from ..store.folder import annotate
 from ..tasks import OVERALL, TaskDifference, differences
 from .bench import Study
 from .entries import Entry, summary
+from .parts import kept
 from .recipe import RunRecipe
 from .stages import part_flops, training_flops
 
@@ -56,15 +57,7 @@ def beside(results: Results, other: Results, source: Path, out: Path, name: str,
 def paired_with(study: Study, folder: Path) -> list[str]:
     """How each hybrid stands against the one of its name in a finished run, where both were judged on the same triples
     and that run's folder still holds the losses."""
-    try:
-        theirs, mine = RunRecipe.from_yaml(folder / "recipe.yaml"), study.recipe
-    except (OSError, ValueError):
-        return []
-
-    def judged_on(recipe: RunRecipe) -> tuple[Any, ...]:
-        return recipe.teacher, recipe.data, recipe.pairs, recipe.seed, recipe.evaluate.triples
-
-    if judged_on(theirs) != judged_on(mine):
+    if not _same_triples(study, folder):
         return []
     told = []
     for entry in study.entries:
@@ -76,6 +69,23 @@ def paired_with(study: Study, folder: Path) -> list[str]:
                 f"own in “{folder.name}”, paired."
             )
     return told
+
+
+def _same_triples(study: Study, folder: Path) -> bool:
+    """Whether a finished run judged on this study's triples: by the hash of its teacher, data and draw that lies with
+    the teacher's losses; where a run was shipped without, by what its recipe names."""
+    noted = folder / "teacher" / "denoise.json"
+    if noted.is_file():
+        return kept(noted, study.judged_on(study.entries[0])) is not None
+    try:
+        theirs, mine = RunRecipe.from_yaml(folder / "recipe.yaml"), study.recipe
+    except (OSError, ValueError):
+        return False
+
+    def named(recipe: RunRecipe) -> tuple[Any, ...]:
+        return recipe.teacher, recipe.data, recipe.pairs, recipe.seed, recipe.evaluate.triples
+
+    return named(theirs) == named(mine)
 
 
 def assemble(study: Study) -> Results:
@@ -139,10 +149,7 @@ def note_results(study: Study, results: Results) -> None:
             if OVERALL in found.scenes.differences:
                 figures["scenes right minus the teacher's"] = found.scenes.differences[OVERALL].value
             protocol["samples"] = found.scenes.protocol
-        with study.opened(entry) as (_, handle):
-            assert handle is not None
-            folder = study.out / entry.name / "model"
-            save(handle, folder, base=study.recipe.teacher, protocol=protocol, results=figures)
+        annotate(study.out / entry.name / "model", protocol=protocol, results=figures)
 
 
 def label(recipe: RunRecipe) -> str:

@@ -36,7 +36,7 @@ from ..precision import learning_type
 from ..report import grid_png
 from ..scenes.scorer import SCORER
 from ..steps import check_walk
-from ..store.folder import load, save
+from ..store.folder import beside_weights, load, save, walked
 from ..store.manifest import read_manifest
 from ..store.models import open_model, refuse_latents, with_autoencoder
 from ..tasks import Verdict
@@ -88,7 +88,7 @@ class Study:
         self.asked = Asked(recipe.evaluate, self.model, self.material, recipe.seed, device)
         _ = self.material.identity  # hashed once, for all recipes that share it
         self.entries = entries(recipe, self.teacher)
-        self.source = tensors_hash(self.teacher.state_dict())
+        self.source, self.constants = tensors_hash(self.teacher.state_dict()), beside_weights(self.teacher)
         self._check_data()
 
     def again(self, recipe: RunRecipe) -> Study:
@@ -159,7 +159,7 @@ class Study:
 
     def settings(self, entry: Entry) -> dict[str, Any]:
         """What the weights of a model depend on."""
-        found: dict[str, Any] = {"teacher": self.source}
+        found: dict[str, Any] = {"teacher": self.source, **self.constants}
         if entry.role == "teacher":
             return found
         one, two = self.recipe.stages if entry.learns else (None, None)
@@ -308,10 +308,10 @@ class Study:
             with self.opened(entry) as (model, _):
                 return self._losses(model, entry.name, folder / "losses.safetensors")
 
-        part(folder / "denoise.json", self._judged(entry), make, self._shipped(entry))
+        part(folder / "denoise.json", self.judged_on(entry), make, self._shipped(entry))
         return load_file(folder / "losses.safetensors")["losses"]
 
-    def _judged(self, entry: Entry) -> dict[str, Any]:
+    def judged_on(self, entry: Entry) -> dict[str, Any]:
         """What held-out losses depend on."""
         triples = {"triples": self.recipe.evaluate.triples, "triples' seed": self.recipe.seed}
         return self.settings(entry) | triples | {"material": self.material.identity}
@@ -337,14 +337,14 @@ class Study:
             def make() -> dict[str, Any]:
                 return self._losses(model, f"{entry.name}, {moment}", path.with_suffix(".safetensors"), leads)
 
-            part(path, self._judged(entry), make, write=leads)
+            part(path, self.judged_on(entry), make, write=leads)
 
     def looks(self, entry: Entry) -> dict[str, torch.Tensor]:
         """(triples,) held-out losses at the ``start`` and after ``stage 1`` of one model, where they were measured."""
         found = {}
         for moment, name in MOMENTS.items():
             path = self.out / entry.name / f"{name}.json"
-            if kept(path, self._judged(entry)) is not None:
+            if kept(path, self.judged_on(entry)) is not None:
                 found[moment] = load_file(path.with_suffix(".safetensors"))["losses"]
         return found
 
@@ -358,7 +358,7 @@ class Study:
             with self.opened(entry) as (model, handle):
                 return left_unexplained(model, handle, self.teacher, self.triples, self.recipe.evaluate.batch)
 
-        settings = self._judged(entry) | {"looked at": LOOKED_AT}
+        settings = self.judged_on(entry) | {"looked at": LOOKED_AT}
         return part(self.out / entry.name / "left.json", settings, make)
 
     def labels(self) -> torch.Tensor:
@@ -374,6 +374,7 @@ class Study:
             "samples' seed": self.recipe.seed,
             "decoder": self.material.identity["autoencoder"],
             **self.asked.settings,
+            **walked(self.teacher),
         }
 
     def drawn(self, entry: Entry) -> list[Path]:
@@ -459,8 +460,8 @@ class Study:
 
     def _judge(self, entry: Entry, n: int) -> dict[str, Any]:
         self.say(f"{entry.name}: quality of {n} samples")
-        features, seed = self.features(entry), self.recipe.seed
-        outcome = self.judging.quality(features, self.labels()[:n], seed)
+        features, seed, classes = self.features(entry), self.recipe.seed, self.asked.classes
+        outcome = self.judging.quality(features, None if classes is None else classes[:n], seed)
         if entry.role != "teacher":
             for name, apart in self.judging.minus(features, self._teacher_features, seed).items():
                 outcome["figures"][f"{name.upper()} − teacher's"] = asdict(apart)
@@ -503,10 +504,9 @@ class Study:
             assert entry.plan is not None
             handle = graft(self.teacher, entry.plan, init="random")  # no weight changes a time; adapters are merged
             try:
-                hybrid = handle.own_copy()
+                return {"rows": speed_rows(handle, self.teacher, speed)} | of
             finally:
                 ungraft(self.teacher)
-            return {"rows": speed_rows(hybrid, self.teacher, speed)} | of
 
         settings = self._timing(entry)
         of = {"of": key_of(settings)}

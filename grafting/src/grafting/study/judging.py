@@ -48,10 +48,14 @@ class Judge:
         self.config, self.model, self.material, self.out, self.device = config, model, material, out, device
 
     def problems(self) -> list[str]:
-        """Why this many samples cannot be judged, before any is drawn."""
+        """Why this many samples cannot be judged, before any is drawn.
+
+        Raises ValueError where what is named as real images is none.
+        """
         wanted, found = self.config.samples, []
         if wanted == 0:
             return []
+        _ = self.reference_stream
         have = len(self.floor_stream) if self.floor_stream else len(self.material.images(train=False).labels)
         if wanted > have:
             found.append(f"samples {wanted}: the floor needs as many held-out images, and there are {have}")
@@ -90,6 +94,12 @@ class Judge:
         return None if self.config.floor is None else self._stream(self.config.floor)
 
     @cached_property
+    def reference_stream(self) -> ImageStream | None:
+        """The real images, where the recipe names some and not statistics of them."""
+        named = self.config.reference
+        return None if named is None or _has_statistics(Path(named)) else self._stream(named)
+
+    @cached_property
     def floor(self) -> Features:
         """Features of as many held-out real images as there are samples."""
         n = self.config.samples
@@ -104,9 +114,8 @@ class Judge:
     @cached_property
     def reference(self) -> Reference:
         """What FID and KID compare to: shipped beside the teacher, kept from before, or computed now."""
-        named, rows = self.config.reference, max(ROWS, self.config.samples)
-        published = named is not None and _has_statistics(Path(named))
-        stream = self._stream(named) if named and not published else None
+        named, stream, rows = self.config.reference, self.reference_stream, max(ROWS, self.config.samples)
+        published = named is not None and stream is None
         images = (
             _hash(Path(str(named))) if published else stream.identity if stream else self.material.identity["images"]
         )
@@ -141,30 +150,33 @@ class Judge:
             found["kid"] = Estimate(value=kernel.value, low=kernel.low, high=kernel.high)
         return found
 
-    def quality(self, features: Features, labels: torch.Tensor, seed: int) -> dict[str, Any]:
-        """Every figure of one model's samples, as plain data; ``recognised`` where the extractor knows the classes."""
+    def quality(self, features: Features, labels: torch.Tensor | None, seed: int) -> dict[str, Any]:
+        """Every figure of one model's samples, as plain data; ``recognised`` where the extractor knows the classes.
+
+        labels: (n,) asked classes; None where held-out captions were asked for.
+        """
         config, extractor = self.config, self.extractor
         protocol = Protocol(
             n=len(features),
             sampling=config.sampling,
-            labels=config.labels,
+            labels=None if labels is None else config.labels,
             extractor=extractor.name,
             extractor_label=extractor.label,
             reference=self.reference_name,
             seed=seed,
         )
-        judged = self.model.classifier is not None and config.extractor.kind == "classifier"
+        known = labels if self.model.classifier is not None and config.extractor.kind == "classifier" else None
         found = evaluate(
             features,
             self.reference,
             self.floor,
             protocol,
-            labels=labels if judged else None,
+            labels=known,
             bootstraps=config.bootstraps,
         )
         outcome = found.to_dict()
-        if judged and features.logits is not None and self.floor.logits is not None:
-            shares = recognition(features.logits, labels).per_class
+        if known is not None and features.logits is not None and self.floor.logits is not None:
+            shares = recognition(features.logits, known).per_class
             outcome["per_class"] = {str(label): share for label, share in shares.items()}
             if self.floor_stream is None:
                 real = self.material.images(train=False).labels[: len(features)]

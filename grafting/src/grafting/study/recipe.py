@@ -420,6 +420,7 @@ def _file(plan: Any) -> bool:
 def depended_on(stage: DistillStage | FinetuneStage) -> dict[str, Any]:
     """The settings that what a stage learns depends on, as plain data."""
     plain, later = as_plain(asdict(stage)), {f.name: f.default for f in fields(stage) if f.name in LATER}
+    plain |= {f.name: f.default for f in fields(stage) if f.name == "log_every"}  # named by keys that are there
     return {key: value for key, value in plain.items() if key not in HOW and (key not in later or value != later[key])}
 
 

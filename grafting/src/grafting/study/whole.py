@@ -32,6 +32,7 @@ from ..measure.denoising import mean_loss, paired_difference
 from ..report import Figure, SpeedRow, TaskScores, figures_of, grid_png
 from ..report.table import HELD_OUT, RIGHT, TableRow
 from ..scenes.scorer import SCORER
+from ..store.folder import walked
 from ..tasks import OVERALL, differences
 from ..training.team import Team
 from .assemble import trained_on
@@ -111,7 +112,7 @@ class Table:
         protocol: dict[str, Any] = {"triples": config.triples, "seed": study.recipe.seed}
         judge: dict[str, Any] = {}
         if row.samples:
-            protocol |= asdict(config.sampling)
+            protocol |= asdict(config.sampling) | walked(study.teacher)
         if row.samples and config.prompts:
             protocol |= {"prompts": config.prompts, "held_out": config.held_out}
             judge = {"scorer": SCORER} | study.asked.settings

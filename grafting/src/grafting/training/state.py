@@ -76,9 +76,8 @@ def load_state(
     Raises ValueError where the run there has other settings, depends on anything else or began from other weights, or
     its file is another or does not fit.
     """
-    often = {"save_every": config.save_every}  # says when to write, not what
     unnamed = {f.name: f.default for f in fields(config) if f.default is not MISSING}  # when the run there began
-    there = unnamed | manifest["config"] | manifest.get("depends", {}) | often
+    there = unnamed | manifest["config"] | manifest.get("depends", {})
     if named := differing(there, {**asdict(config), **depends}):
         raise ValueError(f"{out} holds a run with other settings ({named}): name another folder or remove it")
     path = out / manifest["file"]

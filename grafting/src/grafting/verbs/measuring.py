@@ -115,6 +115,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from ..measure.quality.extractors import ExtractorConfig
     from ..store.models import open_model
     from ..study.asked import problems as unanswerable
+    from ..study.asked import reads_text
     from ..study.judging import Judge
     from ..study.recipe import EvaluateStage
     from ..study.stages import Material
@@ -125,6 +126,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     config = EvaluateStage(
         **asdict(sampling_of(arguments)),
         samples=arguments.samples or 0,
+        grid=0,
         extractor=ExtractorConfig.parse(arguments.extractor or "classifier"),
         reference=arguments.reference,
         floor=arguments.floor,
@@ -132,6 +134,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     )
     at = next(model.transformer.parameters()).device
     judge = Judge(config, model, material, None, at)
+    if arguments.labels is not None and reads_text(model):
+        raise ValueError(
+            f"--labels {arguments.labels}: {arguments.model} takes text, and is asked for held-out captions"
+        )
     if problems := unanswerable(config, model) or judge.problems():
         raise ValueError("; ".join(f"--{problem}" for problem in problems))
     against = None
@@ -230,25 +236,25 @@ def _denoising(model: Model, against: nn.Module | None, material: Any, arguments
 def _quality(model: Model, against: nn.Module | None, judge: Judge, arguments: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from ..conditions import rows
     from ..measure.quality import collect
-    from ..sampling import Pipeline, draw_labels
-    from ..study.stages import null_class
+    from ..sampling import Pipeline
+    from ..study.asked import Asked
 
-    n, batch = arguments.samples, arguments.batch
-    labels = draw_labels(n, null_class(model.transformer), judge.config.labels, arguments.seed)
-    sampling = sampling_of(arguments)
+    n, batch, sampling = arguments.samples, arguments.batch, judge.config.sampling
+    asked = Asked(judge.config, model, judge.material, arguments.seed, judge.device)
 
     def features(network: Any, name: str) -> Features:
-        pipeline, show = Pipeline(network, model.autoencoder), progress(f"samples of {name}")
+        pipeline, show = Pipeline(network, model.autoencoder, null=asked.null), progress(f"samples of {name}")
 
         def drawn(start: int) -> torch.Tensor:
-            part = labels[start : start + batch]
+            part = rows(asked.condition, slice(start, min(start + batch, n)))
             return pipeline(part, sampling=sampling, seed=arguments.seed, first_index=start, batch_size=batch)
 
         return collect(judge.extractor, map(drawn, range(0, n, batch)), progress=lambda done, _: show(done, n))
 
     mine = features(model.transformer, "the model")
-    found = judge.quality(mine, labels, arguments.seed)
+    found = judge.quality(mine, asked.classes, arguments.seed)
     with _other(model, against, arguments) as (network, name):
         if network is not None:
             theirs = judge.minus(mine, features(network, name), arguments.seed)

@@ -156,6 +156,7 @@ def _geneval(arguments: argparse.Namespace) -> None:
     from ..random import generator
     from ..report import grid_png
     from ..sampling import Pipeline
+    from ..store.folder import walked
     from ..store.models import refuse_latents
 
     for option in ("count", "labels", "prompt", "prompts", "size", "columns", "zoom"):
@@ -176,7 +177,7 @@ def _geneval(arguments: argparse.Namespace) -> None:
     model = opened(arguments).to(device)
     refuse_latents(model)
     pipeline = Pipeline(model.transformer, model.autoencoder, null=null)
-    settings["model"] = tensors_hash(model.transformer.state_dict())
+    settings |= {"model": tensors_hash(model.transformer.state_dict()), **walked(model.transformer)}
     settings["autoencoder"] = None if model.autoencoder is None else tensors_hash(model.autoencoder.state_dict())
 
     def draw(index: int, text: str) -> list[bytes]:

@@ -56,9 +56,9 @@ def search(arguments: argparse.Namespace) -> None:
     """Score every operator at every site once, then solve for the plan and the front."""
     from ..hosts.shapes import KINDS, set_text_tokens
     from ..report.search import FILE, write_search
-    from ..searching.check import checked, spread
     from ..searching.costs import Budget
     from ..searching.scores import Scoring
+    from ..searching.search import looked_at
     from ..searching.search import search as find
     from ..searching.solve import SearchError
     from ..store.models import open_model
@@ -68,12 +68,7 @@ def search(arguments: argparse.Namespace) -> None:
     if arguments.text_tokens is not None:
         set_text_tokens(model.transformer, arguments.text_tokens)
     out = arguments.out or folder_of(arguments.model, "search")
-    how: dict[str, Any] = {
-        "side": arguments.side,
-        "batch": arguments.batch,
-        "scoring": Scoring(triples=arguments.triples),
-        "data": arguments.data,
-    }
+    how: dict[str, Any] = {"side": arguments.side, "batch": arguments.batch, "data": arguments.data}
     front = find(
         model,
         arguments.operators or (),
@@ -81,6 +76,7 @@ def search(arguments: argparse.Namespace) -> None:
         cost=budget.kind,
         by=arguments.by,
         points=arguments.points,
+        scoring=Scoring(triples=arguments.triples),
         out=out,
         progress=progress("score"),
         **how,
@@ -92,11 +88,9 @@ def search(arguments: argparse.Namespace) -> None:
         best = str(error)
     page = write_search(out, front, budget, best)
     if arguments.check:
-        places = spread(front.plans, arguments.check)
-        asked = [*(front.plans[place] for place in places), *([] if isinstance(best, str) else [best])]
-        seen = checked(model, asked, out, progress=progress("check"), **how)
-        front = front.with_checks(dict(zip(places, seen, strict=False)))
-        best = best if isinstance(best, str) else seen[-1]
+        more = () if isinstance(best, str) else (best,)
+        front, seen = looked_at(model, front, arguments.check, out, more=more, progress=progress("check"), **how)
+        best = seen[0] if seen else best
         page = write_search(out, front, budget, best)
     print((out / FILE).read_text(encoding="utf-8") if arguments.json else _table(front, best, page))
     if isinstance(best, str):

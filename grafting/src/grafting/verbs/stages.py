@@ -30,6 +30,7 @@ from .shared import (
 if TYPE_CHECKING:
     import torch
 
+    from ..study.recipe import DistillStage, FinetuneStage
     from ..training.pretrain import PretrainRecipe
     from ..training.team import Team
 
@@ -95,7 +96,9 @@ def pretrain(arguments: argparse.Namespace) -> None:
     if arguments.score is not None:
         _score(recipe, arguments.out, arguments.score)
         return
-    train(recipe, arguments.out, until=arguments.until, team=team_of(arguments))
+    team = team_of(arguments)
+    with _held(arguments.out, team):
+        train(recipe, arguments.out, until=arguments.until, team=team)
 
 
 def _score(recipe: PretrainRecipe, out: Path, count: int) -> None:
@@ -114,14 +117,21 @@ def _score(recipe: PretrainRecipe, out: Path, count: int) -> None:
 
 def distill(arguments: argparse.Namespace) -> None:
     """Stage 1: graft a pretrained model, teach its new operators, save the delta."""
-    from ..store.folder import save
-    from ..store.models import open_model
-    from ..study.recipe import DistillStage, depended_on
-    from ..study.stages import Material, begin, learns, stage_one, uncopied
+    from ..study.recipe import DistillStage
 
     if arguments.set and not arguments.steps:
         raise ValueError(f"--set {arguments.set[0]}: a setting of training, and --steps 0 trains nothing")
     stage, team = _stage(DistillStage, arguments) if arguments.steps else None, team_of(arguments)
+    with _held(arguments.out, team):
+        _distill(arguments, stage, team)
+
+
+def _distill(arguments: argparse.Namespace, stage: DistillStage | None, team: Team) -> None:
+    from ..store.folder import save
+    from ..store.models import open_model
+    from ..study.recipe import depended_on
+    from ..study.stages import Material, begin, learns, stage_one, uncopied
+
     out, model = _fresh(arguments.out), open_model(arguments.model, weights=arguments.weights).to(team.device)
     if model.graft is not None:
         raise ValueError(f"{arguments.model} is a graft already: stage 1 starts from a pretrained model")
@@ -161,6 +171,14 @@ def distill(arguments: argparse.Namespace) -> None:
 
 def finetune(arguments: argparse.Namespace) -> None:
     """Stage 2: finetune a graft end to end and save it; a pretrained model too, where adapters alone learn."""
+    from ..study.recipe import FinetuneStage
+
+    stage, team = _stage(FinetuneStage, arguments, _trained(arguments)), team_of(arguments)
+    with _held(arguments.out, team):
+        _finetune(arguments, stage, team)
+
+
+def _finetune(arguments: argparse.Namespace, stage: FinetuneStage, team: Team) -> None:
     from ..graft import Grafted, graft
     from ..hashes import tensors_hash
     from ..plan import Plan
@@ -168,10 +186,9 @@ def finetune(arguments: argparse.Namespace) -> None:
     from ..store.folder import save
     from ..store.manifest import read_manifest
     from ..store.models import open_model
-    from ..study.recipe import FinetuneStage, depended_on
+    from ..study.recipe import depended_on
     from ..study.stages import Material, refuse_half_whole, stage_two
 
-    stage, team = _stage(FinetuneStage, arguments, _trained(arguments)), team_of(arguments)
     out = _fresh(arguments.out)
     model = open_model(arguments.model, base=arguments.base, weights=arguments.weights).to(team.device)
     if model.graft is None and stage.adapters is None:
@@ -255,6 +272,13 @@ def _stage(kind: Any, arguments: argparse.Namespace, more: Mapping[str, Any] = M
     if arguments.weights == "bf16" and stage.precision != "bf16":
         raise ValueError(f"precision {stage.precision}: it is bf16 with --weights bf16")
     return stage
+
+
+def _held(out: Path, team: Team) -> AbstractContextManager[None]:
+    """A verb's folder for these processes alone, by the one that leads."""
+    from ..claims import held
+
+    return held(out) if team.leads else nullcontext()
 
 
 def _claimed(state: Path, settings: Mapping[str, Any], made: str, team: Team) -> AbstractContextManager[None]:

@@ -36,11 +36,14 @@ _Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How samples were drawn and judged; figures under different protocols must not be compared."""
+    """How samples were drawn and judged; figures under different protocols must not be compared.
+
+    labels: how classes were asked for; None where held-out captions were.
+    """
 
     n: int
     sampling: Sampling
-    labels: Literal["uniform", "balanced"]
+    labels: Literal["uniform", "balanced"] | None
     extractor: str
     extractor_label: str
     reference: str
@@ -48,8 +51,9 @@ class Protocol:
 
     def describe(self) -> str:
         """One line for a table."""
+        asked = "held-out captions" if self.labels is None else f"{self.labels} labels"
         return (
-            f"N = {self.n}, {self.sampling.describe()}, {self.labels} labels, seed {self.seed}, "
+            f"N = {self.n}, {self.sampling.describe()}, {asked}, seed {self.seed}, "
             f"features of {self.extractor} ({self.extractor_label}) against {self.reference}"
         )
 

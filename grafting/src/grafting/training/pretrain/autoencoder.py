@@ -14,6 +14,10 @@ from ..team import Team
 from .pictures import by_step
 from .recipe import PretrainRecipe
 
+ENCODED = 500 * 64**2
+"""Pixels that are encoded at once: 500 pictures of 64 x 64, 31 of 256 x 256, whose first activation in Stable
+Diffusion's encoder takes 1 GB."""
+
 
 def autoencoder(recipe: PretrainRecipe, team: Team) -> tuple[nn.Module, StepLosses]:
     """L1 + L2 reconstruction with a small KL term; the latents' scale is measured at the end."""
@@ -39,8 +43,12 @@ def autoencoder(recipe: PretrainRecipe, team: Team) -> tuple[nn.Module, StepLoss
 
 @torch.no_grad()
 def encode(autoencoder: nn.Module, images: torch.Tensor, batch: int = 500) -> torch.Tensor:
-    """(n, C, h, w) float32 posterior means of ``images``, unscaled, on the CPU; computed where the autoencoder is."""
-    device = next(autoencoder.parameters()).device
+    """(n, C, h, w) float32 posterior means of ``images``, unscaled, on the CPU; computed where the autoencoder is.
+
+    batch: of a pass at most, and of large pictures no more than :data:`ENCODED` has pixels.
+    """
+    device, height, width = next(autoencoder.parameters()).device, *images.shape[-2:]
+    batch = min(batch, max(1, ENCODED // (height * width)))
     parts = [autoencoder.encode(x.to(device)).latent_dist.mean.cpu() for x in images.split(batch)]  # type: ignore[operator]
     # An autoencoder may work in channels_last; latents read from a file do not, and rounding follows the layout.
     return torch.cat(parts).contiguous()
