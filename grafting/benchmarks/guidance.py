@@ -19,7 +19,7 @@ import torch
 from grafting.diffusion import Diffusion
 from grafting.files import write_json_atomic
 from grafting.store.models import open_model
-from grafting.study.stages import Material
+from grafting.study.material import Material
 
 LEVELS = (150, 350, 500, 600, 700, 800, 950)
 

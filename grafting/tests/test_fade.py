@@ -14,8 +14,10 @@ from grafting.graft import Grafted, graft
 from grafting.plan import Plan
 from grafting.restructure import Merge
 from grafting.store.models import Model, open_model
+from grafting.study.material import Material
 from grafting.study.recipe import FinetuneStage, depended_on
-from grafting.study.stages import Material, stage_two, stage_two_flops
+from grafting.study.spending import stage_two_flops
+from grafting.study.stages import stage_two
 from grafting.training.finetune import FinetuneConfig, fading, finetune
 from grafting.training.loop import LoopConfig
 

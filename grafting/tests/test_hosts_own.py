@@ -17,7 +17,7 @@ from grafting.cost import plan_cost
 from grafting.data import Batches
 from grafting.hosts import HostError, host_for, registry
 from grafting.hosts.dit import DiT
-from grafting.study.stages import null_class
+from grafting.study.material import null_class
 
 SIZES: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "sample_size": 4}
 SIZES |= {"patch_size": 1, "in_channels": 1, "out_channels": 2, "num_embeds_ada_norm": 3}

@@ -27,7 +27,7 @@ from grafting.settings import SettingsError
 from grafting.store.folder import load, save
 from grafting.store.manifest import StoreError
 from grafting.study.recipe import FinetuneStage
-from grafting.study.stages import stage_two_flops
+from grafting.study.spending import stage_two_flops
 
 SIZES: dict[str, Any] = {
     "num_attention_heads": 2,

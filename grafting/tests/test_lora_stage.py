@@ -29,8 +29,10 @@ from grafting.plan import Plan
 from grafting.settings import SettingsError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, run
+from grafting.study.material import Material
 from grafting.study.recipe import FinetuneStage, depended_on
-from grafting.study.stages import PASSES, Material, part_flops, stage_two, stage_two_flops
+from grafting.study.spending import PASSES, part_flops, stage_two_flops
+from grafting.study.stages import stage_two
 from grafting.teachers import teacher_folder, teachers
 from grafting.training.loop import Loop
 

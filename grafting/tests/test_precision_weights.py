@@ -28,8 +28,9 @@ from grafting.settings import SettingsError
 from grafting.store.folder import load, save
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, run
+from grafting.study.material import Material
 from grafting.study.recipe import DistillStage, FinetuneStage
-from grafting.study.stages import Material, begin, stage_one, stage_two
+from grafting.study.stages import begin, stage_one, stage_two
 from grafting.training.distill import DistillConfig, distill
 
 ONE = DistillStage(steps=8, batch=8, evaluate_every=4, heldout_batches=1, precision="bf16")

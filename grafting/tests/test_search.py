@@ -38,7 +38,8 @@ from grafting.searching.solve import Option, SearchError, Selection, choose, fro
 from grafting.settings import SettingsError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe
-from grafting.study.stages import Material, begin, denoiser
+from grafting.study.material import Material
+from grafting.study.stages import begin, denoiser
 from grafting.study.table import TableRecipe
 from grafting.teachers import teachers
 from grafting.training.team import Team

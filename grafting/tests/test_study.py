@@ -35,17 +35,11 @@ from grafting.store.configs import ModelError
 from grafting.store.models import open_model
 from grafting.study import RunRecipe, Study, StudyError, run
 from grafting.study.assemble import note_results
+from grafting.study.material import Material
 from grafting.study.parts import part
 from grafting.study.recipe import DistillStage, FinetuneStage
-from grafting.study.stages import (
-    Material,
-    begin,
-    denoiser,
-    part_flops,
-    stage_one,
-    stage_two,
-    training_flops,
-)
+from grafting.study.spending import part_flops, training_flops
+from grafting.study.stages import begin, denoiser, stage_one, stage_two
 from grafting.switch import Switch
 
 TEXT = """

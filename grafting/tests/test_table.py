@@ -40,7 +40,8 @@ from grafting.study.making import run_rows
 from grafting.study.parts import StudyError
 from grafting.study.publish import publish
 from grafting.study.rows import Row, against_of, fit, matching, none_of, rows, untrained_of
-from grafting.study.stages import denoiser, left_unexplained, stage_one_flops, stage_two_flops, start_flops
+from grafting.study.spending import stage_one_flops, stage_two_flops, start_flops
+from grafting.study.stages import denoiser, left_unexplained
 from grafting.study.table import TableRecipe
 from grafting.study.whole import Table, by_timestep
 from grafting.teachers import teachers

@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from .store.models import open_model as open_model
     from .study import RunRecipe as RunRecipe
     from .study import run as run
+    from .study.material import Material as Material
     from .study.parts import StudyError as StudyError
     from .study.recipe import DistillStage as DistillStage
     from .study.recipe import FinetuneStage as FinetuneStage
-    from .study.stages import Material as Material
     from .study.stages import denoiser as denoiser
     from .study.stages import stage_one as stage_one
     from .study.stages import stage_two as stage_two
@@ -77,7 +77,7 @@ _HOMES = {
     "LoopConfig": "training.loop",
     "Lora": "lora",
     "LoraError": "lora",
-    "Material": "study.stages",
+    "Material": "study.material",
     "MeasuredError": "expect",
     "ModelError": "store.configs",
     "OperatorError": "operators.arithmetic",

@@ -23,8 +23,9 @@ from ..initialise import start_versions
 from ..measure.denoising import Triples, denoising_losses, paired_difference
 from ..measure.speed import latency
 from ..store.models import Model
+from ..study.material import Material
 from ..study.parts import kept, key_of, part
-from ..study.stages import Material, begin, denoiser
+from ..study.stages import begin, denoiser
 from .costs import Side, grid_of, whole_pass
 from .find import Found, Measured
 from .scores import Scoring, settings_of

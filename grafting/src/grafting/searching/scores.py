@@ -26,8 +26,9 @@ from ..measure.denoising import Triples, denoising_losses, paired_difference
 from ..modes import evaluating
 from ..store.folder import beside_weights
 from ..store.models import Model
+from ..study.material import Material
 from ..study.parts import part
-from ..study.stages import Material, begin, denoiser
+from ..study.stages import begin, denoiser
 from .candidates import Candidate
 from .solve import SearchError
 

@@ -190,7 +190,7 @@ def looked_at(
     out: Path,
     *,
     more: Sequence[Found] = (),
-    data: str | None = None,
+    data: Path | str | None = None,
     side: Side | None = None,
     batch: int = 8,
     progress: Callable[[int, int], None] | None = None,

@@ -20,9 +20,9 @@ from ..scenes import Prompt
 from ..store.configs import ModelError
 from ..store.models import Model
 from ..training.loop import Progress
+from .material import Material, null_class
 from .recipe import EvaluateStage
 from .scenes import embedded, scene_prompts
-from .stages import Material, null_class
 
 
 class Asked:

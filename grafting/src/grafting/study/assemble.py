@@ -24,7 +24,7 @@ from .bench import Study
 from .entries import Entry, summary
 from .parts import kept
 from .recipe import RunRecipe
-from .stages import part_flops, training_flops
+from .spending import part_flops, training_flops
 
 PARTS = ("scenes", "held_out")
 """What the prompts of scenes are reported as."""

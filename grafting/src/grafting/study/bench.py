@@ -47,20 +47,11 @@ from .asked import problems as unanswerable
 from .drawing import draw_pairs, shown
 from .entries import Entry, entries
 from .judging import Judge
+from .material import Material
 from .parts import StudyError, kept, key_of, part, thinned
 from .recipe import RunRecipe, depended_on
 from .scenes import from_text, judged, outcome
-from .stages import (
-    LOOKED_AT,
-    Material,
-    begin,
-    denoiser,
-    learns,
-    left_unexplained,
-    stage_one,
-    stage_two,
-    uncopied,
-)
+from .stages import LOOKED_AT, begin, denoiser, learns, left_unexplained, stage_one, stage_two, uncopied
 
 Say = Callable[[str], None]
 SAMPLE_CHUNK = 250

@@ -17,7 +17,8 @@ from ..measure.speed import wait
 from ..precision import autocast
 from ..sampling import Pipeline
 from .rows import Row
-from .stages import PASSES, denoiser
+from .spending import PASSES
+from .stages import denoiser
 from .timing import place
 from .whole import Table
 

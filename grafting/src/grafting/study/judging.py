@@ -28,9 +28,9 @@ from ..measure.quality.extractors import extractor_of, identity_of
 from ..measure.quality.reference import ROWS, Reference
 from ..sampling import pixels_per_latent
 from ..store.models import Model
+from .material import Material
 from .parts import StudyError, key_of
 from .recipe import EvaluateStage
-from .stages import Material
 
 BATCH = 256
 PUBLISHED_ROWS = 10_000

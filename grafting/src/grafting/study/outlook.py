@@ -13,7 +13,7 @@ from ..hosts.shapes import HostShape
 from ..plan import Plan
 from .entries import Entry, entries
 from .recipe import EvaluateStage, PairsStage, RunRecipe
-from .stages import part_flops, training_flops
+from .spending import part_flops, training_flops
 
 MEASURED = "measuring"
 """What samples and held-out losses are called among the parts."""

@@ -15,7 +15,7 @@ from ..plan import Edit, Plan, PlanError
 from .entries import summary
 from .parts import StudyError
 from .recipe import DistillStage, FinetuneStage, RunRecipe
-from .stages import part_flops, stage_one_flops, stage_two_flops, training_flops
+from .spending import part_flops, stage_one_flops, stage_two_flops, training_flops
 from .table import Group, TableRecipe
 
 

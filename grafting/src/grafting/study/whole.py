@@ -40,7 +40,7 @@ from .bench import Say, Study
 from .entries import Entry
 from .parts import StudyError, kept, key_of, part
 from .rows import Row, against_of, base, none_of, rows, untrained_of
-from .stages import training_flops
+from .spending import training_flops
 from .table import TableRecipe
 from .timing import place
 

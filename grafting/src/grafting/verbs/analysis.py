@@ -55,7 +55,7 @@ def analyze(arguments: argparse.Namespace) -> None:
     from ..operators import get
     from ..report.analysis import write_analysis
     from ..store.models import open_model
-    from ..study.stages import Material
+    from ..study.material import Material
 
     if arguments.distance not in DISTANCES:
         raise ValueError(f"--distance {arguments.distance!r}: {' or '.join(DISTANCES)}")

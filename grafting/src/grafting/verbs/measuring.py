@@ -117,8 +117,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from ..study.asked import problems as unanswerable
     from ..study.asked import reads_text
     from ..study.judging import Judge
+    from ..study.material import Material
     from ..study.recipe import EvaluateStage
-    from ..study.stages import Material
 
     device = alone(arguments).device
     model = opened(arguments).to(device)

@@ -86,8 +86,8 @@ def sample(arguments: argparse.Namespace) -> None:
     from ..sampling import Pipeline, draw_labels
     from ..scenes import TASKS, evaluation_prompts
     from ..store.models import refuse_latents
+    from ..study.material import null_class
     from ..study.scenes import embedded, world_of
-    from ..study.stages import null_class
 
     if arguments.out.is_dir():
         raise ValueError(f"--out {arguments.out} is a folder: name a PNG file")

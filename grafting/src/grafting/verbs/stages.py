@@ -129,8 +129,9 @@ def distill(arguments: argparse.Namespace) -> None:
 def _distill(arguments: argparse.Namespace, stage: DistillStage | None, team: Team) -> None:
     from ..store.folder import save
     from ..store.models import open_model
+    from ..study.material import Material
     from ..study.recipe import depended_on
-    from ..study.stages import Material, begin, learns, stage_one, uncopied
+    from ..study.stages import begin, learns, stage_one, uncopied
 
     out, model = _fresh(arguments.out), open_model(arguments.model, weights=arguments.weights).to(team.device)
     if model.graft is not None:
@@ -186,8 +187,9 @@ def _finetune(arguments: argparse.Namespace, stage: FinetuneStage, team: Team) -
     from ..store.folder import save
     from ..store.manifest import read_manifest
     from ..store.models import open_model
+    from ..study.material import Material
     from ..study.recipe import depended_on
-    from ..study.stages import Material, refuse_half_whole, stage_two
+    from ..study.stages import refuse_half_whole, stage_two
 
     out = _fresh(arguments.out)
     model = open_model(arguments.model, base=arguments.base, weights=arguments.weights).to(team.device)
