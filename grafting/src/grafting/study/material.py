@@ -31,7 +31,7 @@ def null_class(model: nn.Module) -> int:
     config: Any = model.config
     classes = host_for(model).classes(dict(config))
     if classes is None:
-        raise ModelError(f"{type(model).__name__} is not conditioned on classes: this works on DiTs")
+        raise ModelError(f"{type(model).__name__} is conditioned on text: this works on models of classes")
     return int(classes)
 
 
