@@ -310,7 +310,7 @@ def test_what_flux_has_not_is_refused_in_a_sentence() -> None:
     with pytest.raises(HostError, match="not rearranged"):
         host.set_blocks(model, nn.ModuleList(list(host.blocks(model))[::-1]))
     for ask in (partial(host.modulation, [], z, {}), partial(host.norms, nn.Identity())):
-        with pytest.raises(HostError, match="do not run side by side"):
+        with pytest.raises(HostError, match="do not run as one batch"):
             ask()
     with pytest.raises(HostError, match="pooled_projections"):
         host.call(model, z, t, text)
