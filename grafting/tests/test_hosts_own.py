@@ -133,3 +133,22 @@ def test_what_is_no_host_or_no_class_or_taken_is_refused(slim: Any) -> None:
     ):
         with pytest.raises(HostError, match=message):
             grafting.hosts.register(host, *kinds)  # type: ignore[arg-type]
+
+
+def test_blocks_of_which_no_norms_are_told_are_merged_one_by_one() -> None:
+    """Also where they are diffusers' own: the same blocks of a DiT, of which the norms are told, run as one batch."""
+
+    class Quiet(DiT):
+        norms = grafting.hosts.Host.norms
+
+    torch.manual_seed(0)
+    model = SlimDiT(**SIZES).eval()
+    merged = grafting.Plan.from_dict({"restructure": [{"merge": "pairs"}]})
+    z, t, y = torch.randn(2, 1, 4, 4), torch.tensor([3, 500]), torch.tensor([0, 2])
+    outputs = []
+    for host in (DiT(), Quiet()):
+        grafting.hosts.register(host, SlimDiT)
+        grafting.graft(model, merged)
+        outputs.append(host.call(model, z, t, y))
+        grafting.ungraft(model)
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-5, rtol=1e-4)

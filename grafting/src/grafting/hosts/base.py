@@ -236,6 +236,8 @@ class Host(ABC):
         would be missed."""
         if call.get("attention_mask") is not None or call.get("cross_attention_kwargs"):
             return False
+        if Host.norms is type(self).norms or Host.modulation is type(self).modulation:  # a family that says neither
+            return False
         if not all(type(block).__name__ == "BasicTransformerBlock" and parallel.bare(block) for block in blocks):
             return False
         norms: list[tuple[Any, ...]] = [self.norms(block) for block in blocks]

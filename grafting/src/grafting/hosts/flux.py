@@ -205,9 +205,6 @@ class Flux(BesideText):
             q, k = places.of_picture(q), places.of_picture(k)
         return q.transpose(1, 2) * q.shape[-1] ** -0.5, k.transpose(1, 2)
 
-    def norms(self, block: nn.Module) -> tuple[nn.LayerNorm, nn.LayerNorm]:
-        raise HostError("blocks of Flux carry text beside the picture: they do not run side by side")
-
 
 def packed(z: torch.Tensor) -> torch.Tensor:
     """Latents (B, C, 2h, 2w) as tokens (B, h w, 4C), row by row."""
