@@ -52,8 +52,7 @@ def measuring_flops(table: Table, row: Row) -> float:
     if row.recipe is None or (row.entry == "procedure" and not row.parts):
         return 0.0
     config = row.recipe.evaluate
-    drawn = config.drawn * config.passes if row.samples else 0
-    passes = drawn + config.triples
+    passes = config.measuring if row.samples else config.triples
     forward = table.training / (PASSES * table.samples)
     return passes * (forward if row.cost is None else row.cost.flops_after)
 

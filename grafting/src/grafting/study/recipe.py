@@ -246,6 +246,11 @@ class EvaluateStage(Walk):
         """How many samples are drawn of each model; of prompts, the grid shows the first."""
         return self.prompts + self.held_out or max(self.samples, self.grid)
 
+    @property
+    def measuring(self) -> int:
+        """Passes of a model that is measured: those of its samples and of its held-out loss."""
+        return self.drawn * self.passes + self.triples
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedStage:
