@@ -13,6 +13,7 @@ import torch
 from test_graft import batch, output, tiny
 from test_hosts_table import ready
 
+import grafting.store.folder
 from grafting.diffusion import Diffusion, Flow, Schedule
 from grafting.files import sha256
 from grafting.graft import GraftError, graft, handle_of, ungraft
@@ -55,6 +56,29 @@ def test_figures_are_noted_beside_the_weights(tmp_path: Path) -> None:
     assert (now.st_ino, now.st_mtime_ns) == (weights.st_ino, weights.st_mtime_ns)
     with pytest.raises(StoreError, match="is no graft"):
         annotate(tmp_path / "nothing", protocol={}, results={})
+
+
+@pytest.mark.parametrize("last", ["save_safetensors_atomic", "write_text_atomic", None])
+def test_saving_again_is_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str | None) -> None:
+    """Whatever the last file to be written was, the folder holds the earlier graft until the manifest is."""
+    earlier, later = graft(tiny(), PLAN, init="random"), graft(tiny(), PLAN, init="random", seed=1)
+    save(earlier, tmp_path)
+    cut_at = last or "write_json_atomic"
+    write = getattr(grafting.store.folder, cut_at)
+
+    def cut(*given: Any) -> None:
+        if last is not None:
+            write(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(grafting.store.folder, cut_at, cut)
+        save(later, tmp_path)
+    assert torch.equal(output(load(tmp_path, tiny()).model), output(earlier.model))
+    for handle in (later, earlier):
+        save(handle, tmp_path)
+        assert torch.equal(output(load(tmp_path, tiny()).model), output(handle.model))
+        assert len(list(tmp_path.glob("graft*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize("full", [True, False])

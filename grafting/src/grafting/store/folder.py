@@ -1,4 +1,5 @@
-"""A graft on disk: ``graft.json`` (the manifest, written last), ``graft.safetensors`` and a model card ``README.md``.
+"""A graft on disk: ``graft.json`` (the manifest, written last, which names the weights), ``graft.safetensors`` and a
+model card ``README.md``.
 
 The delta holds the new operators and adapters only and needs the pretrained model to load; a whole folder holds every
 weight, adapters merged. There is no ``config.json`` and no ``diffusion_pytorch_model.safetensors``, so that diffusers'
@@ -35,7 +36,8 @@ from .checkpoints import read_checkpoint, translate, unshift_timesteps
 from .configs import HUB_ID, hub_graft
 from .manifest import MANIFEST, StoreError, read_manifest
 
-WEIGHTS = "graft.safetensors"
+WEIGHTS = ("graft.safetensors", "graft-2.safetensors")
+"""By turns: those of a graft that is saved over stay until the manifest names the new ones."""
 SCHEDULES: dict[str, type[Diffusion | Flow]] = {kind.__name__: kind for kind in (Diffusion, Flow)}
 """That a manifest can name."""
 
@@ -54,6 +56,7 @@ def save(
     whole: every weight, or the new operators and adapters only (the default, unless the graft has its own copy of all
     weights). A whole folder holds merged adapters, of a copy: ``handle`` stays as it is.
     base: what the pretrained model is called, for people. protocol, results: JSON data for the manifest and the card.
+    folder: what it holds of an earlier graft is replaced: whatever ends this, it holds the earlier one or this one.
     Raises StoreError where only the operators are asked for and the other weights were finetuned too, or for a schedule
     that is not this package's.
     """
@@ -67,7 +70,8 @@ def save(
     tensors |= {} if everything else _groups(handle) | _adapters(handle)
     if everything:
         tensors |= {f"shared.{key}": value for key, value in shared_tensors(handle).items()}
-    save_safetensors_atomic(folder / WEIGHTS, tensors)
+    weights = _next(folder)
+    save_safetensors_atomic(weights, tensors)
     manifest = {
         "format": 1,
         "whole": everything,
@@ -83,11 +87,23 @@ def save(
         "copied": {site.name: found for site, found in handle.copied.items()},
         "explained": {site.name: share for site, share in handle.explained.items()},
         "versions": _versions(),
-        "file": {"name": WEIGHTS, "sha256": sha256(folder / WEIGHTS), "bytes": (folder / WEIGHTS).stat().st_size},
+        "file": {"name": weights.name, "sha256": sha256(weights), "bytes": weights.stat().st_size},
         "protocol": dict(protocol or {}),
         "results": dict(results or {}),
     }
     _describe(folder, manifest)
+    for name in WEIGHTS:
+        if name != weights.name:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _next(folder: Path) -> Path:
+    """Where the weights of a graft go, which is not where those of the one that is there are."""
+    try:
+        there = read_manifest(folder)["file"]["name"]
+    except StoreError:  # none is there, or none that could be opened
+        there = None
+    return folder / WEIGHTS[there == WEIGHTS[0]]
 
 
 def annotate(folder: Path | str, *, protocol: Mapping[str, Any], results: Mapping[str, Any]) -> None:
