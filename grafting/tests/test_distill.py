@@ -81,6 +81,14 @@ def test_learning_lowers_the_heldout_error_and_leaves_the_teacher_alone() -> Non
     assert all(switch.grafted for switch in handle.switches.values())
 
 
+def test_a_caller_is_told_of_every_step_in_the_place_of_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[int, int]] = []
+    distill(fresh(), batch, 10, config=CONFIG, progress=lambda done, of: told.append((done, of)))
+    assert told == [(step + 1, CONFIG.steps) for step in range(CONFIG.steps)] and not capsys.readouterr().err
+    distill(fresh(), batch, 10, config=CONFIG)
+    assert capsys.readouterr().err.startswith(f"distill {CONFIG.steps}/{CONFIG.steps}")
+
+
 def test_a_ruinous_rate_keeps_the_best_step() -> None:
     handle = graft(tiny(), Plan.all(site="attn", operator="swa"), init="solve", calibration=batch)
     start = weights(handle)

@@ -67,6 +67,16 @@ def test_student_approaches_the_teacher() -> None:
     assert loop.log[-1]["teacher_noise"] < 0.02 * loop.log[0]["teacher_noise"]
 
 
+def test_a_caller_is_told_of_every_step_in_the_place_of_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    teacher, student, batches = _parts()
+    told: list[tuple[int, int]] = []
+    how: dict[str, Any] = {"batches": batches, "null": 3, "config": _config(5)}
+    finetune(student, student, teacher, **how, progress=lambda done, of: told.append((done, of)))
+    assert told == [(step, 5) for step in range(1, 6)] and not capsys.readouterr().err
+    finetune(student, student, teacher, **how)
+    assert capsys.readouterr().err.startswith("finetune 5/5")
+
+
 def test_what_is_left_in_the_model_is_the_average_of_its_weights(tmp_path: Path) -> None:
     teacher, student, batches = _parts()
     finetune(student, student, teacher, batches=batches, null=3, config=_config(), out=tmp_path)

@@ -14,7 +14,19 @@ import grafting
 ROOT = Path(grafting.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("files", "hashes", "settings", "claims", "random", "tasks", "conditions", "precision", "modes", "operators"),
+    (
+        "files",
+        "progress",
+        "hashes",
+        "settings",
+        "claims",
+        "random",
+        "tasks",
+        "conditions",
+        "precision",
+        "modes",
+        "operators",
+    ),
     ("hosts", "joint", "joint_cost", "cost", "expect", "activations", "diffusion"),
     ("plan", "graft", "lora", "restructure", "parallel", "switch", "conventions", "initialise"),
     ("classifier", "teachers", "store", "data", "scenes", "text", "sampling", "steps"),

@@ -25,13 +25,12 @@ from .hosts import Host, HostError, host_for, shape_of
 from .hosts.registry import schedule_of
 from .modes import evaluating
 from .precision import PRECISIONS, autocast, in_half
+from .progress import Progress
 from .random import generator
 from .steps import Stepper, flow_stepper, noise_stepper
 
 Scheduler = Literal["ddpm", "ddim", "dpm++"]
 Spacing = Literal["linspace", "leading"]
-Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all), a step being one pass over one batch."""
 DECODED = 2**20
 """Pixels that are decoded at once: a decoder takes more memory than the transformer that drew them. One picture of
 1,024 x 1,024."""
@@ -203,7 +202,7 @@ class Pipeline:
         """(N, C, H, W) float32 samples on the CPU, not decoded.
 
         condition: N labels; or of a model that takes text, N prompts or what they are turned into. The noise of the
-        k-th depends on ``seed`` and ``first_index + k`` alone.
+        k-th depends on ``seed`` and ``first_index + k`` alone. progress: counts steps, one being a pass over one batch.
 
         Raises:
             ValueError: a label out of range, labels for a model that takes text or the reverse, prompts or guidance

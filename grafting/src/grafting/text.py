@@ -6,7 +6,7 @@ two. A batch of prompts is the dictionary of :mod:`grafting.conditions`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +18,7 @@ from torch import nn
 
 from .conditions import MASK, TEXT
 from .files import save_safetensors_atomic, sha256
-
-Progress = Callable[[int, int], None]
-"""Called with (prompts done, prompts in all)."""
+from .progress import Progress
 
 MINILM = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -140,7 +138,8 @@ class TextEncoder:
     def embed(self, prompts: Iterable[str], *, batch: int = 64, progress: Progress | None = None) -> Embedded:
         """The states of the distinct ``prompts``, in the order of their first coming.
 
-        Prompts of one length are computed together, so none is padded and none depends on its neighbours.
+        Prompts of one length are computed together, so none is padded and none depends on its neighbours. progress:
+        counts prompts.
         """
         wanted = tuple(dict.fromkeys(prompts))
         if broken := next((prompt for prompt in wanted if "\n" in prompt), None):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from ..hashes import tensors_hash
 from ..hosts import shape_of
 from ..modes import evaluating
 from ..precision import autocast
+from ..progress import NamedProgress
 from ..random import generator
 from ..sampling import pixels_per_latent
 from ..training.team import Team
@@ -40,8 +41,6 @@ READERS = 8
 """Threads that read pictures; they wait for disks and for Pillow, which computes outside of Python's lock."""
 IGNORED_NAMED = 100
 """Files beside the pictures that the manifest names; it counts all."""
-Progress = Callable[[str, int, int], None]
-"""Called with (``captions`` or ``pictures``, done, of all); first with what lies there from before."""
 
 
 def encode(
@@ -53,7 +52,7 @@ def encode(
     vae: Path | str | None = None,
     text: Path | str | None = None,
     device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    progress: NamedProgress | None = None,
 ) -> Encoded:
     """Encode the pictures of ``source`` for ``model`` into the folder ``out``; what lies there is gone on with.
 
@@ -63,6 +62,7 @@ def encode(
         vae, text: a folder or hub id to take that encoder from, where the model brings none.
         device: where the encoders run; None: the GPU where there is one, as :func:`grafting.run` chooses, and of a live
             pipeline where it is.
+        progress: told of ``captions`` and of ``pictures``.
 
     Raises:
         ValueError: there are no pictures, none could be encoded, or they do not go with the model.
@@ -95,7 +95,7 @@ class _Run:
         encoders: Encoders,
         config: EncodeConfig,
         device: torch.device,
-        progress: Progress | None,
+        progress: NamedProgress | None,
     ) -> None:
         self.encoders, self.config, self.device = encoders, config, device
         self.tell = progress or (lambda *_: None)

@@ -24,6 +24,7 @@ from ..conditions import together
 from ..files import json_lines, text_lines
 from ..hashes import tensors_hash
 from ..hosts import host_for
+from ..progress import NamedProgress
 from ..random import generator
 from ..sampling import Pipeline, Sampling
 from ..store.folder import walked
@@ -34,9 +35,6 @@ from .writing import ShardFolder, autoencoder_facts, file_entry, versions
 if TYPE_CHECKING:
     from ..scenes import World
     from .encoders import Embedder
-
-Progress = Callable[[str, int, int], None]
-"""Called with (``captions`` or ``latents``, done, of all); first with what lies there from before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +113,7 @@ def generate_pairs(
     prompts: Prompts | None = None,
     text: Callable[[], Embedder] | None = None,
     device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    progress: NamedProgress | None = None,
 ) -> Encoded:
     """Draw ``count`` pairs of ``transformer`` into the folder ``out``; what lies there is gone on with.
 
@@ -124,6 +122,7 @@ def generate_pairs(
         prompts: of a text-to-image model; without them pairs are of class labels, all classes in turn.
         text: gives what embeds the prompts, which is released before the first pair is drawn.
         device: where it draws; ``transformer`` is moved there once ``text`` is released. None: where it is.
+        progress: told of ``captions`` and of ``latents``.
 
     Raises:
         ValueError: ``count`` is below 1 or below what is there, or prompts have no ``text`` to embed them.

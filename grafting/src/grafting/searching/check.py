@@ -22,6 +22,7 @@ from ..hosts.registry import schedule_of
 from ..initialise import start_versions
 from ..measure.denoising import Triples, denoising_losses, paired_difference
 from ..measure.speed import latency
+from ..progress import Progress
 from ..store.models import Model
 from ..study.material import Material
 from ..study.parts import kept, key_of, part
@@ -46,7 +47,7 @@ def checked(
     data: Path | str | None = None,
     side: Side | None = None,
     batch: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Found]:
     """The same plans with what was :class:`~grafting.searching.find.Measured`; the model is as before.
 

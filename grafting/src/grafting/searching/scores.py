@@ -7,7 +7,7 @@ enters the residual stream, relative to the mean square of that stream after the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from ..hosts.registry import schedule_of
 from ..initialise import start_versions
 from ..measure.denoising import Triples, denoising_losses, paired_difference
 from ..modes import evaluating
+from ..progress import Progress
 from ..store.folder import beside_weights
 from ..store.models import Model
 from ..study.material import Material
@@ -89,7 +90,7 @@ def score(
     *,
     scoring: Scoring | None = None,
     data: Path | str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Score]:
     """Every operator at every site of its kind; each operator's scores are kept in ``out/scores``, and found once.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..hosts import host_for, shape_of
 from ..hosts.shapes import KINDS, Kind
 from ..initialise import start_versions
 from ..precision import in_half
+from ..progress import Progress
 from ..store.models import Model, open_model
 from ..training.team import Team
 from .candidates import Candidate, candidates, usual
@@ -99,7 +100,7 @@ def search(
     data: Path | str | None = None,
     device: torch.device | str | None = None,
     out: Path | str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Front:
     """Score every operator at every site before any training, and solve for the front of plans.
 
@@ -193,7 +194,7 @@ def looked_at(
     data: Path | str | None = None,
     side: Side | None = None,
     batch: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Front, list[Found]]:
     """``front`` with ``count`` plans along it measured whole, and ``more`` plans that were; kept in ``out``.
 

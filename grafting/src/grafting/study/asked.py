@@ -15,11 +15,11 @@ from ..conditions import SIZES, Condition, count, rows
 from ..files import save_safetensors_atomic
 from ..hashes import tensors_hash
 from ..hosts import host_for
+from ..progress import ProgressLine
 from ..sampling import Pipeline, draw_labels
 from ..scenes import Prompt
 from ..store.configs import ModelError
 from ..store.models import Model
-from ..training.loop import Progress
 from .material import Material, null_class
 from .recipe import EvaluateStage
 from .scenes import embedded, scene_prompts
@@ -101,7 +101,7 @@ class Asked:
         pipeline = Pipeline(network, self.model.autoencoder, null=self.null)
         chunks = [slice(start, min(start + size, config.drawn)) for start in range(0, config.drawn, size)]
         steps = [-(-(chunk.stop - chunk.start) // config.batch) * config.sampling.steps for chunk in chunks]
-        names, done, progress = [], 0, Progress(sum(steps), 0, f"{name}: passes of sampling")
+        names, done, progress = [], 0, ProgressLine(sum(steps), 0, f"{name}: passes of sampling")
         for chunk, more in zip(chunks, steps, strict=True):
             names.append(f"{chunk.start:06d}.safetensors")
             if not (out / names[-1]).is_file():

@@ -33,6 +33,7 @@ from ..measure.quality import (
     collect,
 )
 from ..precision import learning_type
+from ..progress import progress_line, progress_lines
 from ..report import grid_png
 from ..scenes.scorer import SCORER
 from ..steps import check_walk
@@ -40,11 +41,11 @@ from ..store.folder import beside_weights, load, save, walked
 from ..store.manifest import read_manifest
 from ..store.models import open_model, refuse_latents, with_autoencoder
 from ..tasks import Verdict
-from ..training.loop import Loop, Progress
+from ..training.loop import Loop
 from ..training.team import Team
 from .asked import Asked
 from .asked import problems as unanswerable
-from .drawing import draw_pairs, shown
+from .drawing import draw_pairs
 from .entries import Entry, entries
 from .judging import Judge
 from .material import Material
@@ -106,7 +107,7 @@ class Study:
         home = self.out / "pairs"
         if self.team.size == 1:
             pairs, seed = self.recipe.pairs, self.recipe.seed
-            draw_pairs(self.model, pairs, home, seed=seed, device=device, progress=shown("pairs: "))
+            draw_pairs(self.model, pairs, home, seed=seed, device=device, progress=progress_lines("pairs: "))
         elif not is_encoded(home):  # processes do not wait for each other as long as this takes
             raise StudyError(f"pairs are drawn by one process: start one until they are in {home}, then several")
         return str(home)
@@ -309,13 +310,8 @@ class Study:
 
     def _losses(self, model: nn.Module, name: str, path: Path, write: bool = True) -> dict[str, Any]:
         self.say(f"{name}: held-out loss on {len(self.triples)} triples")
-        progress = Progress(len(self.triples), 0, f"{name}: held-out loss")
-        losses = denoising_losses(
-            denoiser(model),
-            self.triples,
-            batch_size=self.recipe.evaluate.batch,
-            progress=lambda done, _: progress.show(done),
-        )
+        batch, show = self.recipe.evaluate.batch, progress_line(f"{name}: held-out loss")
+        losses = denoising_losses(denoiser(model), self.triples, batch_size=batch, progress=show)
         if write:
             save_safetensors_atomic(path, {"losses": losses})
         return asdict(mean_loss(losses, self.image)) | {"files": [path.name]}

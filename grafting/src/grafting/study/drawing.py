@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from ..data.encoders import encoders_of
-from ..data.pairs import Progress, Prompts, generate_pairs
+from ..data.pairs import Prompts, generate_pairs
 from ..data.shards import Encoded
+from ..progress import NamedProgress
 from ..store.configs import ModelError
 from ..store.models import Model
-from ..training.loop import Progress as Line
 from .recipe import SCENES, PairsStage
 from .scenes import world_of
 
@@ -24,7 +24,7 @@ def draw_pairs(
     seed: int,
     device: torch.device,
     base: str | None = None,
-    progress: Progress | None = None,
+    progress: NamedProgress | None = None,
 ) -> Encoded:
     """The pairs of ``stage`` in the folder ``out``; what lies there is gone on with.
 
@@ -60,13 +60,3 @@ def _prompts(model: Model, stage: PairsStage, seed: int) -> Prompts | None:
     if stage.prompts == SCENES:
         return Prompts.scenes(seed, world_of(model))
     return Prompts.read(Path(stage.prompts), stage.column)
-
-
-def shown(label: str = "") -> Progress:
-    """A line of progress for each of the things that are made; ``label`` stands before its name."""
-    lines: dict[str, Line] = {}
-
-    def show(what: str, done: int, of: int) -> None:
-        lines.setdefault(what, Line(of, done, f"{label}{what}")).show(done)
-
-    return show

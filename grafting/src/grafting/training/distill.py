@@ -29,8 +29,9 @@ from ..hosts.registry import schedule_of
 from ..initialise import explained, start_versions
 from ..modes import evaluating
 from ..precision import PRECISIONS, autocast, in_half, refuse_float16, refuse_mixed
+from ..progress import Progress, ProgressLine
 from .distill_state import load_learners, save_learners
-from .loop import Progress, deferred_interrupt, refuse_half, refuse_infinite
+from .loop import deferred_interrupt, refuse_half, refuse_infinite
 from .state import began
 from .team import Team
 
@@ -196,6 +197,7 @@ def distill(
     diffusion: Schedule | None = None,
     team: Team | None = None,
     depends: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, SiteReport]:
     """Teach the operators of ``handle``; leave each at its best held-out step in the model.
 
@@ -204,14 +206,16 @@ def distill(
     dropped condition, a class or a dictionary of one row. out: a folder for the state; a run found there is continued
     to the same bits. diffusion: by default what the model was taught under. team: the processes that share the work;
     alone on the model's device by default. depends: what else the bits follow from, as plain JSON data, such as what
-    ``batches`` are of. Returns a report by site name.
+    ``batches`` are of. progress: called with (done, of all) steps by the process that leads, in the place of a line on
+    standard error. Returns a report by site name.
 
     Raises ValueError where no site can learn, or none has the gate that is asked for, the model is in float16 or the
     precision another than that of weights in bfloat16, or ``out`` holds a run with other settings, of another plan or
     model, or that began from other weights: a caller's own start must be the same each time.
     """
     schedule, home = diffusion or schedule_of(handle.model), None if out is None else Path(out)
-    return Distillation(handle, batches, null, config, home, heldout or batches, schedule, team, depends).run()
+    run = Distillation(handle, batches, null, config, home, heldout or batches, schedule, team, depends, progress)
+    return run.run()
 
 
 class Distillation:
@@ -228,7 +232,9 @@ class Distillation:
         diffusion: Schedule,
         team: Team | None = None,
         depends: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
     ) -> None:
+        self.progress = progress
         self.handle, self.batches, self.null, self.config = handle, batches, null, config
         self.out, self.heldout, self.diffusion = out, heldout, diffusion
         self.shares = diffusion.level_shares(config.levels)
@@ -280,14 +286,16 @@ class Distillation:
             self.step, self.start = load_learners(self.out, self.learners, self.config, self.depends, self.start)
         if self.step == 0 and not all(learner.heldout for learner in self.learners.values()):
             self._evaluate()
-        progress = Progress(self.config.steps, self.step, "distill")
+        line = ProgressLine(self.config.steps, self.step, "distill")
         try:
             with deferred_interrupt() as interrupted:
                 while self.step < self.config.steps and self._active():
                     self._advance()
                     share = sum(learner.heldout[-1][2] for learner in self.learners.values()) / len(self.learners)
-                    if self.team.leads:
-                        progress.show(self.step, f"{len(self._active())} sites learn, mean explained {share:.3f}")
+                    if self.team.leads and self.progress is not None:
+                        self.progress(self.step, self.config.steps)
+                    elif self.team.leads:
+                        line.show(self.step, f"{len(self._active())} sites learn, mean explained {share:.3f}")
                     if self.team.any(interrupted()):
                         raise KeyboardInterrupt
                     if self.step % self.config.save_every == 0:

@@ -26,6 +26,7 @@ from ..graft import Grafted, handle_of, null_identity
 from ..hosts.registry import host_for, schedule_of
 from ..modes import evaluating
 from ..precision import PRECISIONS, autocast, in_half, refuse_float16, refuse_mixed
+from ..progress import Progress
 from ..switch import Switch
 from .features import Pairs, match_features, returned
 from .loop import Loop, LoopConfig
@@ -196,6 +197,7 @@ def finetune(
     pairs: Pairs = (),
     replaced: Mapping[Switch, nn.Module] | None = None,
     depends: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Loop:
     """Train the parameters of ``model`` that require a gradient; leave their EMA in the model.
 
@@ -207,7 +209,8 @@ def finetune(
     work; alone on the model's device by default. pairs: (student's, teacher's) blocks in the order in which they run,
     whose outputs are matched where the settings give ``features`` a weight. diffusion: by default what the model was
     taught under. replaced: by switch of the student what it stands for, which fades out where the settings say so.
-    depends: what else the bits follow from, as plain JSON data, such as what ``batches`` are of.
+    depends: what else the bits follow from, as plain JSON data, such as what ``batches`` are of. progress: called with
+    (done, of all) steps by the process that leads, in the place of a line on standard error.
 
     Raises ValueError where the settings need a teacher, pairs or what was replaced and none are given, weights that a
     graft shares with its teacher would train, a flow's error would be weighted by level, the model is in float16 or the
@@ -279,7 +282,7 @@ def finetune(
         depends["graft"] = f"{handle.plan.digest} {handle.source_hash}"
         if handle.adapters is not None:
             depends["lora"] = asdict(handle.adapters.settings)
-    loop = Loop(model, losses, config.loop, None if out is None else Path(out), "finetune", workers, depends)
+    loop = Loop(model, losses, config.loop, None if out is None else Path(out), "finetune", workers, depends, progress)
     refuse_mixed(model, config.precision)
     loop.start = None if out is None else began(loop.parameters)  # the first process's, which all have by now
     parts = (model,) if handle is None else handle.parts()

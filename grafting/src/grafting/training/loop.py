@@ -12,17 +12,17 @@ import math
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..files import write_text_atomic
+from ..progress import Progress, ProgressLine
 from .muon import Muon, hidden_matrices
 from .state import Start, load_state, read_manifest, save_state
 from .team import Team
@@ -135,32 +135,6 @@ def _optimizers(
     return made
 
 
-class Progress:
-    """One line on a terminal, a line now and then in a log; says the rate and the time left."""
-
-    def __init__(self, total: int, start: int, label: str, stream: IO[str] | None = None) -> None:
-        self.total, self.start, self.label = total, start, label
-        self.stream = stream or sys.stderr
-        self.began = self.last = time.monotonic()
-
-    def show(self, done: int, note: str = "") -> None:
-        now = time.monotonic()
-        tty = self.stream.isatty()
-        if done < self.total and now - self.last < (0.5 if tty else 30):
-            return
-        self.last = now
-        rate = (done - self.start) / max(now - self.began, 1e-9)
-        left = (self.total - done) / rate if rate > 0 else math.inf
-        ending = "\n" if done >= self.total or not tty else ""
-        text = f"{self.label} {done}/{self.total}  {rate:.2f}/s  {_minutes(left)} left  {note}"
-        self.stream.write((f"\r\033[K{text}" if tty else text) + ending)
-        self.stream.flush()
-
-
-def _minutes(seconds: float) -> str:
-    return "?" if math.isinf(seconds) else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Hold the first Ctrl-C back so that no step is cut in half; the function given says whether it came.
@@ -193,7 +167,8 @@ class Loop:
     processes each computes them on its own rows of the batch, and gradients are averaged. With ``out`` the state is
     saved there every ``save_every`` steps, at the end and on Ctrl-C, and a run found there is continued. depends: what
     else the bits follow from, as plain JSON data; a run found there that depends on anything else is refused, and so is
-    one of another ``start`` where that is set before the run.
+    one of another ``start`` where that is set before the run. progress: called with (done, of all) steps by the process
+    that leads, in the place of a line on standard error.
     """
 
     def __init__(
@@ -205,8 +180,10 @@ class Loop:
         label: str,
         team: Team | None = None,
         depends: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.model, self.losses, self.config, self.out, self.label = model, losses, config, out, label
+        self.progress = progress
         self.depends = dict(depends or {})
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
@@ -228,13 +205,15 @@ class Loop:
         for optimizer in self.optimizers:  # of what a training of these weights that was cut within a step left behind
             optimizer.zero_grad(set_to_none=True)
         last = min(until or self.config.steps, self.config.steps)
-        progress = Progress(self.config.steps, self.step, self.label)
+        line = ProgressLine(self.config.steps, self.step, self.label)
         try:
             with deferred_interrupt() as interrupted:
                 while self.step < last:
                     self._advance()
-                    if self.team.leads:
-                        progress.show(self.step, f"loss {self.log[-1]['loss']:.4f}" if self.log else "")
+                    if self.team.leads and self.progress is not None:
+                        self.progress(self.step, self.config.steps)
+                    elif self.team.leads:
+                        line.show(self.step, f"loss {self.log[-1]['loss']:.4f}" if self.log else "")
                     if self.team.any(interrupted()):
                         raise KeyboardInterrupt
                     if self.out and self.step % self.config.save_every == 0 and self.step < last:

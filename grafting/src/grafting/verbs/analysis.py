@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..progress import progress_line
 from .shared import (
     MODEL,
     Verbs,
@@ -17,7 +18,6 @@ from .shared import (
     device_option,
     folder_of,
     integers,
-    progress,
     sampling_of,
     sampling_options,
     weights_option,
@@ -81,7 +81,7 @@ def analyze(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         batch=arguments.batch,
         conditions=conditions,
-        progress=progress("analyze"),
+        progress=progress_line("analyze"),
     )
     page = write_analysis(out, found, reaches=arguments.k, distance=arguments.distance, operator=arguments.operator)
     content: dict[str, Any] = json.loads((out / "analysis.json").read_text(encoding="utf-8"))

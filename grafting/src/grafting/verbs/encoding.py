@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..progress import progress_lines
 from .shared import MODEL, Verbs, alone, at_least, device_option, size_option, text_options
 
 if TYPE_CHECKING:
     from ..data.shards import Encoded
-    from ..training.loop import Progress
 
 SHOWN = 10
 """Pictures that are named when all is done; the manifest names every one."""
@@ -51,7 +51,6 @@ def encode(arguments: argparse.Namespace) -> None:
     """Pictures and captions to shards."""
     from ..data.encode import encode as write
     from ..data.encode_config import EncodeConfig
-    from ..training.loop import Progress
 
     classes = None
     if arguments.classes is not None:
@@ -72,12 +71,6 @@ def encode(arguments: argparse.Namespace) -> None:
         shard=arguments.shard,
         seed=arguments.seed,
     )
-    lines: dict[str, Progress] = {}
-
-    def show(name: str, done: int, of: int) -> None:
-        # The first call says what was there before, which took no time of this run.
-        lines.setdefault(name, Progress(of, done, f"encode {name}")).show(done)
-
     found = write(
         arguments.source,
         arguments.out,
@@ -86,7 +79,7 @@ def encode(arguments: argparse.Namespace) -> None:
         vae=arguments.vae,
         text=arguments.text,
         device=alone(arguments).device,
-        progress=show,
+        progress=progress_lines("encode "),
     )
     print(_summary(found))
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..progress import progress_line
 from .shared import (
     MODEL,
     STEPS,
@@ -20,7 +21,6 @@ from .shared import (
     device_option,
     interval,
     opened,
-    progress,
     sampling_of,
     sampling_options,
     vae_option,
@@ -220,7 +220,7 @@ def _denoising(model: Model, against: nn.Module | None, material: Any, arguments
     triples = Triples.draw(z, y, n=arguments.triples or TRIPLES, seed=arguments.seed, schedule=schedule)
 
     def losses(network: Any, name: str) -> torch.Tensor:
-        show = progress(f"held-out loss of {name}")
+        show = progress_line(f"held-out loss of {name}")
         return denoising_losses(denoiser(network), triples, batch_size=arguments.batch, progress=show)
 
     mine = losses(model.transformer, "the model")
@@ -245,7 +245,7 @@ def _quality(model: Model, against: nn.Module | None, judge: Judge, arguments: a
     asked = Asked(judge.config, model, judge.material, arguments.seed, judge.device)
 
     def features(network: Any, name: str) -> Features:
-        pipeline, show = Pipeline(network, model.autoencoder, null=asked.null), progress(f"samples of {name}")
+        pipeline, show = Pipeline(network, model.autoencoder, null=asked.null), progress_line(f"samples of {name}")
 
         def drawn(start: int) -> torch.Tensor:
             part = rows(asked.condition, slice(start, min(start + batch, n)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..progress import progress_lines
 from .shared import (
     MODEL,
     Verbs,
@@ -50,7 +51,7 @@ def pairs(arguments: argparse.Namespace) -> None:
     """Pairs in the folder that ``--data`` takes."""
     from dataclasses import asdict
 
-    from ..study.drawing import draw_pairs, shown
+    from ..study.drawing import draw_pairs
     from ..study.recipe import PairsStage
 
     stage = PairsStage(
@@ -66,6 +67,6 @@ def pairs(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         device=device,
         base=arguments.base,
-        progress=shown(),
+        progress=progress_lines(),
     )
     print(f"{len(made)} pairs in {arguments.out}")

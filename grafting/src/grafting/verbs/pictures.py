@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..progress import progress_line
 from .shared import (
     MODEL,
     Verbs,
@@ -15,7 +16,6 @@ from .shared import (
     device_option,
     integers,
     opened,
-    progress,
     sampling_of,
     sampling_options,
     size_option,
@@ -111,7 +111,7 @@ def sample(arguments: argparse.Namespace) -> None:
         asked = torch.tensor(arguments.labels) if arguments.labels else draw_labels(arguments.count or 40, classes)
     refuse_latents(model)
     pipeline = Pipeline(model.transformer, model.autoencoder, null=null, size=_latents(arguments, model))
-    sampling, batch, show = sampling_of(arguments), arguments.batch or 64, progress("sample")
+    sampling, batch, show = sampling_of(arguments), arguments.batch or 64, progress_line("sample")
     images = pipeline(asked, sampling=sampling, seed=arguments.seed, batch_size=batch, progress=show)
     channels = 3 if images.shape[1] >= 3 else 1
     columns = arguments.columns or min(len(TASKS) if of_scenes else 10, len(images))
@@ -191,5 +191,5 @@ def _geneval(arguments: argparse.Namespace) -> None:
         channels = 3 if images.shape[1] >= 3 else 1
         return [grid_png(image[None, :channels], columns=1, zoom=1) for image in images]
 
-    drawn = write_pictures(prompts, arguments.out, draw, settings, samples=each, progress=progress("prompts"))
+    drawn = write_pictures(prompts, arguments.out, draw, settings, samples=each, progress=progress_line("prompts"))
     print(f"{drawn} of {len(prompts)} prompts drawn now, {each} pictures each, in {arguments.out}")

@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .shared import alone, opened, progress, sampling_of
+from ..progress import progress_line
+from .shared import alone, opened, sampling_of
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,7 @@ def _judge(arguments: argparse.Namespace, names: Sequence[str]) -> Callable[[Mod
     def judge(model: Model, network: nn.Module, name: str) -> list[Verdict]:
         condition, null = states[home(model)]
         model.to(device)
-        pipeline, show = Pipeline(network, model.autoencoder, null=null), progress(f"scenes of {name}")
+        pipeline, show = Pipeline(network, model.autoencoder, null=null), progress_line(f"scenes of {name}")
 
         def drawn() -> Iterator[torch.Tensor]:
             size = arguments.batch

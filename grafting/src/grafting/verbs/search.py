@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..progress import progress_line
 from .shared import (
     MODEL,
     Verbs,
@@ -14,7 +15,6 @@ from .shared import (
     data_option,
     device_option,
     folder_of,
-    progress,
     side_option,
     text_tokens_option,
 )
@@ -78,7 +78,7 @@ def search(arguments: argparse.Namespace) -> None:
         points=arguments.points,
         scoring=Scoring(triples=arguments.triples),
         out=out,
-        progress=progress("score"),
+        progress=progress_line("score"),
         **how,
     )
     best: Found | str
@@ -89,7 +89,7 @@ def search(arguments: argparse.Namespace) -> None:
     page = write_search(out, front, budget, best)
     if arguments.check:
         more = () if isinstance(best, str) else (best,)
-        front, seen = looked_at(model, front, arguments.check, out, more=more, progress=progress("check"), **how)
+        front, seen = looked_at(model, front, arguments.check, out, more=more, progress=progress_line("check"), **how)
         best = seen[0] if seen else best
         page = write_search(out, front, budget, best)
     print((out / FILE).read_text(encoding="utf-8") if arguments.json else _table(front, best, page))

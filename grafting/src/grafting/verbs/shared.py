@@ -299,20 +299,6 @@ def _blocks(text: str) -> str | list[int]:
     return integers(text) if re.fullmatch(r"[\d\s,]*\d", text) else text
 
 
-def progress(name: str) -> Callable[[int, int], None]:
-    """A line of progress with the rate and the time left, to be called with (done, total)."""
-    from ..training.loop import Progress
-
-    line: list[Progress] = []
-
-    def show(done: int, total: int) -> None:
-        if not line:
-            line.append(Progress(total, 0, name))
-        line[0].show(done)
-
-    return show
-
-
 def interval(figure: dict[str, Any]) -> str:
     """A figure with its interval, where it has one."""
     low, high = figure["low"], figure["high"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ..progress import progress_line
 from .recipes import recipe_source
 from .shared import (
     MODEL,
@@ -22,7 +23,6 @@ from .shared import (
     plan_of,
     plan_options,
     pretrained_of,
-    progress,
     team_of,
     weights_option,
 )
@@ -107,7 +107,7 @@ def _score(recipe: PretrainRecipe, out: Path, count: int) -> None:
     from ..report import grid_png
     from ..training.pretrain import score
 
-    found = score(recipe, out, count, progress=progress("drawn"))
+    found = score(recipe, out, count, progress=progress_line("drawn"))
     print(f"step {found.step}, {found.samples:,} samples seen, {count} prompts")
     for task in (*found.scores.tasks, found.scores.overall):
         print(f"{task.task:<14}{task.value:7.1%}  {task.low:.1%} to {task.high:.1%}")

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from ...files import misfits, read_json, save_safetensors_atomic, write_text_atomic
-from ...sampling import Pipeline, Progress, Sampling, pixels
+from ...progress import Progress
+from ...sampling import Pipeline, Sampling, pixels
 from ...tasks import Scores, scores
 from ..team import Team
 from .recipe import SCENES, PretrainRecipe

@@ -18,8 +18,9 @@ from ...files import save_safetensors_atomic
 from ...hashes import tensors_hash
 from ...hosts import host_for
 from ...precision import autocast
+from ...progress import ProgressLine
 from ...text import NULL, Embedded, minilm
-from ..loop import Progress, StepLosses
+from ..loop import StepLosses
 from ..objective import teacher_objective
 from ..team import Team
 from .autoencoder import encode
@@ -127,7 +128,7 @@ def pool(recipe: PretrainRecipe, out: Path, team: Team) -> tuple[torch.Tensor, l
     if (there := kept(cache, made_of)) is not None:
         return there["z"], _captions(there["captions"])
     scale: float = autoencoder.config.scaling_factor  # type: ignore[union-attr, assignment]
-    parts, captions, progress = [], [], Progress(recipe.pool, 0, "scenes encoded")
+    parts, captions, progress = [], [], ProgressLine(recipe.pool, 0, "scenes encoded")
     for first in range(0, recipe.pool, CHUNK):
         pictures, texts = scenes(recipe, range(first, min(first + CHUNK, recipe.pool)))
         parts.append((encode(autoencoder, pictures, batch=64) * scale).half())
@@ -156,7 +157,7 @@ def embedded(captions: list[str], path: Path, team: Team) -> Embedded:
         kept = Embedded.load(path)
         if all(caption in kept.places for caption in wanted):
             return kept
-    progress = Progress(len(wanted), 0, "captions embedded")
+    progress = ProgressLine(len(wanted), 0, "captions embedded")
     made = minilm().embed(wanted, progress=(lambda done, _: progress.show(done)) if team.leads else None)
     if team.leads:
         made.save(path)
