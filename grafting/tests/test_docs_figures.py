@@ -404,7 +404,7 @@ def test_searched_halves() -> None:
 def test_what_is_said_of_the_table() -> None:
     """Every loss in the sentences is a finished row's, and goals are told of the rows that reach them."""
     page = (HOME / "docs" / "findings.md").read_text(encoding="utf-8").replace("−", "-")
-    said = page[page.index("- **MLP.**") :]
+    said = "".join(line for line in page.splitlines(keepends=True) if not line.startswith("|"))
     results = read_table(TABLE / "table.json")
     told = (
         getattr(row, group).get("loss") for row in results.rows for group in ("differences", "over_none", "over_other")
@@ -413,9 +413,10 @@ def test_what_is_said_of_the_table() -> None:
     assert set(re.findall(r"[+-]0\.\d{4}", said)) <= known
 
     def named(start: str, end: str) -> set[str]:
-        goals = " ".join(said[said.index("- **Goals.**") :].split())
+        goals = " ".join(said[said.index("## Goals") :].split())
         return set(re.findall(r"`([\w-]+)`", goals.split(start)[1].split(end)[0]))
 
+    assert re.findall(r"[+-]0\.\d{4}", said)
     for share, sentence in ((50, ("At half", "within 5 %")), (75, ("At three quarters", "within 20 %"))):
         judged = [v for v in verdicts(results) if v.goal.share == share and v.goal.budget is None and not v.control]
         assert {v.row.removesuffix(f"-{share}") for v in judged if v.reached == "yes"} == named(*sentence)
@@ -448,6 +449,8 @@ def test_the_table_so_far() -> None:
         drawing for drawing in qualities(read_table(TABLE / "table.json")) if drawing.name == "front-pass-loss"
     )
     assert (HOME / "docs" / "table.svg").read_text(encoding="utf-8") == front.svg
+    drawn = runpy.run_path(str(HOME / "docs" / "table.py"))
+    assert drawn["told"](read_table(TABLE / "table.json"), page) == page
     made, missing = len(content["rows"]), len(content["missing"])
     assert f"{made} of {made + missing} rows" in page
     assert set(content["missing"].values()) <= {"not run yet"}, "why a row failed is of the machine where it did"
