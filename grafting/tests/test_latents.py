@@ -129,6 +129,27 @@ def test_both_stages_learn_from_them_to_the_bit_as_from_encoded_pictures(tiny_te
         grafting.Material(model, others.folder)
 
 
+def test_a_pipeline_in_half_precision_encodes_and_reads_what_a_full_one_does(tmp_path: Path) -> None:
+    for k in range(3):
+        picture(tmp_path / "pictures" / f"{k}.png", k, SIDE, SIDE)
+        (tmp_path / "pictures" / f"{k}.txt").write_text("a red disc")
+    full, half = pixart_pipeline(), pixart_pipeline().to(torch.bfloat16)
+    found = [
+        grafting.encode(tmp_path / "pictures", tmp_path / name, pipeline, EncodeConfig(tokens=12))
+        for name, pipeline in (("full", full), ("half", half))
+    ]
+    exact, rough = (encoded.latents().all() for encoded in found)
+    assert 0 < (rough - exact).norm() < 0.05 * exact.norm()
+    for encoded in found:
+        for pipeline in (full, half):
+            assert len(grafting.Material(grafting.open_model(pipeline), encoded.folder).latents(train=True))
+    other = pixart_pipeline().to(torch.bfloat16)
+    next(other.vae.parameters()).data += 1
+    for encoded in found:
+        with pytest.raises(ModelError, match="was encoded by another autoencoder"):
+            grafting.Material(grafting.open_model(other), encoded.folder)
+
+
 def test_captions_are_read_back_as_encode_wrote_them(tmp_path: Path) -> None:
     live = pixart_pipeline()
     for k, caption in enumerate(("a red disc", "", "a blue square left of the disc")):
@@ -152,6 +173,7 @@ def test_captions_are_read_back_as_encode_wrote_them(tmp_path: Path) -> None:
     material = grafting.Material(grafting.open_model(live), given.folder)
     handle = grafting.graft(live.transformer, grafting.Plan.interleaved(operator="local_mean"), init="copy")
     assert grafting.stage_one(handle, grafting.DistillStage(steps=1, batch=2), material)
+
     with pytest.raises(ModelError, match="was encoded by another autoencoder"):
         other = pixart_pipeline()
         next(other.vae.parameters()).data += 1

@@ -346,7 +346,8 @@ def graft(
             the model was taught, and shown to it once for all sites together, at most ``calibration_room`` samples at a
             time.
         dtype: of what is new; the model's own by default. In float32 it can learn beside weights in bfloat16, which do
-            not: both stages, held-out losses, samples and analyses run such a model, a search does not.
+            not: both stages, held-out losses, samples, analyses and pipelines of diffusers run such a model, a search
+            does not.
         source_hash: of the model's tensors in float32, where it is known: reading them all takes a while in large ones.
             A folder of the graft then notes nothing of their roundings to half precision.
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from .hosts import Host
 from .operators import parallel
+from .precision import beside_halves
 from .restructure import Group, Layout
 
 BATCHED_ROWS = 1024
@@ -54,6 +55,11 @@ class Parallel(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the host calls a block: (B, N, D) to (B, N, D)."""
+        with beside_halves(self, hidden_states) as cast:
+            result = self._run(hidden_states, *args, **kwargs)
+        return result.bfloat16() if cast else result
+
+    def _run(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         x, branches = hidden_states, list(self.branches)
         if self.combine is None:
             result: torch.Tensor = branches[0](x, *args, **kwargs)

@@ -71,6 +71,19 @@ def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
             yield
 
 
+@contextmanager
+def beside_halves(new: nn.Module, x: torch.Tensor) -> Iterator[bool]:
+    """Where ``x`` is in bfloat16, ``new`` in float32 and no autocast is on, one around what ``new`` does with it; says
+    whether it is.
+
+    So what learnt in float32 runs in a model of bfloat16 that a pipeline of diffusers calls, which opens no autocast.
+    """
+    bare = x.dtype == torch.bfloat16 and not torch.is_autocast_enabled(x.device.type)
+    cast = bare and any(parameter.dtype == torch.float32 for parameter in new.parameters())
+    with autocast(x.device, "bf16" if cast else "fp32"):
+        yield cast
+
+
 class _FullAttention(TorchFunctionMode):
     """Computes scaled-dot-product attention in float32, whatever it is given."""
 

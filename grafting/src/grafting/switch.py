@@ -13,6 +13,7 @@ from .activations import as_tokens
 from .hosts import Host
 from .joint import Joint, beside
 from .operators import Operator
+from .precision import beside_halves
 
 
 class Nothing(nn.Module):
@@ -100,7 +101,10 @@ class Switch(nn.Module):
         if not self.grafted:
             assert self.original is not None
             return self.original(hidden_states, *args, **kwargs)
-        result = self.stand_in(hidden_states, *args, **kwargs)
+        with beside_halves(self.operator, hidden_states) as cast:
+            result = self.stand_in(hidden_states, *args, **kwargs)
+        if cast:
+            result = tuple(part.bfloat16() for part in result) if isinstance(result, tuple) else result.bfloat16()
         if self.fade:
             (before,) = self.fading
             gone = before(hidden_states, *args, **kwargs)

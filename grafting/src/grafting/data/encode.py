@@ -35,7 +35,7 @@ from .encoders import Embedder, Encoders, encoders_of
 from .pictures import PictureError, read_picture
 from .shards import MANIFEST, NULL, Encoded
 from .sources import Condition, Source, open_source
-from .writing import ShardFolder, file_entry, versions
+from .writing import ShardFolder, autoencoder_facts, file_entry, versions
 
 READERS = 8
 """Threads that read pictures; they wait for disks and for Pillow, which computes outside of Python's lock."""
@@ -289,7 +289,7 @@ class _Run:
         if network is None:
             return x
         with autocast(self.device, self.config.precision):
-            found = network.encode(x)
+            found = network.encode(x.to(next(network.parameters())))
         posterior = getattr(found, "latent_dist", None)
         if posterior is None:  # an AutoencoderDC has one latent and no distribution
             return scaled(network, found.latent.float())
@@ -304,7 +304,6 @@ class _Run:
     # -- the manifest ------------------------------------------------------------------------------------------------
 
     def _manifest(self, text: dict[str, Any] | None) -> dict[str, Any]:
-        network: Any = self.autoencoder
         shards, skipped, cut = list[dict[str, Any]](), list[Sequence[str]](), 0
         for k in self.shards.shards:
             shards.append(self.shards.listed(k, captions=text is not None))
@@ -319,12 +318,10 @@ class _Run:
             "listed": len(self.source),
             "shape": list(self.shape),
             "mirrored": self.config.mirror,
-            "scale": 1.0 if network is None else network.config.scaling_factor,
-            "shift": 0.0 if network is None else getattr(network.config, "shift_factor", None) or 0.0,
             "skipped": {"count": len(skipped), "pictures": [{"name": name, "why": why} for name, why in skipped]},
             "notes": [{"name": self.source.names[i], "note": note} for i, note in sorted(self.source.notes.items())],
             "ignored": {"count": len(self.source.ignored), "names": list(self.source.ignored[:IGNORED_NAMED])},
-            "encoders": {"autoencoder": self.vae_hash and {"class": type(network).__name__, "sha256": self.vae_hash}},
+            **autoencoder_facts(self.autoencoder),
             "shards": shards,
             "versions": versions(),
         }

@@ -19,7 +19,7 @@ from .. import __version__
 from ..claims import ClaimError, differing, held
 from ..conditions import POOLED, TEXT, as_row, each
 from ..files import read_json, save_safetensors_atomic, sha256, write_json_atomic
-from ..hashes import tensors_hash
+from ..hashes import named
 from .encoders import Embedder, misfit
 from .shards import MANIFEST, NULL, shard_facts
 
@@ -186,7 +186,10 @@ def caption_tensors(rows: Sequence[Mapping[str, torch.Tensor]], *, starts: bool 
 
 def autoencoder_facts(vae: Any) -> dict[str, Any]:
     """What a manifest says of the autoencoder that its latents are of, or of none."""
-    identity = None if vae is None else {"class": type(vae).__name__, "sha256": tensors_hash(vae.state_dict())}
+    identity: dict[str, Any] | None = None
+    if vae is not None:
+        name, rounded = named(vae)
+        identity = {"class": type(vae).__name__, "sha256": name, "rounded": rounded}
     return {
         "scale": 1.0 if vae is None else vae.config.scaling_factor,
         "shift": 0.0 if vae is None else getattr(vae.config, "shift_factor", None) or 0.0,

@@ -47,9 +47,9 @@ def encode(autoencoder: nn.Module, images: torch.Tensor, batch: int = 500) -> to
 
     batch: of a pass at most, and of large pictures no more than :data:`ENCODED` has pixels.
     """
-    device, height, width = next(autoencoder.parameters()).device, *images.shape[-2:]
+    like, height, width = next(autoencoder.parameters()), *images.shape[-2:]
     batch = min(batch, max(1, ENCODED // (height * width)))
-    parts = [autoencoder.encode(x.to(device)).latent_dist.mean.cpu() for x in images.split(batch)]  # type: ignore[operator]
+    parts = [autoencoder.encode(x.to(like)).latent_dist.mean.float().cpu() for x in images.split(batch)]  # type: ignore[operator]
     # An autoencoder may work in channels_last; latents read from a file do not, and rounding follows the layout.
     return torch.cat(parts).contiguous()
 
