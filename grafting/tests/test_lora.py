@@ -137,6 +137,12 @@ def test_merged_is_unmerged_but_for_rounding_and_leaves_the_handle_alone(make: C
     torch.testing.assert_close(output(mine), before, rtol=1e-5, atol=2e-6)
     assert not torch.equal(output(mine), before) and torch.equal(output(handle), before)
     assert all(parameter.requires_grad for parameter in mine.model.parameters())
+    torch.testing.assert_close(output(handle.own_copy("cpu")), output(mine), rtol=0, atol=0)
+    away = handle.own_copy("meta").model
+    assert {tensor.device.type for tensor in (*away.parameters(), *away.buffers())} == {"meta"}
+    assert torch.equal(output(handle), before)
+    handle.settle()
+    assert handle.private and handle.adapters is None and torch.equal(output(handle), output(mine))
 
 
 @hosts

@@ -148,7 +148,9 @@ def test_a_killed_run_continues_to_the_same_bits(tiny_teacher: Path, tmp_path: P
     assert any("lora_A" in name for name in states[0]) and not any("base_layer" in name for name in states[0])
 
 
-def test_over_the_command_line(tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_over_the_command_line(
+    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A pretrained model and a graft get adapters, one is trained on, one merged."""
     alone, hybrid, merged = (tmp_path / name for name in ("alone", "hybrid", "merged"))
     stage = ["--steps", "2", "--batch", "4", "--set", "lr=1e-2"]
@@ -169,7 +171,9 @@ def test_over_the_command_line(tiny_teacher: Path, tmp_path: Path, capsys: pytes
     assert main(["finetune", str(tmp_path / "graft"), "--out", str(hybrid), *stage, "--train", "lora"]) == 0
     found = open_model(str(hybrid))
     assert found.graft is not None and found.graft.adapters is not None and found.graft.adapters.settings.rank == 16
-    assert main(["merge", str(hybrid), "--out", str(merged)]) == 0
+    with monkeypatch.context() as alone_in_memory:
+        alone_in_memory.setattr(Grafted, "own_copy", lambda *_: pytest.fail("a second model"))
+        assert main(["merge", str(hybrid), "--out", str(merged)]) == 0
     whole = open_model(str(merged))
     assert whole.graft is not None and whole.graft.private
     z, t, y = torch.randn(2, 1, 4, 4), torch.tensor([1, 900]), torch.tensor([0, 3])

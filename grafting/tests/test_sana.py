@@ -126,6 +126,26 @@ def test_its_attention_is_its_map_times_its_values(row: str) -> None:
     torch.testing.assert_close(made, y, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("row", ["SANA", "SANA 1.5, no square"])
+def test_its_sums_over_all_tokens_stay_in_float32(row: str) -> None:
+    """As its own pipeline in bfloat16 has them, whatever autocast would make of them."""
+    model, z, t, condition = ready(row)
+    model.to(torch.bfloat16)
+    attention = model.transformer_blocks[0].attn1
+    seen: dict[str, torch.Tensor] = {}
+    for name in ("to_q", "to_k", "to_v"):
+        attention.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+    attention.to_out[0].register_forward_pre_hook(lambda _, given: seen.update(mixed=given[0]))
+    host_for(model).call(model, z, t, condition)
+    q, k = seen["to_q"], seen["to_k"]
+    with torch.autocast("cpu", torch.bfloat16):
+        q, k = (x if norm is None else norm(x) for x, norm in ((q, attention.norm_q), (k, attention.norm_k)))
+    q, k, v = (x.transpose(1, 2).unflatten(1, (attention.heads, -1)).float() for x in (q, k, seen["to_v"]))
+    scores = torch.relu(k).transpose(2, 3) @ torch.relu(q)
+    wanted = (v @ scores / (scores.sum(2, keepdim=True) + 1e-15)).flatten(1, 2).transpose(1, 2)
+    torch.testing.assert_close(seen["mixed"].float(), wanted.to(seen["mixed"].dtype).float(), rtol=8e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_a_graft_of_its_mlp_works_on_the_tokens_of_the_grid(row: str) -> None:
     model, z, t, condition = ready(row)

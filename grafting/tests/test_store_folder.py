@@ -75,8 +75,10 @@ def test_saving_again_is_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         patched.setattr(grafting.store.folder, cut_at, cut)
         save(later, tmp_path)
     assert torch.equal(output(load(tmp_path, tiny()).model), output(earlier.model))
+    (tmp_path / ".graft.safetensors.killed").touch()  # as a kill within a save leaves it
     for handle in (later, earlier):
         save(handle, tmp_path)
+        assert not list(tmp_path.glob(".*"))
         assert torch.equal(output(load(tmp_path, tiny()).model), output(handle.model))
         assert len(list(tmp_path.glob("graft*.safetensors"))) == 1
 

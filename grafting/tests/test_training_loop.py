@@ -73,7 +73,8 @@ def test_killed_run_continues_to_the_same_bits(tmp_path: Path) -> None:
     assert (whole / "log.jsonl").read_text() == (broken / "log.jsonl").read_text()
 
 
-def test_interrupted_run_saves_whole_steps_and_continues(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_saves_whole_steps_and_continues(tmp_path: Path, number: signal.Signals) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run([sys.executable, "-c", RUN, str(whole), "0"], check=True, capture_output=True)
     process = subprocess.Popen([sys.executable, "-c", RUN, str(broken), "0.02"], stderr=subprocess.PIPE, text=True)
@@ -81,8 +82,12 @@ def test_interrupted_run_saves_whole_steps_and_continues(tmp_path: Path) -> None
     while not (broken / "state.json").exists():
         assert time.monotonic() - began < 60
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    (broken / ".state-3.safetensors.killed").touch()  # as a kill within a save leaves it
+    process.send_signal(number)
+    if number == signal.SIGTERM:
+        process.send_signal(number)  # of a launcher, beside the cluster's own
     _, errors = process.communicate(timeout=60)
+    assert not list(broken.glob(".*"))
     assert process.returncode != 0 and "the same command continues" in errors
     assert 7 <= json.loads((broken / "state.json").read_text())["step"] < 60
     subprocess.run([sys.executable, "-c", RUN, str(broken), "0"], check=True, capture_output=True)

@@ -35,6 +35,12 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_unfinished(folder: Path, pattern: str) -> None:
+    """Remove what writers of such files left when they were killed; of a folder in which none is writing now."""
+    for left in folder.glob(f".{pattern}.*"):
+        left.unlink(missing_ok=True)
+
+
 def write_bytes_atomic(path: Path, content: bytes) -> None:
     """Write beside ``path``, sync, rename over it."""
     with replacing(path) as new:

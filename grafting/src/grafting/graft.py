@@ -226,17 +226,19 @@ class Grafted:
             for parameter in self.adapters.parameters().values():
                 parameter.requires_grad_(True)
 
-    def own_copy(self) -> Grafted:
+    def own_copy(self, device: torch.device | str | None = None) -> Grafted:
         """A hybrid whose every weight is its own and trains, without the teacher: what full finetuning edits.
 
         Adapters are merged into its weights: equal but for the rounding of a sum. In float32 where what is new is,
-        whatever the other weights were held in.
+        whatever the other weights were held in. device: where the copy is made; by default where the model is.
         """
         # Neither the originals nor this handle are copied: the memo says that they are nothing.
         left_out: list[Any] = [self, *(switch.original for switch in self.switches.values())]
         if self.student_blocks is not None:
             left_out.append(self.student_blocks.originals)
         memo: dict[int, Any] = {id(thing): None for thing in left_out}
+        if device is not None:
+            memo |= _moved(self.model, device, [thing for thing in left_out if isinstance(thing, nn.Module)])
         with self.student():
             model = copy.deepcopy(self.model, memo)
             if len({parameter.dtype for parameter in model.parameters()}) > 1:
@@ -264,6 +266,16 @@ class Grafted:
         remember(mine)
         return mine
 
+    def settle(self) -> None:
+        """Make of this graft what :meth:`own_copy` copies, without a second model: its teacher is gone, and the
+        pretrained model that it was put into with it."""
+        if len({parameter.dtype for parameter in self.model.parameters()}) > 1:
+            widened(self.model)
+        if self.adapters is not None:
+            self.adapters.merge()
+            self.adapters = None
+        self.forget_teacher()
+
     def forget_teacher(self) -> None:
         """Keep the student alone: its weights are its own from now on, and there is no way back."""
         self.switches = {site: self.inner.get(site, switch) for site, switch in self.switches.items()}
@@ -272,6 +284,18 @@ class Grafted:
             switch.original, switch.grafted = None, True
         if self.student_blocks is not None:
             self.student_blocks.forget()
+
+
+def _moved(model: nn.Module, device: torch.device | str, left_out: list[nn.Module]) -> dict[int, Any]:
+    """The memo of a deep copy whose tensors are on ``device``; but for weights that are packed, and no numbers."""
+    idle = {id(tensor) for part in left_out for tensor in (*part.parameters(), *part.buffers())}
+    moved: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        weight = isinstance(tensor, nn.Parameter)
+        if id(tensor) not in idle and (tensor.is_floating_point() or not weight):
+            copied = tensor.detach().to(device, copy=True)
+            moved[id(tensor)] = nn.Parameter(copied) if weight else copied
+    return moved
 
 
 def _site_answer(host: Host, switch: Switch) -> Callable[..., Answered]:

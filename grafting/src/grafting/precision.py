@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -82,6 +82,21 @@ def beside_halves(new: nn.Module, x: torch.Tensor) -> Iterator[bool]:
     cast = bare and any(parameter.dtype == torch.float32 for parameter in new.parameters())
     with autocast(x.device, "bf16" if cast else "fp32"):
         yield cast
+
+
+@contextmanager
+def full_products(device: torch.device) -> Iterator[None]:
+    """Under autocast, ``torch.matmul`` of two tensors in float32 stays in it: what a model has widened by itself."""
+    with _FullProducts() if torch.is_autocast_enabled(device.type) else nullcontext():
+        yield
+
+
+class _FullProducts(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.matmul or any(value.dtype != torch.float32 for value in args):
+            return func(*args, **(kwargs or {}))
+        with torch.autocast(args[0].device.type, enabled=False):
+            return func(*args, **(kwargs or {}))
 
 
 class _FullAttention(TorchFunctionMode):

@@ -13,6 +13,7 @@ from ..activations import Streams, as_tokens
 from ..conditions import MASK, TEXT
 from ..diffusion import Flow, Schedule
 from ..operators import Operator
+from ..precision import full_products
 from .pixart import PixArt
 from .shapes import HostError, HostShape, Role, Site, sana_shape, shape_of
 
@@ -35,14 +36,18 @@ class Sana(PixArt):
         return Flow()
 
     def run(self, model: nn.Module, z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
-        """c: as said above. Raises HostError without text states, or of a model that is told its guidance."""
+        """c: as said above. Raises HostError without text states, or of a model that is told its guidance.
+
+        The sums of linear attention over all tokens are in float32, as the model has them, under autocast too.
+        """
         config: Any = model.config
         if config.guidance_embeds:
             raise HostError("a SANA that is told its guidance is a Sprint, which was taught by other means than flows")
         if not isinstance(c, Mapping) or TEXT not in c:
             raise HostError(f"a SANA is conditioned on a dictionary with {TEXT} (B, L, D_text)")
         given = {TEXT: c[TEXT], MASK: c.get(MASK)}
-        return model(z, timestep=t * config.timestep_scale, **given).sample
+        with full_products(z.device):
+            return model(z, timestep=t * config.timestep_scale, **given).sample
 
     def example(self, model: nn.Module, batch: int) -> Any:
         """Captions of as many tokens as costs count (:func:`~grafting.hosts.shapes.set_text_tokens`)."""

@@ -20,7 +20,14 @@ from torch import nn
 from .. import __version__
 from ..conventions import CONVENTIONS, conventions, described, remade, restore
 from ..diffusion import BySize, Diffusion, Flow, Schedule
-from ..files import misfits, save_safetensors_atomic, sha256, write_json_atomic, write_text_atomic
+from ..files import (
+    misfits,
+    remove_unfinished,
+    save_safetensors_atomic,
+    sha256,
+    write_json_atomic,
+    write_text_atomic,
+)
 from ..graft import Grafted, graft, remember, ungraft
 from ..hashes import held_in, is_of, tensors_hash
 from ..hosts import host_for
@@ -65,12 +72,13 @@ def save(
         raise StoreError("this graft was finetuned as a whole: its delta is the whole model, save it with whole=True")
     everything, schedule = handle.private or bool(whole), schedule_told(handle.model)
     if everything and handle.adapters is not None:
-        handle = handle.own_copy()
+        handle = handle.own_copy("cpu")  # beside the model on a GPU there may be no room for a second one
     tensors = {f"{site.name}.{key}": value for site, op in handle.operators().items() for key, value in _state(op)}
     tensors |= {} if everything else _groups(handle) | _adapters(handle)
     if everything:
         tensors |= {f"shared.{key}": value for key, value in shared_tensors(handle).items()}
     weights = _next(folder)
+    remove_unfinished(folder, "graft*.safetensors")
     save_safetensors_atomic(weights, tensors)
     manifest = {
         "format": 1,

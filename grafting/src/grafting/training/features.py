@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ..activations import Read, plain
 from .team import Team
@@ -55,8 +56,13 @@ def match_features(
     shares = []
     for given, wanted, mean, square in zip(student, teacher, means, squares, strict=True):
         spread = (square - mean.square().mean()).clamp(min=1e-12).float()
-        shares.append((given.float() - wanted.float()).square().mean() / spread)
+        # The difference in float32, of every block at once, would be what a large model takes most memory for.
+        shares.append(checkpoint(_apart, given, wanted, use_reentrant=False) / spread)
     return torch.stack(shares).mean()
+
+
+def _apart(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return (given.float() - wanted.float()).square().mean()
 
 
 class Unexplained:

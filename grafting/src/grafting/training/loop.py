@@ -139,24 +139,26 @@ def _optimizers(
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Hold the first Ctrl-C back so that no step is cut in half; the function given says whether it came.
 
+    SIGTERM, by which a cluster takes its machine back, is held as well, however often it comes: launchers pass it on.
     A second Ctrl-C interrupts at once. Outside the main thread, where signals cannot be handled, nothing is held back.
     """
     asked = False
 
     def hold(number: int, frame: object) -> None:
         nonlocal asked
-        if asked:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked = True
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = signal.signal(signal.SIGINT, hold)
+    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Loop:

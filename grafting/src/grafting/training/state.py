@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..claims import differing
-from ..files import misfits, read_json, save_safetensors_atomic, sha256, write_json_atomic
+from ..files import misfits, read_json, remove_unfinished, save_safetensors_atomic, sha256, write_json_atomic
 
 ROUNDING = 1e-3
 """By which two computations of one start may be apart, as a share of its norm. Of a solved one they were 1e-9 apart on
@@ -45,6 +45,7 @@ def save_state(out: Path, kind: str, tensors: Mapping[str, torch.Tensor], manife
     follow from, ``depends``, and ``start`` where that is known; remove what was there before."""
     # A name per step, so that a kill between the two files leaves the older pair whole.
     path = out / f"{kind}-{manifest['step']}.safetensors"
+    remove_unfinished(out, f"{kind}-*.safetensors")
     save_safetensors_atomic(path, tensors)
     write_json_atomic(out / f"{kind}.json", {**manifest, "file": path.name, "sha256": sha256(path)})
     for old in out.glob(f"{kind}-*.safetensors"):

@@ -247,6 +247,7 @@ def merge(arguments: argparse.Namespace) -> None:
     if model.graft is None or model.graft.adapters is None:
         raise ValueError(f"{arguments.model} holds no adapters to merge")
     base = arguments.base or manifest["base"]["name"]
+    model.graft.settle()
     save(model.graft, out, whole=True, base=base, protocol=manifest["protocol"], results=manifest["results"])
     print(out)
 
