@@ -16,6 +16,7 @@ from grafting.graft import graft
 from grafting.lora import Lora, add_lora
 from grafting.plan import Plan
 from grafting.random import normal
+from grafting.training import muon
 from grafting.training.loop import Loop, LoopConfig
 from grafting.training.muon import Muon, hidden_matrices, orthogonal, step_flops
 
@@ -33,8 +34,10 @@ def test_singular_vectors_stay_and_values_come_near_one(rows: int, more: int, se
     torch.testing.assert_close(found - torch.diag_embed(kept), torch.zeros_like(found), rtol=0, atol=1e-3)
 
 
-def test_matrices_of_one_shape_move_as_each_would_alone() -> None:
-    """Lying and standing, over several steps, beside an optimiser for each."""
+@pytest.mark.parametrize("most", [3, 2, 1])
+def test_matrices_of_one_shape_move_as_each_would_alone(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lying and standing, over several steps, beside an optimiser for each; three together, two and one, or each."""
+    monkeypatch.setattr(muon, "STACKED", 4 * 9 * most + 1)
     torch.manual_seed(0)
     shapes = [(4, 9), (9, 4), (4, 9), (5, 5)]
     together = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]

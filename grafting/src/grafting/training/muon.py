@@ -20,6 +20,10 @@ ITERATIONS = 5
 AS_ADAMW = 0.2
 """Root mean square of AdamW's steps, by the rate."""
 
+STACKED = 2**26
+"""Numbers that go together at most: of a large model's matrices a stack of all, several times over, would be most of
+what a step takes."""
+
 INSIDE = ("attn", "attn1", "attn2", "ff", "ff_context", "proj_mlp", "caption_projection", "context_embedder")
 """Components of the paths of its matrices, over all families; the last two are the projections of captions. Besides
 ``proj_out``, where it is of a block: the model's own last layer may be called so too."""
@@ -59,9 +63,11 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     alike.setdefault((min(p.shape), max(p.shape), p.dtype, p.device), []).append(p)
-            for (_, longer, _, _), parameters in alike.items():
-                length = AS_ADAMW * longer**0.5 * group["lr"]
-                self._move(parameters, length, group["momentum"], 1 - group["lr"] * group["weight_decay"])
+            for (shorter, longer, _, _), parameters in alike.items():
+                length, most = AS_ADAMW * longer**0.5 * group["lr"], max(1, STACKED // (shorter * longer))
+                for first in range(0, len(parameters), most):
+                    some = parameters[first : first + most]
+                    self._move(some, length, group["momentum"], 1 - group["lr"] * group["weight_decay"])
 
     def _move(self, parameters: list[torch.Tensor], length: float, momentum: float, kept: float) -> None:
         """One step of matrices of one shape, transposed or not."""
