@@ -87,12 +87,13 @@ def thresholds_text(model: Model, values: Mapping[str, float]) -> str:
     }  # fmt: skip
     short, rates = abbreviated(model, expressions)
     S, I, C = (write.text(model.symbols[name]) for name in (found.susceptible, found.case, found.carrier))
+    q, s, r = (write.text(found.letters[name]) for name in "qsr")
     direct = short["cases"] != short["critical"]
     lines = [
-        f"carriers spread while {S}/N > {write.text(short['carriers'])}, with q = {write.text(short['q'])}",
-        f"cases spread while {I}/{C} < {write.text(short['cases'])}" + (f", with s = {S}/N" if direct else ""),
+        f"carriers spread while {S}/N > {write.text(short['carriers'])}, with {q} = {write.text(short['q'])}",
+        f"cases spread while {I}/{C} < {write.text(short['cases'])}" + (f", with {s} = {S}/N" if direct else ""),
         f"critical ratio {I}/{C}{' (without direct infection)' if direct else ''}: {write.text(short['critical'])}",
-        f"early ratio {I}/{C} during exponential growth at rate r: {write.text(short['early'])}",
+        f"early ratio {I}/{C} during exponential growth at rate {r}: {write.text(short['early'])}",
     ]
     return "\n\n".join(["\n".join(lines), *_rates(write, rates), legend_text(model, expressions)])
 

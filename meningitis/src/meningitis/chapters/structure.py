@@ -152,7 +152,7 @@ def _controlled(work: Work) -> str:
 
 def _formulas(work: Work, model: Model) -> dict[str, Any]:
     derived = symbolic.next_generation(model, zeros=symbolic.zeros_at(model, work.values(model)))
-    write = Notation(model, {symbolic.SHARE: "s", sp.Symbol("r"): "r"})
+    write = Notation(model)
     expressions: dict[str, Any] = {"F": derived.F, "V": derived.V}
     if derived.r0 is not None:
         expressions |= {"K": derived.K, "R0": derived.r0}
@@ -182,6 +182,8 @@ def _formulas(work: Work, model: Model) -> dict[str, Any]:
     )
     if conditions is not None:
         s = write.math(model.symbols[conditions.susceptible])
+        q, fraction, rate = (conditions.letters[name] for name in "qsr")
+        direct = f", with the {fraction} and {q} of that time" if short["cases"] != short["critical"] else ""
         share = f"<mfrac><mrow>{s}</mrow><mi>N</mi></mfrac>"
         work.report.formulas(
             [
@@ -189,12 +191,12 @@ def _formulas(work: Work, model: Model) -> dict[str, Any]:
                 (f"{ratio}<mo>&lt;</mo>", write.math(short["cases"])),
                 (f"<mtext>critical&nbsp;</mtext>{ratio}", write.math(short["critical"])),
                 (f"<mtext>early&nbsp;</mtext>{ratio}", write.math(short["early"])),
-                ("<mi>q</mi>", write.math(short["q"])),
-                ("<mi>s</mi>", share),
+                (write.math(q), write.math(short["q"])),
+                (write.math(fraction), share),
             ],
             f"Carriers spread while the first holds, infectives in stage I while the second does. The critical ratio "
-            f"is the second without direct infection; the early ratio is that of exponential growth at rate r"
-            f"{', with the s and q of that time' if short['cases'] != short['critical'] else ''} ({model.name} model)."
+            f"is the second without direct infection; the early ratio is that of exponential growth at rate "
+            f"{rate}{direct} ({model.name} model)."
             f"{_living(model, conditions)}",
         )
     return kept

@@ -22,10 +22,9 @@ from meningitis.symbolic.nextgen import (
     r0,
     r0_numeric,
 )
-from meningitis.symbolic.thresholds import SHARE, Thresholds, no_thresholds, thresholds
+from meningitis.symbolic.thresholds import Thresholds, no_thresholds, thresholds
 
 __all__ = [
-    "SHARE",
     "Control",
     "Elasticities",
     "Equilibria",

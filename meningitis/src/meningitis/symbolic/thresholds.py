@@ -18,10 +18,6 @@ from meningitis.symbolic.growth import case_and_carrier
 from meningitis.symbolic.limits import tidy
 from meningitis.symbolic.numbers import at_values, number
 
-Q = sp.Symbol("q")
-SHARE = sp.Symbol("s")
-RATE = sp.Symbol("r")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
@@ -32,6 +28,7 @@ class Thresholds:
     critical_ratio: the latter without direct infection, phi/a1; early_ratio: that of exponential growth at rate r, with
     the s and q of that time: phi/(r + a1) without direct infection. q is 0 where carriers alone infect.
     population: N, the initial one or, where the force of infection divides by the living, the sum of those.
+    letters: the symbols of q, s and r in the expressions: these letters, primed where the model has such a name.
     """
 
     carriers_spread: sp.Expr
@@ -43,6 +40,7 @@ class Thresholds:
     susceptible: str
     q: sp.Expr
     population: sp.Expr
+    letters: dict[str, sp.Symbol]
     symbol_names: dict[sp.Symbol, str] = field(default_factory=dict, repr=False)
 
     def _items(self) -> dict[str, sp.Expr]:
@@ -56,13 +54,14 @@ class Thresholds:
     def text(self) -> str:
         """The conditions as sentences in plain text."""
         s, i, c = self.susceptible, self.case, self.carrier
+        q, share, rate = (self.letters[name] for name in "qsr")
         return "\n".join(
             (
-                f"carriers spread while {s}/N > {sp.sstr(self.carriers_spread)}, q = {sp.sstr(self.q)}, "
+                f"carriers spread while {s}/N > {sp.sstr(self.carriers_spread)}, {q} = {sp.sstr(self.q)}, "
                 f"N = {sp.sstr(self.population)}",
-                f"cases spread while {i}/{c} < {sp.sstr(self.stage1_spreads)}, s = {s}/N",
+                f"cases spread while {i}/{c} < {sp.sstr(self.stage1_spreads)}, {share} = {s}/N",
                 f"critical ratio {i}/{c} (no direct infection): {sp.sstr(self.critical_ratio)}",
-                f"early ratio {i}/{c} in exponential growth at rate r: {sp.sstr(self.early_ratio)}",
+                f"early ratio {i}/{c} in exponential growth at rate {rate}: {sp.sstr(self.early_ratio)}",
             )
         )
 
@@ -81,7 +80,7 @@ class Thresholds:
         """The conditions as numbers; `symbols` gives q, s and r (those left out leave their conditions out)."""
         values = completed(model, values)
         at = at_values(model, {name: values[name] for name in model.parameter_names})
-        at |= {sp.Symbol(name): sp.Float(value) for name, value in symbols.items()}
+        at |= {self.letters[name]: sp.Float(value) for name, value in symbols.items()}
         return {name: number(value, at) for name, value in self._items().items() if value.free_symbols <= at.keys()}
 
     def along(
@@ -94,6 +93,7 @@ class Thresholds:
         values = completed(model, values)
         at = at_values(model, {name: values[name] for name in model.parameter_names})
         symbols = [model.symbols[name] for name in model.state_names]
+        letters = [self.letters["q"], self.letters["s"]]
         people = [np.asarray(states[name], dtype=np.float64) for name in model.state_names]
         susceptible = np.asarray(states[self.susceptible], dtype=np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -101,7 +101,7 @@ class Thresholds:
             share = susceptible / population
             return {"susceptible_share": share} | {
                 name: np.broadcast_to(
-                    sp.lambdify([Q, SHARE, *symbols], value.xreplace(at), "numpy")(q, share, *people), share.shape
+                    sp.lambdify([*letters, *symbols], value.xreplace(at), "numpy")(q, share, *people), share.shape
                 )
                 for name, value in self._items().items()
                 if name in ("carriers_spread", "stage1_spreads")
@@ -129,6 +129,8 @@ def thresholds(model: Model) -> Thresholds:
         raise ValueError(f"model {model.name!r} has no thresholds of carriage and illness: {why}") from missing
     names, V = infected_states(model), force.V
     i, c = names.index(case), names.index(carrier)
+    letters = {letter: _unused(model, letter) for letter in "qsr"}
+    Q, SHARE, RATE = letters.values()
     X, C = [model.symbols[name] for name in names], model.symbols[carrier]
     # The infectiousness of all infected per carrier, by q = (all but carriers, in units of a case)/carriers; in units
     # of another one who infects where a case, isolated say, does not.
@@ -153,8 +155,17 @@ def thresholds(model: Model) -> Thresholds:
         susceptible=force.susceptible,
         q=tidy(others / C),
         population=force.population,
+        letters=letters,
         symbol_names=model.latex_names,
     )
+
+
+def _unused(model: Model, letter: str) -> sp.Symbol:
+    """The letter as a symbol, with as many primes as tell it apart from the model's names and symbols."""
+    used = {*model.symbols, *(parameter.symbol for parameter in model.parameters)}
+    while letter in used:
+        letter += "'"
+    return sp.Symbol(letter)
 
 
 @by_model
