@@ -15,7 +15,7 @@ from meningitis.chapters.work import NUMBERS, OUTCOME_WORDS, Work
 from meningitis.frames import OUTCOME_UNITS
 from meningitis.model import Model
 from meningitis.notation import Notation
-from meningitis.report import figures
+from meningitis.report import figures, show
 
 YEARS = 3 * 365.0
 """Days after which an outbreak counts as over for the integrator; the exact relation needs none."""
@@ -103,27 +103,36 @@ def adequacy(work: Work) -> None:
     table = found.frame()
     work.results["adequacy"] = table.to_dict("records")
     names = {name: OUTCOME_WORDS[name] for name in found.equal}
-    work.report.figure(
-        "adequacy",
-        figures.relative_to_basic(
-            found.p,
-            {names[name]: values / values[0] for name, values in found.equal.items()},
-            {names[name]: values / values[0] for name, values in found.rescaled.items()},
-        ),
-        f"Outcomes against p = 0. Early cases are those of the first {found.early_days:g} days; where p alone gives "
-        "more of them than p = 0 did, no φ makes them equal and the right panel ends. Cases and deaths nearly "
-        "cover each other.",
-    )
+    none = [name for name, values in found.equal.items() if values[0] == 0]  # nothing is a multiple of these
+    if len(none) < len(names):
+        work.report.figure(
+            "adequacy",
+            figures.relative_to_basic(
+                found.p,
+                *(
+                    {names[name]: values / values[0] for name, values in part.items() if name not in none}
+                    for part in (found.equal, found.rescaled)
+                ),
+            ),
+            f"Outcomes against p = 0. Early cases are those of the first {found.early_days:g} days; where p alone "
+            "gives more of them than p = 0 did, no φ makes them equal and the right panel ends. "
+            + (f"Without a curve, being 0 at p = 0: {', '.join(names[name] for name in none)}." if none else "")
+            + ("" if none else "Cases and deaths nearly cover each other."),
+        )
     shown = table.dropna().rename(columns={"direct_fraction": "p", "carrier_conversion_rate": "φ (per day)", **names})
     shown["p"] = [f"{p:g}" for p in shown["p"]]
     words = (
         "The same in persons, the weekly peak in persons per week; rows where no φ gives equal early cases left out."
     )
     work.report.table("adequacy", table, words, shown)
-    last = {name: float(values[-1] / values[0]) for name, values in found.equal.items()}
+    last = {name: _times(values) for name, values in found.equal.items()}
     work.results.setdefault("claims", {})["p = 0 adequate"] = last
     good = [names[name] for name, ratio in last.items() if abs(ratio - 1) <= SAME]
-    bad = [f"{names[name]} ({ratio:.3g} times)" for name, ratio in last.items() if abs(ratio - 1) > SAME]
+    bad = [
+        f"{names[name]} ({f'from none to {show(found.equal[name][-1])}' if name in none else f'{ratio:.3g} times'})"
+        for name, ratio in last.items()
+        if abs(ratio - 1) > SAME
+    ]
     work.report.claim(
         "Is the basic model (p = 0) adequate?",
         holds=None if good and bad else bool(good),
@@ -131,6 +140,12 @@ def adequacy(work: Work) -> None:
         condition=f"Going from p = 0 to p = {found.p[-1]:g} at equal φ changes by at most {100 * SAME:g} %: "
         f"{', '.join(good) or 'nothing'}; by more: {', '.join(bad) or 'nothing'}.",
     )
+
+
+def _times(values: NDArray[np.float64]) -> float:
+    """The last value as a multiple of the first: 1 where both are 0, infinite where the first alone is."""
+    first, last = float(values[0]), float(values[-1])
+    return last / first if first else math.inf if last else 1.0
 
 
 def _minimum(share: float) -> str:
