@@ -40,7 +40,8 @@ class Parser(argparse.ArgumentParser):
             choices = [word.strip(" ')") for word in message.split("choose from ")[-1].split(",")]
             close = difflib.get_close_matches(given, choices, n=1, cutoff=0.5)
             hint = f", did you mean '{close[0]}'?" if close else f"; allowed are {', '.join(choices)}"
-            message = f"there is no choice '{given}'{hint}"
+            option = message.removeprefix("argument ").partition(":")[0]
+            message = f"{'there is no verb' if option == 'VERB' else f'{option} has no choice'} '{given}'{hint}"
         print(f"meningitis: {message}", file=sys.stderr)
         raise SystemExit(2)
 

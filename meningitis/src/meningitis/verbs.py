@@ -176,6 +176,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from meningitis import analysis, symbolic
+    from meningitis.analysis.prcc import fewest_rows
 
     model = model_of(arguments)
     values = values_of(model, arguments)
@@ -196,7 +197,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
         put(arguments, symbolic.elasticities(model).frame(values), None, words, model)
         return
     pinned, days = given_of(arguments), days_of(model, arguments)
-    names = analysis.sampled(model, pinned)
+    names, sizes = analysis.sampled(model, pinned), sampling_of(arguments, fewest_rows(model, pinned))
     if arguments.scenario is not None:
         plain = model.values(None, pinned)
         if all(values[n] == plain[n] for n in plain if n not in names) and days == (
@@ -213,7 +214,6 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     called = _called(arguments, symbolic.reproduction_name(model, {**values, **middle}))
     for sentence in analysis.unknown(model, {**values, **middle}):
         print(f"meningitis: {sentence.replace('R0', called)}", file=sys.stderr)
-    sizes = sampling_of(arguments)
     folder = Path(arguments.checkpoint) if arguments.checkpoint else None
     try:
         ranks, shares, drawn = analysis.global_sensitivity(
@@ -316,7 +316,7 @@ def _settled(called: str) -> str:
 
 def _study(arguments: argparse.Namespace) -> None:
     from meningitis.models import BASIC, GENERALISED
-    from meningitis.study import study
+    from meningitis.study import FEWEST, study
 
     chosen = (BASIC, GENERALISED) if arguments.model is None else (model_of(arguments),)
     start, weeks = calendar_of(arguments)
@@ -331,7 +331,7 @@ def _study(arguments: argparse.Namespace) -> None:
         start=start,
         weeks=weeks,
         reporting_fraction=arguments.reporting_fraction,
-        **sampling_of(arguments),
+        **sampling_of(arguments, FEWEST),
         progress=lambda words: print(words, file=sys.stderr),
     )
     print(page)
