@@ -126,6 +126,7 @@ def _r0(arguments: argparse.Namespace) -> None:
         *([("susceptible share s without infection", control.susceptible, "1")] if partly else []),
         (f"immune share needed, {f'1 - s/{name}' if partly else '1 - 1/R0'}", control.herd_immunity, "1"),
         (f"coverage needed at efficacy {arguments.efficacy:g}, nobody immune yet", control.coverage, "1"),
+        (f"coverage needed at efficacy {arguments.efficacy:g}, immune as at the start", control.coverage_at_start, "1"),
     ]
     rows += [
         (f"{parameter} at which {name} = 1", value, model.parameter(parameter).unit)

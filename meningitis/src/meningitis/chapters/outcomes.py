@@ -153,6 +153,13 @@ def _minimum(share: float) -> str:
     return f"{math.ceil(100 * share - 1e-9)}%"
 
 
+def _reached(coverage: float | None) -> str:
+    """Whom a vaccine has to reach (None: everyone would not do)."""
+    if coverage is None:
+        return "more than everyone"
+    return f"at least {_minimum(coverage)}" if coverage > 0 else "nobody"
+
+
 def _gained(found: analysis.Comparison) -> str:
     """The cases and deaths averted, of those that the model counts."""
     averted = {"cases": found.cases_averted, "deaths": found.deaths_averted}
@@ -178,7 +185,7 @@ def _critical(work: Work, model: Model, values: dict[str, float]) -> None:
         ]
     )
     work.results["control"] = facts.to_dict()
-    coverage = f"at least {_minimum(facts.coverage)}" if facts.coverage is not None else "more than everyone"
+    coverage, begun = (_reached(share) for share in (facts.coverage, facts.coverage_at_start))
     share = 1.0 if facts.susceptible is None else facts.susceptible
     name = NUMBERS[symbolic.reproduction_name(model, values)]
     carriage = symbolic.case_and_carrier(model) is not None
@@ -188,15 +195,16 @@ def _critical(work: Work, model: Model, values: dict[str, float]) -> None:
         if facts.herd_immunity is None
         else f"Infection cannot spread where {_minimum(facts.herd_immunity)} of the population are immune. "
         f"A vaccine that keeps {EFFICACY:.0%} of the vaccinated from {against} has to reach {coverage} where "
-        f"nobody is immune yet{f'; one that prevents illness alone leaves {name} as it is' if carriage else ''}."
+        f"nobody is immune yet, and {begun} where people are immune as at the start"
+        f"{f'; one that prevents illness alone leaves {name} as it is' if carriage else ''}."
     )
     settled = ""
     if name != NUMBERS["R0"]:
         immune = f", where {1 - share:.0%} of the population are immune," if share < 1 else ""
-        begun = symbolic.growth(model, values).reproduction
+        at_start = symbolic.growth(model, values).reproduction
         settled = (
             f" This is the control reproduction number at the disease-free state{immune} to which flows without "
-            f"infection, such as vaccination, lead; R at the start is {begun:.2f}."
+            f"infection, such as vaccination, lead; R at the start is {at_start:.2f}."
         )
     work.report.text(f"{name} = {facts.r0:.2f} in the {model.name} model.{settled} {needed}")
     if len(table):
