@@ -111,7 +111,7 @@ def _r0(arguments: argparse.Namespace) -> None:
 
     model = model_of(arguments)
     values = values_of(model, arguments)
-    speed = symbolic.growth(model, values)
+    speed, history = symbolic.growth(model, values), symbolic.natural_history(model, values)
     control = symbolic.control(model, values, efficacy=arguments.efficacy)
     name, everyone = symbolic.reproduction_name(model, values), control.r0_susceptible
     partly = control.susceptible is not None and control.susceptible < 1
@@ -122,6 +122,9 @@ def _r0(arguments: argparse.Namespace) -> None:
         ("growth rate", speed.rate, "1/day"),
         ("doubling time" if speed.rate > 0 else "halving time", abs(speed.doubling_time), "days"),
         ("generation time", speed.generation_time, "days"),
+        *((f"mean stay in {state}", days, "days") for state, days in history.mean_stay.items()),
+        ("cases per infection", history.cases_per_infection, "1"),
+        ("deaths per case (case fatality)", history.deaths_per_case, "1"),
         ("early case-carrier ratio", speed.early_ratio if speed.rate > 0 else None, "1"),
         *([("susceptible share s without infection", control.susceptible, "1")] if partly else []),
         (f"immune share needed, {f'1 - s/{name}' if partly else '1 - 1/R0'}", control.herd_immunity, "1"),
@@ -135,7 +138,8 @@ def _r0(arguments: argparse.Namespace) -> None:
     ]
     frame = pd.DataFrame(rows, columns=["quantity", "value", "unit"])
     matrices = symbolic.next_generation(model, zeros=symbolic.zeros_at(model, values))
-    data = {"matrices": matrices.to_dict(), "growth": speed.to_dict(), "control": control.to_dict()}
+    data = {"matrices": matrices.to_dict(), "growth": speed.to_dict(), "natural_history": history.to_dict()}
+    data["control"] = control.to_dict()
     words = "" if arguments.json or arguments.csv else f"{matrices_text(model, values)}\n\n{control.reason}".strip()
     put(arguments, frame, {**data, "R0": control.r0, "values": values}, words)
 

@@ -12,7 +12,7 @@ from meningitis import analysis, symbolic
 from meningitis.analysis.events import weekly_peak
 from meningitis.calendar import week_label
 from meningitis.chapters.work import KEY, NUMBERS, Work
-from meningitis.engine import simulate
+from meningitis.engine import Ensemble, simulate
 from meningitis.model import Model, Parameter
 from meningitis.notation import Notation
 from meningitis.printed import weeks_text
@@ -41,6 +41,7 @@ def course(work: Work) -> None:
                     "season": scenario.season,
                     "weekly_peak_per_100000": found["peak_weekly_incidence"] / N * 1e5,
                     "peak_week": None if peak is None else peak + 1,
+                    **_carriage(model, run, N, days),
                     "cases": found["cases"],
                     "deaths": found["deaths"],
                     "ever_infected_%": 100 * found["ever_infected"] / N,
@@ -59,20 +60,32 @@ def course(work: Work) -> None:
         )
     table = pd.DataFrame(rows)
     work.results["course"] = table.to_dict("records")
-    heads = (
-        "model", "scenario", "season", "highest week per 100,000", "week of the peak", "cases", "deaths",
-        "ever infected (%)", "weeks at or above alert", "which weeks",
-    )  # fmt: skip
+    heads = {
+        "weekly_peak_per_100000": "highest week per 100,000", "peak_week": "week of peak incidence",
+        "peak_carriage_%": "highest carriage (%)", "peak_carriage_week": "week of highest carriage",
+        "ever_infected_%": "ever infected (%)", "weeks_above_alert": "weeks at or above alert",
+        "alert_episodes": "which weeks",
+    }  # fmt: skip
     work.report.table(
         "course",
         table,
-        f"Totals by scenario, over its whole length. {_seasons(work)}A dash for the week of the peak: the last "
-        "week is the highest, or nobody falls ill; for the weeks at or above alert: none. Weeks are numbered from 1; "
-        "those between two episodes do not count.",
-        table.set_axis(list(heads), axis="columns"),
+        f"Totals by scenario, over its whole length. {_seasons(work)}A dash for the week of peak incidence: the last "
+        "week is the highest, or nobody falls ill; of carriage: it is highest on the last day; for the weeks at or "
+        "above alert: none. Weeks are numbered from 1; those between two episodes do not count.",
+        table.rename(columns=heads),
     )
     for sentence in dict.fromkeys(words for model in work.models for words in _unknown(work, model)):
         work.report.text(f"A dash for what is not known: {sentence}.")
+
+
+def _carriage(model: Model, run: Ensemble, N: float, days: float) -> dict[str, float | None]:
+    """The highest prevalence of carriage, % of N, and the week of its day (from 1; None: highest at the end)."""
+    pair = symbolic.case_and_carrier(model)
+    if pair is None:
+        return {}
+    people, day = run.peaks[0, run.peak_names.index(pair[1])].tolist()
+    week = None if day >= days else int(day // 7) + 1
+    return {"peak_carriage_%": 100 * people / N, "peak_carriage_week": week}
 
 
 def _unknown(work: Work, model: Model) -> list[str]:

@@ -43,6 +43,8 @@ def the_models(work: Work) -> None:
                       for name, s in model.symbols.items()}  # fmt: skip
         rows += [(derivative[name], write.math(rate)) for name, rate in equations(model).items()]
         work.report.formulas(rows, f"Equations of the {model.name} model: persons and days.")
+        if not symbolic.moving_rates(model):
+            work.report.text(_lasts(work, model))
     model, values = work.fullest, work.values(work.fullest)
     write = Notation(model)
     table = pd.DataFrame(
@@ -85,6 +87,18 @@ def the_models(work: Work) -> None:
             }
         ),
     )
+
+
+def _lasts(work: Work, model: Model) -> str:
+    """What the rates of the study's scenario mean: mean stays, the case-to-infection ratio, the case fatality."""
+    found = symbolic.natural_history(model, work.values(model))
+    stays = ", ".join(f"{show(days)} days in {name}" for name, days in found.mean_stay.items())
+    words = f"With the values of the {model.scenario(work.scenario).name} scenario a stay lasts {stays} on average"
+    if found.cases_per_infection and found.cases_per_infection < 1:
+        words += f"; one in {show(1 / found.cases_per_infection)} infections becomes a case"
+    if found.deaths_per_case is not None:
+        words += f"; {show(100 * found.deaths_per_case)} % of cases die"
+    return f"{words}."
 
 
 def thresholds(work: Work) -> None:

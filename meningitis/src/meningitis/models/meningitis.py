@@ -89,7 +89,7 @@ _PARAMETERS = (
         26 / _YEAR,
         (0.0, 10.0),
         ("uniform", 13 / _YEAR, 39 / _YEAR),
-        "rate at which carriers become immune",
+        "rate at which carriers become immune (14 days of carriage; 9 to 28 sampled)",
         source=_SCRIPT,
     ),
     _parameter(

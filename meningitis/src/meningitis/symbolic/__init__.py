@@ -14,6 +14,7 @@ from meningitis.symbolic.elasticity import Elasticities, elasticities
 from meningitis.symbolic.equilibria import Equilibria, Equilibrium, equilibria
 from meningitis.symbolic.finalsize import FirstIntegral, first_integral
 from meningitis.symbolic.growth import Growth, case_and_carrier, growth, initial_state, reproduction_at_start
+from meningitis.symbolic.history import NaturalHistory, natural_history
 from meningitis.symbolic.nextgen import (
     NextGeneration,
     NumericR0,
@@ -31,6 +32,7 @@ __all__ = [
     "Equilibrium",
     "FirstIntegral",
     "Growth",
+    "NaturalHistory",
     "NextGeneration",
     "NumericR0",
     "Thresholds",
@@ -46,6 +48,7 @@ __all__ = [
     "growth",
     "initial_state",
     "moving_rates",
+    "natural_history",
     "next_generation",
     "no_thresholds",
     "nobody_left",
