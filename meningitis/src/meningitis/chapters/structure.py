@@ -179,6 +179,7 @@ def _formulas(work: Work, model: Model) -> dict[str, Any]:
         expressions |= {
             "carriers": conditions.carriers_spread, "cases": conditions.stage1_spreads,
             "critical": conditions.critical_ratio, "early": conditions.early_ratio, "q": conditions.q,
+            "explicit": conditions.stage1_explicit, "own": conditions.always.lhs, "leaves": conditions.always.rhs,
         }  # fmt: skip
     short, rates = abbreviated(model, expressions)
     infected = write.math(sp.Matrix([[model.symbols[name] for name in derived.infected]]))
@@ -198,11 +199,18 @@ def _formulas(work: Work, model: Model) -> dict[str, Any]:
         s = write.math(model.symbols[conditions.susceptible])
         q, fraction, rate = (conditions.letters[name] for name in "qsr")
         direct = f", with the {fraction} and {q} of that time" if short["cases"] != short["critical"] else ""
+        own, always = conditions.always.lhs != 0, ""
+        if own:
+            always = (
+                f" The third is the second with {conditions.case} on its left alone; where "
+                f"{write.text(short['own'])} ≥ {write.text(short['leaves'])} infectives in stage I always spread."
+            )
         share = f"<mfrac><mrow>{s}</mrow><mi>N</mi></mfrac>"
         work.report.formulas(
             [
                 (f"{share}<mo>&gt;</mo>", write.math(short["carriers"])),
                 (f"{ratio}<mo>&lt;</mo>", write.math(short["cases"])),
+                *([(f"{ratio}<mo>&lt;</mo>", write.math(short["explicit"]))] if own else []),
                 (f"<mtext>critical&nbsp;</mtext>{ratio}", write.math(short["critical"])),
                 (f"<mtext>early&nbsp;</mtext>{ratio}", write.math(short["early"])),
                 (write.math(q), write.math(short["q"])),
@@ -211,7 +219,7 @@ def _formulas(work: Work, model: Model) -> dict[str, Any]:
             f"Carriers spread while the first holds, infectives in stage I while the second does. The critical ratio "
             f"is the second without direct infection; the early ratio is that of exponential growth at rate "
             f"{rate}{direct} ({model.name} model)."
-            f"{_living(model, conditions)}",
+            f"{always}{_living(model, conditions)}",
         )
     return kept
 

@@ -24,15 +24,19 @@ class Thresholds:
     """Conditions for growth, as right-hand sides.
 
     carriers_spread: carriers grow while S/N is above it; stage1_spreads: cases grow while I1/C is below it, with
-    s = S/N and q = infectiousness of the ill over that of the carriers' unit, (I1 + eta I2)/C;
-    critical_ratio: the latter without direct infection, phi/a1; early_ratio: that of exponential growth at rate r, with
-    the s and q of that time: phi/(r + a1) without direct infection. q is 0 where carriers alone infect.
+    s = S/N and q = infectiousness of the ill over that of the carriers' unit, (I1 + eta I2)/C, 0 where carriers alone
+    infect; stage1_explicit: the same without the I1 that is in q, (phi + p beta s (eps + eta I2/C))/(a1 - p beta s),
+    which holds unless `always`: where p beta s >= a1, cases grow whatever their ratio to carriers;
+    critical_ratio: the threshold without direct infection, phi/a1; early_ratio: that of exponential growth at rate r,
+    with the s and q of that time: phi/(r + a1) without direct infection.
     population: N, the initial one or, where the force of infection divides by the living, the sum of those.
     letters: the symbols of q, s and r in the expressions: these letters, primed where the model has such a name.
     """
 
     carriers_spread: sp.Expr
     stage1_spreads: sp.Expr
+    stage1_explicit: sp.Expr
+    always: sp.Ge
     critical_ratio: sp.Expr
     early_ratio: sp.Expr
     carrier: str
@@ -47,6 +51,7 @@ class Thresholds:
         return {
             "carriers_spread": self.carriers_spread,
             "stage1_spreads": self.stage1_spreads,
+            "stage1_explicit": self.stage1_explicit,
             "critical_ratio": self.critical_ratio,
             "early_ratio": self.early_ratio,
         }
@@ -55,11 +60,13 @@ class Thresholds:
         """The conditions as sentences in plain text."""
         s, i, c = self.susceptible, self.case, self.carrier
         q, share, rate = (self.letters[name] for name in "qsr")
+        own = f"that is while {i}/{c} < {sp.sstr(self.stage1_explicit)}, and always where {sp.sstr(self.always)}"
         return "\n".join(
             (
                 f"carriers spread while {s}/N > {sp.sstr(self.carriers_spread)}, {q} = {sp.sstr(self.q)}, "
                 f"N = {sp.sstr(self.population)}",
                 f"cases spread while {i}/{c} < {sp.sstr(self.stage1_spreads)}, {share} = {s}/N",
+                *([] if self.always.lhs == 0 else [own]),
                 f"critical ratio {i}/{c} (no direct infection): {sp.sstr(self.critical_ratio)}",
                 f"early ratio {i}/{c} in exponential growth at rate {rate}: {sp.sstr(self.early_ratio)}",
             )
@@ -73,6 +80,7 @@ class Thresholds:
         """Plain data: expressions as text."""
         return {name: sp.sstr(value) for name, value in self._items().items()} | {
             "q": sp.sstr(self.q),
+            "always": sp.sstr(self.always),
             "population": sp.sstr(self.population),
         }
 
@@ -145,9 +153,13 @@ def thresholds(model: Model) -> Thresholds:
     spread = tidy(tidy(loss / (gain(c) / SHARE)), sp.factor)
     other_feeds = sum((-V[i, j] * X[j] for j in range(len(names)) if j not in (i, c)), sp.Integer(0)) / C
     feeds = -V[i, c] + gain(i) + other_feeds
+    own = force.entry[i] * force.weights[i] * SHARE
+    rest = sum((force.weights[j] * X[j] / C for j in range(len(names)) if j not in (i, c)), force.weights[c])
     return Thresholds(
         carriers_spread=spread,
         stage1_spreads=tidy(feeds / V[i, i]),
+        stage1_explicit=(-V[i, c] + sp.factor_terms(force.entry[i] * SHARE * rest) + other_feeds) / (V[i, i] - own),
+        always=sp.Ge(own, V[i, i], evaluate=False),
         critical_ratio=tidy(-V[i, c] / V[i, i]),
         early_ratio=tidy(feeds / (RATE + V[i, i])),
         carrier=carrier,
