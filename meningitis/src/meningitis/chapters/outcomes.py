@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -125,21 +126,44 @@ def adequacy(work: Work) -> None:
         "The same in persons, the weekly peak in persons per week; rows where no φ gives equal early cases left out."
     )
     work.report.table("adequacy", table, words, shown)
-    last = {name: _times(values) for name, values in found.equal.items()}
-    work.results.setdefault("claims", {})["p = 0 adequate"] = last
-    good = [names[name] for name, ratio in last.items() if abs(ratio - 1) <= SAME]
-    bad = [
-        f"{names[name]} ({f'from none to {show(found.equal[name][-1])}' if name in none else f'{ratio:.3g} times'})"
-        for name, ratio in last.items()
-        if abs(ratio - 1) > SAME
-    ]
+    work.results.setdefault("claims", {})["p = 0 adequate"] = {name: _times(x) for name, x in found.equal.items()}
+    good, bad = _judged(found.equal, names)
+    told = f"Going from p = 0 to p = {found.p[-1]:g} at equal φ changes {_changes(good, bad)}."
+    reached = int(np.flatnonzero(np.isfinite(found.phi))[-1])  # where p is 0, φ is as it was
+    kept: list[str] = []
+    moved: list[str] = []
+    if reached:
+        part = {name: values[: reached + 1] for name, values in found.rescaled.items()}
+        work.results["claims"]["p = 0 adequate, equal early cases"] = {name: _times(x) for name, x in part.items()}
+        kept, moved = _judged(part, names)
+        told += f" Going to p = {found.p[reached]:g} with φ rescaled to equal early cases changes "
+        told += f"{_changes(kept, moved)}."
+    if found.p[reached] < found.p[-1]:
+        told += f" Beyond p = {found.p[reached]:g} no φ within its bounds gives the early cases of p = 0."
+    differs = "the outcome" if (good and bad) or (kept and moved) else "whether φ is rescaled"
+    mixed = bool(good + kept and bad + moved)
     work.report.claim(
         "Is the basic model (p = 0) adequate?",
-        holds=None if good and bad else bool(good),
-        verdict="Adequate" if not bad else "Not adequate" if not good else "Depends on the outcome",
-        condition=f"Going from p = 0 to p = {found.p[-1]:g} at equal φ changes by at most {100 * SAME:g} %: "
-        f"{', '.join(good) or 'nothing'}; by more: {', '.join(bad) or 'nothing'}.",
+        holds=None if mixed else bool(good),
+        verdict=f"Depends on {differs}" if mixed else "Adequate" if good else "Not adequate",
+        condition=told,
     )
+
+
+def _judged(part: Mapping[str, NDArray[np.float64]], names: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """The outcomes whose last value is the first within SAME, and the others with what becomes of them, in words."""
+    good, bad = [], []
+    for name, values in part.items():
+        ratio = _times(values)
+        if abs(ratio - 1) <= SAME:
+            good.append(names[name])
+        elif not math.isnan(ratio):
+            bad.append(f"{names[name]} ({f'{ratio:.3g} times' if values[0] else f'from none to {show(values[-1])}'})")
+    return good, bad
+
+
+def _changes(good: Sequence[str], bad: Sequence[str]) -> str:
+    return f"by at most {100 * SAME:g} %: {', '.join(good) or 'nothing'}; by more: {', '.join(bad) or 'nothing'}"
 
 
 def _times(values: NDArray[np.float64]) -> float:
