@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from meningitis import analysis
 from meningitis.cli import main
 from meningitis.model import Model
 from meningitis.models import BASIC, GENERALISED
@@ -57,6 +58,22 @@ def test_every_figure_and_table_of_the_page_is_a_file(out: Path, page: str) -> N
     for name in tables:
         assert len(pd.read_csv(out / "tables" / f"{name}.csv")) > 0
     assert not list(out.rglob(".*"))
+
+
+def test_every_figure_of_numbers_has_them_in_a_file(out: Path) -> None:
+    files = {path.stem for path in (out / "tables").glob("*.csv")}
+    drawn = {path.stem for path in (out / "figures").glob("*.svg") if not path.stem.startswith("flow-")}
+    # The two on ever infected are of one table.
+    assert {"ever-infected" if name.startswith("ever-infected-") else name for name in drawn} <= files
+
+
+def test_the_ratio_of_all_ill_to_carriers_is_told_over_sweeps(out: Path) -> None:
+    table = pd.read_csv(out / "tables" / "ratio-sweeps-basic.csv")
+    assert set(table["parameter"]) == {"transmission_rate", "carrier_odds", "carrier_conversion_rate"}
+    part = table[(table["parameter"] == "carrier_odds") & (table["value"] == 1.5)]
+    found = analysis.profiles(BASIC, {"carrier_odds": 1.5})
+    assert part["both"].to_numpy() == pytest.approx(found.both[0], nan_ok=True)
+    assert part["stage1"].to_numpy() == pytest.approx(found.stage1[0], nan_ok=True)
 
 
 def test_the_scenarios_give_what_the_specification_says(results: Any) -> None:

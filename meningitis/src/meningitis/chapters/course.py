@@ -57,6 +57,13 @@ def course(work: Work) -> None:
             figures.incidence(curves, alert, epidemic, start=work.start, system=work.weeks),
             f"Weekly incidence of illness in the {model.name} model, with WHO's operational thresholds for a district "
             f"of {N:,.0f} inhabitants{_reported(work)}. Weeks are differences of the cumulative count. Log scale.",
+            pd.DataFrame(
+                [
+                    {"scenario": name, "week": week, "cases_per_100000": value}
+                    for name, values in curves.items()
+                    for week, value in enumerate(values.tolist(), start=1)
+                ]
+            ),
         )
     table = pd.DataFrame(rows)
     work.results["course"] = table.to_dict("records")
@@ -165,20 +172,26 @@ def _figures(work: Work, model: Model, happened: analysis.Events) -> None:
         f"Cases to carriers along the {model.scenario(work.scenario).name} scenario, {model.name} model. The early "
         "ratio, the critical ratio and the threshold below which stage I spreads belong to the first curve only. "
         "Vertical lines are the events named above the panel.",
+        run.frame(),
     )
-    sweeps = {}
+    sweeps, parts = {}, []
     for p in model.parameters:
         if p.name in (*KEY, "direct_fraction") and values[p.name] > 0:
             grid = [values[p.name] * x for x in FACTORS.get(p.name, (0.1, 1.0, 10.0))]
             if p.bounds[0] <= min(grid) and max(grid) <= p.bounds[1]:
                 part = analysis.profiles(model, values, {p.name: grid}, days=days)
                 sweeps[f"${p.symbol}$: {p.meaning}"] = ([_value(p, x) for x in grid], part)
+                swept = part.frame().rename(columns={p.name: "value"})
+                swept.insert(0, "parameter", p.name)
+                parts.append(swept)
     if sweeps:
         work.report.figure(
             f"ratio-sweeps-{model.name}",
             figures.ratio_sweeps(sweeps, f"{case}/{carrier}"),
             f"Cases in stage I per 1,000 carriers over time for swept parameters, {model.name} model; dash-dotted the "
-            "critical ratio, dotted the early ratio, in each curve's colour (equal ones cover each other).",
+            "critical ratio, dotted the early ratio, in each curve's colour (equal ones cover each other). The file "
+            "has the ratio of all ill to carriers (both) too.",
+            pd.concat(parts, ignore_index=True),
         )
 
 

@@ -105,6 +105,13 @@ def _local(work: Work) -> None:
             "tornado",
             figures.tornado(bars),
             "Normalised forward indices of R₀, derived symbolically; zero indices left out.",
+            pd.DataFrame(
+                [
+                    {"model": name, "symbol": symbol, "index": index}
+                    for name, indices in bars.items()
+                    for symbol, index in indices.items()
+                ]
+            ),
         )
     write, model = Notation(work.fullest), work.fullest
     cells: dict[str, dict[str, str]] = {}

@@ -323,5 +323,6 @@ def control(work: Work) -> None:
                 system=work.weeks,
             ),
             f"Weekly incidence over {band.n:,} draws, {each.name} model, {work.draws(each)}. Pointwise "
-            "bands, not curves: no single outbreak follows them.",
+            "bands, not curves: no single outbreak follows them. The file has every compartment too, in persons.",
+            band.frame(),
         )

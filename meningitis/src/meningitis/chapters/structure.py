@@ -236,19 +236,21 @@ def _spread(work: Work, model: Model) -> None:
     states = {name: run[name][0] for name in model.state_names}
     conditions = symbolic.thresholds(model)
     along = conditions.along(model, values, states)
+    reproduction = symbolic.reproduction_along(model, values, states)
     work.report.figure(
         "spread-threshold",
         figures.spread_threshold(
             run.times,
             along["susceptible_share"],
             along["carriers_spread"],
-            symbolic.reproduction_along(model, values, states),
+            reproduction,
             start=work.start,
             system=work.weeks,
         ),
         f"Carriers spread while S/N is above {Notation(model).text(conditions.carriers_spread)}."
         f"{_living(model, conditions)} Lower panel: R(t). {model.name.capitalize()} model, "
         f"{model.scenario(work.scenario).name} scenario.",
+        pd.DataFrame({"day": run.times, **along, "R": reproduction}),
     )
 
 
