@@ -203,6 +203,11 @@ def test_a_stiff_run_is_printed_with_a_note(
         ),
         (("sensitivity", "--lhs-n", "0"), "--lhs-n would change nothing"),
         (("sensitivity", "--days", "30"), "--days would change nothing"),
+        (("sensitivity", "--outcomes", "--seed", "2"), "--seed would change nothing without --global"),
+        (("sensitivity", "--outcomes", "--global"), "not allowed with"),
+        (("simulate", "--bands", "50", "--reporting-fraction", "2"), "would change nothing with --bands"),
+        (("simulate", "--bands", "0"), "--bands is 0, but must be at least 2"),
+        (("profile", "--step", "0"), "step is 0 days, but must be above 0"),
         (
             ("final-size", "--sweep", "carrier_odds=1,2", "--sweep", "carrier_odds=3"),
             "--sweep is given carrier_odds twice",
@@ -234,8 +239,8 @@ def test_the_help_of_a_verb_lists_what_it_takes(capsys: pytest.CaptureFixture[st
     assert listed("models") == form
     assert listed("show") == values | form
     assert listed("r0") == values | form | {"--efficacy"}
-    assert listed("simulate") == values | form | calendar | {"--days", "--reporting-fraction"}
+    assert listed("simulate") == values | form | calendar | {"--days", "--reporting-fraction", "--bands"}
     assert listed("study") >= {"--reporting-fraction"}
     assert listed("final-size") == values | form | {"--days", "--sweep"}
-    assert listed("profile") == values | form | calendar | {"--days", "--sweep"}
+    assert listed("profile") == values | form | calendar | {"--days", "--sweep", "--step"}
     assert listed("compare") == values | form | {"--days", "--with", "--with-scenario"}

@@ -15,7 +15,7 @@ VERBS = {
     "simulate": "run a scenario and print its weekly course",
     "r0": "next-generation matrix, R0, R at the start, growth, doubling time, control thresholds",
     "thresholds": "conditions for carriage and illness to spread, and the events along a run in order",
-    "sensitivity": "indices of R0, or with --global rank correlations and Sobol indices of all outcomes",
+    "sensitivity": "indices of R0, with --outcomes of all outcomes, or with --global PRCC and Sobol indices of all",
     "final-size": "share ever infected: over carrier odds and the proportion ill at once, or a sweep of your own",
     "profile": "case-carrier ratios over time, at one set of values or swept",
     "compare": "two parameter sets side by side: cases and deaths averted",
@@ -113,9 +113,11 @@ def parser() -> argparse.ArgumentParser:
             metavar="RATIO",
             help="suspected cases per case of the model, above 1 where other illness is suspected (default: 1)",
         )
-    sub["sensitivity"].add_argument("--global", dest="worldwide", action="store_true", help="PRCC and Sobol instead")
+    asked = sub["sensitivity"].add_mutually_exclusive_group()
+    asked.add_argument("--global", dest="worldwide", action="store_true", help="PRCC and Sobol instead")
+    asked.add_argument("--outcomes", action="store_true", help="indices of the weekly peak, cases, deaths and all too")
+    sub["sensitivity"].add_argument("--days", type=float, metavar="N", help=f"with --outcomes or --global: {DAYS}")
     sampling = sub["sensitivity"].add_argument_group("only with --global")
-    sampling.add_argument("--days", type=float, metavar="N", help=DAYS)
     sampling.add_argument(
         "--checkpoint", metavar="DIR", help="keep finished runs here: the same command goes on after an interruption"
     )
@@ -125,6 +127,12 @@ def parser() -> argparse.ArgumentParser:
             "--sobol-n", type=int, metavar="N", help="Sobol base samples, a power of two (default: 4096)"
         )
         group.add_argument("--lhs-n", type=int, metavar="N", help="Latin hypercube samples (default: 2000)")
+    sub["simulate"].add_argument(
+        "--bands", type=int, metavar="N", help="percentiles over N draws of the sampled parameters, not one run"
+    )
+    sub["profile"].add_argument(
+        "--step", type=float, default=7.0, metavar="DAYS", help="days from one row to the next (default: 7)"
+    )
     sub["compare"].add_argument(
         "--with-scenario", metavar="NAME", help="scenario of the second set (default: the same)"
     )

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meningitis.cli import Refused, pairs
-from meningitis.options import calendar_of, days_of, given_of, model_of, sampling_of, sweep_of, values_of
+from meningitis.options import SAMPLING, calendar_of, days_of, given_of, model_of, sampling_of, sweep_of, values_of
 from meningitis.progress import estimated
 from meningitis.weekly import dated, told_of_weeks, weekly_table
 
 if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Iterable
+
     import pandas as pd
 
+    from meningitis.calendar import WeekSystem
     from meningitis.model import Model
 
 SWEPT = {"carrier_odds": (0.5, 0.75, 1.0, 1.25, 1.5), "direct_fraction": (0.0, 0.01, 0.1, 0.5, 1.0)}
@@ -100,7 +104,40 @@ def _simulate(arguments: argparse.Namespace) -> None:
     model = model_of(arguments)
     values, (start, weeks) = values_of(model, arguments), calendar_of(arguments)
     fraction = analysis.checked_fraction(arguments.reporting_fraction)
+    if arguments.bands is not None:
+        _bands(arguments, model, values, start, weeks)
+        return
     put(arguments, weekly_table(model, values, days_of(model, arguments), start, weeks, fraction), model=model)
+
+
+def _bands(
+    arguments: argparse.Namespace, model: Model, values: dict[str, float], start: dt.date | None, weeks: WeekSystem
+) -> None:
+    """Percentiles of the weekly course over draws of all that is sampled and not given."""
+    from meningitis import analysis
+
+    if arguments.reporting_fraction != 1:
+        raise Refused("--reporting-fraction would change nothing with --bands, which count cases of the model")
+    if arguments.bands < 2:
+        raise Refused(f"--bands is {arguments.bands}, but must be at least 2 draws")
+    pinned = tuple(given_of(arguments))
+    print(f"meningitis: {_sampled(model, values, pinned)}", file=sys.stderr)
+    band = analysis.bands(
+        model, n=arguments.bands, seed=SAMPLING["seed"], values=values, days=days_of(model, arguments), pinned=pinned
+    )
+    frame = band.frame()
+    for name, column in dated(frame["day"], start, weeks).items():
+        frame.insert(list(frame.columns).index("value"), name, column)
+    put(arguments, frame, band.to_dict(), f"percentiles over {band.n:,} draws, persons; weekly counts end on the day")
+
+
+def _sampled(model: Model, values: dict[str, float], pinned: Iterable[str]) -> str:
+    """What is held in sampling and what is not, in words."""
+    from meningitis import analysis
+
+    held = ", ".join(f"{name} = {values[name]:g}" for name in pinned) or "none"
+    names = ", ".join(analysis.sampled(model, tuple(pinned)))
+    return f"pinned by --set or --params: {held}; sampled, whatever the scenario says: {names}"
 
 
 def _r0(arguments: argparse.Namespace) -> None:
@@ -187,7 +224,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     values = values_of(model, arguments)
     if not arguments.worldwide:
         options = {
-            "days": arguments.days,
+            "days": None if arguments.outcomes else arguments.days,
             "seed": arguments.seed,
             "sobol-n": arguments.sobol_n,
             "lhs-n": arguments.lhs_n,
@@ -198,6 +235,9 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
             raise Refused(
                 f"{' and '.join(ignored)} would change nothing without --global: the index of R0 is a formula"
             )
+        if arguments.outcomes:
+            _local(arguments, model, values)
+            return
         words = f"normalised indices of {symbolic.reproduction_name(model, values)}"
         put(arguments, symbolic.elasticities(model).frame(values), None, words, model)
         return
@@ -212,9 +252,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
                 f"--scenario {arguments.scenario} would change nothing with --global, which samples all that the "
                 "scenario sets: pin values with --set or --params"
             )
-    held = ", ".join(f"{name} = {values[name]:g}" for name in pinned) or "none"
-    words = f"pinned by --set or --params: {held}; sampled, whatever the scenario says: {', '.join(names)}"
-    print(f"meningitis: {words}", file=sys.stderr)
+    print(f"meningitis: {_sampled(model, values, pinned)}", file=sys.stderr)
     middle = {name: float(model.parameter(name).distribution.ppf(np.array(0.5))) for name in names}
     called = _called(arguments, symbolic.reproduction_name(model, {**values, **middle}))
     for sentence in analysis.unknown(model, {**values, **middle}):
@@ -245,6 +283,19 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     put(arguments, both.assign(outcome=both["outcome"].replace({"R0": called})), None, _settled(called), model)
 
 
+def _local(arguments: argparse.Namespace, model: Model, values: dict[str, float]) -> None:
+    """Normalised indices of every outcome at one set of values."""
+    from meningitis import analysis, symbolic
+
+    called = _called(arguments, symbolic.reproduction_name(model, values))
+    for sentence in analysis.unknown(model, values):
+        print(f"meningitis: {sentence.replace('R0', called)}", file=sys.stderr)
+    frame = analysis.local_sensitivity(model, values, days=days_of(model, arguments)).frame()
+    frame.insert(2, "symbol", frame["parameter"].map({p.name: p.symbol for p in model.parameters}))
+    frame["outcome"] = frame["outcome"].replace({"R0": called})
+    put(arguments, frame, None, "normalised indices: % change of an outcome for 1 % of the parameter", model)
+
+
 def _final_size(arguments: argparse.Namespace) -> None:
     import numpy as np
 
@@ -270,7 +321,7 @@ def _profile(arguments: argparse.Namespace) -> None:
     model = model_of(arguments)
     sweep, values = sweep_of(model, arguments), values_of(model, arguments)
     start, weeks = calendar_of(arguments)
-    found = analysis.profiles(model, values, sweep, days=days_of(model, arguments), step=7.0)
+    found = analysis.profiles(model, values, sweep, days=days_of(model, arguments), step=arguments.step)
     frame, data = found.frame(), found.to_dict()
     for name, column in dated(frame["day"], start, weeks).items():
         frame.insert(list(frame.columns).index("stage1"), name, column)

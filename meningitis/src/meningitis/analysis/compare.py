@@ -131,9 +131,11 @@ def bands(
     """Percentile bands of weekly output over n parameter sets from the declared distributions (Latin hypercube).
 
     Parameters of a single value, and those pinned, stay at `values`, or as in the scenario (None: the default one),
-    whose days are those of the run by default. Raises: ValueError where nothing is left to sample, RuntimeError where a
-    trajectory fails.
+    whose days are those of the run by default. Raises: ValueError for fewer than two draws or where nothing is left to
+    sample, RuntimeError where a trajectory fails.
     """
+    if n < 2:
+        raise ValueError(f"n is {n}, but a band needs at least 2 draws")
     names, days = sampled(model, pinned), length(model, days, scenario)
     uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
     times = np.arange(0.0, days + 1e-9, 7.0)

@@ -18,6 +18,7 @@ from meningitis.model import Model
 from meningitis.notation import FORCE, Notation, abbreviated, equations, per_person
 from meningitis.report import figures, show
 from meningitis.report.diagram import flow_diagram
+from meningitis.symbolic.declared import refilled
 
 DECLARED = (
     "What is needed to run the study again; more in results.json. The declarations, with the distributions that "
@@ -146,8 +147,29 @@ def thresholds(work: Work) -> None:
         "everyone).",
         shown,
     )
+    for model in work.models:
+        if refilled(model) and not symbolic.timed_rates(model):
+            _equilibria(work, model)
     if not symbolic.no_thresholds(work.fullest):
         _spread(work, work.fullest)
+
+
+def _equilibria(work: Work, model: Model) -> None:
+    """Where the model can stand still, and whether it returns there."""
+    found = symbolic.equilibria(model, work.values(model))
+    work.results.setdefault("equilibria", {})[model.name] = found.to_dict()
+    if found.note:
+        work.report.text(f"Equilibria of the {model.name} model: {found.note}.")
+    if not found.points:
+        return
+    stable = {True: "yes", False: "no", None: "neither"}
+    rows = [{"equilibrium": p.kind, "stable": stable[p.stable], **p.state} for p in found.points]
+    work.report.table(
+        f"equilibria-{model.name}",
+        pd.DataFrame(rows),
+        f"Equilibria of the {model.name} model, persons by compartment, {model.scenario(work.scenario).name} scenario; "
+        "stable: whether small disturbances die out (neither: equilibria lie side by side).",
+    )
 
 
 def _controlled(work: Work) -> str:
