@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from meningitis import analysis
+from meningitis import analysis, engine
 from meningitis.cli import main
 from meningitis.model import Model
 from meningitis.models import BASIC, GENERALISED
@@ -181,7 +183,26 @@ def test_provenance_is_enough_to_run_it_again(results: Any) -> None:
     assert (facts["scenario"], facts["days"], facts["overrides"], facts["weeks"]) == (None, None, {}, "iso")
     assert facts["models"]["basic"]["days"] == {s.name: s.days for s in BASIC.scenarios}
     assert {"python", "numpy", "numba", "meningitis"} <= set(facts["versions"])
-    assert facts["tolerances"] == {"rtol": 1e-6, "atol_persons": 1e-8, "events": {"rtol": 1e-10, "atol_persons": 1e-10}}
+    assert facts["tolerances"] == {
+        "rtol": 1e-6, "atol_persons": 1e-8, "events": {"rtol": 1e-10, "atol_persons": 1e-10},
+        "early_cases": {"rtol": 1e-9, "atol_persons": 1e-9},
+    }  # fmt: skip
+
+
+def test_the_tolerances_told_are_those_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: Any) -> None:
+    told = results["provenance"]["tolerances"]
+    for solve in (engine.simulate, engine.reduce, engine.solve_ode):
+        given = inspect.signature(solve).parameters
+        assert (given["rtol"].default, given["atol"].default) == (told["rtol"], told["atol_persons"])
+    used: list[tuple[float, float]] = []
+
+    def simulate(*given: Any, rtol: float, atol: float, **options: Any) -> Any:
+        used.append((rtol, atol))
+        return engine.simulate(*given, rtol=rtol, atol=atol, **options)
+
+    monkeypatch.setattr(sys.modules["meningitis.analysis.adequacy"], "simulate", simulate)
+    analysis.adequacy(GENERALISED, {}, (0.0, 0.001), days=28.0)
+    assert set(used) == {(told["early_cases"]["rtol"], told["early_cases"]["atol_persons"])}
 
 
 def test_lead_times_are_told_of_the_runs_that_have_them(results: Any, page: str) -> None:

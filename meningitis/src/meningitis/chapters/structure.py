@@ -12,8 +12,10 @@ import sympy as sp
 
 from meningitis import symbolic
 from meningitis.analysis import runs
+from meningitis.analysis.adequacy import ATOL as EARLY_ATOL
+from meningitis.analysis.adequacy import RTOL as EARLY_RTOL
 from meningitis.chapters.work import Work
-from meningitis.engine import simulate
+from meningitis.engine import ATOL, RTOL, simulate
 from meningitis.model import Model
 from meningitis.notation import FORCE, Notation, abbreviated, equations, per_person
 from meningitis.report import figures, show
@@ -24,7 +26,6 @@ DECLARED = (
     "What is needed to run the study again; more in results.json. The declarations, with the distributions that "
     "parameters are sampled from, are files of this folder: meningitis study --model takes each of them."
 )
-RTOL, ATOL = 1e-6, 1e-8
 LIBRARIES = ("meningitis", "numpy", "scipy", "sympy", "numba", "pandas", "matplotlib")
 
 
@@ -332,6 +333,7 @@ def provenance(work: Work) -> dict[str, Any]:
             "rtol": RTOL,
             "atol_persons": ATOL,
             "events": {"rtol": runs.RTOL, "atol_persons": runs.ATOL},
+            "early_cases": {"rtol": EARLY_RTOL, "atol_persons": EARLY_ATOL},
         },
         "start": work.start,
         "weeks": work.weeks,

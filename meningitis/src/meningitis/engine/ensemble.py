@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = NDArray[np.float64]
+RTOL, ATOL = 1e-6, 1e-8
+"""Tolerances unless others are given; the absolute one is in persons."""
 MAX_STEPS = 20_000
 MOVING_STEP = 1.0
 """Days: the longest step of a model whose rates change with time, other than at corners, and that declares none; and
@@ -92,8 +94,8 @@ def simulate(
     parameters: Mapping[str, ArrayLike] | None = None,
     days: float | None = None,
     times: ArrayLike | None = None,
-    rtol: float = 1e-6,
-    atol: float = 1e-8,
+    rtol: float = RTOL,
+    atol: float = ATOL,
     reference: str | None = None,
     threads: int | None = None,
     max_steps: int = MAX_STEPS,
@@ -142,8 +144,8 @@ def solve_ode(
     initial: Mapping[str, ArrayLike],
     times: ArrayLike,
     parameters: Mapping[str, ArrayLike] | None = None,
-    rtol: float = 1e-6,
-    atol: float = 1e-8,
+    rtol: float = RTOL,
+    atol: float = ATOL,
     reference: str | None = None,
     threads: int | None = None,
     max_steps: int = MAX_STEPS,

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from meningitis import __version__
 from meningitis.engine.compile import kernel
-from meningitis.engine.ensemble import MAX_STEPS, Array, Ensemble, longest_step, run_length, simulate, table
+from meningitis.engine.ensemble import ATOL, MAX_STEPS, RTOL, Array, Ensemble, longest_step, run_length, simulate, table
 from meningitis.engine.system import of_model
 from meningitis.files import replacing
 from meningitis.model import Model
@@ -32,8 +32,8 @@ def reduce(
     chunk: int = CHUNK,
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | str | None = None,
-    rtol: float = 1e-6,
-    atol: float = 1e-8,
+    rtol: float = RTOL,
+    atol: float = ATOL,
     threads: int | None = None,
     max_steps: int = MAX_STEPS,
     max_step: float | None = None,
