@@ -365,6 +365,13 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def out_of_bounds(parameter: Parameter, value: float, *, where: str) -> Problem:
+    """That a value is outside the parameter's bounds, in its own unit."""
+    low, high = parameter.bounds
+    message = f"{value:g} is outside {low:g} to {high:g} ({parameter.unit})"
+    return Problem(code="E013", where=f"{where}, {parameter.name}", message=message)
+
+
 def unknown_parameter(name: str, known: Iterable[str], *, where: str) -> Problem:
     """That there is no such parameter, with the nearest one or all there are."""
     message = f"there is no parameter '{name}'{nearest_or_all(name, known)}"

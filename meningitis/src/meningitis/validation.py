@@ -23,6 +23,7 @@ from meningitis.model import (
     Problem,
     Scenario,
     is_number,
+    out_of_bounds,
     unknown_parameter,
 )
 from meningitis.units import (
@@ -345,7 +346,6 @@ def _values(model: Model, given: Mapping[str, float | str], where: str, problems
             continue
         low, high = model.parameter(name).bounds
         if not low <= value <= high:
-            message = f"{value:g} is outside {low:g} to {high:g} ({model.parameter(name).unit})"
-            problems.append(Problem(code="E013", where=f"{where}, {name}", message=message))
+            problems.append(out_of_bounds(model.parameter(name), value, where=where))
         values[name] = value
     return values

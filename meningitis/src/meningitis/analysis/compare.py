@@ -12,7 +12,7 @@ from scipy.stats import qmc
 
 from meningitis.analysis.outcomes import COMPARED, draw, outcomes, sampled, unknown
 from meningitis.analysis.runs import Array, filled, length, solved
-from meningitis.engine import simulate
+from meningitis.engine import simulate, weekly_times
 from meningitis.model import Model
 
 PERCENTILES = (2.5, 25.0, 50.0, 75.0, 97.5)
@@ -67,7 +67,7 @@ def compare(
     a, b, days = filled(model, a, scenario), filled(model, b, scenario), length(model, days, scenario)
     both = {name: np.array([a[name], b[name]]) for name in model.parameter_names}
     found = outcomes(model, both, days=days)
-    run = simulate(model, parameters=both, times=np.unique(np.append(np.arange(0.0, days, 7.0), days)), days=days)
+    run = simulate(model, parameters=both, times=weekly_times(days), days=days)
     infected = np.sum([run[c.name] for c in model.compartments if c.infected], axis=0)  # (2, T)
     left = infected[:, -1] > OVER * infected.max(axis=1)
     first, second = ({name: float(found[name][k]) for name in COMPARED} for k in range(2))
@@ -138,7 +138,7 @@ def bands(
         raise ValueError(f"n is {n}, but a band needs at least 2 draws")
     names, days = sampled(model, pinned), length(model, days, scenario)
     uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
-    times = np.arange(0.0, days + 1e-9, 7.0)
+    times = weekly_times(days, whole=True)
     samples = draw(model, names, uniform, filled(model, values, scenario))
     run = solved(simulate(model, parameters=samples, times=times, days=days))
     weekly = np.diff(run.cumulative, axis=1, prepend=0.0)

@@ -12,7 +12,7 @@ from meningitis import analysis, symbolic
 from meningitis.analysis.events import weekly_peak
 from meningitis.calendar import week_label
 from meningitis.chapters.work import KEY, NUMBERS, Work
-from meningitis.engine import Ensemble, simulate
+from meningitis.engine import Ensemble, simulate, weekly_times
 from meningitis.model import Model, Parameter
 from meningitis.notation import Notation
 from meningitis.printed import weeks_text
@@ -30,7 +30,7 @@ def course(work: Work) -> None:
         for name in work.scenarios(model):
             scenario, values, days = model.scenario(name), work.values(model, name), work.length(model, name)
             found = {key: float(column[0]) for key, column in analysis.outcomes(model, values, days=days).items()}
-            run = simulate(model, parameters=values, times=np.arange(0.0, days + 1e-9, 7.0), days=days)
+            run = simulate(model, parameters=values, times=weekly_times(days, whole=True), days=days)
             N = sum(float(run[state][0, 0]) for state in model.state_names)
             weeks = np.diff(run["cases"][0])
             peak = weekly_peak(weeks)
@@ -45,7 +45,7 @@ def course(work: Work) -> None:
                     "cases": found["cases"],
                     "deaths": found["deaths"],
                     "ever_infected_%": 100 * found["ever_infected"] / N,
-                    **_alert(work, model, values, days),
+                    **_alert(work, model, name),
                 }
             )
             curves[scenario.name] = weeks / N * 1e5
@@ -121,11 +121,11 @@ def _has_cases(model: Model) -> bool:
     return any(flow.case for flow in model.flows)
 
 
-def _alert(work: Work, model: Model, values: dict[str, float], days: float) -> dict[str, Any]:
+def _alert(work: Work, model: Model, scenario: str | None) -> dict[str, Any]:
     """How many weeks are at the alert threshold or above, and which, one episode after another."""
     if not _has_cases(model):
         return {"weeks_above_alert": None, "alert_episodes": None}
-    found = analysis.events(model, values, days, reporting_fraction=work.reporting_fraction)
+    found = work.events(model, scenario)
     if not found.alert_weeks:
         return {"weeks_above_alert": None, "alert_episodes": None}
     return {"weeks_above_alert": len(found.alert_weeks), "alert_episodes": weeks_text(found.episodes)}
@@ -134,13 +134,7 @@ def _alert(work: Work, model: Model, values: dict[str, float], days: float) -> d
 def ratios(work: Work) -> None:
     """Case-carrier ratios, the events along each run, and the claim that a ratio forewarns of an epidemic."""
     kept = {
-        (model.name, model.scenario(name).name): analysis.events(
-            model,
-            work.values(model, name),
-            work.length(model, name),
-            start=work.start,
-            reporting_fraction=work.reporting_fraction,
-        )
+        (model.name, model.scenario(name).name): work.events(model, name)
         for model in work.models
         if _has_cases(model)
         for name in work.scenarios(model)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from meningitis.analysis.events import Events, events
 from meningitis.analysis.outcomes import COMPARED, distributed
 from meningitis.calendar import WeekSystem
 from meningitis.model import Model
@@ -48,6 +49,7 @@ class Work:
     days: float | None = None
     reporting_fraction: float = 1.0
     results: dict[str, Any] = field(default_factory=dict)
+    found: dict[tuple[str, str], Events] = field(default_factory=dict, repr=False)
 
     @property
     def fullest(self) -> Model:
@@ -76,6 +78,19 @@ class Work:
     def length(self, model: Model, scenario: str | None = None) -> float:
         """Days of a run."""
         return float(model.scenario(scenario or self.scenario).days) if self.days is None else self.days
+
+    def events(self, model: Model, scenario: str | None = None) -> Events:
+        """What happens along the run of a scenario (None: the study's); found once."""
+        key = (model.name, model.scenario(scenario or self.scenario).name)
+        if key not in self.found:
+            self.found[key] = events(
+                model,
+                self.values(model, scenario),
+                self.length(model, scenario),
+                start=self.start,
+                reporting_fraction=self.reporting_fraction,
+            )
+        return self.found[key]
 
     def scenarios(self, model: Model) -> tuple[str | None, ...]:
         """Names of the model's scenarios; a model without any has one that is not named."""

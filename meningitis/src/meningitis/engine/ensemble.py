@@ -18,7 +18,7 @@ from meningitis.engine.reference import solve_scipy
 from meningitis.engine.status import Status
 from meningitis.engine.system import System, of_expressions, of_model
 from meningitis.grammar import nearest, parse
-from meningitis.model import CUMULATIVE, TIME, Model, ModelError, Problem
+from meningitis.model import CUMULATIVE, TIME, Model, ModelError, Problem, out_of_bounds
 from meningitis.units import UnitError, quantity_in
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def simulate(
     """
     end = run_length(model, scenario, days)
     if times is None:
-        times = np.unique(np.append(np.arange(0.0, end, 7.0), end))
+        times = weekly_times(end)
     values = table(model, scenario, parameters)
     if max_step is None:
         max_step = longest_step(model)
@@ -179,6 +179,12 @@ def solve_ode(
     )
 
 
+def weekly_times(days: float, *, whole: bool = False) -> Array:
+    """Day 0, the end of each whole week and, unless `whole`, the last day, where a week is cut short (T,), days."""
+    times = np.arange(0.0, days + 1e-9, 7.0)
+    return times if whole else np.unique(np.append(times[times < days], days))
+
+
 def run_length(model: Model, scenario: str | None, days: float | None) -> float:
     """`days`, the scenario's where there are none. Raises ValueError where they are no finite number from 0 on."""
     end = float(model.scenario(scenario).days if days is None else days)
@@ -218,8 +224,7 @@ def table(model: Model, scenario: str | None, parameters: Mapping[str, ArrayLike
             continue
         bad = array[~((array >= low) & (array <= high))]
         if bad.size:
-            message = f"{bad.flat[0]:g} is outside {low:g} to {high:g} ({model.parameter(name).unit})"
-            problems.append(Problem(code="E013", where=f"model {model.name}, {name}", message=message))
+            problems.append(out_of_bounds(model.parameter(name), bad.flat[0], where=f"model {model.name}"))
     if problems:
         raise ModelError(problems)
     return _broadcast({**base, **given}, f"model {model.name}")
