@@ -13,7 +13,7 @@ from textbook import SEIAR, SIR, VECTOR
 
 from meningitis.chapters.course import course
 from meningitis.chapters.structure import the_models
-from meningitis.chapters.work import Work
+from meningitis.chapters.work import OUTCOME_WORDS, Work
 from meningitis.cli import main
 from meningitis.engine import simulate
 from meningitis.model import Model
@@ -86,3 +86,9 @@ def test_the_course_tells_how_many_carry_at_most_and_when(tmp_path: Path) -> Non
     assert row["peak_carriage_week"] == days[C.argmax()] // 7 + 1
     page = report.write(work.results).read_text()
     assert "highest carriage (%)" in page and "week of highest carriage" in page
+
+
+def test_a_peak_says_of_what() -> None:
+    assert [word for word in OUTCOME_WORDS.values() if "peak" in word] == [
+        "peak weekly incidence", "week of peak incidence",
+    ]  # fmt: skip

@@ -115,7 +115,9 @@ def parser() -> argparse.ArgumentParser:
         )
     asked = sub["sensitivity"].add_mutually_exclusive_group()
     asked.add_argument("--global", dest="worldwide", action="store_true", help="PRCC and Sobol instead")
-    asked.add_argument("--outcomes", action="store_true", help="indices of the weekly peak, cases, deaths and all too")
+    asked.add_argument(
+        "--outcomes", action="store_true", help="indices of cases, deaths, peak weekly incidence and all infected too"
+    )
     sub["sensitivity"].add_argument("--days", type=float, metavar="N", help=f"with --outcomes or --global: {DAYS}")
     sampling = sub["sensitivity"].add_argument_group("only with --global")
     sampling.add_argument(

@@ -215,7 +215,7 @@ def _table(work: Work, kept: dict[tuple[str, str], analysis.Events]) -> None:
         "events",
         table,
         f"When each event happens, {form}; a dash: never. The day of a surveillance event is the end of its week, when "
-        "it is known, its date the last of that week; the weekly peak is in the middle of its week.",
+        "it is known, its date the last of that week; the weekly incidence peak is in the middle of its week.",
         pd.DataFrame(shown),
     )
 

@@ -49,8 +49,8 @@ def sensitivity(work: Work) -> None:
             ),
             f"Partial rank correlation over {work.lhs_n:,} Latin hypercube samples, {end}. Cases still rise at the end "
             f"in {100 * drawn.growing:.2g} % of them: what comes later is not counted. It tells of what rises or falls "
-            f"throughout, so the week of the peak is correlated over the {100 * drawn.peaked:.3g} % in which the peak "
-            "lies within the run.",
+            f"throughout, so the week of peak incidence is correlated over the {100 * drawn.peaked:.3g} % in which "
+            "that lies within the run.",
         )
         work.report.figure(
             f"sobol-{model.name}",
@@ -76,13 +76,13 @@ def sensitivity(work: Work) -> None:
 
 
 def _early(drawn: analysis.PRCC) -> str:
-    """Why the week of the peak has much interaction, where some draws have no outbreak."""
+    """Why the week of peak incidence has much interaction, where some draws have no outbreak."""
     flat = 1 - drawn.peaked - drawn.growing
     if flat < 0.01:
         return ""
     return (
         f" About {100 * flat:.0f} % of the draws have the most cases in the first week, as without an outbreak: the "
-        "week of the peak jumps there, which no parameter explains alone."
+        "week of peak incidence jumps there, which no parameter explains alone."
     )
 
 

@@ -122,9 +122,7 @@ def adequacy(work: Work) -> None:
         )
     shown = table.dropna().rename(columns={"direct_fraction": "p", "carrier_conversion_rate": "φ (per day)", **names})
     shown["p"] = [f"{p:g}" for p in shown["p"]]
-    words = (
-        "The same in persons, the weekly peak in persons per week; rows where no φ gives equal early cases left out."
-    )
+    words = "The same in persons, incidence in persons per week; rows where no φ gives equal early cases left out."
     work.report.table("adequacy", table, words, shown)
     work.results.setdefault("claims", {})["p = 0 adequate"] = {name: _times(x) for name, x in found.equal.items()}
     good, bad = _judged(found.equal, names)

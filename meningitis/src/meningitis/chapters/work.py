@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OUTCOME_WORDS = dict(
     zip(
         COMPARED,
-        ("R₀", "R at the start", "weekly peak", "week of the peak", "cases", "deaths", "ever infected"),
+        ("R₀", "R at the start", "peak weekly incidence", "week of peak incidence", "cases", "deaths", "ever infected"),
         strict=True,
     )
 )

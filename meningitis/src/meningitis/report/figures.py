@@ -52,7 +52,7 @@ def incidence(
     start: dt.date | None = None,
     system: WeekSystem = "iso",
 ) -> Figure:
-    """Weekly suspected cases per 100,000 (W,) by scenario, log scale, with WHO's two thresholds (same unit)."""
+    """Weekly cases per 100,000 (W,) by scenario, log scale, and where they reach WHO's two thresholds."""
     with styled():
         figure, axes = new(7.0, 3.8)
         weeks = 0
