@@ -360,7 +360,7 @@ def test_the_first_integral_holds_along_runs_of_any_model_that_has_one(model: Mo
     )
     states = dict(zip(model.state_names, run.y, strict=True))
     known = {name: values[name] for name in model.parameter_names}
-    H = analysis.first_integral(model, known, states)
+    H = analysis.first_integral_along(model, known, states)
     assert pytest.approx(np.full_like(H, H[0]), rel=1e-8) == H
     assert np.ptp(np.log(states["S"])) > 1e-3  # S itself is not constant
     potential = first_integral(model).potential["S"]

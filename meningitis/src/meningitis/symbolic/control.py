@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from meningitis.symbolic.declared import completed, drained_states, uninfected_s
 from meningitis.symbolic.diseasefree import settling_parameters, zeros_at
 from meningitis.symbolic.effective import reproduction_name
 from meningitis.symbolic.growth import growth
-from meningitis.symbolic.limits import tidy
 from meningitis.symbolic.nextgen import (
     disease_free_at,
     infection_matrices,
@@ -27,6 +25,7 @@ from meningitis.symbolic.nextgen import (
     r0_everyone_susceptible,
     r0_numeric,
 )
+from meningitis.symbolic.zero import depends
 
 GRID = 200
 ROOT = 1e-6
@@ -132,8 +131,10 @@ def _no_single_share(model: Model) -> str:
     states = {model.symbols[name] for name in model.state_names}
     living = sp.Add(*(model.symbols[name] for name in uninfected_states(model)))
     each = F / model.symbols[susceptible]
-    per_head = ((each * whole).applyfunc(partial(tidy, function=sp.cancel)) for whole in (sp.Integer(1), living))
-    if V.free_symbols & states or all(matrix.free_symbols & states for matrix in per_head):
+    per_head = (each * whole for whole in (sp.Integer(1), living))
+    if any(depends(rate, states) for rate in V) or all(
+        any(depends(gain, states) for gain in matrix) for matrix in per_head
+    ):
         return f"{none}: R is not in proportion to {susceptible}"
     return ""
 
