@@ -120,10 +120,12 @@ def parser() -> argparse.ArgumentParser:
     )
     sub["sensitivity"].add_argument("--days", type=float, metavar="N", help=f"with --outcomes or --global: {DAYS}")
     sampling = sub["sensitivity"].add_argument_group("only with --global")
-    sampling.add_argument(
-        "--checkpoint", metavar="DIR", help="keep finished runs here: the same command goes on after an interruption"
-    )
     for group in (sampling, sub["study"]):
+        group.add_argument(
+            "--checkpoint",
+            metavar="DIR",
+            help="keep finished sampled runs here: the same command goes on after an interruption",
+        )
         group.add_argument("--seed", type=int, metavar="N", help="seed of every random draw (default: 1)")
         group.add_argument(
             "--sobol-n", type=int, metavar="N", help="Sobol base samples, a power of two (default: 4096)"

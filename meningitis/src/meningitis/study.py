@@ -34,6 +34,7 @@ def study(
     weeks: WeekSystem = "iso",
     reporting_fraction: float = 1.0,
     progress: Callable[[str], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> Path:
     """Run the whole study and write figures/, tables/, results.json, report.html and, last, manifest.json under `out`.
 
@@ -41,6 +42,8 @@ def study(
     `days` change what single runs start from, every scenario's values, and the length of every run. WHO's thresholds
     are held against `reporting_fraction` suspected cases for each case of the model.
     The files of an earlier study in `out` are removed, and no others; so are those of this one where it fails.
+    `progress` hears in words how far the work is; `checkpoint` is a folder that keeps the finished runs of the global
+    sensitivity, a file for each model and method, so that the same study after an interruption has these at once.
     Returns the page's path. Raises ModelError for unknown scenarios or values out of bounds, ValueError for unusable
     sample sizes, a seed below 0, runs beyond the year 9999, or where `out` has a manifest of something else, OSError
     where it cannot be written.
@@ -72,6 +75,8 @@ def study(
         overrides=dict(overrides or {}),
         days=days,
         reporting_fraction=reporting_fraction,
+        say=progress,
+        checkpoint=checkpoint,
     )
     for model in models:
         if distributed(model):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -258,7 +260,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     for sentence in analysis.unknown(model, {**values, **middle}):
         print(f"meningitis: {sentence.replace('R0', called)}", file=sys.stderr)
     folder = Path(arguments.checkpoint) if arguments.checkpoint else None
-    try:
+    with _resumable(folder):
         ranks, shares, drawn = analysis.global_sensitivity(
             model,
             values,
@@ -270,10 +272,6 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
             progress=estimated(lambda words: print(f"meningitis: {words}", file=sys.stderr), "outbreaks"),
             checkpoint=folder,
         )
-    except KeyboardInterrupt:
-        if folder:
-            print(f"meningitis: the same command goes on with what {folder} holds", file=sys.stderr)
-        raise
     words = (
         f"outcomes of {days:g} days; cases still rise at the end in {drawn.growing:.1%} of the draws; the rank "
         f"correlations of peak_week are over the {drawn.peaked:.1%} that peak in neither the first nor the last week"
@@ -281,6 +279,17 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     print(f"meningitis: {words}", file=sys.stderr)
     both = ranks.merge(shares, on=["outcome", "parameter", "symbol"], how="outer", suffixes=("_prcc", "_sobol"))
     put(arguments, both.assign(outcome=both["outcome"].replace({"R0": called})), None, _settled(called), model)
+
+
+@contextmanager
+def _resumable(folder: Path | None) -> Iterator[None]:
+    """Say, where the work is interrupted, that the same command goes on with what the folder holds."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder:
+            print(f"meningitis: the same command goes on with what {folder} holds", file=sys.stderr)
+        raise
 
 
 def _local(arguments: argparse.Namespace, model: Model, values: dict[str, float]) -> None:
@@ -378,18 +387,21 @@ def _study(arguments: argparse.Namespace) -> None:
     start, weeks = calendar_of(arguments)
     if start is not None:
         told_of_weeks(start, weeks)
-    page = study(
-        Path(arguments.out),
-        models=chosen,
-        scenario=arguments.scenario,
-        overrides=given_of(arguments),
-        days=None if arguments.days is None else days_of(chosen[-1], arguments),
-        start=start,
-        weeks=weeks,
-        reporting_fraction=arguments.reporting_fraction,
-        **sampling_of(arguments, FEWEST),
-        progress=lambda words: print(words, file=sys.stderr),
-    )
+    folder = Path(arguments.checkpoint) if arguments.checkpoint else None
+    with _resumable(folder):
+        page = study(
+            Path(arguments.out),
+            models=chosen,
+            scenario=arguments.scenario,
+            overrides=given_of(arguments),
+            days=None if arguments.days is None else days_of(chosen[-1], arguments),
+            start=start,
+            weeks=weeks,
+            reporting_fraction=arguments.reporting_fraction,
+            **sampling_of(arguments, FEWEST),
+            progress=lambda words: print(words, file=sys.stderr),
+            checkpoint=folder,
+        )
     print(page)
 
 

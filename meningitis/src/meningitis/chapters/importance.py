@@ -12,6 +12,7 @@ from meningitis.analysis.sobol import REPLICATES
 from meningitis.chapters.work import KEY, OUTCOME_WORDS, Work
 from meningitis.model import Model
 from meningitis.notation import Notation
+from meningitis.progress import estimated
 from meningitis.report import figures
 
 SCRAMBLES = f"Intervals are Student's t over {REPLICATES} independent scrambles that share the base samples."
@@ -36,6 +37,8 @@ def sensitivity(work: Work) -> None:
             sobol=work.sobol_n,
             seed=work.seed,
             pinned=work.pinned(model),
+            progress=estimated(work.say, f"outbreaks of the {model.name} model") if work.say else None,
+            checkpoint=work.checkpoint / model.name if work.checkpoint else None,
         )
         work.results.setdefault("prcc", {})[model.name] = ranks.to_dict("records")
         work.results.setdefault("sobol", {})[model.name] = shares.to_dict("records")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meningitis.analysis.events import Events, events
@@ -34,7 +35,8 @@ class Work:
 
     scenario: the one that the analyses of a single parameter set take (None: each model's first); overrides: values on
     top of every scenario's, where a model has the parameter; days: the length of every run (None: the scenario's);
-    reporting_fraction: suspected cases reported for each case of the model.
+    reporting_fraction: suspected cases reported for each case of the model; say: hears how far long work is, in words;
+    checkpoint: a folder that keeps finished runs of the global sensitivity (None: none are kept).
     """
 
     report: Report
@@ -48,6 +50,8 @@ class Work:
     overrides: Mapping[str, float | str] = field(default_factory=dict)
     days: float | None = None
     reporting_fraction: float = 1.0
+    say: Callable[[str], None] | None = None
+    checkpoint: Path | None = None
     results: dict[str, Any] = field(default_factory=dict)
     found: dict[tuple[str, str], Events] = field(default_factory=dict, repr=False)
 
