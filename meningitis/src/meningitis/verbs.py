@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from meningitis.answers import called_as, put, resumable, sampled_text, settled_text
 from meningitis.cli import Refused, pairs
 from meningitis.options import SAMPLING, calendar_of, days_of, given_of, model_of, sampling_of, sweep_of, values_of
 from meningitis.progress import estimated
@@ -16,9 +15,6 @@ from meningitis.weekly import dated, told_of_weeks, weekly_table
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Iterable
-
-    import pandas as pd
 
     from meningitis.calendar import WeekSystem
     from meningitis.model import Model
@@ -43,24 +39,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise Refused(" ".join(str(error).split())) from error
     except (ValueError, OSError) as error:
         raise Refused(" ".join(str(error).split())) from error
-
-
-def put(
-    arguments: argparse.Namespace, frame: pd.DataFrame, data: Any = None, words: str = "", model: Model | None = None
-) -> None:
-    """Print as JSON (`data`, or the table's rows), as CSV (with the model's units), or as words and a table."""
-    from meningitis.report import to_json
-
-    if arguments.json:
-        sys.stdout.write(to_json(frame.to_dict("records") if data is None else data))
-    elif arguments.csv:
-        from meningitis.frames import with_units
-
-        sys.stdout.write((frame if model is None else with_units(frame, model)).to_csv(index=False))
-    else:
-        from meningitis.printed import table_text
-
-        print("\n\n".join(part for part in (words, table_text(frame, model) if len(frame) else "") if part))
 
 
 def _models(arguments: argparse.Namespace) -> None:
@@ -123,7 +101,7 @@ def _bands(
     if arguments.bands < 2:
         raise Refused(f"--bands is {arguments.bands}, but must be at least 2 draws")
     pinned = tuple(given_of(arguments))
-    print(f"meningitis: {_sampled(model, values, pinned)}", file=sys.stderr)
+    print(f"meningitis: {sampled_text(model, values, pinned)}", file=sys.stderr)
     band = analysis.bands(
         model, n=arguments.bands, seed=SAMPLING["seed"], values=values, days=days_of(model, arguments), pinned=pinned
     )
@@ -131,15 +109,6 @@ def _bands(
     for name, column in dated(frame["day"], start, weeks).items():
         frame.insert(list(frame.columns).index("value"), name, column)
     put(arguments, frame, band.to_dict(), f"percentiles over {band.n:,} draws, persons; weekly counts end on the day")
-
-
-def _sampled(model: Model, values: dict[str, float], pinned: Iterable[str]) -> str:
-    """What is held in sampling and what is not, in words."""
-    from meningitis import analysis
-
-    held = ", ".join(f"{name} = {values[name]:g}" for name in pinned) or "none"
-    names = ", ".join(analysis.sampled(model, tuple(pinned)))
-    return f"pinned by --set or --params: {held}; sampled, whatever the scenario says: {names}"
 
 
 def _r0(arguments: argparse.Namespace) -> None:
@@ -254,13 +223,13 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
                 f"--scenario {arguments.scenario} would change nothing with --global, which samples all that the "
                 "scenario sets: pin values with --set or --params"
             )
-    print(f"meningitis: {_sampled(model, values, pinned)}", file=sys.stderr)
+    print(f"meningitis: {sampled_text(model, values, pinned)}", file=sys.stderr)
     middle = {name: float(model.parameter(name).distribution.ppf(np.array(0.5))) for name in names}
-    called = _called(arguments, symbolic.reproduction_name(model, {**values, **middle}))
+    called = called_as(arguments, symbolic.reproduction_name(model, {**values, **middle}))
     for sentence in analysis.unknown(model, {**values, **middle}):
         print(f"meningitis: {sentence.replace('R0', called)}", file=sys.stderr)
     folder = Path(arguments.checkpoint) if arguments.checkpoint else None
-    with _resumable(folder):
+    with resumable(folder):
         ranks, shares, drawn = analysis.global_sensitivity(
             model,
             values,
@@ -278,25 +247,14 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     )
     print(f"meningitis: {words}", file=sys.stderr)
     both = ranks.merge(shares, on=["outcome", "parameter", "symbol"], how="outer", suffixes=("_prcc", "_sobol"))
-    put(arguments, both.assign(outcome=both["outcome"].replace({"R0": called})), None, _settled(called), model)
-
-
-@contextmanager
-def _resumable(folder: Path | None) -> Iterator[None]:
-    """Say, where the work is interrupted, that the same command goes on with what the folder holds."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if folder:
-            print(f"meningitis: the same command goes on with what {folder} holds", file=sys.stderr)
-        raise
+    put(arguments, both.assign(outcome=both["outcome"].replace({"R0": called})), None, settled_text(called), model)
 
 
 def _local(arguments: argparse.Namespace, model: Model, values: dict[str, float]) -> None:
     """Normalised indices of every outcome at one set of values."""
     from meningitis import analysis, symbolic
 
-    called = _called(arguments, symbolic.reproduction_name(model, values))
+    called = called_as(arguments, symbolic.reproduction_name(model, values))
     for sentence in analysis.unknown(model, values):
         print(f"meningitis: {sentence.replace('R0', called)}", file=sys.stderr)
     frame = analysis.local_sensitivity(model, values, days=days_of(model, arguments)).frame()
@@ -353,30 +311,15 @@ def _compare(arguments: argparse.Namespace) -> None:
     frame = found.frame()
     frame.insert(1, "unit", frame["outcome"].map(OUTCOME_UNITS))
     names = {symbolic.reproduction_name(model, values) for values in (first, second)}
-    called = _called(arguments, "R0" if names == {"R0"} else "R_c")
+    called = called_as(arguments, "R0" if names == {"R0"} else "R_c")
     for sentence in found.unknown:
         print(f"meningitis: {sentence.replace('R0', called)}", file=sys.stderr)
     for name in found.unfinished:
         words = f"infection is not over in {name} after {found.days:g} days: what is averted by then may be postponed"
         print(f"meningitis: {words}", file=sys.stderr)
     frame["outcome"] = frame["outcome"].replace({"R0": called})
-    told = f"{_settled(called)}; R_at_start that of the people as the run begins" if called == "R_c" else ""
+    told = f"{settled_text(called)}; R_at_start that of the people as the run begins" if called == "R_c" else ""
     put(arguments, frame, found.to_dict(), told)
-
-
-def _called(arguments: argparse.Namespace, name: str) -> str:
-    """What a table calls the reproduction number: its name for people, and R0, the key, for programs."""
-    return "R0" if arguments.json or arguments.csv else name
-
-
-def _settled(called: str) -> str:
-    """What R_c is, where a table has it."""
-    if called == "R0":
-        return ""
-    return (
-        "R_c, the control reproduction number, is that of the disease-free state, where flows without infection such "
-        "as vaccination balance"
-    )
 
 
 def _study(arguments: argparse.Namespace) -> None:
@@ -388,7 +331,7 @@ def _study(arguments: argparse.Namespace) -> None:
     if start is not None:
         told_of_weeks(start, weeks)
     folder = Path(arguments.checkpoint) if arguments.checkpoint else None
-    with _resumable(folder):
+    with resumable(folder):
         page = study(
             Path(arguments.out),
             models=chosen,
