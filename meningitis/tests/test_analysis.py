@@ -60,7 +60,7 @@ def test_final_size_by_lambert_is_that_of_the_integrator(seed: int) -> None:
     run = by_hand(v, 3000.0)
     begun = v["population"] * (1 - v["initial_immune_fraction"])
     assert analysis.final_size_exact(GENERALISED, v) == pytest.approx((begun - run.y[0, -1]) / N, rel=1e-8)
-    H = analysis.first_integral(GENERALISED, v, dict(zip(("S", "C", "I1", "I2"), run.y, strict=True)))
+    H = analysis.first_integral_along(GENERALISED, v, dict(zip(("S", "C", "I1", "I2"), run.y, strict=True)))
     assert np.allclose(H, H[0], rtol=1e-11)
 
 

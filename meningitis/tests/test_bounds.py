@@ -84,6 +84,21 @@ def test_adequacy_is_told_as_far_as_the_bounds_reach(bounds: tuple[float, float]
     assert f"Going from p = 0 to p = {last:g}" in work.report.write(work.results).read_text()
 
 
+def test_the_verdict_on_p_heeds_equal_early_cases_too(tmp_path: Path) -> None:
+    """Against the table of the same chapter: its last row in which phi gives the early cases of p = 0."""
+    work = work_of(GENERALISED, tmp_path)
+    adequacy(work)
+    table = pd.read_csv(tmp_path / "tables" / "adequacy.csv")
+    rows = table[table["comparison"] == "equal early cases"].dropna()
+    p, ratio = rows["direct_fraction"].iloc[-1], rows["cases"].iloc[-1] / rows["cases"].iloc[0]
+    assert 0 < p < 0.1 and abs(ratio - 1) > 0.05
+    (claim,) = work.report.claims
+    assert f"Going to p = {p:g} with φ rescaled to equal early cases" in claim["condition"]
+    assert claim["condition"].count("cases (") == 2 and f"cases ({ratio:.3g} times)" in claim["condition"]
+    assert claim["condition"].endswith(f"Beyond p = {p:g} no φ within its bounds gives the early cases of p = 0.")
+    assert work.results["claims"]["p = 0 adequate, equal early cases"]["cases"] == pytest.approx(ratio)
+
+
 @pytest.mark.parametrize("bounds", [(0.005, 0.2), (0.0, 0.0)])
 def test_adequacy_without_zero_or_without_anything_else_is_no_question(
     bounds: tuple[float, float], tmp_path: Path

@@ -89,7 +89,17 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         (("show", "--params", "/nowhere.yaml"), "cannot be read"),
         (("show", "--model", "nowhere.yaml"), "no such file"),
         (("compare",), "needs a second set that differs"),
-        (("study", "--out", "x", "--sobol-n", "1000"), "power of two"),
+        (("study", "--out", "x", "--sobol-n", "1000"), "--sobol-n is 1000, but a Sobol sequence is balanced only for"),
+        (("simulat",), "there is no verb 'simulat'"),
+        (("simulate", "--start", "2026-11-30", "--weeks", "epi"), "--weeks has no choice 'epi'; allowed are iso, cdc"),
+        (("study", "--out", "x", "--seed", "-1"), "--seed is -1, but must be 0 or more"),
+        (("sensitivity", "--global", "--seed", "-1"), "--seed is -1, but must be 0 or more"),
+        (("sensitivity", "--global", "--sobol-n", "1000"), "--sobol-n is 1000, but"),
+        (("sensitivity", "--global", "--lhs-n", "3"), "--lhs-n is 3, but must be at least"),
+        (("study", "--out", "x", "--lhs-n", "3"), "--lhs-n is 3, but must be at least 50"),
+        (("r0", "--set", "xyz=1"), "there is no parameter 'xyz'; allowed are transmission_rate, carrier_odds, "),
+        (("simulate", "--start", "9999-12-01"), "after 9999-12-01 is beyond 9999-12-31"),
+        (("study", "--out", "x", "--start", "9999-12-01"), "after 9999-12-01 is beyond 9999-12-31"),
     ],
 )
 def test_bad_input_is_one_sentence(words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from meningitis.cli import main
 from meningitis.engine import simulate
 from meningitis.model import ModelError
 from meningitis.models import BASIC, GENERALISED
+from meningitis.study import study
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -119,7 +121,7 @@ SHORT = (
         ("gamma * I}", "gama * I}", "E001 flow recovery: undeclared name 'gama', did you mean 'gamma'?"),
         ("gamma * I}", "I}", "E004 flow recovery: its rate 'I' is in persons, but must be in persons/day"),
         ("gamma * I}", "3}", "E004 flow recovery: its rate '3' has no unit"),
-        ("target: R", "target: Q", "E007 flow recovery: there is no compartment 'Q'"),
+        ("target: R", "target: Q", "E007 flow recovery: there is no compartment 'Q'; allowed are S, I, R"),
         ("name: short", "name: short\nscenarios: [{name: a, days: long}]", "'days' must be a number, not 'long'"),
         ("name: short", "name: short\nscenarios: [{name: a, days: -5}]", "E005 scenario a: days is -5"),
         ("name: short", "name: short\nscenarios: [{name: a, overrides: [1]}]", "'overrides' must be a table"),
@@ -133,6 +135,22 @@ def test_a_wrong_declaration_is_one_coded_sentence(
     file = tmp_path / "own.yaml"
     file.write_text(SHORT.replace(old, new, 1))
     assert says in refused(capsys, "show", "--model", str(file))
+
+
+def test_a_declaration_that_is_no_text_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "latin.yaml"
+    file.write_bytes("name: méningite".encode("latin-1"))
+    assert f"E010 {file}: it is not text in UTF-8" in refused(capsys, "show", "--model", str(file))
+
+
+def test_a_study_with_a_bad_seed_or_date_writes_nothing(tmp_path: Path) -> None:
+    for settings, says in (
+        ({"seed": -1}, "seed is -1, but must be 0 or more"),
+        ({"start": dt.date(9999, 12, 1)}, "is beyond 9999-12-31"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            study(tmp_path / "out", **settings)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("value", ["true", "[1]", "null"])
@@ -185,6 +203,11 @@ def test_a_stiff_run_is_printed_with_a_note(
         ),
         (("sensitivity", "--lhs-n", "0"), "--lhs-n would change nothing"),
         (("sensitivity", "--days", "30"), "--days would change nothing"),
+        (("sensitivity", "--outcomes", "--seed", "2"), "--seed would change nothing without --global"),
+        (("sensitivity", "--outcomes", "--global"), "not allowed with"),
+        (("simulate", "--bands", "50", "--reporting-fraction", "2"), "would change nothing with --bands"),
+        (("simulate", "--bands", "0"), "--bands is 0, but must be at least 2"),
+        (("profile", "--step", "0"), "step is 0 days, but must be above 0"),
         (
             ("final-size", "--sweep", "carrier_odds=1,2", "--sweep", "carrier_odds=3"),
             "--sweep is given carrier_odds twice",
@@ -216,8 +239,8 @@ def test_the_help_of_a_verb_lists_what_it_takes(capsys: pytest.CaptureFixture[st
     assert listed("models") == form
     assert listed("show") == values | form
     assert listed("r0") == values | form | {"--efficacy"}
-    assert listed("simulate") == values | form | calendar | {"--days", "--reporting-fraction"}
+    assert listed("simulate") == values | form | calendar | {"--days", "--reporting-fraction", "--bands"}
     assert listed("study") >= {"--reporting-fraction"}
     assert listed("final-size") == values | form | {"--days", "--sweep"}
-    assert listed("profile") == values | form | calendar | {"--days", "--sweep"}
+    assert listed("profile") == values | form | calendar | {"--days", "--sweep", "--step"}
     assert listed("compare") == values | form | {"--days", "--with", "--with-scenario"}

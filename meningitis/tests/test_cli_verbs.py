@@ -14,6 +14,7 @@ import pytest
 from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 
+from meningitis import analysis
 from meningitis.cli import main
 from meningitis.models import BASIC
 
@@ -195,6 +196,34 @@ def test_a_profile_has_the_critical_and_the_early_ratio_of_each_set(say: Any) ->
         C, I1, _ = vectors[:, np.argmax(rates.real)].real
         assert part["early"].to_numpy() == pytest.approx(np.full(3, I1 / C))
     assert "critical" in say(*words).splitlines()[0] and "early" in say(*words).splitlines()[0]
+
+
+def test_a_profile_may_be_daily(say: Any) -> None:
+    found = table(say("profile", "--model", "basic", "--days", "14", "--step", "1", "--csv"))
+    assert found["day"].tolist() == list(range(15))
+
+
+def test_the_indices_of_all_outcomes_are_those_of_the_library(say: Any) -> None:
+    words = ("sensitivity", "--model", "basic", "--outcomes", "--days", "70", "--set", "carrier_odds=0.9")
+    rows = json.loads(say(*words, "--json"))
+    found = analysis.local_sensitivity(BASIC, {"carrier_odds": 0.9}, days=70.0)
+    told = {(row["outcome"], row["parameter"]): row["index"] for row in rows}
+    assert {outcome for outcome, _ in told} == set(found.indices)
+    for outcome, column in found.indices.items():
+        for name, index in column.items():
+            assert told[outcome, name] == pytest.approx(index, nan_ok=True)
+    assert told["deaths", "carrier_conversion_rate"] == pytest.approx(1, abs=0.01)
+    assert "β" in say(*words)
+
+
+def test_bands_are_those_of_the_library_with_what_is_given_held(say: Any) -> None:
+    words = ("simulate", "--model", "basic", "--bands", "40", "--days", "28", "--set", "transmission_rate=60/year")
+    found = table(say(*words, "--start", "2026-11-30", "--csv"))
+    band = analysis.bands(
+        BASIC, n=40, seed=1, values={"transmission_rate": 60 / 365}, days=28.0, pinned=("transmission_rate",)
+    ).frame()
+    assert found["value"].to_numpy() == pytest.approx(band["value"].to_numpy())
+    assert found["date"][:5].tolist() == ["2026-11-30", "2026-12-07", "2026-12-14", "2026-12-21", "2026-12-28"]
 
 
 def test_compare_subtracts_two_runs(say: Any) -> None:

@@ -11,8 +11,9 @@ from meningitis.chapters.outcomes import control as chapter
 from meningitis.chapters.work import Work
 from meningitis.cli import main
 from meningitis.model import Model
+from meningitis.models import BASIC
 from meningitis.report import Report
-from meningitis.symbolic import control, growth
+from meningitis.symbolic import control, growth, initial_state
 
 INFECTION, RECOVERY = ("S", "I", "b*S*I/N", True), ("I", "R", "g*I", False)
 INITIAL = {"S": "0.99*N", "I": "0.01*N"}
@@ -56,6 +57,20 @@ def test_those_immune_without_infection_are_counted() -> None:
     for immune, grows in ((0.74, True), (0.76, False)):
         course = solve_ivp(rates, (0, 20), [1 - immune - 1e-6, 1e-6], rtol=1e-10, atol=1e-14).y[1]
         assert (course[-1] > course[0]) == grows
+
+
+@pytest.mark.parametrize(("scenario", "grows"), [("epidemic", True), ("hyperendemic", True), ("endemic", False)])
+def test_the_coverage_at_the_start_stops_growth_among_those_not_immune(scenario: str, grows: bool) -> None:
+    """By the eigenvalue of growth, that share of the susceptible being protected as the run begins."""
+    values = BASIC.values(scenario)
+    found, begun = control(BASIC, values, efficacy=0.9), initial_state(BASIC, values)
+    assert found.coverage is not None and found.coverage_at_start is not None
+    left = {**begun, "S": begun["S"] * (1 - 0.9 * found.coverage_at_start)}
+    rate = growth(BASIC, values, state=left).rate
+    assert rate == pytest.approx(0, abs=1e-12) if grows else rate < 0
+    assert found.coverage > found.coverage_at_start
+    weak = control(BASIC, values, efficacy=0.1)
+    assert weak.coverage_at_start == (None if grows else 0.0)
 
 
 def test_the_share_is_not_given_where_r_is_not_in_proportion_to_the_susceptibles() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
-from textbook import SEIAR, SIR, TWO_SEX, VECTOR, build
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pytest
+from textbook import SEIAR, SEIR, SIR, TWO_SEX, VECTOR, build
+
+from meningitis.chapters.structure import thresholds
+from meningitis.chapters.work import Work
 from meningitis.model import Model
 from meningitis.models import BASIC, GENERALISED
+from meningitis.report import Report
 from meningitis.symbolic import equilibria
 
 START = {"S": "0.99*N", "I": "0.01*N"}
@@ -68,3 +74,16 @@ def test_without_return_to_the_susceptibles_none_is_endemic(model: Model) -> Non
     if model is not VECTOR:
         assert "infection dies out and none is endemic" in found.note
         assert found.points[0].stable is False  # R0 is above 1 in all of them
+
+
+def test_the_study_tells_the_equilibria_of_a_model_with_births(tmp_path: Path) -> None:
+    """S at the endemic one is the susceptibles of the disease-free one over R0, both by hand."""
+    report = Report(out=tmp_path, title="", lead="")
+    report.section("Thresholds")
+    work = Work(report=report, models=(SIR, SEIR), seed=1, sobol_n=16, lhs_n=60, start=None, weeks="iso", days=70.0)
+    thresholds(work)
+    table = pd.read_csv(tmp_path / "tables" / "equilibria-seir.csv").set_index("equilibrium")
+    R0 = 0.4 * 0.2 / (0.2 + 0.02) / (0.1 + 0.02)
+    assert table["S"].to_dict() == pytest.approx({"disease-free": 1e3, "endemic": 1e3 / R0})
+    assert table["stable"].to_dict() == {"disease-free": "no", "endemic": "yes"}
+    assert list(work.results["equilibria"]) == ["seir"] and not (tmp_path / "tables" / "equilibria-sir.csv").exists()

@@ -32,7 +32,7 @@ def test_values_that_the_model_does_not_have_are_refused(values: dict[str, float
         with pytest.raises(ModelError, match=says):
             function(BASIC, values)
     with pytest.raises(ModelError, match=says):
-        analysis.first_integral(BASIC, values, {"S": 1.0, "C": 1.0, "I1": 0.0, "I2": 0.0})
+        analysis.first_integral_along(BASIC, values, {"S": 1.0, "C": 1.0, "I1": 0.0, "I2": 0.0})
 
 
 def test_quantities_are_read_and_any_model_is_answered() -> None:

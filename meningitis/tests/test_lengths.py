@@ -15,7 +15,7 @@ from meningitis import analysis
 from meningitis.chapters.course import course
 from meningitis.chapters.work import Work
 from meningitis.cli import main
-from meningitis.engine import simulate
+from meningitis.engine import simulate, weekly_times
 from meningitis.model import Model, Scenario
 from meningitis.models import BASIC
 from meningitis.report import Report
@@ -112,3 +112,17 @@ def test_weeks_of_alert_are_counted_and_not_those_between_two_outbreaks(
     file.write_text(SEASONAL)
     assert main(["thresholds", "--model", str(file)]) == 0
     assert f"in {len(high)} of 156 weeks: {row['alert_episodes']}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("days", "times", "whole"),
+    [
+        (14.0, [0, 7, 14], [0, 7, 14]),
+        (10.0, [0, 7, 10], [0, 7]),
+        (0.0, [0], [0]),
+        (3.5, [0, 3.5], [0]),
+    ],
+)
+def test_the_weeks_of_a_run(days: float, times: list[float], whole: list[float]) -> None:
+    assert weekly_times(days).tolist() == times
+    assert weekly_times(days, whole=True).tolist() == whole

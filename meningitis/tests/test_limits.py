@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import sympy as sp
 from scipy.optimize import fsolve
-from textbook import SIR, build
+from textbook import SEIAR, SEIR, SIR, TWO_SEX, build
 
-from meningitis.symbolic import control, elasticities, equilibria, growth, nextgen, r0, r0_numeric
+from meningitis.model import Model
+from meningitis.models import BASIC, GENERALISED
+from meningitis.symbolic import (
+    control,
+    elasticities,
+    equilibria,
+    growth,
+    limits,
+    nextgen,
+    no_thresholds,
+    only_while_few,
+    r0,
+    r0_numeric,
+    reproduction_along,
+    reproduction_name,
+    thresholds,
+)
 from meningitis.symbolic.limits import TimeLimit, tidy, time_limit
+from meningitis.symbolic.zero import depends, vanishes, without
 
 # Births and a vaccination whose uptake depends on who is vaccinated already: no closed disease-free state.
 NASTY = build(
@@ -91,3 +112,57 @@ def test_a_limit_that_is_swallowed_is_raised_again() -> None:
                 if swallowed == 2:
                     raise
     assert swallowed == 2
+
+
+@contextmanager
+def none_left(_seconds: float) -> Iterator[None]:
+    raise TimeLimit("no time for what is only written shorter", None)
+    yield
+
+
+LIVING = build(
+    "living", "S C I R D", "C I", {"b": 0.4, "f": 0.01, "g": 0.2, "d": 0.05, "N": 1e3},
+    [
+        ("S", "C", "b*S*(C + 2*I)/(S + C + I + R)", True), ("C", "I", "f*C", False), ("C", "R", "g*C", False),
+        ("I", "R", "g*I", False), ("I", "D", "d*I", False),
+    ],
+    {"S": "0.99*N", "C": "0.01*N"},
+)  # fmt: skip
+CARRIED = replace(
+    LIVING,
+    compartments=tuple(replace(c, dead=c.name == "D") for c in LIVING.compartments),
+    flows=tuple(replace(f, case=f.rate == "f*C", death=f.target == "D") for f in LIVING.flows),
+)
+
+
+@pytest.mark.parametrize("model", [BASIC, GENERALISED, CARRIED, SEIAR, SEIR, SIR, TWO_SEX], ids=lambda m: m.name)
+def test_no_fact_hangs_on_the_time_that_simplifying_takes(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def facts(name: str) -> dict[str, Any]:
+        each = replace(model, name=name)  # of another hash: nothing is remembered
+        values, state = each.values(), {name: 10.0 * k + 7 for k, name in enumerate(each.state_names)}
+        along = {} if no_thresholds(each) else thresholds(each).along(each, values, {n: [x] for n, x in state.items()})
+        found = control(each, values)
+        return {
+            "none": no_thresholds(each).replace(name, ""), "along": {n: x.tolist() for n, x in along.items()},
+            "R0": found.r0, "immune": found.herd_immunity, "reason": found.reason, "few": only_while_few(each),
+            "called": reproduction_name(each), "R": reproduction_along(each, values, state).tolist(),
+        }  # fmt: skip
+
+    before = facts("unhurried")
+    monkeypatch.setattr(limits, "time_limit", none_left)
+    after = facts("hurried")
+    numbers = ("R0", "immune", "R", "along")
+    assert {n: x for n, x in after.items() if n not in numbers} == {n: x for n, x in before.items() if n not in numbers}
+    for name in numbers[:3]:
+        assert after[name] is before[name] or after[name] == pytest.approx(before[name], rel=1e-9)
+    assert after["along"].keys() == before["along"].keys()
+    for name, column in after["along"].items():
+        assert column == pytest.approx(before["along"][name], rel=1e-9)
+
+
+def test_zero_is_told_from_what_is_zero_in_places() -> None:
+    x, y, S = sp.symbols("x y S", positive=True)
+    assert vanishes((x + y) ** 2 - x**2 - 2 * x * y - y**2) and vanishes(sp.sin(x) ** 2 + sp.cos(x) ** 2 - 1)
+    assert vanishes(0.1 * x + 0.2 * x - 0.3 * x) and not vanishes(sp.Max(0, x - y)) and not vanishes(x - y)
+    assert not depends((x * S + y * S) / S, {S}) and depends(x * S / (S + y), {S})
+    assert without((x * S + y * S) / S, {S}).free_symbols == {x, y}

@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from meningitis import study
 from meningitis.analysis import sampled
+from meningitis.chapters.importance import sensitivity
 from meningitis.cli import main
 from meningitis.engine import events, reduce, reduction
 from meningitis.models import BASIC
@@ -104,6 +107,42 @@ def test_an_interrupted_global_sensitivity_goes_on(tmp_path, monkeypatch, capsys
     assert "another sweep" in capsys.readouterr().err
     assert main(["sensitivity", "--checkpoint", str(tmp_path)]) == 2
     assert "--checkpoint would change nothing without --global" in capsys.readouterr().err
+
+
+def test_an_interrupted_study_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "CHAPTERS", (("Which parameters matter", sensitivity),))
+    words = ["study", "--model", "basic", "--sobol-n", "64", "--lhs-n", "60"]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    runs = []
+    simulate = reduction.simulate
+
+    def stopped(*arguments, **settings):
+        runs.append(len(next(iter(settings["parameters"].values()))))
+        if len(runs) == 3:  # after the local indices and the ranks
+            raise KeyboardInterrupt
+        return simulate(*arguments, **settings)
+
+    monkeypatch.setattr(reduction, "simulate", stopped)
+    kept = tmp_path / "kept"
+    words += ["--out", str(tmp_path / "out"), "--checkpoint", str(kept)]
+    assert main(words) == 130
+    assert f"the same command goes on with what {kept} holds" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.*"))
+    assert main(words) == 0
+    assert runs.count(60) == 1  # the ranks' sweep was not run again
+    for name in ("prcc-basic", "sobol-basic"):
+        table = (Path("tables") / name).with_suffix(".csv")
+        assert (tmp_path / "out" / table).read_text() == (tmp_path / "whole" / table).read_text()
+
+
+def test_a_study_says_how_far_its_sampling_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "CHAPTERS", (("Which parameters matter", sensitivity),))
+    clock = iter(range(1_000_000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(reduction.reduce, "__kwdefaults__", {**reduction.reduce.__kwdefaults__, "chunk": 50})
+    said = []
+    study.study(tmp_path, models=(BASIC,), sobol_n=16, lhs_n=120, progress=said.append)
+    assert any(re.match(r"outbreaks of the basic model: [0-9]+ of 120", line) for line in said)
 
 
 def test_progress_has_an_estimate_and_short_work_is_silent(monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from meningitis import analysis, engine
 from meningitis.cli import main
 from meningitis.model import Model
 from meningitis.models import BASIC, GENERALISED
@@ -57,6 +60,22 @@ def test_every_figure_and_table_of_the_page_is_a_file(out: Path, page: str) -> N
     for name in tables:
         assert len(pd.read_csv(out / "tables" / f"{name}.csv")) > 0
     assert not list(out.rglob(".*"))
+
+
+def test_every_figure_of_numbers_has_them_in_a_file(out: Path) -> None:
+    files = {path.stem for path in (out / "tables").glob("*.csv")}
+    drawn = {path.stem for path in (out / "figures").glob("*.svg") if not path.stem.startswith("flow-")}
+    # The two on ever infected are of one table.
+    assert {"ever-infected" if name.startswith("ever-infected-") else name for name in drawn} <= files
+
+
+def test_the_ratio_of_all_ill_to_carriers_is_told_over_sweeps(out: Path) -> None:
+    table = pd.read_csv(out / "tables" / "ratio-sweeps-basic.csv")
+    assert set(table["parameter"]) == {"transmission_rate", "carrier_odds", "carrier_conversion_rate"}
+    part = table[(table["parameter"] == "carrier_odds") & (table["value"] == 1.5)]
+    found = analysis.profiles(BASIC, {"carrier_odds": 1.5})
+    assert part["both"].to_numpy() == pytest.approx(found.both[0], nan_ok=True)
+    assert part["stage1"].to_numpy() == pytest.approx(found.stage1[0], nan_ok=True)
 
 
 def test_the_scenarios_give_what_the_specification_says(results: Any) -> None:
@@ -164,7 +183,26 @@ def test_provenance_is_enough_to_run_it_again(results: Any) -> None:
     assert (facts["scenario"], facts["days"], facts["overrides"], facts["weeks"]) == (None, None, {}, "iso")
     assert facts["models"]["basic"]["days"] == {s.name: s.days for s in BASIC.scenarios}
     assert {"python", "numpy", "numba", "meningitis"} <= set(facts["versions"])
-    assert facts["tolerances"] == {"rtol": 1e-6, "atol_persons": 1e-8, "events": {"rtol": 1e-10, "atol_persons": 1e-10}}
+    assert facts["tolerances"] == {
+        "rtol": 1e-6, "atol_persons": 1e-8, "events": {"rtol": 1e-10, "atol_persons": 1e-10},
+        "early_cases": {"rtol": 1e-9, "atol_persons": 1e-9},
+    }  # fmt: skip
+
+
+def test_the_tolerances_told_are_those_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: Any) -> None:
+    told = results["provenance"]["tolerances"]
+    for solve in (engine.simulate, engine.reduce, engine.solve_ode):
+        given = inspect.signature(solve).parameters
+        assert (given["rtol"].default, given["atol"].default) == (told["rtol"], told["atol_persons"])
+    used: list[tuple[float, float]] = []
+
+    def simulate(*given: Any, rtol: float, atol: float, **options: Any) -> Any:
+        used.append((rtol, atol))
+        return engine.simulate(*given, rtol=rtol, atol=atol, **options)
+
+    monkeypatch.setattr(sys.modules["meningitis.analysis.adequacy"], "simulate", simulate)
+    analysis.adequacy(GENERALISED, {}, (0.0, 0.001), days=28.0)
+    assert set(used) == {(told["early_cases"]["rtol"], told["early_cases"]["atol_persons"])}
 
 
 def test_lead_times_are_told_of_the_runs_that_have_them(results: Any, page: str) -> None:

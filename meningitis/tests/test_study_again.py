@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
 from textbook import SEIR, build
 
+from meningitis import analysis
 from meningitis import study as module
 from meningitis.chapters import CHAPTERS, Work, fitting
 from meningitis.chapters.course import course, ratios
@@ -54,6 +56,20 @@ def test_the_shipped_models_are_in_the_folder_too(tmp_path: Path, monkeypatch: p
     study(tmp_path)
     for model in (BASIC, GENERALISED):
         assert Model.from_yaml(tmp_path / "models" / f"{model.name}.yaml").hash == model.hash
+
+
+def test_the_events_of_a_scenario_are_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def events(model: Model, values: dict[str, float], days: float, **options: Any) -> analysis.Events:
+        asked.append(values["transmission_rate"])
+        return analysis.events(model, values, days, **options)
+
+    monkeypatch.setattr("meningitis.chapters.work.events", events)
+    each = work(tmp_path, BASIC)
+    course(each)
+    ratios(each)
+    assert len(asked) == len(BASIC.scenarios)
 
 
 def test_a_reporting_fraction_moves_alerts_lines_and_verdicts(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from textbook import SEIAR, SEIR, SIR, TWO_SEX, VECTOR, build
 from meningitis import analysis
 from meningitis.model import Model
 from meningitis.models import BASIC, GENERALISED
-from meningitis.printed import matrices_text
+from meningitis.printed import matrices_text, thresholds_text
 from meningitis.symbolic import (
     control,
     effective_r,
@@ -159,6 +159,27 @@ def draws(model: Model, n: int, seed: int = 1) -> dict[str, Any]:
     fixed = {"population": 1e5, "initial_immune_fraction": 0.2, "initial_carrier_fraction": 0.001}
     fixed |= {"initial_stage1_fraction": 0.002, "initial_stage2_fraction": 0.0}
     return drawn | {name: np.full(n, value) for name, value in fixed.items()}
+
+
+def test_the_explicit_threshold_is_the_sign_of_the_change_of_cases() -> None:
+    """By the declared right-hand side at random states and rates, some of which make cases grow always."""
+    found, generator = thresholds(GENERALISED), np.random.default_rng(3)
+    always = []
+    for _ in range(200):
+        v = dict(zip(GENERALISED.parameter_names, generator.uniform(0.01, 1, 16), strict=True)) | {"population": 1e5}
+        v |= {"direct_fraction": float(generator.uniform(0, 1)), "transmission_rate": float(generator.uniform(0, 20))}
+        state = dict(zip(["S", "C", "I1", "I2", "R", "D"], 1e5 * generator.dirichlet(np.ones(6)), strict=True))
+        at = {GENERALISED.symbols[name]: value for name, value in {**v, **state}.items()}
+        at |= {found.letters["s"]: state["S"] / 1e5}
+        grows = float(GENERALISED.rhs()["I1"].xreplace(at)) > 0
+        always.append(bool(found.always.xreplace(at)))
+        below = state["I1"] / state["C"] < float(found.stage1_explicit.xreplace(at))
+        assert grows == (always[-1] or below)
+    assert 5 < sum(always) < 195
+    assert thresholds(BASIC).always.lhs == 0
+    shown = thresholds_text(GENERALISED, GENERALISED.values())
+    assert "I₁/C < (φ + β p s (ε + η I₂/C))/(a₁ − β p s); where β p s ≥ a₁ cases always spread" in shown
+    assert "always" not in thresholds_text(BASIC, BASIC.values())
 
 
 @pytest.mark.parametrize("model", [BASIC, GENERALISED], ids=lambda m: m.name)
@@ -339,7 +360,7 @@ def test_the_first_integral_holds_along_runs_of_any_model_that_has_one(model: Mo
     )
     states = dict(zip(model.state_names, run.y, strict=True))
     known = {name: values[name] for name in model.parameter_names}
-    H = analysis.first_integral(model, known, states)
+    H = analysis.first_integral_along(model, known, states)
     assert pytest.approx(np.full_like(H, H[0]), rel=1e-8) == H
     assert np.ptp(np.log(states["S"])) > 1e-3  # S itself is not constant
     potential = first_integral(model).potential["S"]

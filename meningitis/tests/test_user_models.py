@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -346,3 +347,26 @@ def test_a_run_of_half_a_day_more_is_drawn(tmp_path: Path) -> None:
     work.report.section("Thresholds")
     thresholds(work)
     assert (tmp_path / "figures" / "spread-threshold.svg").exists()
+
+
+def test_compartments_may_be_called_q_s_and_r(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same model with lower-case compartments, carriers q among them, has the same numbers by the same symbols."""
+    renamed = CARRIED.replace("beta * S * C", "beta * s * q")
+    for old, new in (("S", "s"), ("C", "q"), ("I", "i"), ("R", "r")):
+        renamed = re.sub(rf"\b{old}\b", new, renamed)
+    model, lower = Model.from_yaml(CARRIED), Model.from_yaml(renamed)
+    states = {"S": [900.0, 500.0], "C": [10.0, 40.0], "I": [1.0, 3.0], "R": [89.0, 457.0]}
+    along = [
+        symbolic.thresholds(each).along(each, {}, dict(zip(each.state_names, states.values(), strict=True)))
+        for each in (model, lower)
+    ]
+    assert {name: column.tolist() for name, column in along[0].items()} == {
+        name: column.tolist() for name, column in along[1].items()
+    }
+    file = tmp_path / "lower.yaml"
+    file.write_text(renamed)
+    assert main(["profile", "--model", str(file), "--days", "14"]) == 0
+    assert main(["thresholds", "--model", str(file), "--days", "14"]) == 0
+    printed = capsys.readouterr().out
+    assert "with q' = " in printed and "at rate r': " in printed
+    assert symbolic.thresholds(lower).evaluate(lower, {}, r=0.1)["early_ratio"] == pytest.approx(0.01 / 0.3)

@@ -19,8 +19,14 @@ def parse_date(text: str) -> dt.date:
 
 
 def date_of(day: float, start: dt.date) -> dt.date:
-    """Calendar date on which `day` (days since the start, 0 being midnight of `start`) falls."""
-    return start + dt.timedelta(days=int(day // 1))
+    """Calendar date on which `day` (days since the start, 0 being midnight of `start`) falls.
+
+    Raises: ValueError beyond the year 9999, where the calendar ends.
+    """
+    try:
+        return start + dt.timedelta(days=int(day // 1))
+    except OverflowError:
+        raise ValueError(f"day {day:g} after {start} is beyond {dt.date.max}, where the calendar ends") from None
 
 
 def epi_week(date: dt.date, system: WeekSystem = "iso") -> tuple[int, int]:

@@ -15,7 +15,7 @@ VERBS = {
     "simulate": "run a scenario and print its weekly course",
     "r0": "next-generation matrix, R0, R at the start, growth, doubling time, control thresholds",
     "thresholds": "conditions for carriage and illness to spread, and the events along a run in order",
-    "sensitivity": "indices of R0, or with --global rank correlations and Sobol indices of all outcomes",
+    "sensitivity": "indices of R0, with --outcomes of all outcomes, or with --global PRCC and Sobol indices of all",
     "final-size": "share ever infected: over carrier odds and the proportion ill at once, or a sweep of your own",
     "profile": "case-carrier ratios over time, at one set of values or swept",
     "compare": "two parameter sets side by side: cases and deaths averted",
@@ -40,7 +40,8 @@ class Parser(argparse.ArgumentParser):
             choices = [word.strip(" ')") for word in message.split("choose from ")[-1].split(",")]
             close = difflib.get_close_matches(given, choices, n=1, cutoff=0.5)
             hint = f", did you mean '{close[0]}'?" if close else f"; allowed are {', '.join(choices)}"
-            message = f"there is no choice '{given}'{hint}"
+            option = message.removeprefix("argument ").partition(":")[0]
+            message = f"{'there is no verb' if option == 'VERB' else f'{option} has no choice'} '{given}'{hint}"
         print(f"meningitis: {message}", file=sys.stderr)
         raise SystemExit(2)
 
@@ -112,18 +113,30 @@ def parser() -> argparse.ArgumentParser:
             metavar="RATIO",
             help="suspected cases per case of the model, above 1 where other illness is suspected (default: 1)",
         )
-    sub["sensitivity"].add_argument("--global", dest="worldwide", action="store_true", help="PRCC and Sobol instead")
-    sampling = sub["sensitivity"].add_argument_group("only with --global")
-    sampling.add_argument("--days", type=float, metavar="N", help=DAYS)
-    sampling.add_argument(
-        "--checkpoint", metavar="DIR", help="keep finished runs here: the same command goes on after an interruption"
+    asked = sub["sensitivity"].add_mutually_exclusive_group()
+    asked.add_argument("--global", dest="worldwide", action="store_true", help="PRCC and Sobol instead")
+    asked.add_argument(
+        "--outcomes", action="store_true", help="indices of cases, deaths, peak weekly incidence and all infected too"
     )
+    sub["sensitivity"].add_argument("--days", type=float, metavar="N", help=f"with --outcomes or --global: {DAYS}")
+    sampling = sub["sensitivity"].add_argument_group("only with --global")
     for group in (sampling, sub["study"]):
+        group.add_argument(
+            "--checkpoint",
+            metavar="DIR",
+            help="keep finished sampled runs here: the same command goes on after an interruption",
+        )
         group.add_argument("--seed", type=int, metavar="N", help="seed of every random draw (default: 1)")
         group.add_argument(
             "--sobol-n", type=int, metavar="N", help="Sobol base samples, a power of two (default: 4096)"
         )
         group.add_argument("--lhs-n", type=int, metavar="N", help="Latin hypercube samples (default: 2000)")
+    sub["simulate"].add_argument(
+        "--bands", type=int, metavar="N", help="percentiles over N draws of the sampled parameters, not one run"
+    )
+    sub["profile"].add_argument(
+        "--step", type=float, default=7.0, metavar="DAYS", help="days from one row to the next (default: 7)"
+    )
     sub["compare"].add_argument(
         "--with-scenario", metavar="NAME", help="scenario of the second set (default: the same)"
     )

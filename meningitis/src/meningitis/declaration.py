@@ -75,10 +75,11 @@ def from_yaml(source: str | Path) -> Model:
     import yaml
 
     is_file = isinstance(source, Path) or ("\n" not in source and ":" not in source)
-    text = Path(source).read_text(encoding="utf-8") if is_file else str(source)
     where = str(source) if is_file else "declaration"
     try:
-        data = read_yaml(text)
+        data = read_yaml(Path(source).read_text(encoding="utf-8") if is_file else str(source))
+    except UnicodeDecodeError as error:
+        raise ModelError([Problem(code="E010", where=where, message="it is not text in UTF-8")]) from error
     except TwiceError as error:
         raise ModelError([Problem(code="E010", where=where, message=str(error))]) from error
     except yaml.YAMLError as error:

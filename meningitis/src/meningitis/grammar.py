@@ -59,6 +59,12 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f", did you mean '{close[0]}'?" if close else ""
 
 
+def nearest_or_all(name: str, allowed: Iterable[str]) -> str:
+    """The same, but where none is close say `; allowed are x, y` instead of nothing."""
+    names = list(allowed)
+    return nearest(name, names) or f"; allowed are {', '.join(names) or 'none'}"
+
+
 def parse(text: str, symbols: Mapping[str, sympy.Expr]) -> sympy.Expr:
     """Read `text` as an expression over `symbols`.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import sympy
 
-from meningitis.grammar import nearest
+from meningitis.grammar import nearest, nearest_or_all
 from meningitis.units import parse_quantity
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ class Model(_Declared):
         for parameter in self.parameters:
             if parameter.name == name:
                 return parameter
-        raise ModelError([_unknown(name, self.parameter_names, where=f"model {self.name}")])
+        raise ModelError([unknown_parameter(name, self.parameter_names, where=f"model {self.name}")])
 
     def scenario(self, name: str | None = None) -> Scenario:
         """Return a scenario by name, the default one for None; ModelError names the nearest one otherwise."""
@@ -365,6 +365,14 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _unknown(name: str, known: Iterable[str], *, where: str) -> Problem:
-    message = f"there is no parameter '{name}'{nearest(name, known)}"
+def out_of_bounds(parameter: Parameter, value: float, *, where: str) -> Problem:
+    """That a value is outside the parameter's bounds, in its own unit."""
+    low, high = parameter.bounds
+    message = f"{value:g} is outside {low:g} to {high:g} ({parameter.unit})"
+    return Problem(code="E013", where=f"{where}, {parameter.name}", message=message)
+
+
+def unknown_parameter(name: str, known: Iterable[str], *, where: str) -> Problem:
+    """That there is no such parameter, with the nearest one or all there are."""
+    message = f"there is no parameter '{name}'{nearest_or_all(name, known)}"
     return Problem(code="E011", where=where, message=message)

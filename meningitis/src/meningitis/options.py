@@ -55,17 +55,25 @@ def days_of(model: Model, arguments: argparse.Namespace) -> float:
 
 def calendar_of(arguments: argparse.Namespace) -> tuple[dt.date | None, WeekSystem]:
     """The first day, where one is given, and the system of epidemiological weeks."""
-    from meningitis.calendar import parse_date
+    from meningitis.calendar import date_of, parse_date
 
     if arguments.weeks and arguments.start is None:
         raise Refused("--weeks says which epidemiological weeks to show, which needs --start DATE")
-    return parse_date(arguments.start) if arguments.start is not None else None, arguments.weeks or "iso"
+    if arguments.start is None:
+        return None, "iso"
+    start = parse_date(arguments.start)
+    date_of(HORIZON, start)  # refuses a start from which the longest run would leave the calendar
+    return start, arguments.weeks or "iso"
 
 
-def sampling_of(arguments: argparse.Namespace) -> dict[str, int]:
-    """Seed and sample sizes, where given or by default."""
-    given = {"seed": arguments.seed, "sobol_n": arguments.sobol_n, "lhs_n": arguments.lhs_n}
-    return {name: SAMPLING[name] if value is None else value for name, value in given.items()}
+def sampling_of(arguments: argparse.Namespace, fewest: int) -> dict[str, int]:
+    """Seed and sample sizes, where given or by default; at least `fewest` Latin hypercube samples."""
+    from meningitis.analysis.importance import checked_samples
+
+    given = {"lhs_n": arguments.lhs_n, "sobol_n": arguments.sobol_n, "seed": arguments.seed}
+    sizes = {name: SAMPLING[name] if value is None else value for name, value in given.items()}
+    checked_samples(*sizes.values(), fewest=fewest, said=("--lhs-n", "--sobol-n", "--seed"))
+    return sizes
 
 
 def sweep_of(model: Model, arguments: argparse.Namespace) -> dict[str, list[float]]:

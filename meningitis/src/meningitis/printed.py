@@ -83,18 +83,28 @@ def thresholds_text(model: Model, values: Mapping[str, float]) -> str:
     write = Notation(model)
     expressions = {
         "carriers": found.carriers_spread, "cases": found.stage1_spreads, "critical": found.critical_ratio,
-        "early": found.early_ratio, "q": found.q,
+        "early": found.early_ratio, "q": found.q, "explicit": found.stage1_explicit, "own": found.always.lhs,
+        "leaves": found.always.rhs,
     }  # fmt: skip
     short, rates = abbreviated(model, expressions)
     S, I, C = (write.text(model.symbols[name]) for name in (found.susceptible, found.case, found.carrier))
+    q, s, r = (write.text(found.letters[name]) for name in "qsr")
     direct = short["cases"] != short["critical"]
     lines = [
-        f"carriers spread while {S}/N > {write.text(short['carriers'])}, with q = {write.text(short['q'])}",
-        f"cases spread while {I}/{C} < {write.text(short['cases'])}" + (f", with s = {S}/N" if direct else ""),
+        f"carriers spread while {S}/N > {write.text(short['carriers'])}, with {q} = {write.text(short['q'])}",
+        f"cases spread while {I}/{C} < {write.text(short['cases'])}" + (f", with {s} = {S}/N" if direct else ""),
+        *_explicit(f"{I}/{C}", *(write.text(short[name]) for name in ("explicit", "own", "leaves"))),
         f"critical ratio {I}/{C}{' (without direct infection)' if direct else ''}: {write.text(short['critical'])}",
-        f"early ratio {I}/{C} during exponential growth at rate r: {write.text(short['early'])}",
+        f"early ratio {I}/{C} during exponential growth at rate {r}: {write.text(short['early'])}",
     ]
     return "\n\n".join(["\n".join(lines), *_rates(write, rates), legend_text(model, expressions)])
+
+
+def _explicit(ratio: str, threshold: str, own: str, leaves: str) -> list[str]:
+    """The condition for cases to spread without the cases on its right, where they infect some to be ill at once."""
+    if own == "0":
+        return []
+    return [f"that is while {ratio} < {threshold}; where {own} ≥ {leaves} cases always spread"]
 
 
 def spread_text(model: Model, values: Mapping[str, float]) -> str:

@@ -7,13 +7,17 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from meningitis.analysis.importance import checked_samples
 from meningitis.analysis.outcomes import distributed, sampled
 from meningitis.analysis.surveillance import checked_fraction
-from meningitis.calendar import WeekSystem
+from meningitis.calendar import WeekSystem, date_of
 from meningitis.chapters import CHAPTERS, Work, fitting
 from meningitis.model import Model
 from meningitis.models import BASIC, GENERALISED
 from meningitis.report import Report
+
+FEWEST = 50
+"""Latin hypercube samples that percentile bands take at least."""
 
 
 def study(
@@ -30,6 +34,7 @@ def study(
     weeks: WeekSystem = "iso",
     reporting_fraction: float = 1.0,
     progress: Callable[[str], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> Path:
     """Run the whole study and write figures/, tables/, results.json, report.html and, last, manifest.json under `out`.
 
@@ -37,13 +42,13 @@ def study(
     `days` change what single runs start from, every scenario's values, and the length of every run. WHO's thresholds
     are held against `reporting_fraction` suspected cases for each case of the model.
     The files of an earlier study in `out` are removed, and no others; so are those of this one where it fails.
+    `progress` hears in words how far the work is; `checkpoint` is a folder that keeps the finished runs of the global
+    sensitivity, a file for each model and method, so that the same study after an interruption has these at once.
     Returns the page's path. Raises ModelError for unknown scenarios or values out of bounds, ValueError for unusable
-    sample sizes, or where `out` has a manifest of something else, OSError where it cannot be written.
+    sample sizes, a seed below 0, runs beyond the year 9999, or where `out` has a manifest of something else, OSError
+    where it cannot be written.
     """
-    if sobol_n < 2 or sobol_n & (sobol_n - 1):
-        raise ValueError(f"sobol-n is {sobol_n}, but must be a power of two such as 4096")
-    if lhs_n < 50:
-        raise ValueError(f"lhs-n is {lhs_n}, but must be at least 50")
+    checked_samples(lhs_n, sobol_n, seed, fewest=FEWEST, said=("lhs_n", "sobol_n", "seed"))
     checked_fraction(reporting_fraction)
     began = time.perf_counter()
     shipped = models == (BASIC, GENERALISED)
@@ -70,11 +75,16 @@ def study(
         overrides=dict(overrides or {}),
         days=days,
         reporting_fraction=reporting_fraction,
+        say=progress,
+        checkpoint=checkpoint,
     )
     for model in models:
         if distributed(model):
             sampled(model, work.pinned(model))
     models[-1].values(scenario, work.overrides)  # what it refuses, it refuses before anything is written
+    if start is not None:
+        # The last date of all that any chapter asks for, before anything is written.
+        date_of(max(work.length(model, name) for model in models for name in work.scenarios(model)) + 7, start)
     report.begin()
     try:
         chosen = fitting(work, CHAPTERS)

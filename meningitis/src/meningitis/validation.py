@@ -11,7 +11,7 @@ from typing import Any
 import sympy
 
 from meningitis.glyphs import glyph
-from meningitis.grammar import CONSTANTS, FUNCTIONS, GrammarError, nearest, parse
+from meningitis.grammar import CONSTANTS, FUNCTIONS, GrammarError, nearest, nearest_or_all, parse
 from meningitis.model import (
     CUMULATIVE,
     TIME,
@@ -23,6 +23,8 @@ from meningitis.model import (
     Problem,
     Scenario,
     is_number,
+    out_of_bounds,
+    unknown_parameter,
 )
 from meningitis.units import (
     DIMENSIONLESS,
@@ -224,7 +226,7 @@ def _flows(model: Model, units: Mapping[Any, Dimension], checked: Checked, probl
         where = f"flow {flow.name}"
         for end in (flow.source, flow.target):
             if end is not None and end not in model.state_names:
-                message = f"there is no compartment '{end}'{nearest(end, model.state_names)}"
+                message = f"there is no compartment '{end}'{nearest_or_all(end, model.state_names)}"
                 problems.append(Problem(code="E007", where=where, message=message))
         if flow.source == flow.target:
             message = f"it goes from {flow.source or 'outside'} to {flow.target or 'outside'}, which changes nothing"
@@ -274,7 +276,7 @@ def _initial(model: Model, units: Mapping[Any, Dimension], checked: Checked, pro
     allowed = {name: model.symbols[name] for name in model.parameter_names}
     for name in model.initial.values:
         if name not in model.state_names:
-            message = f"there is no compartment '{name}'{nearest(name, model.state_names)}"
+            message = f"there is no compartment '{name}'{nearest_or_all(name, model.state_names)}"
             problems.append(Problem(code="E007", where="initial state", message=message))
     for name in model.state_names:
         value = model.initial.values.get(name, 0.0)
@@ -335,8 +337,7 @@ def _values(model: Model, given: Mapping[str, float | str], where: str, problems
     values: dict[str, float] = {}
     for name, quantity in given.items():
         if name not in model.parameter_names:
-            message = f"there is no parameter '{name}'{nearest(name, model.parameter_names)}"
-            problems.append(Problem(code="E011", where=where, message=message))
+            problems.append(unknown_parameter(name, model.parameter_names, where=where))
             continue
         try:
             value = quantity_in(model.parameter(name).unit, quantity)
@@ -345,7 +346,6 @@ def _values(model: Model, given: Mapping[str, float | str], where: str, problems
             continue
         low, high = model.parameter(name).bounds
         if not low <= value <= high:
-            message = f"{value:g} is outside {low:g} to {high:g} ({model.parameter(name).unit})"
-            problems.append(Problem(code="E013", where=f"{where}, {name}", message=message))
+            problems.append(out_of_bounds(model.parameter(name), value, where=where))
         values[name] = value
     return values

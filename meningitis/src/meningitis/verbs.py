@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from meningitis.answers import called_as, put, resumable, sampled_text, settled_text
 from meningitis.cli import Refused, pairs
-from meningitis.options import calendar_of, days_of, given_of, model_of, sampling_of, sweep_of, values_of
+from meningitis.options import SAMPLING, calendar_of, days_of, given_of, model_of, sampling_of, sweep_of, values_of
 from meningitis.progress import estimated
 from meningitis.weekly import dated, told_of_weeks, weekly_table
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import datetime as dt
 
+    from meningitis.calendar import WeekSystem
     from meningitis.model import Model
 
 SWEPT = {"carrier_odds": (0.5, 0.75, 1.0, 1.25, 1.5), "direct_fraction": (0.0, 0.01, 0.1, 0.5, 1.0)}
@@ -37,24 +39,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise Refused(" ".join(str(error).split())) from error
     except (ValueError, OSError) as error:
         raise Refused(" ".join(str(error).split())) from error
-
-
-def put(
-    arguments: argparse.Namespace, frame: pd.DataFrame, data: Any = None, words: str = "", model: Model | None = None
-) -> None:
-    """Print as JSON (`data`, or the table's rows), as CSV (with the model's units), or as words and a table."""
-    from meningitis.report import to_json
-
-    if arguments.json:
-        sys.stdout.write(to_json(frame.to_dict("records") if data is None else data))
-    elif arguments.csv:
-        from meningitis.frames import with_units
-
-        sys.stdout.write((frame if model is None else with_units(frame, model)).to_csv(index=False))
-    else:
-        from meningitis.printed import table_text
-
-        print("\n\n".join(part for part in (words, table_text(frame, model) if len(frame) else "") if part))
 
 
 def _models(arguments: argparse.Namespace) -> None:
@@ -100,7 +84,31 @@ def _simulate(arguments: argparse.Namespace) -> None:
     model = model_of(arguments)
     values, (start, weeks) = values_of(model, arguments), calendar_of(arguments)
     fraction = analysis.checked_fraction(arguments.reporting_fraction)
+    if arguments.bands is not None:
+        _bands(arguments, model, values, start, weeks)
+        return
     put(arguments, weekly_table(model, values, days_of(model, arguments), start, weeks, fraction), model=model)
+
+
+def _bands(
+    arguments: argparse.Namespace, model: Model, values: dict[str, float], start: dt.date | None, weeks: WeekSystem
+) -> None:
+    """Percentiles of the weekly course over draws of all that is sampled and not given."""
+    from meningitis import analysis
+
+    if arguments.reporting_fraction != 1:
+        raise Refused("--reporting-fraction would change nothing with --bands, which count cases of the model")
+    if arguments.bands < 2:
+        raise Refused(f"--bands is {arguments.bands}, but must be at least 2 draws")
+    pinned = tuple(given_of(arguments))
+    print(f"meningitis: {sampled_text(model, values, pinned)}", file=sys.stderr)
+    band = analysis.bands(
+        model, n=arguments.bands, seed=SAMPLING["seed"], values=values, days=days_of(model, arguments), pinned=pinned
+    )
+    frame = band.frame()
+    for name, column in dated(frame["day"], start, weeks).items():
+        frame.insert(list(frame.columns).index("value"), name, column)
+    put(arguments, frame, band.to_dict(), f"percentiles over {band.n:,} draws, persons; weekly counts end on the day")
 
 
 def _r0(arguments: argparse.Namespace) -> None:
@@ -111,7 +119,7 @@ def _r0(arguments: argparse.Namespace) -> None:
 
     model = model_of(arguments)
     values = values_of(model, arguments)
-    speed = symbolic.growth(model, values)
+    speed, history = symbolic.growth(model, values), symbolic.natural_history(model, values)
     control = symbolic.control(model, values, efficacy=arguments.efficacy)
     name, everyone = symbolic.reproduction_name(model, values), control.r0_susceptible
     partly = control.susceptible is not None and control.susceptible < 1
@@ -122,10 +130,14 @@ def _r0(arguments: argparse.Namespace) -> None:
         ("growth rate", speed.rate, "1/day"),
         ("doubling time" if speed.rate > 0 else "halving time", abs(speed.doubling_time), "days"),
         ("generation time", speed.generation_time, "days"),
+        *((f"mean stay in {state}", days, "days") for state, days in history.mean_stay.items()),
+        ("cases per infection", history.cases_per_infection, "1"),
+        ("deaths per case (case fatality)", history.deaths_per_case, "1"),
         ("early case-carrier ratio", speed.early_ratio if speed.rate > 0 else None, "1"),
         *([("susceptible share s without infection", control.susceptible, "1")] if partly else []),
         (f"immune share needed, {f'1 - s/{name}' if partly else '1 - 1/R0'}", control.herd_immunity, "1"),
         (f"coverage needed at efficacy {arguments.efficacy:g}, nobody immune yet", control.coverage, "1"),
+        (f"coverage needed at efficacy {arguments.efficacy:g}, immune as at the start", control.coverage_at_start, "1"),
     ]
     rows += [
         (f"{parameter} at which {name} = 1", value, model.parameter(parameter).unit)
@@ -134,7 +146,8 @@ def _r0(arguments: argparse.Namespace) -> None:
     ]
     frame = pd.DataFrame(rows, columns=["quantity", "value", "unit"])
     matrices = symbolic.next_generation(model, zeros=symbolic.zeros_at(model, values))
-    data = {"matrices": matrices.to_dict(), "growth": speed.to_dict(), "control": control.to_dict()}
+    data = {"matrices": matrices.to_dict(), "growth": speed.to_dict(), "natural_history": history.to_dict()}
+    data["control"] = control.to_dict()
     words = "" if arguments.json or arguments.csv else f"{matrices_text(model, values)}\n\n{control.reason}".strip()
     put(arguments, frame, {**data, "R0": control.r0, "values": values}, words)
 
@@ -176,12 +189,13 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from meningitis import analysis, symbolic
+    from meningitis.analysis.prcc import fewest_rows
 
     model = model_of(arguments)
     values = values_of(model, arguments)
     if not arguments.worldwide:
         options = {
-            "days": arguments.days,
+            "days": None if arguments.outcomes else arguments.days,
             "seed": arguments.seed,
             "sobol-n": arguments.sobol_n,
             "lhs-n": arguments.lhs_n,
@@ -192,11 +206,14 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
             raise Refused(
                 f"{' and '.join(ignored)} would change nothing without --global: the index of R0 is a formula"
             )
+        if arguments.outcomes:
+            _local(arguments, model, values)
+            return
         words = f"normalised indices of {symbolic.reproduction_name(model, values)}"
         put(arguments, symbolic.elasticities(model).frame(values), None, words, model)
         return
     pinned, days = given_of(arguments), days_of(model, arguments)
-    names = analysis.sampled(model, pinned)
+    names, sizes = analysis.sampled(model, pinned), sampling_of(arguments, fewest_rows(model, pinned))
     if arguments.scenario is not None:
         plain = model.values(None, pinned)
         if all(values[n] == plain[n] for n in plain if n not in names) and days == (
@@ -206,16 +223,13 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
                 f"--scenario {arguments.scenario} would change nothing with --global, which samples all that the "
                 "scenario sets: pin values with --set or --params"
             )
-    held = ", ".join(f"{name} = {values[name]:g}" for name in pinned) or "none"
-    words = f"pinned by --set or --params: {held}; sampled, whatever the scenario says: {', '.join(names)}"
-    print(f"meningitis: {words}", file=sys.stderr)
+    print(f"meningitis: {sampled_text(model, values, pinned)}", file=sys.stderr)
     middle = {name: float(model.parameter(name).distribution.ppf(np.array(0.5))) for name in names}
-    called = _called(arguments, symbolic.reproduction_name(model, {**values, **middle}))
+    called = called_as(arguments, symbolic.reproduction_name(model, {**values, **middle}))
     for sentence in analysis.unknown(model, {**values, **middle}):
         print(f"meningitis: {sentence.replace('R0', called)}", file=sys.stderr)
-    sizes = sampling_of(arguments)
     folder = Path(arguments.checkpoint) if arguments.checkpoint else None
-    try:
+    with resumable(folder):
         ranks, shares, drawn = analysis.global_sensitivity(
             model,
             values,
@@ -227,17 +241,26 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
             progress=estimated(lambda words: print(f"meningitis: {words}", file=sys.stderr), "outbreaks"),
             checkpoint=folder,
         )
-    except KeyboardInterrupt:
-        if folder:
-            print(f"meningitis: the same command goes on with what {folder} holds", file=sys.stderr)
-        raise
     words = (
         f"outcomes of {days:g} days; cases still rise at the end in {drawn.growing:.1%} of the draws; the rank "
         f"correlations of peak_week are over the {drawn.peaked:.1%} that peak in neither the first nor the last week"
     )
     print(f"meningitis: {words}", file=sys.stderr)
     both = ranks.merge(shares, on=["outcome", "parameter", "symbol"], how="outer", suffixes=("_prcc", "_sobol"))
-    put(arguments, both.assign(outcome=both["outcome"].replace({"R0": called})), None, _settled(called), model)
+    put(arguments, both.assign(outcome=both["outcome"].replace({"R0": called})), None, settled_text(called), model)
+
+
+def _local(arguments: argparse.Namespace, model: Model, values: dict[str, float]) -> None:
+    """Normalised indices of every outcome at one set of values."""
+    from meningitis import analysis, symbolic
+
+    called = called_as(arguments, symbolic.reproduction_name(model, values))
+    for sentence in analysis.unknown(model, values):
+        print(f"meningitis: {sentence.replace('R0', called)}", file=sys.stderr)
+    frame = analysis.local_sensitivity(model, values, days=days_of(model, arguments)).frame()
+    frame.insert(2, "symbol", frame["parameter"].map({p.name: p.symbol for p in model.parameters}))
+    frame["outcome"] = frame["outcome"].replace({"R0": called})
+    put(arguments, frame, None, "normalised indices: % change of an outcome for 1 % of the parameter", model)
 
 
 def _final_size(arguments: argparse.Namespace) -> None:
@@ -265,7 +288,7 @@ def _profile(arguments: argparse.Namespace) -> None:
     model = model_of(arguments)
     sweep, values = sweep_of(model, arguments), values_of(model, arguments)
     start, weeks = calendar_of(arguments)
-    found = analysis.profiles(model, values, sweep, days=days_of(model, arguments), step=7.0)
+    found = analysis.profiles(model, values, sweep, days=days_of(model, arguments), step=arguments.step)
     frame, data = found.frame(), found.to_dict()
     for name, column in dated(frame["day"], start, weeks).items():
         frame.insert(list(frame.columns).index("stage1"), name, column)
@@ -288,52 +311,40 @@ def _compare(arguments: argparse.Namespace) -> None:
     frame = found.frame()
     frame.insert(1, "unit", frame["outcome"].map(OUTCOME_UNITS))
     names = {symbolic.reproduction_name(model, values) for values in (first, second)}
-    called = _called(arguments, "R0" if names == {"R0"} else "R_c")
+    called = called_as(arguments, "R0" if names == {"R0"} else "R_c")
     for sentence in found.unknown:
         print(f"meningitis: {sentence.replace('R0', called)}", file=sys.stderr)
     for name in found.unfinished:
         words = f"infection is not over in {name} after {found.days:g} days: what is averted by then may be postponed"
         print(f"meningitis: {words}", file=sys.stderr)
     frame["outcome"] = frame["outcome"].replace({"R0": called})
-    told = f"{_settled(called)}; R_at_start that of the people as the run begins" if called == "R_c" else ""
+    told = f"{settled_text(called)}; R_at_start that of the people as the run begins" if called == "R_c" else ""
     put(arguments, frame, found.to_dict(), told)
-
-
-def _called(arguments: argparse.Namespace, name: str) -> str:
-    """What a table calls the reproduction number: its name for people, and R0, the key, for programs."""
-    return "R0" if arguments.json or arguments.csv else name
-
-
-def _settled(called: str) -> str:
-    """What R_c is, where a table has it."""
-    if called == "R0":
-        return ""
-    return (
-        "R_c, the control reproduction number, is that of the disease-free state, where flows without infection such "
-        "as vaccination balance"
-    )
 
 
 def _study(arguments: argparse.Namespace) -> None:
     from meningitis.models import BASIC, GENERALISED
-    from meningitis.study import study
+    from meningitis.study import FEWEST, study
 
     chosen = (BASIC, GENERALISED) if arguments.model is None else (model_of(arguments),)
     start, weeks = calendar_of(arguments)
     if start is not None:
         told_of_weeks(start, weeks)
-    page = study(
-        Path(arguments.out),
-        models=chosen,
-        scenario=arguments.scenario,
-        overrides=given_of(arguments),
-        days=None if arguments.days is None else days_of(chosen[-1], arguments),
-        start=start,
-        weeks=weeks,
-        reporting_fraction=arguments.reporting_fraction,
-        **sampling_of(arguments),
-        progress=lambda words: print(words, file=sys.stderr),
-    )
+    folder = Path(arguments.checkpoint) if arguments.checkpoint else None
+    with resumable(folder):
+        page = study(
+            Path(arguments.out),
+            models=chosen,
+            scenario=arguments.scenario,
+            overrides=given_of(arguments),
+            days=None if arguments.days is None else days_of(chosen[-1], arguments),
+            start=start,
+            weeks=weeks,
+            reporting_fraction=arguments.reporting_fraction,
+            **sampling_of(arguments, FEWEST),
+            progress=lambda words: print(words, file=sys.stderr),
+            checkpoint=folder,
+        )
     print(page)
 
 

@@ -45,10 +45,10 @@ def weekly_table(
     import numpy as np
     import pandas as pd
 
-    from meningitis.engine import simulate
+    from meningitis.engine import simulate, weekly_times
     from meningitis.symbolic.declared import uncounted_text
 
-    times = np.unique(np.append(np.arange(0.0, days, 7.0), days))
+    times = weekly_times(days)
     run = simulate(model, parameters=dict(values), times=times, days=days)
     if run.status[0] > 0:
         raise Refused(f"the run failed: {run.failures[0]}")

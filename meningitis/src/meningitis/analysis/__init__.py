@@ -11,7 +11,7 @@ from meningitis.analysis.infected import (
     final_size_exact,
     final_sizes,
     final_susceptible,
-    first_integral,
+    first_integral_along,
     infection_potential,
 )
 from meningitis.analysis.local import LocalSensitivity, local_sensitivity
@@ -45,7 +45,7 @@ __all__ = [
     "final_size_exact",
     "final_sizes",
     "final_susceptible",
-    "first_integral",
+    "first_integral_along",
     "global_sensitivity",
     "infection_potential",
     "local_sensitivity",

@@ -17,6 +17,7 @@ from meningitis.model import Model
 
 MEASURES = ("ever_infected", "cases", "deaths", "peak_weekly_incidence")
 PHI, P = "carrier_conversion_rate", "direct_fraction"
+RTOL, ATOL = 1e-9, 1e-9  # of early cases, whose difference from those of p = 0 a root is sought of
 SCAN = 65  # trial values of phi between its bounds
 
 
@@ -84,7 +85,7 @@ def adequacy(
 
 def _early_cases(model: Model, values: Mapping[str, float], p: float, phi: Array, days: float) -> Array:
     given = {name: np.full(phi.size, value) for name, value in {**values, P: p}.items()} | {PHI: phi}
-    run = solved(simulate(model, parameters=given, times=[0.0, days], days=days, rtol=1e-9, atol=1e-9))
+    run = solved(simulate(model, parameters=given, times=[0.0, days], days=days, rtol=RTOL, atol=ATOL))
     return np.asarray(run.cumulative[:, -1, list(run.cumulative_names).index("cases")])
 
 

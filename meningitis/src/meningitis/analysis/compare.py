@@ -12,7 +12,7 @@ from scipy.stats import qmc
 
 from meningitis.analysis.outcomes import COMPARED, draw, outcomes, sampled, unknown
 from meningitis.analysis.runs import Array, filled, length, solved
-from meningitis.engine import simulate
+from meningitis.engine import simulate, weekly_times
 from meningitis.model import Model
 
 PERCENTILES = (2.5, 25.0, 50.0, 75.0, 97.5)
@@ -67,7 +67,7 @@ def compare(
     a, b, days = filled(model, a, scenario), filled(model, b, scenario), length(model, days, scenario)
     both = {name: np.array([a[name], b[name]]) for name in model.parameter_names}
     found = outcomes(model, both, days=days)
-    run = simulate(model, parameters=both, times=np.unique(np.append(np.arange(0.0, days, 7.0), days)), days=days)
+    run = simulate(model, parameters=both, times=weekly_times(days), days=days)
     infected = np.sum([run[c.name] for c in model.compartments if c.infected], axis=0)  # (2, T)
     left = infected[:, -1] > OVER * infected.max(axis=1)
     first, second = ({name: float(found[name][k]) for name in COMPARED} for k in range(2))
@@ -131,12 +131,14 @@ def bands(
     """Percentile bands of weekly output over n parameter sets from the declared distributions (Latin hypercube).
 
     Parameters of a single value, and those pinned, stay at `values`, or as in the scenario (None: the default one),
-    whose days are those of the run by default. Raises: ValueError where nothing is left to sample, RuntimeError where a
-    trajectory fails.
+    whose days are those of the run by default. Raises: ValueError for fewer than two draws or where nothing is left to
+    sample, RuntimeError where a trajectory fails.
     """
+    if n < 2:
+        raise ValueError(f"n is {n}, but a band needs at least 2 draws")
     names, days = sampled(model, pinned), length(model, days, scenario)
     uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
-    times = np.arange(0.0, days + 1e-9, 7.0)
+    times = weekly_times(days, whole=True)
     samples = draw(model, names, uniform, filled(model, values, scenario))
     run = solved(simulate(model, parameters=samples, times=times, days=days))
     weekly = np.diff(run.cumulative, axis=1, prepend=0.0)

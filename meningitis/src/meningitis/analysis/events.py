@@ -13,6 +13,7 @@ import pandas as pd
 from meningitis.analysis.runs import at_times, crossing_days, filled, length
 from meningitis.analysis.surveillance import checked_fraction, who_thresholds
 from meningitis.calendar import DAY, date_of
+from meningitis.engine import weekly_times
 from meningitis.model import Model
 from meningitis.symbolic import case_and_carrier, growth, initial_state
 from meningitis.symbolic.declared import infected_states, moving_rates
@@ -127,7 +128,7 @@ class Events:
 
 def weekly(model: Model, values: Mapping[str, float], days: float) -> np.ndarray:
     """New cases by whole week (W,), persons, as differences of the cumulative count."""
-    times = np.arange(0.0, days + 1e-9, 7.0)
+    times = weekly_times(days, whole=True)
     counts: np.ndarray = np.diff(at_times(model, values, times)[cumulative_cases(model)])
     return counts
 

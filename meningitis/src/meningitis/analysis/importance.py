@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from meningitis.analysis.prcc import PRCC, prcc
+from meningitis.analysis.prcc import PRCC, fewest_rows, prcc
+from meningitis.analysis.sobol import balanced
 from meningitis.analysis.sobol import sobol as sobol_indices
 from meningitis.model import Model
+
+
+def checked_samples(
+    lhs: int, sobol: int, seed: int, *, fewest: int, said: Sequence[str] = ("lhs", "sobol", "seed")
+) -> None:
+    """Raises: ValueError where there are fewer than `fewest` Latin hypercube samples, where the Sobol base samples are
+    no power of two, or where the seed is below 0; `said` is what the caller's user calls the three."""
+    if lhs < fewest:
+        raise ValueError(f"{said[0]} is {lhs}, but must be at least {fewest}")
+    balanced(sobol, said[1])
+    if seed < 0:
+        raise ValueError(f"{said[2]} is {seed}, but must be 0 or more")
 
 
 def global_sensitivity(
@@ -36,8 +49,9 @@ def global_sensitivity(
     `lhs` Latin hypercube samples and `sobol` base samples (a power of two); those pinned stay at `values`.
     `progress(done, n)` hears of each sweep's chunks; `checkpoint` is a folder that keeps both sweeps' finished runs, so
     that the same call goes on after an interruption.
-    Raises: as `prcc` and `sobol` do.
+    Raises: as `checked_samples`, `prcc` and `sobol` do.
     """
+    checked_samples(lhs, sobol, seed, fewest=fewest_rows(model, pinned))
     symbols = {p.name: p.symbol for p in model.parameters}
     ranked = checkpoint / "ranks.npz" if checkpoint else None
     shared = checkpoint / "shares.npz" if checkpoint else None

@@ -19,7 +19,7 @@ from meningitis.analysis.runs import Array, all_solved, length, swept
 from meningitis.engine import reduce
 from meningitis.engine.ensemble import table
 from meningitis.model import Model
-from meningitis.symbolic import first_integral as first_integral_of
+from meningitis.symbolic import first_integral
 from meningitis.symbolic.declared import refilled
 
 Values = Mapping[str, ArrayLike]
@@ -34,16 +34,16 @@ def infection_potential(model: Model, values: Values, *, scenario: str | None = 
     (None: the default one), here and below. Infinite where someone infected never leaves.
     Raises: ValueError where the model has no first integral; ModelError for unknown names and bad values.
     """
-    return _evaluated(model, first_integral_of(model).potential, _full(model, values, scenario))
+    return _evaluated(model, first_integral(model).potential, _full(model, values, scenario))
 
 
 @quietly
-def first_integral(model: Model, values: Values, state: Values, *, scenario: str | None = None) -> Array:
+def first_integral_along(model: Model, values: Values, state: Values, *, scenario: str | None = None) -> Array:
     """H = ln S - (sum over compartments of potential x persons)/N, constant along every run of the model.
 
     `state` holds persons in S and in the infected compartments, arrays of times or floats.
     """
-    derived, full = first_integral_of(model), _full(model, values, scenario)
+    derived, full = first_integral(model), _full(model, values, scenario)
     potential = infection_potential(model, full)
     N = _evaluated(model, {"N": derived.population}, full)["N"]
     S = np.asarray(state[derived.susceptible], dtype=np.float64)
@@ -56,11 +56,11 @@ def final_susceptible(model: Model, values: Values, state: Values, *, scenario: 
 
     Where nobody who infects is there at the start, all of them are left; NaN where R0 is infinite.
     """
-    derived, full = first_integral_of(model), _full(model, values, scenario)
+    derived, full = first_integral(model), _full(model, values, scenario)
     potential = infection_potential(model, full)
     R0 = potential[derived.susceptible]
     N = _evaluated(model, {"N": derived.population}, full)["N"]
-    H = first_integral(model, full, state)
+    H = first_integral_along(model, full, state)
     # ln S - R0 S/N = H  =>  S = -N/R0 W(-R0/N exp(H)); W0 (|W| < 1) is the root below the threshold N/R0.
     left = np.real(-N / R0 * lambertw(-R0 / N * np.exp(H), 0))
     left = np.where(R0 > 0, left, np.exp(H))
@@ -80,7 +80,7 @@ def final_size_exact(
     """
     full = _full(model, values, scenario)
     state = starting_state(model, full) if state is None else state
-    derived = first_integral_of(model)
+    derived = first_integral(model)
     N = _evaluated(model, {"N": derived.population}, full)["N"]
     begun = sum(np.asarray(state[x], dtype=np.float64) for x in derived.potential)
     return np.asarray((begun - final_susceptible(model, full, state)) / N)
@@ -167,7 +167,7 @@ def final_sizes(
 
 def _endless(model: Model, samples: Mapping[str, Array]) -> str:
     """Where no exact final size is known, though the model has the relation; empty where all are."""
-    R0 = infection_potential(model, samples)[first_integral_of(model).susceptible]
+    R0 = infection_potential(model, samples)[first_integral(model).susceptible]
     endless, size = int(np.isinf(R0).sum()), R0.size
     if not endless:
         return ""

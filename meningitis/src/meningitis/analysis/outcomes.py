@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from meningitis.analysis.runs import Array, all_solved, length
-from meningitis.engine import reduce
+from meningitis.engine import RTOL, reduce
 from meningitis.engine.ensemble import table
 from meningitis.model import Model
 from meningitis.symbolic import moving_rates, nobody_left, r0_numeric, reproduction_at_start
@@ -23,8 +23,8 @@ COMPARED = ("R0", "R_at_start", *OUTCOMES[1:])
 """The outcomes that sets are compared by: R at the start too, where people stand as the run begins and not as at the
 disease-free state that R0 is of."""
 
-NOISE = 1e-5
-"""Relative spread that the solver's own error makes: ten times its rtol."""
+NOISE = 10 * RTOL
+"""Relative spread that the solver's own error makes."""
 
 
 def outcomes(

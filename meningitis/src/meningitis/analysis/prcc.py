@@ -92,6 +92,11 @@ def fisher_interval(coefficient: Array, n: int, controls: int, level: float = LE
     return np.tanh(z - half), np.tanh(z + half)
 
 
+def fewest_rows(model: Model, pinned: Collection[str] = ()) -> int:
+    """Rows that a partial correlation of each sampled parameter, and its interval, need. Raises: as `sampled` does."""
+    return len(sampled(model, pinned)) + 5
+
+
 def prcc(
     model: Model,
     outputs: Sequence[str] = OUTCOMES,
@@ -117,9 +122,9 @@ def prcc(
     strange = [name for name in outputs if name not in OUTCOMES]
     if strange:
         raise ValueError(f"unknown outcome {', '.join(strange)}; allowed are {', '.join(OUTCOMES)}")
-    names = sampled(model, pinned)
-    if n < len(names) + 5:
-        raise ValueError(f"n is {n}, but {len(names)} sampled parameters need at least {len(names) + 5}")
+    names, fewest = sampled(model, pinned), fewest_rows(model, pinned)
+    if n < fewest:
+        raise ValueError(f"n is {n}, but {len(names)} sampled parameters need at least {fewest}")
     uniform = qmc.LatinHypercube(d=len(names), rng=np.random.default_rng(seed)).random(n)
     samples = draw(model, names, uniform, filled(model, values, scenario))
     days = length(model, days, scenario)

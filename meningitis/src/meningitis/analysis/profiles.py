@@ -67,9 +67,12 @@ def profiles(
 
     Parameters that neither `values` nor the sweep gives, and the days, are those of the scenario (None: the default
     one).
-    Raises: ValueError for an unknown parameter, one without values, or a declaration without thresholds (see
-    `symbolic.thresholds`); RuntimeError where a trajectory fails.
+    `step` is the days from one time to the next; the last day is one too.
+    Raises: ValueError for a step that is not above 0, a swept parameter without values, or a declaration without
+    thresholds (see `symbolic.thresholds`); ModelError for an unknown parameter; RuntimeError where a trajectory fails.
     """
+    if not 0 < step < np.inf:
+        raise ValueError(f"step is {step:g} days, but must be above 0 and finite")
     conditions = thresholds(model)
     case, carrier = conditions.case, conditions.carrier
     samples, days = swept(model, values, sweep, scenario), length(model, days, scenario)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from meningitis.engine import Ensemble, crossings, simulate
 from meningitis.engine.ensemble import table
 from meningitis.engine.status import Status
-from meningitis.model import Model
+from meningitis.model import Model, ModelError, unknown_parameter
 
 Array = NDArray[np.float64]
 RTOL, ATOL = 1e-10, 1e-10
@@ -76,7 +76,7 @@ def swept(
     """Every parameter as one array (n,): all combinations of the swept values, the others as in `values`.
 
     What neither gives is as in the scenario (None: the default one); quantities such as '70/year' are read.
-    Raises: ValueError for an unknown swept parameter or one without values; ModelError as `Model.values` does.
+    Raises: ValueError for a swept parameter without values; ModelError for an unknown one, and as `Model.values` does.
     """
     sweep = dict(sweep or {})
     checked(model, list(sweep))
@@ -98,8 +98,8 @@ def within(model: Model, name: str, grid: ArrayLike) -> list[float]:
 
 
 def checked(model: Model, names: Sequence[str]) -> None:
-    """Raises: ValueError naming the parameters that the model does not have, and those it has."""
-    unknown = [name for name in names if name not in model.parameter_names]
-    if unknown:
-        known = ", ".join(model.parameter_names)
-        raise ValueError(f"model {model.name!r} has no parameter {', '.join(unknown)}; it has {known}")
+    """Raises: ModelError naming the parameters that the model does not have, and the nearest or all it has."""
+    known, where = model.parameter_names, f"model {model.name}"
+    problems = [unknown_parameter(name, known, where=where) for name in names if name not in known]
+    if problems:
+        raise ModelError(problems)

@@ -57,6 +57,13 @@ class Sobol:
         return {"rows": self.frame().to_dict("records"), "n": self.n, "seed": self.seed, "level": self.level}
 
 
+def balanced(n: int, said: str = "n") -> None:
+    """Raises: ValueError where n, which the caller's user calls `said`, is no power of two from 2 on."""
+    if n < 2 or n & (n - 1):
+        words = "a Sobol sequence is balanced only for powers of two, such as 1024 or 4096"
+        raise ValueError(f"{said} is {n}, but {words}")
+
+
 def sobol_of(
     function: Callable[[Array], Array], names: Sequence[str], outputs: Sequence[str], *, n: int, seed: int
 ) -> Sobol:
@@ -65,8 +72,7 @@ def sobol_of(
     The function is called once, on all n(k + 2) rows: A, B, then A with each column of B. Raises: ValueError where n is
     not a power of two.
     """
-    if n < 2 or n & (n - 1):
-        raise ValueError(f"n is {n}, but a Sobol sequence is balanced only for powers of two, such as 1024 or 4096")
+    balanced(n)
     k = len(names)
     replicates = min(REPLICATES, n // 2)
     base = np.concatenate(

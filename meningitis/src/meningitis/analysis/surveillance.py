@@ -18,7 +18,7 @@ FEWEST = 2.0  # cases in a week that raise an alert anywhere
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thresholds:
+class OperationalThresholds:
     """Suspected cases per week that raise an alert and that declare an epidemic; doubling counts in small districts."""
 
     population: float
@@ -61,7 +61,7 @@ def checked_fraction(reporting_fraction: float) -> float:
     return reporting_fraction
 
 
-def who_thresholds(population: float) -> Thresholds:
+def who_thresholds(population: float) -> OperationalThresholds:
     """Thresholds in suspected cases per week for a district of this many inhabitants.
 
     Raises: ValueError where the population is not positive.
@@ -69,7 +69,7 @@ def who_thresholds(population: float) -> Thresholds:
     if not population > 0:
         raise ValueError(f"population is {population}, but must be above 0")
     if population < SMALL:
-        return Thresholds(population=population, alert=FEWEST, epidemic=5.0, doubling=True)
+        return OperationalThresholds(population=population, alert=FEWEST, epidemic=5.0, doubling=True)
     warning = (
         f"the population of {population:,.0f} is above 100,000: WHO would split it into smaller districts"
         if population > LARGE
@@ -77,7 +77,9 @@ def who_thresholds(population: float) -> Thresholds:
     )
     scale = population / 1e5
     alert = max(FEWEST, 3 * scale)
-    return Thresholds(population=population, alert=alert, epidemic=10 * scale, doubling=False, warning=warning)
+    return OperationalThresholds(
+        population=population, alert=alert, epidemic=10 * scale, doubling=False, warning=warning
+    )
 
 
 def _first(reached: NDArray[np.bool_]) -> int | None:

@@ -12,7 +12,7 @@ from meningitis import analysis, symbolic
 from meningitis.analysis.events import weekly_peak
 from meningitis.calendar import week_label
 from meningitis.chapters.work import KEY, NUMBERS, Work
-from meningitis.engine import simulate
+from meningitis.engine import Ensemble, simulate, weekly_times
 from meningitis.model import Model, Parameter
 from meningitis.notation import Notation
 from meningitis.printed import weeks_text
@@ -30,7 +30,7 @@ def course(work: Work) -> None:
         for name in work.scenarios(model):
             scenario, values, days = model.scenario(name), work.values(model, name), work.length(model, name)
             found = {key: float(column[0]) for key, column in analysis.outcomes(model, values, days=days).items()}
-            run = simulate(model, parameters=values, times=np.arange(0.0, days + 1e-9, 7.0), days=days)
+            run = simulate(model, parameters=values, times=weekly_times(days, whole=True), days=days)
             N = sum(float(run[state][0, 0]) for state in model.state_names)
             weeks = np.diff(run["cases"][0])
             peak = weekly_peak(weeks)
@@ -41,10 +41,11 @@ def course(work: Work) -> None:
                     "season": scenario.season,
                     "weekly_peak_per_100000": found["peak_weekly_incidence"] / N * 1e5,
                     "peak_week": None if peak is None else peak + 1,
+                    **_carriage(model, run, N, days),
                     "cases": found["cases"],
                     "deaths": found["deaths"],
                     "ever_infected_%": 100 * found["ever_infected"] / N,
-                    **_alert(work, model, values, days),
+                    **_alert(work, model, name),
                 }
             )
             curves[scenario.name] = weeks / N * 1e5
@@ -56,23 +57,42 @@ def course(work: Work) -> None:
             figures.incidence(curves, alert, epidemic, start=work.start, system=work.weeks),
             f"Weekly incidence of illness in the {model.name} model, with WHO's operational thresholds for a district "
             f"of {N:,.0f} inhabitants{_reported(work)}. Weeks are differences of the cumulative count. Log scale.",
+            pd.DataFrame(
+                [
+                    {"scenario": name, "week": week, "cases_per_100000": value}
+                    for name, values in curves.items()
+                    for week, value in enumerate(values.tolist(), start=1)
+                ]
+            ),
         )
     table = pd.DataFrame(rows)
     work.results["course"] = table.to_dict("records")
-    heads = (
-        "model", "scenario", "season", "highest week per 100,000", "week of the peak", "cases", "deaths",
-        "ever infected (%)", "weeks at or above alert", "which weeks",
-    )  # fmt: skip
+    heads = {
+        "weekly_peak_per_100000": "highest week per 100,000", "peak_week": "week of peak incidence",
+        "peak_carriage_%": "highest carriage (%)", "peak_carriage_week": "week of highest carriage",
+        "ever_infected_%": "ever infected (%)", "weeks_above_alert": "weeks at or above alert",
+        "alert_episodes": "which weeks",
+    }  # fmt: skip
     work.report.table(
         "course",
         table,
-        f"Totals by scenario, over its whole length. {_seasons(work)}A dash for the week of the peak: the last "
-        "week is the highest, or nobody falls ill; for the weeks at or above alert: none. Weeks are numbered from 1; "
-        "those between two episodes do not count.",
-        table.set_axis(list(heads), axis="columns"),
+        f"Totals by scenario, over its whole length. {_seasons(work)}A dash for the week of peak incidence: the last "
+        "week is the highest, or nobody falls ill; of carriage: it is highest on the last day; for the weeks at or "
+        "above alert: none. Weeks are numbered from 1; those between two episodes do not count.",
+        table.rename(columns=heads),
     )
     for sentence in dict.fromkeys(words for model in work.models for words in _unknown(work, model)):
         work.report.text(f"A dash for what is not known: {sentence}.")
+
+
+def _carriage(model: Model, run: Ensemble, N: float, days: float) -> dict[str, float | None]:
+    """The highest prevalence of carriage, % of N, and the week of its day (from 1; None: highest at the end)."""
+    pair = symbolic.case_and_carrier(model)
+    if pair is None:
+        return {}
+    people, day = run.peaks[0, run.peak_names.index(pair[1])].tolist()
+    week = None if day >= days else int(day // 7) + 1
+    return {"peak_carriage_%": 100 * people / N, "peak_carriage_week": week}
 
 
 def _unknown(work: Work, model: Model) -> list[str]:
@@ -101,11 +121,11 @@ def _has_cases(model: Model) -> bool:
     return any(flow.case for flow in model.flows)
 
 
-def _alert(work: Work, model: Model, values: dict[str, float], days: float) -> dict[str, Any]:
+def _alert(work: Work, model: Model, scenario: str | None) -> dict[str, Any]:
     """How many weeks are at the alert threshold or above, and which, one episode after another."""
     if not _has_cases(model):
         return {"weeks_above_alert": None, "alert_episodes": None}
-    found = analysis.events(model, values, days, reporting_fraction=work.reporting_fraction)
+    found = work.events(model, scenario)
     if not found.alert_weeks:
         return {"weeks_above_alert": None, "alert_episodes": None}
     return {"weeks_above_alert": len(found.alert_weeks), "alert_episodes": weeks_text(found.episodes)}
@@ -114,13 +134,7 @@ def _alert(work: Work, model: Model, values: dict[str, float], days: float) -> d
 def ratios(work: Work) -> None:
     """Case-carrier ratios, the events along each run, and the claim that a ratio forewarns of an epidemic."""
     kept = {
-        (model.name, model.scenario(name).name): analysis.events(
-            model,
-            work.values(model, name),
-            work.length(model, name),
-            start=work.start,
-            reporting_fraction=work.reporting_fraction,
-        )
+        (model.name, model.scenario(name).name): work.events(model, name)
         for model in work.models
         if _has_cases(model)
         for name in work.scenarios(model)
@@ -152,20 +166,26 @@ def _figures(work: Work, model: Model, happened: analysis.Events) -> None:
         f"Cases to carriers along the {model.scenario(work.scenario).name} scenario, {model.name} model. The early "
         "ratio, the critical ratio and the threshold below which stage I spreads belong to the first curve only. "
         "Vertical lines are the events named above the panel.",
+        run.frame(),
     )
-    sweeps = {}
+    sweeps, parts = {}, []
     for p in model.parameters:
         if p.name in (*KEY, "direct_fraction") and values[p.name] > 0:
             grid = [values[p.name] * x for x in FACTORS.get(p.name, (0.1, 1.0, 10.0))]
             if p.bounds[0] <= min(grid) and max(grid) <= p.bounds[1]:
                 part = analysis.profiles(model, values, {p.name: grid}, days=days)
                 sweeps[f"${p.symbol}$: {p.meaning}"] = ([_value(p, x) for x in grid], part)
+                swept = part.frame().rename(columns={p.name: "value"})
+                swept.insert(0, "parameter", p.name)
+                parts.append(swept)
     if sweeps:
         work.report.figure(
             f"ratio-sweeps-{model.name}",
             figures.ratio_sweeps(sweeps, f"{case}/{carrier}"),
             f"Cases in stage I per 1,000 carriers over time for swept parameters, {model.name} model; dash-dotted the "
-            "critical ratio, dotted the early ratio, in each curve's colour (equal ones cover each other).",
+            "critical ratio, dotted the early ratio, in each curve's colour (equal ones cover each other). The file "
+            "has the ratio of all ill to carriers (both) too.",
+            pd.concat(parts, ignore_index=True),
         )
 
 
@@ -195,7 +215,7 @@ def _table(work: Work, kept: dict[tuple[str, str], analysis.Events]) -> None:
         "events",
         table,
         f"When each event happens, {form}; a dash: never. The day of a surveillance event is the end of its week, when "
-        "it is known, its date the last of that week; the weekly peak is in the middle of its week.",
+        "it is known, its date the last of that week; the weekly incidence peak is in the middle of its week.",
         pd.DataFrame(shown),
     )
 

@@ -12,6 +12,7 @@ from meningitis.analysis.sobol import REPLICATES
 from meningitis.chapters.work import KEY, OUTCOME_WORDS, Work
 from meningitis.model import Model
 from meningitis.notation import Notation
+from meningitis.progress import estimated
 from meningitis.report import figures
 
 SCRAMBLES = f"Intervals are Student's t over {REPLICATES} independent scrambles that share the base samples."
@@ -36,6 +37,8 @@ def sensitivity(work: Work) -> None:
             sobol=work.sobol_n,
             seed=work.seed,
             pinned=work.pinned(model),
+            progress=estimated(work.say, f"outbreaks of the {model.name} model") if work.say else None,
+            checkpoint=work.checkpoint / model.name if work.checkpoint else None,
         )
         work.results.setdefault("prcc", {})[model.name] = ranks.to_dict("records")
         work.results.setdefault("sobol", {})[model.name] = shares.to_dict("records")
@@ -49,8 +52,8 @@ def sensitivity(work: Work) -> None:
             ),
             f"Partial rank correlation over {work.lhs_n:,} Latin hypercube samples, {end}. Cases still rise at the end "
             f"in {100 * drawn.growing:.2g} % of them: what comes later is not counted. It tells of what rises or falls "
-            f"throughout, so the week of the peak is correlated over the {100 * drawn.peaked:.3g} % in which the peak "
-            "lies within the run.",
+            f"throughout, so the week of peak incidence is correlated over the {100 * drawn.peaked:.3g} % in which "
+            "that lies within the run.",
         )
         work.report.figure(
             f"sobol-{model.name}",
@@ -76,13 +79,13 @@ def sensitivity(work: Work) -> None:
 
 
 def _early(drawn: analysis.PRCC) -> str:
-    """Why the week of the peak has much interaction, where some draws have no outbreak."""
+    """Why the week of peak incidence has much interaction, where some draws have no outbreak."""
     flat = 1 - drawn.peaked - drawn.growing
     if flat < 0.01:
         return ""
     return (
         f" About {100 * flat:.0f} % of the draws have the most cases in the first week, as without an outbreak: the "
-        "week of the peak jumps there, which no parameter explains alone."
+        "week of peak incidence jumps there, which no parameter explains alone."
     )
 
 
@@ -105,6 +108,13 @@ def _local(work: Work) -> None:
             "tornado",
             figures.tornado(bars),
             "Normalised forward indices of R₀, derived symbolically; zero indices left out.",
+            pd.DataFrame(
+                [
+                    {"model": name, "symbol": symbol, "index": index}
+                    for name, indices in bars.items()
+                    for symbol, index in indices.items()
+                ]
+            ),
         )
     write, model = Notation(work.fullest), work.fullest
     cells: dict[str, dict[str, str]] = {}

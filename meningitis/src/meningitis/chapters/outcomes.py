@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from meningitis.chapters.work import NUMBERS, OUTCOME_WORDS, Work
 from meningitis.frames import OUTCOME_UNITS
 from meningitis.model import Model
 from meningitis.notation import Notation
-from meningitis.report import figures
+from meningitis.report import figures, show
 
 YEARS = 3 * 365.0
 """Days after which an outbreak counts as over for the integrator; the exact relation needs none."""
@@ -103,39 +104,82 @@ def adequacy(work: Work) -> None:
     table = found.frame()
     work.results["adequacy"] = table.to_dict("records")
     names = {name: OUTCOME_WORDS[name] for name in found.equal}
-    work.report.figure(
-        "adequacy",
-        figures.relative_to_basic(
-            found.p,
-            {names[name]: values / values[0] for name, values in found.equal.items()},
-            {names[name]: values / values[0] for name, values in found.rescaled.items()},
-        ),
-        f"Outcomes against p = 0. Early cases are those of the first {found.early_days:g} days; where p alone gives "
-        "more of them than p = 0 did, no φ makes them equal and the right panel ends. Cases and deaths nearly "
-        "cover each other.",
-    )
+    none = [name for name, values in found.equal.items() if values[0] == 0]  # nothing is a multiple of these
+    if len(none) < len(names):
+        work.report.figure(
+            "adequacy",
+            figures.relative_to_basic(
+                found.p,
+                *(
+                    {names[name]: values / values[0] for name, values in part.items() if name not in none}
+                    for part in (found.equal, found.rescaled)
+                ),
+            ),
+            f"Outcomes against p = 0. Early cases are those of the first {found.early_days:g} days; where p alone "
+            "gives more of them than p = 0 did, no φ makes them equal and the right panel ends. "
+            + (f"Without a curve, being 0 at p = 0: {', '.join(names[name] for name in none)}." if none else "")
+            + ("" if none else "Cases and deaths nearly cover each other."),
+        )
     shown = table.dropna().rename(columns={"direct_fraction": "p", "carrier_conversion_rate": "φ (per day)", **names})
     shown["p"] = [f"{p:g}" for p in shown["p"]]
-    words = (
-        "The same in persons, the weekly peak in persons per week; rows where no φ gives equal early cases left out."
-    )
+    words = "The same in persons, incidence in persons per week; rows where no φ gives equal early cases left out."
     work.report.table("adequacy", table, words, shown)
-    last = {name: float(values[-1] / values[0]) for name, values in found.equal.items()}
-    work.results.setdefault("claims", {})["p = 0 adequate"] = last
-    good = [names[name] for name, ratio in last.items() if abs(ratio - 1) <= SAME]
-    bad = [f"{names[name]} ({ratio:.3g} times)" for name, ratio in last.items() if abs(ratio - 1) > SAME]
+    work.results.setdefault("claims", {})["p = 0 adequate"] = {name: _times(x) for name, x in found.equal.items()}
+    good, bad = _judged(found.equal, names)
+    told = f"Going from p = 0 to p = {found.p[-1]:g} at equal φ changes {_changes(good, bad)}."
+    reached = int(np.flatnonzero(np.isfinite(found.phi))[-1])  # where p is 0, φ is as it was
+    kept: list[str] = []
+    moved: list[str] = []
+    if reached:
+        part = {name: values[: reached + 1] for name, values in found.rescaled.items()}
+        work.results["claims"]["p = 0 adequate, equal early cases"] = {name: _times(x) for name, x in part.items()}
+        kept, moved = _judged(part, names)
+        told += f" Going to p = {found.p[reached]:g} with φ rescaled to equal early cases changes "
+        told += f"{_changes(kept, moved)}."
+    if found.p[reached] < found.p[-1]:
+        told += f" Beyond p = {found.p[reached]:g} no φ within its bounds gives the early cases of p = 0."
+    differs = "the outcome" if (good and bad) or (kept and moved) else "whether φ is rescaled"
+    mixed = bool(good + kept and bad + moved)
     work.report.claim(
         "Is the basic model (p = 0) adequate?",
-        holds=None if good and bad else bool(good),
-        verdict="Adequate" if not bad else "Not adequate" if not good else "Depends on the outcome",
-        condition=f"Going from p = 0 to p = {found.p[-1]:g} at equal φ changes by at most {100 * SAME:g} %: "
-        f"{', '.join(good) or 'nothing'}; by more: {', '.join(bad) or 'nothing'}.",
+        holds=None if mixed else bool(good),
+        verdict=f"Depends on {differs}" if mixed else "Adequate" if good else "Not adequate",
+        condition=told,
     )
+
+
+def _judged(part: Mapping[str, NDArray[np.float64]], names: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """The outcomes whose last value is the first within SAME, and the others with what becomes of them, in words."""
+    good, bad = [], []
+    for name, values in part.items():
+        ratio = _times(values)
+        if abs(ratio - 1) <= SAME:
+            good.append(names[name])
+        elif not math.isnan(ratio):
+            bad.append(f"{names[name]} ({f'{ratio:.3g} times' if values[0] else f'from none to {show(values[-1])}'})")
+    return good, bad
+
+
+def _changes(good: Sequence[str], bad: Sequence[str]) -> str:
+    return f"by at most {100 * SAME:g} %: {', '.join(good) or 'nothing'}; by more: {', '.join(bad) or 'nothing'}"
+
+
+def _times(values: NDArray[np.float64]) -> float:
+    """The last value as a multiple of the first: 1 where both are 0, infinite where the first alone is."""
+    first, last = float(values[0]), float(values[-1])
+    return last / first if first else math.inf if last else 1.0
 
 
 def _minimum(share: float) -> str:
     """A share that has to be reached, rounded up to the per cent (but not by what rounding adds to a whole one)."""
     return f"{math.ceil(100 * share - 1e-9)}%"
+
+
+def _reached(coverage: float | None) -> str:
+    """Whom a vaccine has to reach (None: everyone would not do)."""
+    if coverage is None:
+        return "more than everyone"
+    return f"at least {_minimum(coverage)}" if coverage > 0 else "nobody"
 
 
 def _gained(found: analysis.Comparison) -> str:
@@ -163,7 +207,7 @@ def _critical(work: Work, model: Model, values: dict[str, float]) -> None:
         ]
     )
     work.results["control"] = facts.to_dict()
-    coverage = f"at least {_minimum(facts.coverage)}" if facts.coverage is not None else "more than everyone"
+    coverage, begun = (_reached(share) for share in (facts.coverage, facts.coverage_at_start))
     share = 1.0 if facts.susceptible is None else facts.susceptible
     name = NUMBERS[symbolic.reproduction_name(model, values)]
     carriage = symbolic.case_and_carrier(model) is not None
@@ -173,15 +217,16 @@ def _critical(work: Work, model: Model, values: dict[str, float]) -> None:
         if facts.herd_immunity is None
         else f"Infection cannot spread where {_minimum(facts.herd_immunity)} of the population are immune. "
         f"A vaccine that keeps {EFFICACY:.0%} of the vaccinated from {against} has to reach {coverage} where "
-        f"nobody is immune yet{f'; one that prevents illness alone leaves {name} as it is' if carriage else ''}."
+        f"nobody is immune yet, and {begun} where people are immune as at the start"
+        f"{f'; one that prevents illness alone leaves {name} as it is' if carriage else ''}."
     )
     settled = ""
     if name != NUMBERS["R0"]:
         immune = f", where {1 - share:.0%} of the population are immune," if share < 1 else ""
-        begun = symbolic.growth(model, values).reproduction
+        at_start = symbolic.growth(model, values).reproduction
         settled = (
             f" This is the control reproduction number at the disease-free state{immune} to which flows without "
-            f"infection, such as vaccination, lead; R at the start is {begun:.2f}."
+            f"infection, such as vaccination, lead; R at the start is {at_start:.2f}."
         )
     work.report.text(f"{name} = {facts.r0:.2f} in the {model.name} model.{settled} {needed}")
     if len(table):
@@ -276,5 +321,6 @@ def control(work: Work) -> None:
                 system=work.weeks,
             ),
             f"Weekly incidence over {band.n:,} draws, {each.name} model, {work.draws(each)}. Pointwise "
-            "bands, not curves: no single outbreak follows them.",
+            "bands, not curves: no single outbreak follows them. The file has every compartment too, in persons.",
+            band.frame(),
         )

@@ -12,18 +12,20 @@ import sympy as sp
 
 from meningitis import symbolic
 from meningitis.analysis import runs
+from meningitis.analysis.adequacy import ATOL as EARLY_ATOL
+from meningitis.analysis.adequacy import RTOL as EARLY_RTOL
 from meningitis.chapters.work import Work
-from meningitis.engine import simulate
+from meningitis.engine import ATOL, RTOL, simulate
 from meningitis.model import Model
 from meningitis.notation import FORCE, Notation, abbreviated, equations, per_person
 from meningitis.report import figures, show
 from meningitis.report.diagram import flow_diagram
+from meningitis.symbolic.declared import refilled
 
 DECLARED = (
     "What is needed to run the study again; more in results.json. The declarations, with the distributions that "
     "parameters are sampled from, are files of this folder: meningitis study --model takes each of them."
 )
-RTOL, ATOL = 1e-6, 1e-8
 LIBRARIES = ("meningitis", "numpy", "scipy", "sympy", "numba", "pandas", "matplotlib")
 
 
@@ -43,6 +45,8 @@ def the_models(work: Work) -> None:
                       for name, s in model.symbols.items()}  # fmt: skip
         rows += [(derivative[name], write.math(rate)) for name, rate in equations(model).items()]
         work.report.formulas(rows, f"Equations of the {model.name} model: persons and days.")
+        if not symbolic.moving_rates(model):
+            work.report.text(_lasts(work, model))
     model, values = work.fullest, work.values(work.fullest)
     write = Notation(model)
     table = pd.DataFrame(
@@ -85,6 +89,18 @@ def the_models(work: Work) -> None:
             }
         ),
     )
+
+
+def _lasts(work: Work, model: Model) -> str:
+    """What the rates of the study's scenario mean: mean stays, the case-to-infection ratio, the case fatality."""
+    found = symbolic.natural_history(model, work.values(model))
+    stays = ", ".join(f"{show(days)} days in {name}" for name, days in found.mean_stay.items())
+    words = f"With the values of the {model.scenario(work.scenario).name} scenario a stay lasts {stays} on average"
+    if found.cases_per_infection and found.cases_per_infection < 1:
+        words += f"; one in {show(1 / found.cases_per_infection)} infections becomes a case"
+    if found.deaths_per_case is not None:
+        words += f"; {show(100 * found.deaths_per_case)} % of cases die"
+    return f"{words}."
 
 
 def thresholds(work: Work) -> None:
@@ -132,8 +148,29 @@ def thresholds(work: Work) -> None:
         "everyone).",
         shown,
     )
+    for model in work.models:
+        if refilled(model) and not symbolic.timed_rates(model):
+            _equilibria(work, model)
     if not symbolic.no_thresholds(work.fullest):
         _spread(work, work.fullest)
+
+
+def _equilibria(work: Work, model: Model) -> None:
+    """Where the model can stand still, and whether it returns there."""
+    found = symbolic.equilibria(model, work.values(model))
+    work.results.setdefault("equilibria", {})[model.name] = found.to_dict()
+    if found.note:
+        work.report.text(f"Equilibria of the {model.name} model: {found.note}.")
+    if not found.points:
+        return
+    stable = {True: "yes", False: "no", None: "neither"}
+    rows = [{"equilibrium": p.kind, "stable": stable[p.stable], **p.state} for p in found.points]
+    work.report.table(
+        f"equilibria-{model.name}",
+        pd.DataFrame(rows),
+        f"Equilibria of the {model.name} model, persons by compartment, {model.scenario(work.scenario).name} scenario; "
+        "stable: whether small disturbances die out (neither: equilibria lie side by side).",
+    )
 
 
 def _controlled(work: Work) -> str:
@@ -152,7 +189,7 @@ def _controlled(work: Work) -> str:
 
 def _formulas(work: Work, model: Model) -> dict[str, Any]:
     derived = symbolic.next_generation(model, zeros=symbolic.zeros_at(model, work.values(model)))
-    write = Notation(model, {symbolic.SHARE: "s", sp.Symbol("r"): "r"})
+    write = Notation(model)
     expressions: dict[str, Any] = {"F": derived.F, "V": derived.V}
     if derived.r0 is not None:
         expressions |= {"K": derived.K, "R0": derived.r0}
@@ -165,6 +202,7 @@ def _formulas(work: Work, model: Model) -> dict[str, Any]:
         expressions |= {
             "carriers": conditions.carriers_spread, "cases": conditions.stage1_spreads,
             "critical": conditions.critical_ratio, "early": conditions.early_ratio, "q": conditions.q,
+            "explicit": conditions.stage1_explicit, "own": conditions.always.lhs, "leaves": conditions.always.rhs,
         }  # fmt: skip
     short, rates = abbreviated(model, expressions)
     infected = write.math(sp.Matrix([[model.symbols[name] for name in derived.infected]]))
@@ -182,20 +220,29 @@ def _formulas(work: Work, model: Model) -> dict[str, Any]:
     )
     if conditions is not None:
         s = write.math(model.symbols[conditions.susceptible])
+        q, fraction, rate = (conditions.letters[name] for name in "qsr")
+        direct = f", with the {fraction} and {q} of that time" if short["cases"] != short["critical"] else ""
+        own, always = conditions.always.lhs != 0, ""
+        if own:
+            always = (
+                f" The third is the second with {conditions.case} on its left alone; where "
+                f"{write.text(short['own'])} ≥ {write.text(short['leaves'])} infectives in stage I always spread."
+            )
         share = f"<mfrac><mrow>{s}</mrow><mi>N</mi></mfrac>"
         work.report.formulas(
             [
                 (f"{share}<mo>&gt;</mo>", write.math(short["carriers"])),
                 (f"{ratio}<mo>&lt;</mo>", write.math(short["cases"])),
+                *([(f"{ratio}<mo>&lt;</mo>", write.math(short["explicit"]))] if own else []),
                 (f"<mtext>critical&nbsp;</mtext>{ratio}", write.math(short["critical"])),
                 (f"<mtext>early&nbsp;</mtext>{ratio}", write.math(short["early"])),
-                ("<mi>q</mi>", write.math(short["q"])),
-                ("<mi>s</mi>", share),
+                (write.math(q), write.math(short["q"])),
+                (write.math(fraction), share),
             ],
             f"Carriers spread while the first holds, infectives in stage I while the second does. The critical ratio "
-            f"is the second without direct infection; the early ratio is that of exponential growth at rate r"
-            f"{', with the s and q of that time' if short['cases'] != short['critical'] else ''} ({model.name} model)."
-            f"{_living(model, conditions)}",
+            f"is the second without direct infection; the early ratio is that of exponential growth at rate "
+            f"{rate}{direct} ({model.name} model)."
+            f"{always}{_living(model, conditions)}",
         )
     return kept
 
@@ -212,19 +259,21 @@ def _spread(work: Work, model: Model) -> None:
     states = {name: run[name][0] for name in model.state_names}
     conditions = symbolic.thresholds(model)
     along = conditions.along(model, values, states)
+    reproduction = symbolic.reproduction_along(model, values, states)
     work.report.figure(
         "spread-threshold",
         figures.spread_threshold(
             run.times,
             along["susceptible_share"],
             along["carriers_spread"],
-            symbolic.reproduction_along(model, values, states),
+            reproduction,
             start=work.start,
             system=work.weeks,
         ),
         f"Carriers spread while S/N is above {Notation(model).text(conditions.carriers_spread)}."
         f"{_living(model, conditions)} Lower panel: R(t). {model.name.capitalize()} model, "
         f"{model.scenario(work.scenario).name} scenario.",
+        pd.DataFrame({"day": run.times, **along, "R": reproduction}),
     )
 
 
@@ -284,6 +333,7 @@ def provenance(work: Work) -> dict[str, Any]:
             "rtol": RTOL,
             "atol_persons": ATOL,
             "events": {"rtol": runs.RTOL, "atol_persons": runs.ATOL},
+            "early_cases": {"rtol": EARLY_RTOL, "atol_persons": EARLY_ATOL},
         },
         "start": work.start,
         "weeks": work.weeks,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meningitis.analysis.events import Events, events
 from meningitis.analysis.outcomes import COMPARED, distributed
 from meningitis.calendar import WeekSystem
 from meningitis.model import Model
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 OUTCOME_WORDS = dict(
     zip(
         COMPARED,
-        ("R₀", "R at the start", "weekly peak", "week of the peak", "cases", "deaths", "ever infected"),
+        ("R₀", "R at the start", "peak weekly incidence", "week of peak incidence", "cases", "deaths", "ever infected"),
         strict=True,
     )
 )
@@ -33,7 +35,8 @@ class Work:
 
     scenario: the one that the analyses of a single parameter set take (None: each model's first); overrides: values on
     top of every scenario's, where a model has the parameter; days: the length of every run (None: the scenario's);
-    reporting_fraction: suspected cases reported for each case of the model.
+    reporting_fraction: suspected cases reported for each case of the model; say: hears how far long work is, in words;
+    checkpoint: a folder that keeps finished runs of the global sensitivity (None: none are kept).
     """
 
     report: Report
@@ -47,7 +50,10 @@ class Work:
     overrides: Mapping[str, float | str] = field(default_factory=dict)
     days: float | None = None
     reporting_fraction: float = 1.0
+    say: Callable[[str], None] | None = None
+    checkpoint: Path | None = None
     results: dict[str, Any] = field(default_factory=dict)
+    found: dict[tuple[str, str], Events] = field(default_factory=dict, repr=False)
 
     @property
     def fullest(self) -> Model:
@@ -76,6 +82,19 @@ class Work:
     def length(self, model: Model, scenario: str | None = None) -> float:
         """Days of a run."""
         return float(model.scenario(scenario or self.scenario).days) if self.days is None else self.days
+
+    def events(self, model: Model, scenario: str | None = None) -> Events:
+        """What happens along the run of a scenario (None: the study's); found once."""
+        key = (model.name, model.scenario(scenario or self.scenario).name)
+        if key not in self.found:
+            self.found[key] = events(
+                model,
+                self.values(model, scenario),
+                self.length(model, scenario),
+                start=self.start,
+                reporting_fraction=self.reporting_fraction,
+            )
+        return self.found[key]
 
     def scenarios(self, model: Model) -> tuple[str | None, ...]:
         """Names of the model's scenarios; a model without any has one that is not named."""

@@ -18,13 +18,15 @@ from meningitis.engine.reference import solve_scipy
 from meningitis.engine.status import Status
 from meningitis.engine.system import System, of_expressions, of_model
 from meningitis.grammar import nearest, parse
-from meningitis.model import CUMULATIVE, TIME, Model, ModelError, Problem
+from meningitis.model import CUMULATIVE, TIME, Model, ModelError, Problem, out_of_bounds
 from meningitis.units import UnitError, quantity_in
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Array = NDArray[np.float64]
+RTOL, ATOL = 1e-6, 1e-8
+"""Tolerances unless others are given; the absolute one is in persons."""
 MAX_STEPS = 20_000
 MOVING_STEP = 1.0
 """Days: the longest step of a model whose rates change with time, other than at corners, and that declares none; and
@@ -92,8 +94,8 @@ def simulate(
     parameters: Mapping[str, ArrayLike] | None = None,
     days: float | None = None,
     times: ArrayLike | None = None,
-    rtol: float = 1e-6,
-    atol: float = 1e-8,
+    rtol: float = RTOL,
+    atol: float = ATOL,
     reference: str | None = None,
     threads: int | None = None,
     max_steps: int = MAX_STEPS,
@@ -114,7 +116,7 @@ def simulate(
     """
     end = run_length(model, scenario, days)
     if times is None:
-        times = np.unique(np.append(np.arange(0.0, end, 7.0), end))
+        times = weekly_times(end)
     values = table(model, scenario, parameters)
     if max_step is None:
         max_step = longest_step(model)
@@ -142,8 +144,8 @@ def solve_ode(
     initial: Mapping[str, ArrayLike],
     times: ArrayLike,
     parameters: Mapping[str, ArrayLike] | None = None,
-    rtol: float = 1e-6,
-    atol: float = 1e-8,
+    rtol: float = RTOL,
+    atol: float = ATOL,
     reference: str | None = None,
     threads: int | None = None,
     max_steps: int = MAX_STEPS,
@@ -175,6 +177,12 @@ def solve_ode(
         max_steps=max_steps,
         max_step=max_step,
     )
+
+
+def weekly_times(days: float, *, whole: bool = False) -> Array:
+    """Day 0, the end of each whole week and, unless `whole`, the last day, where a week is cut short (T,), days."""
+    times = np.arange(0.0, days + 1e-9, 7.0)
+    return times if whole else np.unique(np.append(times[times < days], days))
 
 
 def run_length(model: Model, scenario: str | None, days: float | None) -> float:
@@ -216,8 +224,7 @@ def table(model: Model, scenario: str | None, parameters: Mapping[str, ArrayLike
             continue
         bad = array[~((array >= low) & (array <= high))]
         if bad.size:
-            message = f"{bad.flat[0]:g} is outside {low:g} to {high:g} ({model.parameter(name).unit})"
-            problems.append(Problem(code="E013", where=f"model {model.name}, {name}", message=message))
+            problems.append(out_of_bounds(model.parameter(name), bad.flat[0], where=f"model {model.name}"))
     if problems:
         raise ModelError(problems)
     return _broadcast({**base, **given}, f"model {model.name}")

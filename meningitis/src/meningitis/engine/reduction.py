@@ -13,7 +13,18 @@ from numpy.typing import ArrayLike
 
 from meningitis import __version__
 from meningitis.engine.compile import kernel
-from meningitis.engine.ensemble import MAX_STEPS, Array, Ensemble, longest_step, run_length, simulate, table
+from meningitis.engine.ensemble import (
+    ATOL,
+    MAX_STEPS,
+    RTOL,
+    Array,
+    Ensemble,
+    longest_step,
+    run_length,
+    simulate,
+    table,
+    weekly_times,
+)
 from meningitis.engine.system import of_model
 from meningitis.files import replacing
 from meningitis.model import Model
@@ -32,8 +43,8 @@ def reduce(
     chunk: int = CHUNK,
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | str | None = None,
-    rtol: float = 1e-6,
-    atol: float = 1e-8,
+    rtol: float = RTOL,
+    atol: float = ATOL,
     threads: int | None = None,
     max_steps: int = MAX_STEPS,
     max_step: float | None = None,
@@ -57,7 +68,7 @@ def reduce(
     if not n:
         raise ValueError("there are no parameter sets to run: an array of values is empty")
     end = run_length(model, scenario, days)
-    times = np.unique(np.append(np.arange(0.0, end, 7.0), end))
+    times = weekly_times(end)
     path = Path(checkpoint) if checkpoint is not None else None
     longest = longest_step(model) if max_step is None else max_step
     key = _key(model, values, end, rtol, atol, max_steps, longest) if path else ""

@@ -89,7 +89,7 @@ _PARAMETERS = (
         26 / _YEAR,
         (0.0, 10.0),
         ("uniform", 13 / _YEAR, 39 / _YEAR),
-        "rate at which carriers become immune",
+        "rate at which carriers become immune (14 days of carriage; 9 to 28 sampled)",
         source=_SCRIPT,
     ),
     _parameter(
@@ -236,7 +236,8 @@ _SCENARIOS = (
             "initial_immune_fraction": 0.2,
         },
         season="dry season of an epidemic year",
-        gives="R at the start 2.15, weekly peak 33 per 100,000 in week 12, 342 cases, 34 deaths, 67 % ever infected",
+        gives="R at the start 2.15, peak weekly incidence 33 per 100,000 in week 12, 342 cases, 34 deaths, "
+        "67 % ever infected",
     ),
     Scenario(
         name="hyperendemic",
@@ -247,7 +248,7 @@ _SCENARIOS = (
             "initial_immune_fraction": 0.5,
         },
         season="dry season",
-        gives="weekly peak 4.3 per 100,000 in week 26, 117 cases",
+        gives="peak weekly incidence 4.3 per 100,000 in week 26, 117 cases",
     ),
     Scenario(
         name="endemic",
@@ -269,7 +270,7 @@ _SCENARIOS = (
             "initial_immune_fraction": 0.4,
         },
         season="dry season of an epidemic year",
-        gives="weekly peak 107 per 100,000, 1.7 % fall ill",
+        gives="peak weekly incidence 107 per 100,000, 1.7 % fall ill",
     ),
 )
 
@@ -287,10 +288,10 @@ BASIC = Model(
 """The basic model (p = 0)."""
 
 _GIVES_GENERALISED = (
-    "R at the start 2.14, weekly peak 112 per 100,000 in week 11, 1078 cases, 108 deaths, 66 % ever infected",
-    "weekly peak 13 per 100,000, 366 cases",
+    "R at the start 2.14, peak weekly incidence 112 per 100,000 in week 11, 1078 cases, 108 deaths, 66 % ever infected",
+    "peak weekly incidence 13 per 100,000, 366 cases",
     "R at the start 0.92, 0.5 per 100,000 per week",
-    "weekly peak 129 per 100,000, 2.0 % fall ill",
+    "peak weekly incidence 129 per 100,000, 2.0 % fall ill",
 )
 """What the scenarios give where a hundredth of the newly infected fall ill at once."""
 

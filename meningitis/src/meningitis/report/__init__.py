@@ -128,20 +128,28 @@ class Report:
         self.claims.append(claim)
         self._add(kind="claim", claim=claim)
 
-    def figure(self, name: str, figure: Figure, caption: str) -> None:
-        """Write NAME.svg and NAME.pdf and add the figure to the page."""
+    def figure(self, name: str, figure: Figure, caption: str, data: pd.DataFrame | None = None) -> None:
+        """Write NAME.svg and NAME.pdf and add the figure to the page.
+
+        `data`: what is drawn, written to NAME.csv beside the tables; None where a table has it.
+        """
         from meningitis.report.style import styled, to_pdf, to_svg
 
         with styled():
             svg = to_svg(figure, name)
             self.file(f"figures/{name}.pdf", to_pdf(figure))
         self.file(f"figures/{name}.svg", svg)
+        if data is not None:
+            self.file(f"tables/{name}.csv", data.to_csv(index=False))
         self.figures += 1
         inline = svg[svg.index("<svg") :]
         points = float(re.search(r'width="([\d.]+)pt"', inline)[1])  # type: ignore[index]
         # A quarter larger than on paper where the screen is wide enough, so that small figures stay small.
         width = f"{1.25 * points / 72:.2f}in"
-        self._add(kind="figure", name=name, svg=inline, caption=caption, number=self.figures, width=width)
+        self._add(
+            kind="figure", name=name, svg=inline, caption=caption, number=self.figures, width=width,
+            data=data is not None,
+        )  # fmt: skip
 
     def table(self, name: str, frame: pd.DataFrame, caption: str, shown: pd.DataFrame | None = None) -> None:
         """Write NAME.csv (all digits) and add the table, rounded, to the page; `shown` there in its stead."""

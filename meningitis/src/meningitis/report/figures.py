@@ -52,7 +52,7 @@ def incidence(
     start: dt.date | None = None,
     system: WeekSystem = "iso",
 ) -> Figure:
-    """Weekly suspected cases per 100,000 (W,) by scenario, log scale, with WHO's two thresholds (same unit)."""
+    """Weekly cases per 100,000 (W,) by scenario, log scale, and where they reach WHO's two thresholds."""
     with styled():
         figure, axes = new(7.0, 3.8)
         weeks = 0
@@ -92,7 +92,8 @@ def ratio_and_events(
         for level, word, line in levels:
             if np.isfinite(level):
                 upper.axhline(1000 * level, color=BLACK, linewidth=1.0, linestyle=line, label=word)
-        if np.nanmax(np.abs(run.threshold[0] / run.critical[0] - 1)) > 0.01:
+        # By difference, for the critical ratio is 0 where no carrier falls ill.
+        if np.any(np.abs(run.threshold[0] - run.critical[0]) > 0.01 * run.critical[0]):
             upper.plot(
                 times,
                 1000 * run.threshold[0],
@@ -100,7 +101,10 @@ def ratio_and_events(
                 linestyle=(0, (5, 1, 1, 1)),
                 label="stage I spreads\nbelow this",
             )
-        upper.set_ylim(0, 1.15 * 1000 * max(float(np.nanmax(x)) for x in (run.both[0], run.critical, run.early)))
+        # The early ratio is not known where the infection does not grow.
+        drawn = np.concatenate([run.both[0], run.critical, run.early])
+        top = drawn[np.isfinite(drawn)].max(initial=0.0)
+        upper.set_ylim(0, 1.15 * 1000 * top if top > 0 else None)
         upper.set_ylabel("per 1,000 carriers")
         upper.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
         lower.plot(times, run.prevalence[0], color=BLUE)
@@ -131,9 +135,12 @@ def ratio_sweeps(panels: Mapping[str, tuple[Sequence[str], Profiles]], ratio: st
                 axes.axhline(1000 * run.critical[k], color=stroke["color"], linewidth=0.7, linestyle="-.")
                 if np.isfinite(run.early[k]):
                     axes.axhline(1000 * run.early[k], color=stroke["color"], linewidth=0.7, linestyle=":")
-            low, high = float(np.nanmin(run.stage1[:, 7:])), float(np.nanmax(run.stage1))
-            axes.set_ylim(500 * min(low, float(run.critical.min())), 2200 * max(high, float(run.critical.max())))
-            plain_log(axes)
+            levels = np.concatenate([run.stage1[:, 7:].ravel(), run.critical])
+            levels = levels[levels > 0]
+            if levels.size:  # where nobody falls ill, no logarithm
+                high = np.max(run.stage1, initial=levels.max(), where=np.isfinite(run.stage1))
+                axes.set_ylim(500 * levels.min(), 2200 * high)
+                plain_log(axes)
             axes.set_title("\n".join(wrap(title, 58)), fontsize=8, fontweight="normal")
             # Above the curves, where the limits leave room for one line.
             axes.legend(fontsize=6.5, ncols=3, loc="upper center", handlelength=2.2, columnspacing=1.0, borderaxespad=0)

@@ -14,6 +14,7 @@ from meningitis.symbolic.elasticity import Elasticities, elasticities
 from meningitis.symbolic.equilibria import Equilibria, Equilibrium, equilibria
 from meningitis.symbolic.finalsize import FirstIntegral, first_integral
 from meningitis.symbolic.growth import Growth, case_and_carrier, growth, initial_state, reproduction_at_start
+from meningitis.symbolic.history import NaturalHistory, natural_history
 from meningitis.symbolic.nextgen import (
     NextGeneration,
     NumericR0,
@@ -22,16 +23,16 @@ from meningitis.symbolic.nextgen import (
     r0,
     r0_numeric,
 )
-from meningitis.symbolic.thresholds import SHARE, Thresholds, no_thresholds, thresholds
+from meningitis.symbolic.thresholds import Thresholds, no_thresholds, thresholds
 
 __all__ = [
-    "SHARE",
     "Control",
     "Elasticities",
     "Equilibria",
     "Equilibrium",
     "FirstIntegral",
     "Growth",
+    "NaturalHistory",
     "NextGeneration",
     "NumericR0",
     "Thresholds",
@@ -47,6 +48,7 @@ __all__ = [
     "growth",
     "initial_state",
     "moving_rates",
+    "natural_history",
     "next_generation",
     "no_thresholds",
     "nobody_left",

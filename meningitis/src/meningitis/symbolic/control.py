@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from meningitis.symbolic.caching import by_model
 from meningitis.symbolic.declared import completed, drained_states, uninfected_states
 from meningitis.symbolic.diseasefree import settling_parameters, zeros_at
 from meningitis.symbolic.effective import reproduction_name
-from meningitis.symbolic.limits import tidy
+from meningitis.symbolic.growth import growth
 from meningitis.symbolic.nextgen import (
     disease_free_at,
     infection_matrices,
@@ -26,6 +25,7 @@ from meningitis.symbolic.nextgen import (
     r0_everyone_susceptible,
     r0_numeric,
 )
+from meningitis.symbolic.zero import depends
 
 GRID = 200
 ROOT = 1e-6
@@ -42,7 +42,9 @@ class Control:
     already immune included (0 where that is below 0); both None where R is not in proportion to a single susceptible
     compartment (`reason` says so); coverage: share to vaccinate at `efficacy` against infection, which here is to
     acquire carriage (a vaccine that prevents illness alone leaves R0 as it is), were nobody immune yet, None where even
-    everyone would not do or herd_immunity is None; r0_susceptible: R0 were everyone susceptible, where the disease-free
+    everyone would not do or herd_immunity is None; coverage_at_start: the same with those immune whom the initial state
+    has so, (1 - 1/R)/efficacy with R at the start, 0 where that is at most 1: the share of all, or of the susceptible
+    alone, to vaccinate as the run begins; r0_susceptible: R0 were everyone susceptible, where the disease-free
     state leaves nobody so (`r0` is then 0 and tells of no outbreak), elsewhere None; critical: by parameter, the value
     nearest to the present one at which R0 = 1 with all others fixed, in its own unit (rates per day), None where none
     lies within its bounds.
@@ -53,6 +55,7 @@ class Control:
     herd_immunity: float | None
     efficacy: float
     coverage: float | None
+    coverage_at_start: float | None
     critical: dict[str, float | None]
     reason: str = ""
     r0_susceptible: float | None = None
@@ -67,7 +70,7 @@ class Control:
 
 
 def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0) -> Control:
-    """Control thresholds at `values`, from the disease-free state and not from how many are immune at the start.
+    """Control thresholds at `values`, from the disease-free state; `coverage_at_start` alone counts the immune of then.
 
     efficacy: share of the vaccinated who are protected against infection, that is against acquiring carriage.
 
@@ -79,7 +82,7 @@ def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0)
     numeric = r0_numeric(model)
     reproduction = float(numeric(values))
     reason = "R0 is not known at these values" if np.isnan(reproduction) else _no_single_share(model)
-    susceptible, needed, coverage, everyone = None, None, None, None
+    susceptible, needed, coverage, begun, everyone = None, None, None, None, None
     if not reason and bool(nobody_left(model, values)):
         everyone = r0_everyone_susceptible(model, values)
         reason = (
@@ -89,7 +92,9 @@ def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0)
     if not reason:
         susceptible = _susceptible(model, values)
         needed = max(0.0, 1 - susceptible / reproduction) if reproduction > 0 else 0.0
-        coverage = needed / efficacy if needed <= efficacy else None
+        coverage = _coverage(needed, efficacy)
+        at_start = growth(model, values).reproduction
+        begun = _coverage(1 - 1 / at_start if at_start > 0 else 0.0, efficacy)
     solved = bool(next_generation(model, zeros=zeros_at(model, values)).disease_free)
     if not solved:  # each of some hundred trial values would need a disease-free state of its own
         words = "the values at which R0 = 1 are not sought where the disease-free state is numeric"
@@ -100,10 +105,16 @@ def control(model: Model, values: Mapping[str, float], *, efficacy: float = 1.0)
         herd_immunity=needed,
         efficacy=efficacy,
         coverage=coverage,
+        coverage_at_start=begun,
         critical={p.name: critical_value(model, values, p.name) if solved else None for p in model.parameters},
         reason=reason,
         r0_susceptible=everyone,
     )
+
+
+def _coverage(needed: float, efficacy: float) -> float | None:
+    """Share to vaccinate so that a share `needed` (none below 0) is protected; None: everyone would not do."""
+    return max(0.0, needed) / efficacy if needed <= efficacy else None
 
 
 @by_model
@@ -120,8 +131,10 @@ def _no_single_share(model: Model) -> str:
     states = {model.symbols[name] for name in model.state_names}
     living = sp.Add(*(model.symbols[name] for name in uninfected_states(model)))
     each = F / model.symbols[susceptible]
-    per_head = ((each * whole).applyfunc(partial(tidy, function=sp.cancel)) for whole in (sp.Integer(1), living))
-    if V.free_symbols & states or all(matrix.free_symbols & states for matrix in per_head):
+    per_head = (each * whole for whole in (sp.Integer(1), living))
+    if any(depends(rate, states) for rate in V) or all(
+        any(depends(gain, states) for gain in matrix) for matrix in per_head
+    ):
         return f"{none}: R is not in proportion to {susceptible}"
     return ""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import sympy as sp
 
 from meningitis.model import TIME, Model
-from meningitis.symbolic.limits import tidy
+from meningitis.symbolic.zero import vanishes
 
 
 def completed(model: Model, values: Mapping[str, float]) -> dict[str, float]:
@@ -86,7 +86,7 @@ def infects(model: Model, name: str) -> bool:
     """Whether those in infected compartment `name` cause new infections, few being infected."""
     nobody = {model.symbols[other]: 0 for other in infected_states(model)}
     caused = (sp.diff(gain, model.symbols[name]).subs(nobody) for gain in new_infections(model))
-    return any(not tidy(rate).is_zero for rate in caused)
+    return any(not vanishes(rate) for rate in caused)
 
 
 def new_infections(model: Model) -> list[sp.Expr]:

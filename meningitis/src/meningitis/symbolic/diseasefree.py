@@ -16,6 +16,7 @@ from meningitis.model import TIME, Flow, Model
 from meningitis.symbolic.caching import by_model
 from meningitis.symbolic.declared import completed, drained_states, uninfected_states
 from meningitis.symbolic.limits import TimeLimit, tidy, time_limit
+from meningitis.symbolic.zero import vanishes
 
 SETTLED = 1e6  # days after which a population without disease has settled
 BEYOND = 1e15  # persons that a population which settles never has
@@ -36,7 +37,7 @@ def disease_free_state(model: Model, *, seconds: float, zeros: tuple[str, ...] =
     if any(model.symbols[TIME] in rate.free_symbols for rate in rates.values()):
         return begun  # a dated campaign, say: the state is that of the start
     at = {model.symbols[name]: value for name, value in begun.items()}
-    if all(tidy(rate.subs(at)).is_zero for rate in rates.values()):
+    if all(vanishes(rate.subs(at)) for rate in rates.values()):
         return begun
     equations = dict(rates)
     for members in _kept_together(model, zeros):
@@ -143,7 +144,7 @@ def everyone_susceptible(model: Model, zeros: tuple[str, ...] = ()) -> dict[str,
         begun = tidy(sum((initial[name] for name in sources), sp.Integer(0)))
         if not sources:
             state |= {name: initial[name] for name in uninfected if name in group}
-        elif len(sources) == 1 or begun == 0:
+        elif len(sources) == 1 or vanishes(begun):
             state[sources[0]] = tidy(total)
         else:
             state |= {name: tidy(total * initial[name] / begun) for name in sources}
@@ -182,7 +183,7 @@ def _kept_together(model: Model, zeros: tuple[str, ...]) -> list[list[str]]:
     """
     rates, moving = _rates(model, zeros), flows_without_infection(model, zeros)[0]
     groups = [[name for name in rates if name in group] for group in _connected(tuple(rates), moving)]
-    return [group for group in groups if tidy(sum((rates[name] for name in group), sp.Integer(0))).is_zero]
+    return [group for group in groups if vanishes(sum((rates[name] for name in group), sp.Integer(0)))]
 
 
 def _connected(names: Sequence[str], flows: Iterable[Flow]) -> list[set[str]]:

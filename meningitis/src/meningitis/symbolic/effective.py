@@ -19,7 +19,6 @@ from meningitis.symbolic.declared import (
 )
 from meningitis.symbolic.diseasefree import everyone_susceptible, flows_without_infection, zeros_at
 from meningitis.symbolic.force import linear_force
-from meningitis.symbolic.limits import tidy
 from meningitis.symbolic.nextgen import (
     SYMBOLIC_SECONDS,
     NumericR0,
@@ -29,6 +28,7 @@ from meningitis.symbolic.nextgen import (
     over_arrays,
 )
 from meningitis.symbolic.radius import radius_within
+from meningitis.symbolic.zero import depends, vanishes
 
 
 def effective_r(model: Model) -> sp.Expr:
@@ -66,7 +66,7 @@ def only_while_few(model: Model) -> bool:
         linear_force(model)
     except ValueError:
         people = {model.symbols[name] for name in infected_states(model)}
-        return any(matrix.applyfunc(tidy).free_symbols & people for matrix in infection_jacobians(model))
+        return any(depends(rate, people) for matrix in infection_jacobians(model) for rate in matrix)
     return False
 
 
@@ -84,9 +84,9 @@ def _name(model: Model, *, zeros: tuple[str, ...]) -> str:
     if moving_rates(model):
         return "R0"
     free, begun = next_generation(model, zeros=zeros).disease_free, everyone_susceptible(model, zeros)
-    immune = [name for name in uninfected_states(model) if name not in drained_states(model) and begun[name] == 0]
+    immune = [name for name in uninfected_states(model) if name not in drained_states(model) and vanishes(begun[name])]
     if free:
-        return "R_c" if any(free[name] != 0 for name in immune) else "R0"
+        return "R_c" if any(not vanishes(free[name]) for name in immune) else "R0"
     return "R_c" if any(flow.target in immune for flow in flows_without_infection(model, zeros)[0]) else "R0"
 
 

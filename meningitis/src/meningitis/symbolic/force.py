@@ -11,6 +11,7 @@ from meningitis.symbolic.caching import by_model
 from meningitis.symbolic.declared import infected_states, new_infections
 from meningitis.symbolic.limits import tidy
 from meningitis.symbolic.nextgen import infection_matrices
+from meningitis.symbolic.zero import depends, vanishes, without
 
 LIVING = sp.Dummy("living", positive=True)
 
@@ -53,20 +54,21 @@ def linear_force(model: Model) -> LinearForce:
     # Infections per day that one in the compartment `known` causes in each susceptible, near the disease-free state and
     # everywhere else.
     each = tidy(sum(gains) / (symbols[susceptible] * (relative.T * people)[0]), sp.cancel)
-    if each.free_symbols & states:  # not of people at the start, then: perhaps of those alive
+    if depends(each, states):  # not of people at the start, then: perhaps of those alive
         each = tidy(each.xreplace(_by_living(model, susceptible, population)) * LIVING, sp.cancel)
         population = sp.Add(*(symbols[c.name] for c in model.compartments if not c.dead))
         weights = (relative * each).applyfunc(tidy)
     else:
-        weights = (relative * each * population).applyfunc(tidy)
+        weights = (relative * without(each, states) * population).applyfunc(tidy)
     changing = {LIVING} | states
     changes = gains - V * people
-    if (weights.free_symbols | entry.free_symbols | V.free_symbols) & changing or not all(
+    if any(depends(rate, changing) for matrix in (weights, entry, V) for rate in matrix) or not all(
         same(model.rhs()[name], change) for name, change in zip(names, changes, strict=True)
     ):
         raise ValueError("its infected do not follow linear rates")
     if not all(same(gain, share * sum(gains)) for gain, share in zip(gains, entry, strict=True)):
         raise ValueError("who infects decides where the infected go")
+    weights, entry, V = (matrix.applyfunc(lambda rate: without(rate, changing)) for matrix in (weights, entry, V))
     return LinearForce(susceptible=susceptible, weights=weights, entry=entry, V=V, population=population)
 
 
@@ -87,5 +89,5 @@ def _by_living(model: Model, susceptible: str, population: sp.Expr) -> dict[sp.S
 
 
 def same(a: sp.Expr, b: sp.Expr) -> bool:
-    """Whether two expressions are equal, as far as they can be simplified in time."""
-    return sp.expand(a - b) == 0 or tidy(a - b) == 0
+    """Whether two expressions are equal whatever their symbols are."""
+    return vanishes(a - b)

@@ -18,24 +18,25 @@ from meningitis.symbolic.growth import case_and_carrier
 from meningitis.symbolic.limits import tidy
 from meningitis.symbolic.numbers import at_values, number
 
-Q = sp.Symbol("q")
-SHARE = sp.Symbol("s")
-RATE = sp.Symbol("r")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
     """Conditions for growth, as right-hand sides.
 
     carriers_spread: carriers grow while S/N is above it; stage1_spreads: cases grow while I1/C is below it, with
-    s = S/N and q = infectiousness of the ill over that of the carriers' unit, (I1 + eta I2)/C;
-    critical_ratio: the latter without direct infection, phi/a1; early_ratio: that of exponential growth at rate r, with
-    the s and q of that time: phi/(r + a1) without direct infection. q is 0 where carriers alone infect.
+    s = S/N and q = infectiousness of the ill over that of the carriers' unit, (I1 + eta I2)/C, 0 where carriers alone
+    infect; stage1_explicit: the same without the I1 that is in q, (phi + p beta s (eps + eta I2/C))/(a1 - p beta s),
+    which holds unless `always`: where p beta s >= a1, cases grow whatever their ratio to carriers;
+    critical_ratio: the threshold without direct infection, phi/a1; early_ratio: that of exponential growth at rate r,
+    with the s and q of that time: phi/(r + a1) without direct infection.
     population: N, the initial one or, where the force of infection divides by the living, the sum of those.
+    letters: the symbols of q, s and r in the expressions: these letters, primed where the model has such a name.
     """
 
     carriers_spread: sp.Expr
     stage1_spreads: sp.Expr
+    stage1_explicit: sp.Expr
+    always: sp.Ge
     critical_ratio: sp.Expr
     early_ratio: sp.Expr
     carrier: str
@@ -43,12 +44,14 @@ class Thresholds:
     susceptible: str
     q: sp.Expr
     population: sp.Expr
+    letters: dict[str, sp.Symbol]
     symbol_names: dict[sp.Symbol, str] = field(default_factory=dict, repr=False)
 
     def _items(self) -> dict[str, sp.Expr]:
         return {
             "carriers_spread": self.carriers_spread,
             "stage1_spreads": self.stage1_spreads,
+            "stage1_explicit": self.stage1_explicit,
             "critical_ratio": self.critical_ratio,
             "early_ratio": self.early_ratio,
         }
@@ -56,13 +59,16 @@ class Thresholds:
     def text(self) -> str:
         """The conditions as sentences in plain text."""
         s, i, c = self.susceptible, self.case, self.carrier
+        q, share, rate = (self.letters[name] for name in "qsr")
+        own = f"that is while {i}/{c} < {sp.sstr(self.stage1_explicit)}, and always where {sp.sstr(self.always)}"
         return "\n".join(
             (
-                f"carriers spread while {s}/N > {sp.sstr(self.carriers_spread)}, q = {sp.sstr(self.q)}, "
+                f"carriers spread while {s}/N > {sp.sstr(self.carriers_spread)}, {q} = {sp.sstr(self.q)}, "
                 f"N = {sp.sstr(self.population)}",
-                f"cases spread while {i}/{c} < {sp.sstr(self.stage1_spreads)}, s = {s}/N",
+                f"cases spread while {i}/{c} < {sp.sstr(self.stage1_spreads)}, {share} = {s}/N",
+                *([] if self.always.lhs == 0 else [own]),
                 f"critical ratio {i}/{c} (no direct infection): {sp.sstr(self.critical_ratio)}",
-                f"early ratio {i}/{c} in exponential growth at rate r: {sp.sstr(self.early_ratio)}",
+                f"early ratio {i}/{c} in exponential growth at rate {rate}: {sp.sstr(self.early_ratio)}",
             )
         )
 
@@ -74,6 +80,7 @@ class Thresholds:
         """Plain data: expressions as text."""
         return {name: sp.sstr(value) for name, value in self._items().items()} | {
             "q": sp.sstr(self.q),
+            "always": sp.sstr(self.always),
             "population": sp.sstr(self.population),
         }
 
@@ -81,7 +88,7 @@ class Thresholds:
         """The conditions as numbers; `symbols` gives q, s and r (those left out leave their conditions out)."""
         values = completed(model, values)
         at = at_values(model, {name: values[name] for name in model.parameter_names})
-        at |= {sp.Symbol(name): sp.Float(value) for name, value in symbols.items()}
+        at |= {self.letters[name]: sp.Float(value) for name, value in symbols.items()}
         return {name: number(value, at) for name, value in self._items().items() if value.free_symbols <= at.keys()}
 
     def along(
@@ -94,6 +101,7 @@ class Thresholds:
         values = completed(model, values)
         at = at_values(model, {name: values[name] for name in model.parameter_names})
         symbols = [model.symbols[name] for name in model.state_names]
+        letters = [self.letters["q"], self.letters["s"]]
         people = [np.asarray(states[name], dtype=np.float64) for name in model.state_names]
         susceptible = np.asarray(states[self.susceptible], dtype=np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -101,7 +109,7 @@ class Thresholds:
             share = susceptible / population
             return {"susceptible_share": share} | {
                 name: np.broadcast_to(
-                    sp.lambdify([Q, SHARE, *symbols], value.xreplace(at), "numpy")(q, share, *people), share.shape
+                    sp.lambdify([*letters, *symbols], value.xreplace(at), "numpy")(q, share, *people), share.shape
                 )
                 for name, value in self._items().items()
                 if name in ("carriers_spread", "stage1_spreads")
@@ -129,6 +137,8 @@ def thresholds(model: Model) -> Thresholds:
         raise ValueError(f"model {model.name!r} has no thresholds of carriage and illness: {why}") from missing
     names, V = infected_states(model), force.V
     i, c = names.index(case), names.index(carrier)
+    letters = {letter: _unused(model, letter) for letter in "qsr"}
+    Q, SHARE, RATE = letters.values()
     X, C = [model.symbols[name] for name in names], model.symbols[carrier]
     # The infectiousness of all infected per carrier, by q = (all but carriers, in units of a case)/carriers; in units
     # of another one who infects where a case, isolated say, does not.
@@ -143,9 +153,13 @@ def thresholds(model: Model) -> Thresholds:
     spread = tidy(tidy(loss / (gain(c) / SHARE)), sp.factor)
     other_feeds = sum((-V[i, j] * X[j] for j in range(len(names)) if j not in (i, c)), sp.Integer(0)) / C
     feeds = -V[i, c] + gain(i) + other_feeds
+    own = force.entry[i] * force.weights[i] * SHARE
+    rest = sum((force.weights[j] * X[j] / C for j in range(len(names)) if j not in (i, c)), force.weights[c])
     return Thresholds(
         carriers_spread=spread,
         stage1_spreads=tidy(feeds / V[i, i]),
+        stage1_explicit=(-V[i, c] + sp.factor_terms(force.entry[i] * SHARE * rest) + other_feeds) / (V[i, i] - own),
+        always=sp.Ge(own, V[i, i], evaluate=False),
         critical_ratio=tidy(-V[i, c] / V[i, i]),
         early_ratio=tidy(feeds / (RATE + V[i, i])),
         carrier=carrier,
@@ -153,8 +167,17 @@ def thresholds(model: Model) -> Thresholds:
         susceptible=force.susceptible,
         q=tidy(others / C),
         population=force.population,
+        letters=letters,
         symbol_names=model.latex_names,
     )
+
+
+def _unused(model: Model, letter: str) -> sp.Symbol:
+    """The letter as a symbol, with as many primes as tell it apart from the model's names and symbols."""
+    used = {*model.symbols, *(parameter.symbol for parameter in model.parameters)}
+    while letter in used:
+        letter += "'"
+    return sp.Symbol(letter)
 
 
 @by_model
