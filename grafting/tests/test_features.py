@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,48 @@ def test_where_both_models_have_been_through_the_same_blocks(
     pairs = handle.meetings(originals)
     student = list(handle.host.blocks(model))
     assert [(s, t) for s, t in pairs] == [(student[a], originals[b]) for a, b in wanted]
+
+
+def test_a_shared_block_is_seen_once_at_each_of_its_places() -> None:
+    model = _dit()
+    handle = graft(model, Plan(restructure=(Share(),)))
+    blocks = [student for student, _ in handle.meetings(handle.originals)]
+    assert len(set(blocks)) == 4 and len(set(handle.model.parameters())) < len(set(_dit().parameters()))
+    every: list[torch.Tensor] = []
+    for module in handle.groups.values():  # which run in their own place and in that of the block that is gone
+
+        def run(*args: Any, forward: Any = module.forward, **kwargs: Any) -> torch.Tensor:
+            every.append(forward(*args, **kwargs))
+            return every[-1]
+
+        module.forward = run  # type: ignore[method-assign]
+    with torch.no_grad(), returned(blocks) as found:
+        handle.host.call(model, torch.randn(2, 2, 8, 8), torch.tensor([5, 700]), torch.tensor([0, 2]))
+    assert len(found) == len(every) == 4
+    assert all(torch.equal(one, other) for one, other in zip(found, every, strict=True))
+
+
+def test_a_student_that_uses_blocks_twice_learns_from_what_they_return() -> None:
+    handle = graft(_dit(), Plan(restructure=(Share(),)))
+    handle.train_grafted()
+    pairs, host = handle.meetings(handle.originals), handle.host
+    batches = Batches(inputs=torch.randn(6, 2, 8, 8), labels=torch.arange(6) % 3, size=3, seed=0)
+
+    def teacher(z: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with handle.teacher():
+            return host.call(handle.model, z, t, y)
+
+    config = FinetuneConfig(loop=LoopConfig(steps=8, lr=1e-2, log_every=1), features=1.0)
+    done = finetune(
+        handle.model,
+        lambda *x: host.call(handle.model, *x),
+        teacher,
+        batches=batches,
+        null=3,
+        config=config,
+        pairs=pairs,
+    )
+    assert done.log[-1]["features"] < done.log[0]["features"]
 
 
 def _learnt(features: float, *, checkpointing: bool = False) -> tuple[float, dict[str, torch.Tensor], list[str]]:
