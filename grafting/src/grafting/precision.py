@@ -78,7 +78,7 @@ def beside_halves(new: nn.Module, x: torch.Tensor) -> Iterator[bool]:
 
     So what learnt in float32 runs in a model of bfloat16 that a pipeline of diffusers calls, which opens no autocast.
     """
-    bare = x.dtype == torch.bfloat16 and not torch.is_autocast_enabled(x.device.type)
+    bare = x.dtype == torch.bfloat16 and not _autocasting(x.device)
     cast = bare and any(parameter.dtype == torch.float32 for parameter in new.parameters())
     with autocast(x.device, "bf16" if cast else "fp32"):
         yield cast
@@ -87,8 +87,13 @@ def beside_halves(new: nn.Module, x: torch.Tensor) -> Iterator[bool]:
 @contextmanager
 def full_products(device: torch.device) -> Iterator[None]:
     """Under autocast, ``torch.matmul`` of two tensors in float32 stays in it: what a model has widened by itself."""
-    with _FullProducts() if torch.is_autocast_enabled(device.type) else nullcontext():
+    with _FullProducts() if _autocasting(device) else nullcontext():
         yield
+
+
+def _autocasting(device: torch.device) -> bool:
+    """Whether autocast is on; never where nothing is computed, whose device torch does not know it of."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 class _FullProducts(TorchFunctionMode):
