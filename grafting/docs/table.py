@@ -72,14 +72,15 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def proper(results: TableResults) -> Made:
     """All that is of the table's own budget, images, seed and settings."""
-    head = ["row", "loss, minus the teacher's", "minus *none*'s", "FID, minus the teacher's"]
+    head = ["row", "steps of stage 1 + 2", "loss, minus the teacher's", "minus *none*'s", "FID, minus the teacher's"]
     head += ["FID − floor, above the teacher's", "KID, minus the teacher's"]
     rows = []
     for row in results.rows:
         if not row.variant and row.role != "teacher":
             apart, over = row.differences, row.over_none
             cells = [interval(apart.get("loss"), 4), interval(over.get("loss"), 4), interval(apart.get("fid"), 3)]
-            rows.append([f"`{row.name}`", *cells, above(results, row), interval(apart.get("kid"), 4)])
+            steps = " + ".join(str(row.steps.get(f"stage {k}", 0)) for k in (1, 2)) if row.steps else "–"
+            rows.append([f"`{row.name}`", steps, *cells, above(results, row), interval(apart.get("kid"), 4)])
     return head, rows
 
 

@@ -123,6 +123,8 @@ def test_locality_curves_end_at_one_and_uniform_attention_is_the_mark_beside_the
         assert curves.shape[:3] == (2, 2, 2) and (curves.diff(dim=-1) >= 0).all()
         torch.testing.assert_close(curves[..., -1], torch.ones(2, 2, 2, dtype=torch.float64), atol=1e-5, rtol=0)
     assert found.reach("raster") == 2 and found.reach("grid", 4) == 1
+    assert found.reach("grid", 1, of="grid") == 1 and found.reach("raster", 1, of="grid") == 4
+    torch.testing.assert_close(found.local("grid", 1), found.curves("grid")[..., 1])
     # A network of small random weights attends almost evenly.
     torch.testing.assert_close(found.local("raster", 5).mean(), found.uniform("raster")[5], atol=0.02, rtol=0)
     with pytest.raises(AnalysisError, match="k 16: distances are 0 to 15"):

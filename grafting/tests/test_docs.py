@@ -174,7 +174,7 @@ def test_analyses_page_runs_on_the_analysis_that_ships() -> None:
     scope: dict[str, object] = {}
     for code in blocks("docs/analyses.md", "python"):
         exec(code, scope)
-    for link in re.findall(r"\]\(((?!http)[^)]+)\)", (ROOT / "docs/analyses.md").read_text()):
+    for link in re.findall(r"\]\(((?!http)[^)#]+)", (ROOT / "docs/analyses.md").read_text()):
         assert (ROOT / "docs" / link).is_file(), link
 
 
@@ -188,13 +188,42 @@ def test_measuring_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif("fashion" not in teachers(), reason="no bundled teacher ships yet")
-def test_data_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scope: dict[str, Any] = {"folder": tmp_path}
+def test_data_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
     encoding, writing = blocks("docs/data.md", "python")
-    exec(encoding, scope)
+    exec(encoding, {})
     assert capsys.readouterr().out.startswith("20 (")
+    scope: dict[str, Any] = {}
     exec(writing, scope)
     assert scope["material"].count(train=True) == 23 and scope["hybrid"].private
+
+
+DIT: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "`hyena_x_2d`": ("attn", "hyena_x_2d", {}),
+    "`swa_2d`": ("attn", "swa_2d", {}),
+    "`linear`": ("attn", "linear", {}),
+    "no attention at all (`none`)": ("attn", "none", {}),
+    "`mlp`, ratio 3": ("mlp", "mlp", {"ratio": 3}),
+    "no MLP at all (`none`)": ("mlp", "none", {}),
+}
+
+
+@pytest.mark.parametrize("row", DIT)
+def test_the_page_of_dit_says_what_plans_cost(row: str) -> None:
+    (line,) = re.findall(rf"^\| {re.escape(row)} \|(.*)\|$", (ROOT / "docs/dit.md").read_text(), re.MULTILINE)
+    site, operator, options = DIT[row]
+    wanted = []
+    for side in (16, 32, 64):
+        whole, half = (
+            plan_cost(
+                Plan.from_dict({"edits": [{"site": site, "blocks": blocks, "operator": operator, "options": options}]}),
+                bundled_config("dit-xl-2-256"),
+                grid=(side, side),
+            ).flop_ratio
+            for blocks in ("all", "interleaved 50%")
+        )
+        wanted.append(f"{whole:.2f}x ({half:.2f}x)")
+    assert [cell.strip() for cell in line.split("|")] == wanted
 
 
 def test_the_page_of_flux_runs_and_says_what_plans_cost() -> None:

@@ -441,7 +441,8 @@ def test_the_table_so_far() -> None:
     for cells, row in zip(shown, proper, strict=True):
         apart, over = row["differences"], row["over_none"]
         more = f"{row['figures']['fid_minus_floor']['value'] / floor - 1:+.0%}"
-        wanted = [told(apart.get("loss"), 4), told(over.get("loss"), 4), told(apart.get("fid"), 3), more]
+        steps = " + ".join(str(row["steps"].get(stage, 0)) for stage in ("stage 1", "stage 2")) if row["steps"] else "–"
+        wanted = [steps, told(apart.get("loss"), 4), told(over.get("loss"), 4), told(apart.get("fid"), 3), more]
         wanted.append(told(apart.get("kid"), 4))
         assert [cell.replace("−", "-") for cell in cells[1:]] == wanted, row["name"]
     page = (HOME / "docs" / "findings.md").read_text(encoding="utf-8")

@@ -50,8 +50,11 @@ def slim() -> Any:
     return SlimDiT(**SIZES).eval()
 
 
-def test_the_page_s_transformer_is_grafted_distilled_saved_loaded_and_undone(tmp_path: Path) -> None:
-    scope: dict[str, Any] = {"folder": tmp_path}
+def test_the_page_s_transformer_is_grafted_distilled_saved_loaded_and_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
     alike, own = blocks("docs/hosts.md", "python")
     exec(alike, scope)
     assert isinstance(host_for(scope["SlimDiT"](**SIZES)), DiT)
@@ -72,8 +75,9 @@ def test_the_page_s_transformer_is_grafted_distilled_saved_loaded_and_undone(tmp
     assert not torch.equal(grafted(z, t, y), model(z, t, y))
 
 
-def test_the_page_s_gates_are_what_scales_a_site_s_output(tmp_path: Path) -> None:
-    scope: dict[str, Any] = {"folder": tmp_path}
+def test_the_page_s_gates_are_what_scales_a_site_s_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
     exec(blocks("docs/hosts.md", "python")[1], scope)
     model = grafting.ungraft(scope["model"])
     z, t, y = torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.tensor([0, 3])

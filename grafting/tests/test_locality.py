@@ -17,6 +17,7 @@ from grafting.measure.locality import (
     slabs,
     square_within,
     uniform_mass,
+    window_of,
 )
 
 GRIDS = [(4, 4), (1, 9), (3, 5), (6, 2)]
@@ -115,5 +116,6 @@ def test_diagonals_are_those_of_the_matrix() -> None:
 def test_reaches_follow_the_paper_and_a_wrong_grid_is_refused() -> None:
     assert default_reach(256) == 32 and default_reach(4) == 1
     assert [square_within(k) for k in (3, 4, 11, 12, 32)] == [0, 1, 1, 2, 3]
+    assert all(square_within(window_of(k)) == k and square_within(window_of(k) - 1) == k - 1 for k in range(1, 40))
     with pytest.raises(ValueError, match="3 x 3 for 8 tokens"):
         offset_mass(torch.zeros(1, 1, 8, 2), torch.zeros(1, 1, 8, 2), (3, 3))

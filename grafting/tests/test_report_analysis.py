@@ -80,6 +80,15 @@ def test_tables_hold_what_was_measured(found: Analysis, tmp_path: Path) -> None:
     assert "plans/most-local-50.yaml" in text and "<svg" in text
 
 
+def test_k_is_counted_in_what_blocks_are_ranked_by(found: Analysis, tmp_path: Path) -> None:
+    write_analysis(tmp_path, found, reaches=[2, 1], distance="grid")
+    assert json.loads((tmp_path / "analysis.json").read_text())["reach"] == {"raster": 12, "grid": 2}
+    assert {row["k"] for row in rows(tmp_path / "locality.csv") if row["distance"] == "grid"} == {"1", "2"}
+    ranking = read_ranking(tmp_path)
+    wanted = found.curves("grid")[..., 2].mean((1, 2))
+    assert ranking.reach == 2 and ranking.values == pytest.approx(wanted.tolist(), rel=1e-5)
+
+
 def test_pictures_are_well_formed(found: Analysis, tmp_path: Path) -> None:
     write_analysis(tmp_path, found, distance="grid")
     drawings = sorted((tmp_path / "figures").glob("*.svg"))
@@ -135,6 +144,7 @@ def test_the_verb_writes_and_prints(tiny_teacher: Path, tmp_path: Path, capsys: 
     [
         (["--k", "2,16"], "k 16: distances are 0 to 15"),
         (["--k", "-1"], "k -1: distances"),
+        (["--distance", "grid", "--k", "4"], "k 4: distances are 0 to 3"),
         (["--distance", "cube"], "raster or grid"),
         (["--operator", "hyena_z"], "hyena_z"),
         (["--samples", "0"], "--samples: '0' must be a whole number of at least 1"),

@@ -607,11 +607,15 @@ def test_a_study_of_half_the_depth(tiny_teacher: Path, tmp_path: Path) -> None:
             "finetune": {"steps": 4, "batch": 8},
             "evaluate": {"triples": 16, "samples": 0, "grid": 0},
             "speed": {"batch": 1, "rounds": 2},
-            "controls": ["none"],
+            "controls": ["none", "untrained"],
         }
     )
     results = run(recipe, tmp_path, say=lambda _: None)
-    assert [model.name for model in results.models] == ["teacher", "hybrid", "none"]
+    assert [model.name for model in results.models] == ["teacher", "hybrid", "none", "untrained"]
+    assert results.models[-1].description == "the hybrid's start, no training"
+    # What a control was taught by is told too: of *none* the plan that it is, and of what learns nothing there is none.
+    assert [cost.model for cost in results.costs] == ["hybrid", "none"]
+    assert results.costs[0].parts["stage 2"] > results.costs[1].parts["stage 2"] > 0
     assert results.speed[0].time_bound is None and results.costs[0].parts["stage 1"] > 0
     assert "blocks.0-1.merge" in {curve.name for curve in results.curves}
     opened = load(tmp_path / "hybrid" / "model")

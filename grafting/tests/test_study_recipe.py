@@ -91,6 +91,12 @@ def test_a_plan_is_not_called_as_what_a_run_keeps_itself(other: str) -> None:
         RunRecipe.from_yaml(f"teacher: x\nplans: {{half: {plan}, {other}: {plan}}}\ncontrols: [none]\n")
 
 
+def test_a_plan_that_replaces_no_operator_has_no_self() -> None:
+    merged = "teacher: x\nplan: {restructure: [{merge: pairs}]}\ncontrols: [none, self]\n"
+    with pytest.raises(SettingsError, match="control self: plan hybrid replaces no operator"):
+        RunRecipe.from_yaml(merged)
+
+
 def test_overrides_reach_into_lists_and_missing_sections() -> None:
     changed = RunRecipe.from_yaml(TEXT, ["plan.edits.0.operator=swa", "speed.sides=[8, 32]", "distill.steps=7"])
     assert changed.plans["hybrid"].edits[0].operator == "swa" and changed.distill is not None

@@ -118,6 +118,7 @@ def test_tails_choose_the_loss() -> None:
 
     assert suggested_loss(spread(source.normal(size=100_000))) == "l2"
     assert suggested_loss(spread(source.logistic(size=100_000))) == "huber", "excess kurtosis 1.2"
+    assert suggested_loss(spread(0.2 * source.logistic(size=100_000))) == "l2", "Huber's corner is at 2.8 deviations"
     assert suggested_loss(spread(source.standard_t(5, size=100_000))) == "l1", "excess kurtosis 6"
     assert suggested_loss(Spread.of(torch.ones(3))) == "l2"
     assert huber_corner(spread(source.normal(size=100_000) * 4)) == pytest.approx(0.25, rel=0.02)

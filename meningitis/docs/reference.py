@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from meningitis.model import Model
+
 HERE = Path(__file__).parent
 MODULES = (
     "meningitis.model",
@@ -45,7 +47,8 @@ def section(name: str) -> str:
     for each in public(module):
         found = getattr(module, each)
         if not (inspect.isclass(found) or inspect.isroutine(found)):
-            parts.append(f"### `{each}`")
+            model = isinstance(found, Model)
+            parts += [f"### `{each}`", f"{found.title}." if model else f"`{found!r}`"]
             continue
         parts += [f"### `{each}{signature(found)}`", inspect.getdoc(found) or ""]
         if inspect.isclass(found):

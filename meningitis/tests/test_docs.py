@@ -62,7 +62,9 @@ def test_the_readme_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("xarray")
-    exec(README.split("```python\n")[1].split("```")[0], {})
+    scope: dict[str, object] = {}
+    for part in README.split("```python\n")[1:]:
+        exec(part.split("```")[0], scope)
     assert "<xarray.Dataset>" in capsys.readouterr().out
 
 

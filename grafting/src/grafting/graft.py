@@ -241,10 +241,6 @@ class Grafted:
             memo |= _moved(self.model, device, [thing for thing in left_out if isinstance(thing, nn.Module)])
         with self.student():
             model = copy.deepcopy(self.model, memo)
-            if len({parameter.dtype for parameter in model.parameters()}) > 1:
-                widened(model)
-            if self.adapters is not None:
-                self.adapters.copied(memo).merge()
         model.requires_grad_(True)
         mine = Grafted(
             model=model,
@@ -261,8 +257,9 @@ class Grafted:
             groups={group: memo[id(module)] for group, module in self.groups.items()},
             student_blocks=None if self.student_blocks is None else memo[id(self.student_blocks)],
             facts=dict(self.facts),
+            adapters=None if self.adapters is None else self.adapters.copied(memo),
         )
-        mine.forget_teacher()
+        mine.settle()
         remember(mine)
         return mine
 

@@ -1,6 +1,6 @@
 """Results with their units: columns of a table that say theirs, and xarray datasets with named dimensions.
 
-xarray is optional (`pip install 'meningitis[xarray]'`) and imported only by `to_xarray`.
+xarray is optional (the extra `xarray`) and imported only by `to_xarray`.
 """
 
 from __future__ import annotations

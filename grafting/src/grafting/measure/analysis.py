@@ -20,7 +20,7 @@ from ..hosts import Host, Site, host_for
 from ..sampling import Pipeline, Sampling, draw_labels
 from ..switch import Switch
 from .activations import Spread, merged
-from .locality import by_grid, by_raster, curve, default_reach, offset_mass, square_within, uniform_mass
+from .locality import by_grid, by_raster, curve, default_reach, offset_mass, square_within, uniform_mass, window_of
 
 Distance = Literal["raster", "grid"]
 Side = Literal["input", "output"]
@@ -63,20 +63,26 @@ class Analysis:
         """N."""
         return self.grid[0] * self.grid[1]
 
-    def reach(self, distance: Distance, k: int | None = None) -> int:
-        """k itself, or the paper's in proportion to N; on the grid that of a square of no more tokens."""
-        k = default_reach(self.tokens) if k is None else k
-        return k if distance == "raster" else min(square_within(k), max(self.grid) - 1)
+    def reach(self, distance: Distance, k: int | None = None, *, of: Distance = "raster") -> int:
+        """k over ``distance``, where over ``of`` it is ``k``: by default the paper's in proportion to N.
+
+        Beside a raster window stands the largest square of no more tokens, beside a square the window of as many.
+        """
+        if k is None:
+            k, of = default_reach(self.tokens), "raster"
+        if distance == of:
+            return k
+        return min(square_within(k), max(self.grid) - 1) if of == "raster" else min(window_of(k), self.tokens - 1)
 
     def curves(self, distance: Distance) -> torch.Tensor:
         """(L, T, heads, distances) float64: L_k for every k."""
         return curve(self.raster if distance == "raster" else self.square)
 
     def local(self, distance: Distance, k: int | None = None) -> torch.Tensor:
-        """(L, T, heads): L_k at the reach of ``k``. Raises AnalysisError for a k that is no distance here."""
-        found, reach = self.curves(distance), self.reach(distance, k)
-        check_reach(reach, found.shape[-1])
-        return found[..., reach]
+        """(L, T, heads): L_k. Raises AnalysisError for a k that is no distance here."""
+        found, k = self.curves(distance), self.reach(distance, k, of=distance)
+        check_reach(k, found.shape[-1])
+        return found[..., k]
 
     def uniform(self, distance: Distance) -> torch.Tensor:
         """(distances,): L_k of attention that is the same on all keys."""

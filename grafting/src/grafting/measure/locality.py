@@ -150,3 +150,8 @@ def default_reach(tokens: int) -> int:
 def square_within(reach: int) -> int:
     """k on the grid for ``reach`` on the raster: of the largest square with at most the window's 2 reach + 1 tokens."""
     return (isqrt(2 * reach + 1) - 1) // 2
+
+
+def window_of(reach: int) -> int:
+    """k on the raster for ``reach`` on the grid: of the window of as many tokens as that square."""
+    return ((2 * reach + 1) ** 2 - 1) // 2

@@ -28,7 +28,7 @@ from .activations import Spread
 from .analysis import Analysis, AnalysisError, Distance
 
 GAUSSIAN, LAPLACE = 1.0, 3.0
-"""Excess kurtosis below which L2 is suggested, and from which on L1 is; Huber's loss between."""
+"""Excess kurtosis below which L2 is suggested, and from which on L1 is; Huber's loss between, if it differs from L2."""
 FAR = 2.0
 """Standard deviations beyond which an error is rare."""
 SHARES = (25, 50, 75)
@@ -36,11 +36,12 @@ FILE = "analysis.json"
 
 
 def suggested_loss(outputs: Spread) -> str:
-    """``l2``, ``huber`` or ``l1`` for a site with these outputs; ``l2`` where nothing varies."""
+    """``l2``, ``huber`` or ``l1`` for a site with these outputs; ``l2`` too where nothing varies, or where Huber's
+    corner is out of reach."""
     tails = outputs.kurtosis
-    if math.isnan(tails) or tails < GAUSSIAN:
-        return "l2"
-    return "huber" if tails < LAPLACE else "l1"
+    if tails >= LAPLACE:
+        return "l1"
+    return "huber" if tails >= GAUSSIAN and huber_corner(outputs) <= FAR else "l2"
 
 
 def huber_corner(outputs: Spread) -> float:
@@ -78,13 +79,17 @@ class Ranking:
 
 
 def rank(analysis: Analysis, distance: Distance = "raster", k: int | None = None) -> Ranking:
-    """Blocks by locality. Raises AnalysisError where a block's attention was grafted away."""
+    """Blocks by L_k over ``distance``. Raises AnalysisError where a block's attention was grafted away, or for a k that
+    is no distance."""
     missing = sorted(set(range(analysis.depth)) - set(analysis.blocks))
     if missing:
         raise AnalysisError(f"{analysis.model}: blocks {missing} have no attention of their own left to rank")
     values = analysis.local(distance, k).mean((1, 2)).tolist()
     return Ranking(
-        model=analysis.model, distance=distance, reach=analysis.reach(distance, k), values=tuple(map(float, values))
+        model=analysis.model,
+        distance=distance,
+        reach=analysis.reach(distance, k, of=distance),
+        values=tuple(map(float, values)),
     )
 
 

@@ -54,21 +54,23 @@ def write_analysis(
 ) -> Path:
     """Write everything into the folder ``out``; returns the page's path.
 
-    reaches: values of k on the raster, the first of which ranks the blocks; the paper's in proportion where empty.
-    distance: that ranks. operator: of the suggested plans.
+    reaches: values of k, the first of which ranks the blocks; the paper's in proportion where empty. distance: that
+    ranks, and that they are counted in. operator: of the suggested plans.
 
     Raises:
         AnalysisError: a k that is no distance between the model's tokens.
     """
-    reaches = tuple(reaches) or (analysis.reach("raster"),)
+    reaches = tuple(reaches) or (analysis.reach(distance),)
     for k in reaches:
-        analysis.local("raster", k)  # refuses a bad k before anything is written
+        analysis.local(distance, k)  # refuses a bad k before anything is written
+    at = {other: [analysis.reach(other, k, of=distance) for k in reaches] for other in DISTANCES}
+    reach = {other: found[0] for other, found in at.items()}
     whole = len(analysis.blocks) == analysis.depth
     ranking = rank(analysis, distance, reaches[0]) if whole else None
-    content = plain(analysis, reaches[0], ranking)
-    drawings, pictures = _drawings(analysis, reaches[0]), _pictures(analysis)
+    content = plain(analysis, reach, ranking)
+    drawings, pictures = _drawings(analysis, reach), _pictures(analysis)
     plans = {} if ranking is None else suggested_plans(ranking, operator)
-    write_text_atomic(out / "locality.csv", _csv(_locality(analysis, reaches)))
+    write_text_atomic(out / "locality.csv", _csv(_locality(analysis, at)))
     write_text_atomic(out / "curves.csv", _csv(_curves(analysis)))
     write_text_atomic(out / "activations.csv", _csv(_activations(analysis)))
     masses = {"raster": analysis.raster, "grid": analysis.square, "offsets": analysis.maps}
@@ -86,10 +88,9 @@ def write_analysis(
     return page
 
 
-def plain(analysis: Analysis, k: int, ranking: Ranking | None) -> dict[str, Any]:
+def plain(analysis: Analysis, reach: Mapping[Distance, int], ranking: Ranking | None) -> dict[str, Any]:
     """The content of ``analysis.json``; figures have six digits, and null where nothing varies."""
-    reach = {distance: analysis.reach(distance, k) for distance in DISTANCES}
-    local = {distance: analysis.local(distance, k) for distance in DISTANCES}
+    local = {distance: analysis.local(distance, k) for distance, k in reach.items()}
     curves = {distance: analysis.curves(distance).mean((1, 2)) for distance in DISTANCES}
     losses = suggested_losses(analysis)
     blocks = [
@@ -116,7 +117,7 @@ def plain(analysis: Analysis, k: int, ranking: Ranking | None) -> dict[str, Any]
         "depth": analysis.depth,
         "grid": list(analysis.grid),
         "timesteps": list(analysis.timesteps),
-        "reach": reach,
+        "reach": dict(reach),
         "uniform": {distance: _short(analysis.uniform(distance)[reach[distance]]) for distance in DISTANCES},
         "ranking": None
         if ranking is None
@@ -148,10 +149,10 @@ def _csv(rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _locality(analysis: Analysis, reaches: Sequence[int]) -> Iterable[Sequence[Any]]:
+def _locality(analysis: Analysis, at: Mapping[Distance, Sequence[int]]) -> Iterable[Sequence[Any]]:
     yield "block", "timestep", "head", "distance", "k", "locality"
-    for distance in DISTANCES:
-        for k in dict.fromkeys(analysis.reach(distance, k) for k in reaches):
+    for distance, reaches in at.items():
+        for k in dict.fromkeys(reaches):
             found = analysis.curves(distance)[..., k].tolist()
             for block, steps in zip(analysis.blocks, found, strict=True):
                 for t, heads in zip(analysis.timesteps, steps, strict=True):
@@ -175,13 +176,13 @@ def _activations(analysis: Analysis) -> Iterable[Sequence[Any]]:
             yield site.block, site.kind, side, t, spread.count, *(f"{getattr(spread, m):.6g}" for m in MEASURES)
 
 
-def _drawings(analysis: Analysis, k: int) -> dict[str, str]:
+def _drawings(analysis: Analysis, at: Mapping[Distance, int]) -> dict[str, str]:
     """SVG by file name."""
     made: dict[str, str] = {}
     steps = [str(t) for t in analysis.timesteps]
     blocks = [str(block) for block in analysis.blocks]
-    for distance in DISTANCES if analysis.blocks else ():
-        local, reach = analysis.local(distance, k), analysis.reach(distance, k)
+    for distance, reach in at.items() if analysis.blocks else ():
+        local = analysis.local(distance, reach)
         common: dict[str, Any] = {"rows": blocks, "down": "block"}
         made[f"locality-{distance}"] = heat_map(
             local.mean(2).tolist(), f"L_{reach} over the {distance}", columns=steps, across="timestep", **common

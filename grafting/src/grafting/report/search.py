@@ -86,6 +86,7 @@ def write_search_page(path: Path, content: Mapping[str, Any]) -> None:
         swapped=0 if best is None else sum(len(edit["blocks"]) for edit in best["plan"]["edits"]),
         svg={name: Markup(svg) for name, svg in drawings(content).items()},
         maps=[(heading, Markup(svg)) for heading, svg in score_maps(content)],
+        plan=path.with_name("plans") / "best.yaml",
         words=PREDICTORS,
         number=number,
     )

@@ -1,4 +1,4 @@
-"""From scores and costs to plans: the best one under a budget, and the whole front."""
+"""From scores and costs to plans: the best one under a budget, and a front of them."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Model:
         """The handle of a graft that can be switched back to its teacher; None for any other model."""
         return None if self.graft is None or self.graft.private else self.graft
 
-    def to(self, device: torch.device) -> Model:
+    def to(self, device: torch.device | str) -> Model:
         """This model, its networks moved to ``device`` in place."""
         for network in (self.transformer, self.autoencoder, self.classifier):
             if network is not None:

@@ -128,7 +128,7 @@ def assemble(study: Study) -> Results:
         curves=tuple(curve for entry in study.entries for curve in _curves(entry, learnt[entry.name], run)),
         maps=tuple(_map(study, entry, run) for entry in hybrids),
         speed=tuple(speed),
-        costs=tuple(cost for entry in hybrids for cost in _costs(study, entry, learnt[entry.name], run)),
+        costs=tuple(cost for entry in study.entries for cost in _costs(study, entry, learnt[entry.name], run)),
         notes=_notes(study, learnt),
         provenance=_provenance(study),
     )
@@ -248,7 +248,7 @@ def _map(study: Study, entry: Entry, run: str) -> SiteMap:
 
 
 def _costs(study: Study, entry: Entry, learnt: Mapping[str, Any], run: str) -> list[Cost]:
-    """Of a hybrid, where the teacher's card says how many samples it was trained on."""
+    """Of what was taught, where the teacher's card says how many samples that was trained on."""
     samples, parts = trained_on(study), _spent(study, entry, learnt)
     if samples is None or not parts or entry.plan is None:
         return []
@@ -256,7 +256,7 @@ def _costs(study: Study, entry: Entry, learnt: Mapping[str, Any], run: str) -> l
 
 
 def _spent(study: Study, entry: Entry, learnt: Mapping[str, Any]) -> dict[str, float]:
-    """FLOPs by part of what made a hybrid.
+    """FLOPs by part of what made a model.
 
     Pairs that this teacher drew are a part of their own, all of them, however few were learnt from.
     """

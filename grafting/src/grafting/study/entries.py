@@ -55,7 +55,7 @@ def entries(recipe: RunRecipe, teacher: Source) -> list[Entry]:
 
 def _control(control: str, name: str, plan: Plan, shape: HostShape) -> Entry:
     if control == "untrained":
-        text = "the hybrid from a random start, no training"
+        text = "the hybrid from a random start, no training" if plan.edits else "the hybrid's start, no training"
         return Entry(name=name, role="control", description=text, plan=plan, init="random", learns=False)
     if control == "none":
         text = "zero in the place of the grafted sites, the same stage 2"

@@ -331,6 +331,8 @@ class RunRecipe:
             problems.append("plan is missing")
         elif self.against is not None and self.against not in self.plans:
             problems.append(f"against {self.against!r}: {near(self.against, list(self.plans))}")
+        if "self" in self.controls and (bare := [name for name, plan in self.plans.items() if not plan.edits]):
+            problems.append(f"control self: plan {', '.join(bare)} replaces no operator: self would be the same again")
         own = {f"{name}-{control}" for name in self.plans for control in self.controls}
         taken = {"teacher", "pairs", *CONTROLS, *own} & set(self.plans)
         problems += [f"plan {name!r}: this name is a control's, the pairs' or the teacher's" for name in sorted(taken)]

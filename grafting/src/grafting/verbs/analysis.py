@@ -26,7 +26,7 @@ from .shared import (
 
 def add(verbs: Verbs) -> None:
     """Declare it."""
-    made = verbs.add("analyze", analyze, "how local attention is, how activations are spread, and what to graft first")
+    made = verbs.add("analyze", analyze, "how local attention is in each block, and how activations are spread")
     made.add_argument("model", metavar="MODEL", help=MODEL)
     made.add_argument("--out", type=Path, help="the folder for tables, figures, plans and the page (default: in out/)")
     made.add_argument(
@@ -37,7 +37,7 @@ def add(verbs: Verbs) -> None:
         "--data", metavar="FOLDER", help="of grafting encode: whose held-out captions a model of text is watched on"
     )
     made.add_argument("--k", type=integers, default=[], metavar="K,K,…", help="reaches; the first one ranks the blocks")
-    made.add_argument("--distance", default="raster", help="that ranks the blocks: raster or grid")
+    made.add_argument("--distance", default="raster", help="that K is and blocks are ranked by: raster or grid")
     made.add_argument("--operator", default="hyena_x", help="of the suggested plans, by its name alone")
     made.add_argument("--json", action="store_true")
     base_option(made)
@@ -65,9 +65,9 @@ def analyze(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--operator {arguments.operator}: a {kind} operator, attention takes a mixer")
     model = open_model(arguments.model, base=arguments.base, weights=arguments.weights).to(alone(arguments).device)
     host, conditions = host_for(model.transformer), None
-    tokens = math.prod(host.grid_of(model.transformer))
+    grid = host.grid_of(model.transformer)
     for k in arguments.k:
-        check_reach(k, tokens)
+        check_reach(k, max(grid) if arguments.distance == "grid" else math.prod(grid))
     if host.condition == "labels" and arguments.data is not None:
         raise ValueError(f"--data {arguments.data}: is for models of text; this one is walked over its classes")
     if host.condition == "captions":
