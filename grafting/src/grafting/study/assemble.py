@@ -123,7 +123,7 @@ def assemble(study: Study) -> Results:
     return Results(
         title=recipe.title or f"{recipe.teacher}: {' | '.join(plans)}",
         run=run,
-        summary=" ".join(verdict(study, entry, losses) for entry in hybrids),
+        summary=" ".join(verdict(study, entry, losses, learnt) for entry in hybrids),
         models=tuple(models),
         curves=tuple(curve for entry in study.entries for curve in _curves(entry, learnt[entry.name], run)),
         maps=tuple(_map(study, entry, run) for entry in hybrids),
@@ -159,18 +159,27 @@ def label(recipe: RunRecipe) -> str:
     return f"{', '.join(steps) or 'solved start alone'}, seed {recipe.seed}"
 
 
-def verdict(study: Study, entry: Entry, losses: Mapping[str, torch.Tensor]) -> str:
-    """One sentence: what the hybrid lost, and whether it beats *none* and *untrained* beyond their paired intervals."""
+def verdict(
+    study: Study, entry: Entry, losses: Mapping[str, torch.Tensor], learnt: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """One sentence: what the hybrid lost, and whether it beats *none* and *untrained* beyond their paired intervals.
+
+    learnt: by model, what its training told.
+    """
+    spent = {other.name: sum(_spent(study, other, learnt[other.name]).values()) for other in study.entries}
     mine = paired_difference(losses[entry.name], losses["teacher"], study.image)
     text = f"{entry.name} ({entry.description}): held-out loss {mine.value:+.4f} against the teacher's"
     told = []
     for name in _rivals(entry, losses):
         apart = paired_difference(losses[entry.name], losses[name], study.image)
         assert apart.high is not None and apart.low is not None
+        # A control that is cheaper to teach had less of it: by as much a hybrid's lead is flattered.
+        cheaper = 0 < spent[name] < 0.95 * spent[entry.name]
+        less = f", which was taught for {spent[name] / spent[entry.name]:.0%} of its cost" if cheaper else ""
         if apart.high < 0:
-            told.append(f"it beats {name} by {-apart.value:.4f} ({-apart.high:.4f} … {-apart.low:.4f})")
+            told.append(f"it beats {name} by {-apart.value:.4f} ({-apart.high:.4f} … {-apart.low:.4f}){less}")
         else:
-            told.append(f"it does not beat {name} beyond the interval ({apart.low:+.4f} … {apart.high:+.4f})")
+            told.append(f"it does not beat {name} beyond the interval ({apart.low:+.4f} … {apart.high:+.4f}){less}")
     if (other := study.recipe.against) not in (None, entry.name):
         apart = paired_difference(losses[entry.name], losses[str(other)], study.image)
         told.append(f"{apart.value:+.4f} ({apart.low:+.4f} … {apart.high:+.4f}) against {other}")
