@@ -240,7 +240,8 @@ def test_a_study_with_adapters(tiny_teacher: Path, tmp_path: Path) -> None:
     assert untrained is not None and untrained.adapters is None
     losses = {model.name: model.denoising.value for model in results.models if model.denoising is not None}
     assert len(set(losses.values())) == 5
-    (cost,) = results.costs
+    assert [cost.model for cost in results.costs] == ["hybrid", "procedure", "none"]
+    cost = results.costs[0]
     assert recipe.finetune is not None
     assert cost.parts["LoRA"] == stage_two_flops(
         plan_cost(recipe.plans["hybrid"], Study(recipe, tmp_path).teacher), recipe.finetune

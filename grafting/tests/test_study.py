@@ -186,7 +186,8 @@ def test_cost_counts_every_pass(finished: tuple[Path, Results], tiny_teacher: Pa
     from torch.utils.flop_counter import FlopCounterMode
 
     out, results = finished
-    (cost,) = results.costs
+    cost = results.costs[0]
+    assert cost.model == "hybrid"
     model = open_model(str(out / "untrained" / "model"))
     assert model.graft is not None
 

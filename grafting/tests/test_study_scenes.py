@@ -285,7 +285,8 @@ def test_the_page_shows_tasks_differences_and_the_pairs_cost(finished: tuple[Pat
     page = (out / "report.html").read_text()
     assert page.count("<th>color attr</th>") == 4 and "Combinations that training never showed" in page
     assert "minus the teacher" in page and "13 prompts, 2 DDIM steps" in page and "scenes right" in page
-    (cost,) = results.costs
+    assert [cost.model for cost in results.costs] == ["hybrid", "procedure", "none"]
+    cost = results.costs[0]
     assert list(cost.parts) == ["pairs", "solved start", "stage 1", "LoRA"]
     teacher = open_model(str(home / "tiny")).transformer
     forward = plan_cost(recipe(home).plans["hybrid"], teacher).flops_before

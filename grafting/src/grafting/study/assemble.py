@@ -166,7 +166,8 @@ def verdict(
 
     learnt: by model, what its training told.
     """
-    spent = {other.name: sum(_spent(study, other, learnt[other.name]).values()) for other in study.entries}
+    parts = {other.name: _spent(study, other, learnt[other.name]) for other in study.entries}
+    spent = {name: sum(each.values()) - each.get(PAIRS, 0.0) for name, each in parts.items()}  # the pairs are for all
     mine = paired_difference(losses[entry.name], losses["teacher"], study.image)
     text = f"{entry.name} ({entry.description}): held-out loss {mine.value:+.4f} against the teacher's"
     told = []
