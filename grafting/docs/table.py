@@ -15,6 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.stats import bootstrap, spearmanr
+
 from grafting.files import write_bytes_atomic, write_text_atomic
 from grafting.report.results import Figure
 from grafting.report.table import TableResults, TableRow, read_table, write_table
@@ -100,7 +103,7 @@ def halves(results: TableResults) -> Made:
     """What each half of the attention is worth: left out, and replaced."""
     rows = []
     for half, words in HALVES.items():
-        names = [f"{half}-none", half, "searched-2d" if half == "searched-loss" else ""]
+        names = [f"{half}-none", half, "searched-2d" if half == "searched-loss" else f"{half}-2d"]
         if half == "interleaved":
             names = ["none-attn-50", "hyena_x-50", "hyena_x_2d-50"]
         rows.append([words, *(ended(results, name) for name in names)])
@@ -122,6 +125,10 @@ CHOICES = {
     "hyena_x_2d-noise-50": "the noise as target of stage 2",
     "none-attn-noise-50": "the noise as target of stage 2",
     "hyena_x_2d-low-noise-50": "levels of little noise drawn more often in stage 2",
+    "none-attn-low-noise-50": "levels of little noise drawn more often in stage 2",
+    "hyena_x_2d-low-noise-75": "levels of little noise drawn more often in stage 2",
+    "none-attn-low-noise-75": "levels of little noise drawn more often in stage 2",
+    "hyena_x_2d-middle-75": "levels in the middle drawn more often in stage 2",
     "hyena_x_2d-fade-50": "replaced step by step, over half of stage 2",
     "none-attn-fade-50": "left out step by step, over half of stage 2",
     "hyena_x_2d-7-50": "filters of 7 x 7",
@@ -135,12 +142,14 @@ CHOICES = {
 def choices(results: TableResults) -> Made:
     """What each choice is worth, at equal cost."""
     head = ["row", "what is other", "loss at the start", "after stage 1", "at the end", "minus the row without it"]
+    head += ["FID − floor, above the teacher's"]
     rows = []
     for name, words in CHOICES.items():
         if (row := results.row(name)) is not None:
             early = [value(row.stages.get(moment)) for moment in ("start", "stage 1")]
             over = f"{interval(row.over_other['loss'], 4)}, `{row.other}`"
-            rows.append([f"`{name}`", words, *early, value(row.differences["loss"]), over])
+            drawn = above(results, row) if "fid" in row.differences else "–"
+            rows.append([f"`{name}`", words, *early, value(row.differences["loss"]), over, drawn])
     return head, rows
 
 
@@ -185,7 +194,47 @@ def seeds(results: TableResults) -> Made:
     return head, rows
 
 
-TABLES = {"rows": proper, "halves": halves, "choices": choices, "compute": compute, "data": data, "seeds": seeds}
+def walk(results: TableResults) -> Made:
+    """By tenth of the walk: how much of the loss is added there, and whether FID goes with it."""
+    drawn = [row for row in results.rows if row.steps and "fid" in row.differences]
+    fid = [row.differences["fid"].value for row in drawn]
+    rows = []
+    for k in range(TENTHS):
+        added = [row.by_timestep[k].value for row in drawn]
+        shares = [row.by_timestep[k].value / sum(f.value for f in row.by_timestep) for row in drawn]
+        told = f"{np.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
+        rows.append([f"{100 * k} to {100 * k + 99}", told, going_with(added, fid)])
+    rows.append(["all", "", going_with([row.differences["loss"].value for row in drawn], fid)])
+    return ["t", f"share of the added loss: median of {len(drawn)} rows", "rank correlation of FID with it"], rows
+
+
+TENTHS = 10
+
+
+def going_with(one: Sequence[float], other: Sequence[float]) -> str:
+    """Spearman's rank correlation, with the 95 % interval of other draws of the rows."""
+    drawn = bootstrap(
+        (one, other),
+        lambda a, b: spearmanr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=999,
+        method="percentile",
+        rng=0,
+    )
+    low, high = drawn.confidence_interval
+    return f"{spearmanr(one, other).statistic:.2f} ({low:.2f} to {high:.2f})"
+
+
+TABLES = {
+    "rows": proper,
+    "halves": halves,
+    "choices": choices,
+    "compute": compute,
+    "data": data,
+    "seeds": seeds,
+    "walk": walk,
+}
 """By the marker that each stands below."""
 
 
