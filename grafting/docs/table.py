@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap, spearmanr
+from scipy.stats import spearmanr
 
 from grafting.files import write_bytes_atomic, write_text_atomic
 from grafting.report.results import Figure
@@ -195,35 +195,20 @@ def seeds(results: TableResults) -> Made:
 
 
 def walk(results: TableResults) -> Made:
-    """By tenth of the walk: how much of the loss is added there, and whether FID goes with it."""
-    drawn = [row for row in results.rows if row.steps and "fid" in row.differences]
-    fid = [row.differences["fid"].value for row in drawn]
-    rows = []
-    for k in range(TENTHS):
-        added = [row.by_timestep[k].value for row in drawn]
-        shares = [row.by_timestep[k].value / sum(f.value for f in row.by_timestep) for row in drawn]
-        told = f"{np.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
-        rows.append([f"{100 * k} to {100 * k + 99}", told, going_with(added, fid)])
-    rows.append(["all", "", going_with([row.differences["loss"].value for row in drawn], fid)])
-    return ["t", f"share of the added loss: median of {len(drawn)} rows", "rank correlation of FID with it"], rows
-
-
-TENTHS = 10
-
-
-def going_with(one: Sequence[float], other: Sequence[float]) -> str:
-    """Spearman's rank correlation, with the 95 % interval of other draws of the rows."""
-    drawn = bootstrap(
-        (one, other),
-        lambda a, b: spearmanr(a, b).statistic,
-        paired=True,
-        vectorized=False,
-        n_resamples=999,
-        method="percentile",
-        rng=0,
-    )
-    low, high = drawn.confidence_interval
-    return f"{spearmanr(one, other).statistic:.2f} ({low:.2f} to {high:.2f})"
+    """By tenth of the walk: how much of the loss attention's rows of the table proper add there, and whether FID ranks
+    them alike."""
+    head, columns = ["t"], []
+    for share, words in ((50, "half"), (75, "three quarters"), (100, "every block")):
+        rows = [row for row in results.rows if row.site == "attn" and row.share == share and row.steps]
+        rows = [row for row in rows if not row.variant and "fid" in row.differences]
+        fid = [row.differences["fid"].value for row in rows]
+        added = np.array([[figure.value for figure in row.by_timestep] for row in rows])
+        shares = np.median(added / added.sum(1, keepdims=True), 0)
+        ranks = [f"{spearmanr(tenth, fid).statistic:.2f}" for tenth in (*added.T, added.sum(1))]
+        columns += [[*(f"{part:.1%}" for part in shares), ""], ranks]
+        head += [f"{words}: share of the added loss", f"rank correlation with FID, {len(rows)} rows"]
+    tenths = [*(f"{100 * k} to {100 * k + 99}" for k in range(len(columns[0]) - 1)), "all"]
+    return head, [list(cells) for cells in zip(tenths, *columns, strict=True)]
 
 
 TABLES = {

@@ -91,6 +91,7 @@ def test_k_is_counted_in_what_blocks_are_ranked_by(found: Analysis, tmp_path: Pa
 
 def test_pictures_are_well_formed(found: Analysis, tmp_path: Path) -> None:
     write_analysis(tmp_path, found, distance="grid")
+    assert json.loads((tmp_path / "analysis.json").read_text())["reach"] == {"raster": 2, "grid": 0}
     drawings = sorted((tmp_path / "figures").glob("*.svg"))
     assert len(drawings) == 6 + 3 * 2 * 2
     for path in drawings:

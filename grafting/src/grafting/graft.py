@@ -264,8 +264,8 @@ class Grafted:
         return mine
 
     def settle(self) -> None:
-        """Make of this graft what :meth:`own_copy` copies, without a second model: its teacher is gone, and the
-        pretrained model that it was put into with it."""
+        """Keep the hybrid alone, every weight its own: in float32 where what is new is, adapters merged, and the
+        teacher gone, with the pretrained model that this was put into."""
         if len({parameter.dtype for parameter in self.model.parameters()}) > 1:
             widened(self.model)
         if self.adapters is not None:

@@ -64,7 +64,7 @@ class Analysis:
         return self.grid[0] * self.grid[1]
 
     def reach(self, distance: Distance, k: int | None = None, *, of: Distance = "raster") -> int:
-        """k over ``distance``, where over ``of`` it is ``k``: by default the paper's in proportion to N.
+        """What ``k``, counted over ``of``, is over ``distance``; without k the paper's reach, in proportion to N.
 
         Beside a raster window stands the largest square of no more tokens, beside a square the window of as many.
         """

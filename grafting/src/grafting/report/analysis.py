@@ -60,13 +60,12 @@ def write_analysis(
     Raises:
         AnalysisError: a k that is no distance between the model's tokens.
     """
-    reaches = tuple(reaches) or (analysis.reach(distance),)
     for k in reaches:
         analysis.local(distance, k)  # refuses a bad k before anything is written
-    at = {other: [analysis.reach(other, k, of=distance) for k in reaches] for other in DISTANCES}
+    at = {other: [analysis.reach(other, k, of=distance) for k in reaches or (None,)] for other in DISTANCES}
     reach = {other: found[0] for other, found in at.items()}
     whole = len(analysis.blocks) == analysis.depth
-    ranking = rank(analysis, distance, reaches[0]) if whole else None
+    ranking = rank(analysis, distance, reach[distance]) if whole else None
     content = plain(analysis, reach, ranking)
     drawings, pictures = _drawings(analysis, reach), _pictures(analysis)
     plans = {} if ranking is None else suggested_plans(ranking, operator)

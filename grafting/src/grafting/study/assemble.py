@@ -17,6 +17,7 @@ from ..files import write_bytes_atomic
 from ..hosts import shape_of
 from ..measure.denoising import mean_loss, paired_difference
 from ..measure.quality import Estimate
+from ..plan import Plan
 from ..report import PAIRS, Cost, Curve, Figure, ModelResult, Results, SiteMap, SpeedRow, TaskScores, figures_of
 from ..store.folder import annotate
 from ..tasks import OVERALL, TaskDifference, differences
@@ -25,6 +26,9 @@ from .entries import Entry, summary
 from .parts import kept
 from .recipe import RunRecipe
 from .spending import part_flops, training_flops
+
+ALIKE = 0.95
+"""Of a hybrid's training a control's is this share or more where nothing is said of it."""
 
 PARTS = ("scenes", "held_out")
 """What the prompts of scenes are reported as."""
@@ -120,16 +124,17 @@ def assemble(study: Study) -> Results:
     hybrids = [entry for entry in study.entries if entry.role == "hybrid"]
     speed = [SpeedRow(model=entry.name, run=run, **row) for entry in hybrids for row in study.time(entry)]
     plans = [summary(plan) for plan in recipe.plans.values()]
+    spent = {entry.name: _spent(study, entry, learnt[entry.name]) for entry in study.entries}
     return Results(
         title=recipe.title or f"{recipe.teacher}: {' | '.join(plans)}",
         run=run,
-        summary=" ".join(verdict(study, entry, losses, learnt) for entry in hybrids),
+        summary=" ".join(verdict(study, entry, losses, spent) for entry in hybrids),
         models=tuple(models),
         curves=tuple(curve for entry in study.entries for curve in _curves(entry, learnt[entry.name], run)),
         maps=tuple(_map(study, entry, run) for entry in hybrids),
         speed=tuple(speed),
-        costs=tuple(cost for entry in study.entries for cost in _costs(study, entry, learnt[entry.name], run)),
-        notes=_notes(study, learnt),
+        costs=_costs(study, spent, run),
+        notes=_notes(study, learnt, spent),
         provenance=_provenance(study),
     )
 
@@ -160,23 +165,22 @@ def label(recipe: RunRecipe) -> str:
 
 
 def verdict(
-    study: Study, entry: Entry, losses: Mapping[str, torch.Tensor], learnt: Mapping[str, Mapping[str, Any]]
+    study: Study, entry: Entry, losses: Mapping[str, torch.Tensor], spent: Mapping[str, Mapping[str, float]]
 ) -> str:
     """One sentence: what the hybrid lost, and whether it beats *none* and *untrained* beyond their paired intervals.
 
-    learnt: by model, what its training told.
+    spent: by model, FLOPs by part of what made it.
     """
-    parts = {other.name: _spent(study, other, learnt[other.name]) for other in study.entries}
-    spent = {name: sum(each.values()) - each.get(PAIRS, 0.0) for name, each in parts.items()}  # the pairs are for all
+    taught = {name: sum(parts.values()) - parts.get(PAIRS, 0.0) for name, parts in spent.items()}  # pairs are for all
     mine = paired_difference(losses[entry.name], losses["teacher"], study.image)
     text = f"{entry.name} ({entry.description}): held-out loss {mine.value:+.4f} against the teacher's"
     told = []
     for name in _rivals(entry, losses):
         apart = paired_difference(losses[entry.name], losses[name], study.image)
         assert apart.high is not None and apart.low is not None
-        # A control that is cheaper to teach had less of it: by as much a hybrid's lead is flattered.
-        cheaper = 0 < spent[name] < 0.95 * spent[entry.name]
-        less = f", which was taught for {spent[name] / spent[entry.name]:.0%} of its cost" if cheaper else ""
+        # A hybrid may owe its lead to what it was taught for, which of *none* is less at equal steps.
+        share = taught[name] / taught[entry.name] if taught[entry.name] else 1.0
+        less = f" (to teach it took {share:.0%} of {entry.name}'s FLOPs)" if 0 < share < ALIKE else ""
         if apart.high < 0:
             told.append(f"it beats {name} by {-apart.value:.4f} ({-apart.high:.4f} … {-apart.low:.4f}){less}")
         else:
@@ -257,12 +261,14 @@ def _map(study: Study, entry: Entry, run: str) -> SiteMap:
     return SiteMap(model=entry.name, run=run, sites={kind: tuple(row) for kind, row in sites.items()})
 
 
-def _costs(study: Study, entry: Entry, learnt: Mapping[str, Any], run: str) -> list[Cost]:
-    """Of what was taught, where the teacher's card says how many samples that was trained on."""
-    samples, parts = trained_on(study), _spent(study, entry, learnt)
-    if samples is None or not parts or entry.plan is None:
-        return []
-    return [Cost(model=entry.name, run=run, parts=parts, teacher_training=training_flops(study.teacher, samples))]
+def _costs(study: Study, spent: Mapping[str, Mapping[str, float]], run: str) -> tuple[Cost, ...]:
+    """Of all that was taught, where the teacher's card says how many samples it was trained on."""
+    if (samples := trained_on(study)) is None:
+        return ()
+    whole = training_flops(study.teacher, samples)
+    return tuple(
+        Cost(model=name, run=run, parts=parts, teacher_training=whole) for name, parts in spent.items() if parts
+    )
 
 
 def _spent(study: Study, entry: Entry, learnt: Mapping[str, Any]) -> dict[str, float]:
@@ -270,9 +276,9 @@ def _spent(study: Study, entry: Entry, learnt: Mapping[str, Any]) -> dict[str, f
 
     Pairs that this teacher drew are a part of their own, all of them, however few were learnt from.
     """
-    if entry.plan is None:
+    if learnt.get("same") or not any(learnt.get(part) for part in ("started", "curves", "finetuned")):
         return {}
-    cost = plan_cost(entry.plan, study.teacher)
+    cost = plan_cost(entry.plan or Plan(), study.teacher)
     one, two = study.recipe.stages
     parts = part_flops(
         cost,
@@ -305,7 +311,9 @@ def trained_on(study: Study) -> int | None:
     return samples if isinstance(samples, int) else None
 
 
-def _notes(study: Study, learnt: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+def _notes(
+    study: Study, learnt: Mapping[str, Mapping[str, Any]], spent: Mapping[str, Mapping[str, float]]
+) -> tuple[str, ...]:
     notes = []
     for name, outcome in learnt.items():
         # Two samples: what the solution was fitted to flatters it, so the two figures are no before and after.
@@ -318,10 +326,10 @@ def _notes(study: Study, learnt: Mapping[str, Mapping[str, Any]]) -> tuple[str, 
     if "procedure" in study.recipe.controls and "procedure" not in learnt:
         notes.append("The control procedure is left out: there is no stage 2 at this budget.")
     if trained_on(study) is None:
-        for entry in study.entries:
-            if entry.role == "hybrid" and (parts := _spent(study, entry, learnt[entry.name])):
+        for name, parts in spent.items():
+            if parts:
                 told = ", ".join(f"{part} {flops:.2e}" for part, flops in parts.items())
-                notes.append(f"{entry.name} took {sum(parts.values()):.2e} FLOPs: {told}.")
+                notes.append(f"{name} took {sum(parts.values()):.2e} FLOPs: {told}.")
         notes.append(
             "The teacher's card does not say how many samples it was trained on, nor does trained_on in the recipe: "
             "no share of cost is shown."

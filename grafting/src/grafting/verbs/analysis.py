@@ -37,7 +37,7 @@ def add(verbs: Verbs) -> None:
         "--data", metavar="FOLDER", help="of grafting encode: whose held-out captions a model of text is watched on"
     )
     made.add_argument("--k", type=integers, default=[], metavar="K,K,…", help="reaches; the first one ranks the blocks")
-    made.add_argument("--distance", default="raster", help="that K is and blocks are ranked by: raster or grid")
+    made.add_argument("--distance", default="raster", help="what K counts and blocks are ranked by: raster or grid")
     made.add_argument("--operator", default="hyena_x", help="of the suggested plans, by its name alone")
     made.add_argument("--json", action="store_true")
     base_option(made)
