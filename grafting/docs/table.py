@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from grafting.files import write_bytes_atomic, write_text_atomic
-from grafting.report.results import Figure
+from grafting.report.results import Figure, SpeedRow
 from grafting.report.table import TableResults, TableRow, read_table, write_table
 from grafting.report.table_page import FID, qualities, render_table, trained_again
 
@@ -211,6 +211,28 @@ def walk(results: TableResults) -> Made:
     return head, [list(cells) for cells in zip(tenths, *columns, strict=True)]
 
 
+def times(results: TableResults) -> Made:
+    """Speed-ups of the rows that were timed, beside what their FLOPs and their attention cores allow."""
+    timed = [row for row in results.rows if row.speed]
+    settings = list(dict.fromkeys(one.setting for row in timed for one in row.speed))
+    head = ["row", *(word for setting in settings for word in (setting.split(", batch")[0], "FLOP bound", "time bound"))]
+    rows = []
+    for row in timed:
+        found = {one.setting: one for one in row.speed}
+        cells = [cell for setting in settings for cell in clocked(found.get(setting))]
+        rows.append([f"`{row.name}`", *cells])
+    return head, rows
+
+
+def clocked(timed: SpeedRow | None) -> list[str]:
+    """A speed-up with its range, and its two bounds."""
+    if timed is None:
+        return ["–"] * 3
+    spread = "" if timed.low is None or timed.high is None else f" ({timed.low:.2f} to {timed.high:.2f})"
+    bounds = ["–" if bound is None else f"{bound:.2f}x" for bound in (timed.flop_bound, timed.time_bound)]
+    return [f"{timed.speedup:.2f}x{spread}", *bounds]
+
+
 TABLES = {
     "rows": proper,
     "halves": halves,
@@ -219,6 +241,7 @@ TABLES = {
     "data": data,
     "seeds": seeds,
     "walk": walk,
+    "times": times,
 }
 """By the marker that each stands below."""
 
