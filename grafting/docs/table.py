@@ -215,7 +215,10 @@ def times(results: TableResults) -> Made:
     """Speed-ups of the rows that were timed, beside what their FLOPs and their attention cores allow."""
     timed = [row for row in results.rows if row.speed]
     settings = list(dict.fromkeys(one.setting for row in timed for one in row.speed))
-    head = ["row", *(word for setting in settings for word in (setting.split(", batch")[0], "FLOP bound", "time bound"))]
+    head = [
+        "row",
+        *(word for setting in settings for word in (setting.split(", batch")[0], "FLOP bound", "time bound")),
+    ]
     rows = []
     for row in timed:
         found = {one.setting: one for one in row.speed}

@@ -100,7 +100,7 @@ def test_the_clocks_of_a_plan_go_in_turn(
 
     monkeypatch.setattr("grafting.measure.beside.latency", once)
     found = told(capsys, tiny_teacher, "--operator", "swa", "--blocks", "all")
-    assert seen == [(["teacher", "hybrid", "bound"], 2)] and found["time_bound"] > 0
+    assert seen == [(["teacher", "hybrid", "whole", "bound"], 2)] and found["time_bound"] > 0
     both = found["milliseconds before"] / found["milliseconds"]
     assert found["speedup"] == pytest.approx(both)
 
