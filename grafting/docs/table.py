@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from grafting.files import write_bytes_atomic, write_text_atomic
 from grafting.report.results import Figure, SpeedRow
 from grafting.report.table import TableResults, TableRow, read_table, write_table
-from grafting.report.table_page import FID, qualities, render_table, trained_again
+from grafting.report.table_page import FID, pooled, qualities, render_table, trained_again
 
 HOME = Path(__file__).resolve().parents[1]
 PAGE = HOME / "docs" / "findings.md"
@@ -191,7 +191,7 @@ def seeds(results: TableResults) -> Made:
     for row in again:
         told = [value(figure) for figure in row.apart] + ["–"] * (most - len(row.apart))
         rows.append([f"`{row.name}`", *told, f"{row.deviation:.5f}"])
-    return head, rows
+    return head, [*rows, ["pooled", *[""] * most, f"{pooled(again):.5f}"]] if rows else rows
 
 
 def walk(results: TableResults) -> Made:
