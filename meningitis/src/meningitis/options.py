@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meningitis.cli import Refused, pairs, table_of
+from meningitis.given import Refused, pairs, table_of
 
 if TYPE_CHECKING:
     import datetime as dt

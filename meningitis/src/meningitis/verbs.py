@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meningitis.answers import called_as, put, resumable, sampled_text, settled_text
-from meningitis.cli import Refused, pairs
+from meningitis.given import Refused, pairs
 from meningitis.options import SAMPLING, calendar_of, days_of, given_of, model_of, sampling_of, sweep_of, values_of
 from meningitis.progress import estimated
 from meningitis.weekly import dated, told_of_weeks, weekly_table

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from meningitis.cli import Refused
+from meningitis.given import Refused
 
 if TYPE_CHECKING:
     import datetime as dt
