@@ -180,11 +180,11 @@ def verdict(
         assert apart.high is not None and apart.low is not None
         # A hybrid may owe its lead to what it was taught for, which of *none* is less at equal steps.
         share = taught[name] / taught[entry.name] if taught[entry.name] else 1.0
-        less = f" (to teach it took {share:.0%} of {entry.name}'s FLOPs)" if 0 < share < ALIKE else ""
+        rival = f"{name}, taught for {share:.0%} of the FLOPs," if 0 < share < ALIKE else name
         if apart.high < 0:
-            told.append(f"it beats {name} by {-apart.value:.4f} ({-apart.high:.4f} … {-apart.low:.4f}){less}")
+            told.append(f"it beats {rival} by {-apart.value:.4f} ({-apart.high:.4f} … {-apart.low:.4f})")
         else:
-            told.append(f"it does not beat {name} beyond the interval ({apart.low:+.4f} … {apart.high:+.4f}){less}")
+            told.append(f"it does not beat {rival} beyond the interval ({apart.low:+.4f} … {apart.high:+.4f})")
     if (other := study.recipe.against) not in (None, entry.name):
         apart = paired_difference(losses[entry.name], losses[str(other)], study.image)
         told.append(f"{apart.value:+.4f} ({apart.low:+.4f} … {apart.high:+.4f}) against {other}")
