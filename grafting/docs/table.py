@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from grafting.files import write_bytes_atomic, write_text_atomic
 from grafting.report.results import Figure, SpeedRow
 from grafting.report.table import TableResults, TableRow, read_table, write_table
-from grafting.report.table_page import FID, pooled, qualities, render_table, trained_again
+from grafting.report.table_page import FID, clocked, pooled, qualities, render_table, timed_in, trained_again
 
 HOME = Path(__file__).resolve().parents[1]
 PAGE = HOME / "docs" / "findings.md"
@@ -213,21 +213,20 @@ def walk(results: TableResults) -> Made:
 
 def times(results: TableResults) -> Made:
     """Speed-ups of the rows that were timed, beside what their FLOPs and their attention cores allow."""
-    timed = [row for row in results.rows if row.speed]
-    settings = list(dict.fromkeys(one.setting for row in timed for one in row.speed))
+    settings = timed_in(results)
     head = [
         "row",
         *(word for setting in settings for word in (setting.split(", batch")[0], "FLOP bound", "time bound")),
     ]
     rows = []
-    for row in timed:
-        found = {one.setting: one for one in row.speed}
-        cells = [cell for setting in settings for cell in clocked(found.get(setting))]
-        rows.append([f"`{row.name}`", *cells])
+    for row in results.rows:
+        if found := clocked(row):
+            cells = [cell for setting in settings for cell in beside_bounds(found.get(setting))]
+            rows.append([f"`{row.name}`", *cells])
     return head, rows
 
 
-def clocked(timed: SpeedRow | None) -> list[str]:
+def beside_bounds(timed: SpeedRow | None) -> list[str]:
     """A speed-up with its range, and its two bounds."""
     if timed is None:
         return ["–"] * 3

@@ -220,7 +220,7 @@ def test_each_clock_runs_what_it_is_called_after(private: bool, monkeypatch: pyt
     from torch.overrides import TorchFunctionMode
 
     from grafting.graft import graft, ungraft
-    from grafting.measure import beside
+    from grafting.measure import beside, speed
     from grafting.measure.speed import Latency
     from grafting.plan import Plan
     from grafting.study import timing
@@ -278,7 +278,7 @@ def test_each_clock_runs_what_it_is_called_after(private: bool, monkeypatch: pyt
         return dict.fromkeys(calls, Latency(minimum=1.0, low=1.0, median=1.0, high=1.0, rounds=rounds, threads=1))
 
     monkeypatch.setattr(beside, "latency", once)
-    monkeypatch.setattr(beside, "without_cores", spy)
+    monkeypatch.setattr(speed, "without_cores", spy)
     timing.speed_rows(handle, teacher, SpeedStage(batch=1, rounds=2))
     whole, mine = [f"original {block}" for block in range(4)], "copy" if private else "original"
     assert found["teacher"] == found["whole"] == (whole, [0, 1, 2, 3])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from torch import nn
 from ..cost import PlanCost, plan_cost
 from ..graft import Grafted
 from ..hosts import shape_of
-from .speed import Latency, latency, without_cores
+from .speed import Latency, TimeBound, bound_calls, latency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +59,10 @@ def timed_beside(
         with nullcontext() if handle.private else handle.teacher():
             host.run(teacher, z, t, y)
 
-    def skipping(cores: Sequence[nn.Module]) -> None:
-        with without_cores(cores, host.text_first):
-            original()
-
     calls: dict[str, Callable[[], object]] = {"teacher": original, "hybrid": lambda: host.run(handle.model, z, t, y)}
     if handle.switches and all(site.kind == "attn" for site in handle.switches) and not handle.plan.restructure:
-        calls |= {"whole": partial(skipping, ()), "bound": partial(skipping, host.cores(teacher, handle.switches))}
+        calls |= bound_calls(original, host.cores(teacher, handle.switches), host.text_first)
     timed = latency(calls, rounds=rounds, device=like.device)
-    bound = timed["bound"].speedup_over(timed["whole"]) if "bound" in timed else None
+    bound = TimeBound.of(timed).speedup if "bound" in timed else None
     cost = plan_cost(handle.plan, handle.model, grid=grid)
     return Beside(hybrid=timed["hybrid"], teacher=timed["teacher"], time_bound=bound, cost=cost)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -220,6 +221,11 @@ class TimeBound:
     whole: Latency
     without: Latency
 
+    @classmethod
+    def of(cls, timed: Mapping[str, Latency]) -> TimeBound:
+        """From the latencies of :func:`bound_calls`."""
+        return cls(whole=timed["whole"], without=timed["bound"])
+
     @property
     def speedup(self) -> float:
         return self.without.speedup_over(self.whole)
@@ -235,18 +241,21 @@ def time_bound(
 ) -> TimeBound:
     """Measure ``call`` as it is and without the attention cores of ``modules``, as :func:`without_cores` does it.
 
-    device: as :func:`latency` has it. The plain run goes through the same interception (over no module), so its cost is
-    on both sides.
+    device: as :func:`latency` has it.
     """
-    listed = list(modules)
+    return TimeBound.of(latency(bound_calls(call, modules, text_first), rounds=rounds, device=device))
 
-    def plain() -> None:
-        with without_cores([]):
+
+def bound_calls(
+    call: Callable[[], object], modules: Iterable[nn.Module], text_first: bool = False
+) -> dict[str, Callable[[], None]]:
+    """``call`` as it is, ``whole``, and without the attention cores of ``modules``, ``bound``, for :func:`latency`.
+
+    Both go through the same interception, the former's over no module, so that its cost is on both sides.
+    """
+
+    def skipping(cores: Sequence[nn.Module]) -> None:
+        with without_cores(cores, text_first):
             call()
 
-    def bare() -> None:
-        with without_cores(listed, text_first):
-            call()
-
-    timed = latency({"whole": plain, "without": bare}, rounds=rounds, device=device)
-    return TimeBound(whole=timed["whole"], without=timed["without"])
+    return {"whole": partial(skipping, ()), "bound": partial(skipping, tuple(modules))}

@@ -82,8 +82,8 @@ def _rendered(results: TableResults, folder: Path, drawings: list[tuple[str, lis
         drawings=drawings,
         again=again,
         compared=[row for row in results.rows if row.over_other and row.seed is None],
-        timed=_timed(results),
-        clocked=_clocked,
+        timed=timed_in(results),
+        clocked=clocked,
         deviation=pooled(again),
         pictures=[(row, inline(folder, row.grid)) for row in results.rows if row.grid],
         missing=_by_reason(results),
@@ -130,12 +130,13 @@ def pooled(rows: Sequence[Again]) -> float:
     return math.sqrt(sum(squares) / free) if free else 0.0
 
 
-def _timed(results: TableResults) -> list[str]:
+def timed_in(results: TableResults) -> list[str]:
     """The settings that rows were timed in."""
     return list(dict.fromkeys(timed.setting for row in results.rows for timed in row.speed))
 
 
-def _clocked(row: TableRow) -> dict[str, SpeedRow]:
+def clocked(row: TableRow) -> dict[str, SpeedRow]:
+    """How a row was timed, by setting."""
     return {timed.setting: timed for timed in row.speed}
 
 
@@ -189,10 +190,10 @@ def qualities(results: TableResults) -> list[Drawing]:
     timed = {
         f"latency-{number}": (
             f"latency: {setting}",
-            [(1 / _clocked(row)[setting].speedup, row) for row in proper if setting in _clocked(row)],
+            [(1 / clocked(row)[setting].speedup, row) for row in proper if setting in clocked(row)],
             LATENCY,
         )
-        for number, setting in enumerate(_timed(results), 1)
+        for number, setting in enumerate(timed_in(results), 1)
     }
     found = []
     judged = (WRONG, "Wrong", "share of prompts wrong") if _tasks(results) else (FID, "FID − floor", "FID − floor")

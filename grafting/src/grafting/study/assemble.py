@@ -276,7 +276,7 @@ def _spent(study: Study, entry: Entry, learnt: Mapping[str, Any]) -> dict[str, f
 
     Pairs that this teacher drew are a part of their own, all of them, however few were learnt from.
     """
-    if learnt.get("same") or not any(learnt.get(part) for part in ("started", "curves", "finetuned")):
+    if not entry.learns or learnt.get("same"):
         return {}
     cost = plan_cost(entry.plan or Plan(), study.teacher)
     one, two = study.recipe.stages

@@ -1,10 +1,9 @@
 """The models of a study: the teacher, the hybrids, and the controls that a hybrid must be read beside.
 
 *procedure*: the teacher through the same stage 2, the price of finetuning (LoRA on the teacher, where stage 2 trains
-adapters). *none*: zero at the grafted sites with the
-same stage 2, what the sites are worth. *untrained*: a random start, or that of a plan that replaces no
-operator. *self*: operators of the teacher's own kind from a
-random start through both stages, the price of the whole procedure; of a plan without operators there is none.
+adapters). *none*: zero at the grafted sites with the same stage 2, what the sites are worth. *untrained*: a random
+start, or that of a plan that replaces no operator. *self*: operators of the teacher's own kind from a random start
+through both stages, the price of the whole procedure; of a plan without operators there is none.
 """
 
 from __future__ import annotations
